@@ -1,0 +1,5 @@
+"""``python -m rsedge``."""
+
+from rsedge.cli.main import main
+
+main()

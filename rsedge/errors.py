@@ -1,0 +1,65 @@
+"""Every error rsedge raises on purpose, as one tree; knows nothing of click.
+
+::
+
+    RsedgeError            exit code 1   something failed; the message says what and what to do next
+    ├── OptionError        exit code 2   a value the caller chose is not accepted
+    ├── SceneError                       a raster cannot be opened, or it is unclear what its RGB is
+    ├── BundleError                      a bundle is damaged, unsafe, or of another format version
+    ├── CheckpointError                  a checkpoint cannot be exported; lists every reason at once
+    ├── ParityError                      an exported graph strays from torch beyond its tolerance
+    ├── OutputError                      an output exists already, or cannot be written
+    └── BackendError                     a device or backend was asked for and cannot be used
+
+Messages name the value, what is accepted, and the next step. ``exit_code`` is what the command line ends with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class RsedgeError(Exception):
+    """Root of the tree. ``str(error)`` is the whole message for the user."""
+
+    exit_code = 1
+
+
+class OptionError(RsedgeError):
+    """A value chosen by the caller (an option, an argument) is not accepted."""
+
+    exit_code = 2
+
+
+class SceneError(RsedgeError):
+    """A raster cannot be opened or read, or its RGB bands cannot be told."""
+
+
+class BundleError(RsedgeError):
+    """A bundle is missing, damaged, unsafe, or written for another format version."""
+
+
+class CheckpointError(RsedgeError):
+    """A checkpoint cannot be exported.
+
+    Args:
+        source: The checkpoint as the user named it.
+        problems: Every reason, each a full sentence with its remedy.
+    """
+
+    def __init__(self, source: str, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
+        super().__init__("\n".join([f"cannot export {source}: {count}", *(f"  - {text}" for text in self.problems)]))
+
+
+class ParityError(RsedgeError):
+    """An exported graph disagrees with torch by more than the tolerance of its precision."""
+
+
+class OutputError(RsedgeError):
+    """An output exists already, belongs to another run, or cannot be written."""
+
+
+class BackendError(RsedgeError):
+    """A device or backend was asked for by name and cannot be used here."""

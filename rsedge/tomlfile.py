@@ -1,0 +1,42 @@
+"""TOML in and out, the same on every Python we support."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rsedge.errors import OptionError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The table in ``path``.
+
+    Raises:
+        OptionError: The file is not there or is not TOML; says where.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise OptionError(f"cannot read {path} as TOML: {error}") from error
+
+
+def write_toml(path: Path, values: Mapping[str, Any]) -> None:
+    """Write ``values``, leaving out those that are None, which TOML does not have."""
+    import tomli_w
+
+    path.write_text(tomli_w.dumps(_without_none(values)), encoding="utf-8")
+
+
+def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_none(value) if isinstance(value, Mapping) else value
+        for name, value in values.items()
+        if value is not None
+    }

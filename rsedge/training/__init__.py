@@ -1,0 +1,1 @@
+"""Fine-tuning with torch and accelerate. Needs the ``train`` extra."""

@@ -1,0 +1,1 @@
+"""Tests of rsedge; the folders mirror the package."""
