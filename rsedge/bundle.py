@@ -1,0 +1,408 @@
+"""The bundle on disk: the contract between export and runtime.
+
+A bundle is a directory ``NAME.rsedge`` with ``manifest.json``, ONNX graphs, ``tokenizer.json``, ``stac-item.json`` and
+``README.md``. The manifest vouches for each graph and the tokenizer by size and SHA-256. :func:`read_bundle` trusts
+nothing else, and :func:`write_bundle` shows readers the whole bundle or none of it. Only the standard library is
+needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import json
+import os
+import posixpath
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rsedge.errors import BundleError, OptionError, OutputError
+from rsedge.manifest import (
+    FORMAT_VERSION,
+    DecoderSpec,
+    DType,
+    EmbeddingSpec,
+    Family,
+    FileRef,
+    GenerationDefaults,
+    Graph,
+    ImageSpec,
+    Manifest,
+    Precision,
+    Provenance,
+    TensorSpec,
+    TokenSpec,
+)
+from rsedge.onnxfile import external_locations
+
+__all__ = [
+    "FORMAT_VERSION",
+    "MANIFEST",
+    "SUFFIX",
+    "Bundle",
+    "DType",
+    "DecoderSpec",
+    "EmbeddingSpec",
+    "Family",
+    "FileRef",
+    "GenerationDefaults",
+    "Graph",
+    "ImageSpec",
+    "Manifest",
+    "Precision",
+    "Provenance",
+    "TensorSpec",
+    "TokenSpec",
+    "cache_dir",
+    "describe_file",
+    "describe_graph",
+    "read_bundle",
+    "write_bundle",
+]
+
+SUFFIX = ".rsedge"
+MANIFEST = "manifest.json"
+
+Verified = dict[str, list[object]]  # file → modification time (ns), size, inode, sha256; JSON values
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle whose files have been checked.
+
+    Attributes:
+        path: The bundle directory, absolute.
+        manifest: What it says of itself.
+        hash: SHA-256 of the manifest's bytes, hexadecimal; since the manifest holds the hash of every file, it
+            names the model exactly.
+    """
+
+    path: Path
+    manifest: Manifest
+    hash: str
+
+    @property
+    def hash12(self) -> str:
+        """The first 12 digits of ``hash``."""
+        return self.hash[:12]
+
+    @property
+    def model(self) -> str:
+        """``name@hash12``, as written to every record."""
+        return f"{self.manifest.name}@{self.hash12}"
+
+    def graph_path(self, name: str) -> Path:
+        """The ONNX file of the graph ``name``.
+
+        Raises:
+            BundleError: There is no such graph; the message lists those there are.
+        """
+        graph = self.manifest.graphs.get(name)
+        if graph is None:
+            raise BundleError(f"{self.path} has no graph {name!r}; it has {', '.join(self.manifest.graphs)}")
+        return self.path / graph.file
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The ``tokenizer.json``.
+
+        Raises:
+            BundleError: The bundle has none.
+        """
+        if self.manifest.tokenizer is None:
+            raise BundleError(f"{self.path} has no tokenizer: it is a {self.manifest.family} bundle for images only")
+        return self.path / self.manifest.tokenizer.file
+
+
+def describe_file(root: Path, file: str) -> FileRef:
+    """The size and hash of ``root / file``, for a manifest."""
+    path = root / file
+    return FileRef(file=file, sha256=_sha256(path), size=path.stat().st_size)
+
+
+def describe_graph(
+    root: Path, file: str, *, opset: int, inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]
+) -> Graph:
+    """The manifest entry of the ONNX file ``root / file``; its external data files are found in the file itself."""
+    ref = describe_file(root, file)
+    external = sorted(_beside(file, location) for location in external_locations(root / file))
+    return Graph(
+        file=ref.file,
+        sha256=ref.sha256,
+        size=ref.size,
+        opset=opset,
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
+        external_data=tuple(describe_file(root, name) for name in external),
+    )
+
+
+def cache_dir() -> Path:
+    """Where rsedge keeps what it can make again: ``RSEDGE_CACHE``, else ``~/.cache/rsedge``. It may not exist yet."""
+    chosen = os.environ.get("RSEDGE_CACHE")
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "rsedge"
+
+
+# Reading
+
+
+def read_bundle(path: str | Path) -> Bundle:
+    """The bundle at ``path``, every file of it checked.
+
+    A file is hashed once and then trusted while its size, modification time and inode stay as they were; what was
+    checked is remembered in :func:`cache_dir`, where that can be written.
+
+    Raises:
+        BundleError: Listing everything wrong at once: no bundle there, a manifest of another format version or with
+            impossible fields, files missing, cut short, altered or outside the bundle, external data not listed.
+    """
+    path = Path(path)
+    if not path.is_dir() or not (path / MANIFEST).exists():
+        raise BundleError(f"no bundle at {path}: {_what_is_there(path)}")
+    root = path.resolve()
+    try:
+        if not (root / MANIFEST).resolve().is_relative_to(root):
+            raise BundleError(f"{MANIFEST} is a link that leads outside the bundle: copy the bundle with 'cp -rL'")
+        data = (root / MANIFEST).read_bytes()
+        manifest = Manifest.from_json(data)
+        known = _load_verified(root)
+        verified, problems = _check_files(root, manifest, known)
+        if verified != known:
+            _save_verified(root, verified)
+        if problems:
+            raise BundleError("\n".join(problems))
+    except (BundleError, OSError) as error:
+        lines = "\n".join(f"  - {line}" for line in str(error).splitlines())
+        raise BundleError(f"cannot use the bundle {path}:\n{lines}") from error
+    return Bundle(path=root, manifest=manifest, hash=hashlib.sha256(data).hexdigest())
+
+
+def _what_is_there(path: Path) -> str:
+    if not path.exists():
+        return f"it does not exist; make one with 'rsedge export CHECKPOINT -o {path.with_suffix(SUFFIX).name}'"
+    if not path.is_dir():
+        return "it is a file; a bundle is the directory that 'rsedge export' writes"
+    if (path / "config.json").exists():
+        return f"it is a checkpoint; export it first with 'rsedge export {path} -o {path.with_suffix(SUFFIX).name}'"
+    return f"the directory holds no {MANIFEST}"
+
+
+def _check_files(root: Path, manifest: Manifest, known: Verified) -> tuple[Verified, list[str]]:
+    """The files found sound, and everything wrong with the others."""
+    verified: Verified = {}
+    problems: dict[str, None] = {}  # a set that keeps the order: external data may be shared between graphs
+    damaged = set()
+    for ref in dict.fromkeys(manifest.files):
+        problem = _check_file(root, ref, known, verified)
+        if problem:
+            problems[problem] = None
+            damaged.add(ref.file)
+    for graph in manifest.graphs.values():
+        if graph.file not in damaged:
+            problems.update(dict.fromkeys(_check_external(root, graph)))
+    return verified, list(problems)
+
+
+def _check_file(root: Path, ref: FileRef, known: Verified, verified: Verified) -> str:
+    """What is wrong with one file, or an empty string; notes a sound file in ``verified``."""
+    path = (root / ref.file).resolve()
+    if not path.is_relative_to(root):
+        return f"{ref.file} is a link that leads outside the bundle (to {path}): copy the bundle with 'cp -rL'"
+    if not path.is_file():
+        return f"{ref.file} is missing: copy the whole bundle again, or export again"
+    status = path.stat()
+    if status.st_size != ref.size:
+        fate = "cut short" if status.st_size < ref.size else "altered"
+        return f"{ref.file} is {fate}: expected {ref.size} bytes, found {status.st_size}; copy it again or export again"
+    state: list[object] = [status.st_mtime_ns, status.st_size, status.st_ino, ref.sha256]
+    if known.get(ref.file) != state:
+        actual = _sha256(path)
+        if actual != ref.sha256:
+            return f"{ref.file} is altered: expected sha256 {ref.sha256}, found {actual}; copy it again or export again"
+    verified[ref.file] = state
+    return ""
+
+
+def _check_external(root: Path, graph: Graph) -> list[str]:
+    """Every way ``graph`` would read files the manifest does not vouch for."""
+    try:
+        locations = external_locations(root / graph.file)
+    except BundleError as error:
+        return [str(error)]
+    listed = {ref.file for ref in graph.external_data}
+    return [
+        f"{graph.file} takes external data from {location!r}, which the manifest does not list for it "
+        f"(listed: {', '.join(sorted(listed)) or 'none'}): do not load this bundle, export again"
+        for location in sorted(locations)
+        if _beside(graph.file, location) not in listed
+    ]
+
+
+def _beside(file: str, location: str) -> str:
+    """The bundle path of an external data location, which ONNX counts from the directory of the graph's file."""
+    # Only the canonical spelling can equal a listed file, so '..' and absolute paths can never match one.
+    return posixpath.join(posixpath.dirname(file), location)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# What was verified: one small JSON file per bundle directory, so that two bundles never write the same one.
+
+
+def _verified_file(root: Path) -> Path:
+    return cache_dir() / "verified" / f"{hashlib.sha256(os.fsencode(root)).hexdigest()[:32]}.json"
+
+
+def _load_verified(root: Path) -> Verified:
+    file = _verified_file(root)
+    try:
+        # Another user could plant a verdict in a directory open to all; then the hashes are simply counted again.
+        owners = [place.stat() for place in (file.parent, file)]
+        if any(owner.st_uid != os.getuid() or owner.st_mode & 0o022 for owner in owners):
+            return {}
+        values = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _save_verified(root: Path, verified: Verified) -> None:
+    file = _verified_file(root)
+    # The cache saves time and nothing else: a read-only home must not keep a bundle from loading.
+    with contextlib.suppress(OSError):
+        cache_dir().mkdir(mode=0o700, parents=True, exist_ok=True)
+        file.parent.mkdir(mode=0o700, exist_ok=True)
+        handle, draft = tempfile.mkstemp(dir=file.parent, prefix=file.name, suffix=".tmp")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                json.dump(verified, stream)
+            Path(draft).replace(file)
+        except OSError:
+            Path(draft).unlink()
+            raise
+
+
+# Writing
+
+
+def write_bundle(target: str | Path, build: Callable[[Path], Manifest], *, overwrite: bool = False) -> Bundle:
+    """Write a bundle so that ``target`` is at every moment absent, the old bundle, or the whole new one.
+
+    Args:
+        target: The bundle directory; its name ends in ``.rsedge`` and its parent exists.
+        build: Fills the empty directory it is given (graphs, tokenizer, card) and returns the manifest, which is
+            written last. The result is read back and checked before it takes its place.
+        overwrite: Replace a bundle that is already there; anything that is not a bundle is never replaced.
+
+    Raises:
+        OptionError: The name does not end in ``.rsedge``.
+        OutputError: ``target`` exists, is not a bundle, or cannot be written.
+        BundleError: ``build`` returned a manifest that its files do not bear out.
+
+    Whatever is raised, by ``build`` too, nothing new stays on disk and the old bundle stays whole.
+    """
+    target = Path(target)
+    if not target.name.endswith(SUFFIX) or target.name == SUFFIX:
+        raise OptionError(f"a bundle's name must end in {SUFFIX}, got {target.name!r}: use {target.name}{SUFFIX}")
+    target = target.resolve()
+    _check_target(target, overwrite)
+    try:
+        draft = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.stem}-", suffix=".tmp"))
+    except OSError as error:
+        raise OutputError(f"cannot write in {target.parent}: {error.strerror}; choose another folder") from error
+    try:
+        data = build(draft).to_json()
+        (draft / MANIFEST).write_bytes(data)
+        manifest = Manifest.from_json(data)
+        _, problems = _check_files(draft, manifest, {})
+        if problems:
+            raise BundleError("\n".join(["the bundle to be written is not sound:", *problems]))
+        draft.chmod(0o777 & ~_umask())  # mkdtemp makes it private
+        _sync(draft)
+        _check_target(target, overwrite)  # the build may have taken minutes
+        _put_in_place(draft, target)
+    finally:
+        # After an exchange this is the old bundle, after a plain rename it is gone, after a failure it is the draft.
+        shutil.rmtree(draft, ignore_errors=True)
+    _sync_one(target.parent)
+    return Bundle(path=target, manifest=manifest, hash=hashlib.sha256(data).hexdigest())
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    if not target.parent.is_dir():
+        raise OutputError(f"the folder {target.parent} does not exist: create it first")
+    if not target.exists():
+        return
+    if not _is_bundle(target):
+        raise OutputError(f"{target} exists and is not a bundle: rsedge will not replace it; choose another name")
+    if not overwrite:
+        raise OutputError(f"{target} exists already: choose another name, or allow overwriting with --overwrite")
+
+
+def _is_bundle(path: Path) -> bool:
+    try:
+        values = json.loads((path / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(values, dict) and "format_version" in values and "graphs" in values
+
+
+def _put_in_place(draft: Path, target: Path) -> None:
+    """Rename ``draft`` to ``target``; an old bundle ends up under the name ``draft``."""
+    try:
+        if not target.exists():
+            draft.rename(target)
+        elif not _exchange(draft, target):
+            aside = draft.with_suffix(".old")
+            target.rename(aside)
+            try:
+                draft.rename(target)
+            except BaseException:
+                aside.rename(target)
+                raise
+            aside.rename(draft)
+    except OSError as error:
+        raise OutputError(f"cannot put the bundle at {target}: {error.strerror}; choose another name") from error
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two names in one step, so that no moment has neither; False where the system or file system cannot."""
+    if not sys.platform.startswith("linux"):
+        return False
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    if renameat2 is None:
+        return False
+    at_fdcwd, exchange = -100, 2  # <fcntl.h>, <linux/fs.h>
+    return bool(renameat2(at_fdcwd, os.fsencode(first), at_fdcwd, os.fsencode(second), exchange) == 0)
+
+
+def _umask() -> int:
+    mask = os.umask(0)  # the only portable way to read it is to set it
+    os.umask(mask)
+    return mask
+
+
+def _sync(root: Path) -> None:
+    for folder, _, files in os.walk(root):
+        for name in files:
+            _sync_one(Path(folder, name))
+        _sync_one(Path(folder))
+
+
+def _sync_one(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

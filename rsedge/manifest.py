@@ -1,0 +1,396 @@
+"""What a bundle says of itself: the manifest as value classes, and as JSON.
+
+Import these names from :mod:`rsedge.bundle`. Every class refuses impossible values when built, and
+:meth:`Manifest.from_json` lists everything wrong with a file at once. A field added, removed or changed in meaning
+raises ``FORMAT_VERSION``: readers refuse fields they do not know rather than ignore them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+from rsedge import jsonvalues
+from rsedge.errors import BundleError
+
+FORMAT_VERSION = 1
+
+Family = Literal["blip", "clip", "clipcap"]
+Precision = Literal["fp32", "fp16", "int8"]
+DType = Literal["float32", "float16", "uint8", "int8", "int32", "int64", "bool"]
+Resample = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+
+_CAPTIONERS = ("blip", "clipcap")
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
+
+
+def _require(*checks: tuple[bool, str]) -> None:
+    """Raise one BundleError that holds the message of every check that is false."""
+    problems = [message for holds, message in checks if not holds]
+    if problems:
+        raise BundleError("; ".join(problems))
+
+
+def _is_sha256(text: str) -> bool:
+    return re.fullmatch(r"[0-9a-f]{64}", text) is not None
+
+
+def _is_confined(file: str) -> bool:
+    """Whether ``file`` is a plain relative path in canonical form, the same file on every system."""
+    path = PurePosixPath(file)
+    return (
+        file != "."
+        and not path.is_absolute()
+        and ".." not in path.parts
+        and path.as_posix() == file
+        and not set(file) & {"\\", ":", "\0"}
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileRef:
+    """A file of the bundle, named relative to the bundle directory with ``/``.
+
+    Attributes:
+        file: Relative path, without ``..``.
+        sha256: 64 lower-case hexadecimal digits.
+        size: Bytes.
+    """
+
+    file: str
+    sha256: str
+    size: int
+
+    def __post_init__(self) -> None:
+        _require(
+            (_is_confined(self.file), f"file {self.file!r} must be a plain relative path inside the bundle"),
+            (_is_sha256(self.sha256), f"sha256 of {self.file!r} must be 64 lower-case hex digits, got {self.sha256!r}"),
+            (self.size > 0, f"size of {self.file!r} must be positive, got {self.size}"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """One input or output of a graph; a string in ``shape`` names a dimension that varies."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int | str, ...]
+
+    def __post_init__(self) -> None:
+        _require(
+            (bool(self.name), "a tensor needs a name"),
+            (
+                all(size > 0 if isinstance(size, int) else size.isidentifier() for size in self.shape),
+                f"shape of {self.name!r} must hold positive sizes or names like 'batch', got {list(self.shape)}",
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Graph:
+    """One ONNX file of the bundle, and every file its tensors may come from.
+
+    Attributes:
+        file, sha256, size: As in :class:`FileRef`; ``file`` ends in ``.onnx``.
+        external_data: Files with tensors of this graph; the graph may name no other.
+        opset: Version of the default ONNX operator set.
+        inputs, outputs: In graph order.
+    """
+
+    file: str
+    sha256: str
+    size: int
+    opset: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    external_data: tuple[FileRef, ...] = ()
+
+    def __post_init__(self) -> None:
+        FileRef(file=self.file, sha256=self.sha256, size=self.size)
+        names = [tensor.name for tensor in (*self.inputs, *self.outputs)]
+        _require(
+            (self.file.endswith(".onnx"), f"graph file {self.file!r} must end in .onnx"),
+            (self.opset > 0, f"opset of {self.file!r} must be positive, got {self.opset}"),
+            (bool(self.inputs and self.outputs), f"{self.file!r} needs at least one input and one output"),
+            (len(set(names)) == len(names), f"{self.file!r} names a tensor twice: {names}"),
+        )
+
+    @property
+    def files(self) -> tuple[FileRef, ...]:
+        """The graph's own file and its external data."""
+        return (FileRef(file=self.file, sha256=self.sha256, size=self.size), *self.external_data)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSpec:
+    """How pixels become the vision graph's input.
+
+    Attributes:
+        size: Height and width of the graph's input, pixels.
+        resample: Filter that brings a tile to ``size``.
+        mean, std: Per band, in units of 8-bit value / 255; the graph applies them itself.
+        bands: What the channels are, in order.
+        reflectance: The reflectance → 8-bit rule: ``full_scale`` (DN at 255), ``boa_offset`` (DN), ``formula`` (text).
+    """
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resample: Resample = "bicubic"
+    bands: tuple[str, ...] = ("red", "green", "blue")
+    reflectance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        count = len(self.bands)
+        _require(
+            (self.size > 0, f"image size must be positive, got {self.size}"),
+            (count > 0, "bands must name at least one channel"),
+            (len(self.mean) == count, f"mean must have one value per band ({count}), got {list(self.mean)}"),
+            (
+                len(self.std) == count and all(value > 0 for value in self.std),
+                f"std must have one positive value per band ({count}), got {list(self.std)}",
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenSpec:
+    """Token ids of the decoder; ``bos`` is what decoding starts from, ``eos`` what ends a caption."""
+
+    bos: int
+    eos: int
+    pad: int
+    vocab_size: int
+
+    def __post_init__(self) -> None:
+        _require(
+            *(
+                (0 <= value < self.vocab_size, f"{name} must be in 0 to {self.vocab_size - 1}, got {value}")
+                for name, value in (("bos", self.bos), ("eos", self.eos), ("pad", self.pad))
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationDefaults:
+    """Decoding settings used where the caller gives none; each means what it means to ``transformers.generate``.
+
+    Attributes:
+        max_new_tokens, min_new_tokens: Counted without the start token, the end token included.
+        num_beams: 1 is greedy (or sampling with ``do_sample``).
+        top_k: 0 keeps every token.
+    """
+
+    max_new_tokens: int
+    min_new_tokens: int = 0
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(
+            (self.max_new_tokens > 0, f"max_new_tokens must be positive, got {self.max_new_tokens}"),
+            (
+                0 <= self.min_new_tokens <= self.max_new_tokens,
+                f"min_new_tokens must be in 0 to max_new_tokens ({self.max_new_tokens}), got {self.min_new_tokens}",
+            ),
+            (self.num_beams > 0, f"num_beams must be positive, got {self.num_beams}"),
+            (self.repetition_penalty > 0, f"repetition_penalty must be positive, got {self.repetition_penalty}"),
+            (
+                self.no_repeat_ngram_size >= 0,
+                f"no_repeat_ngram_size must not be negative, got {self.no_repeat_ngram_size}",
+            ),
+            (self.temperature > 0, f"temperature must be positive, got {self.temperature}"),
+            (self.top_k >= 0, f"top_k must not be negative, got {self.top_k}"),
+            (0 < self.top_p <= 1, f"top_p must be above 0 and at most 1, got {self.top_p}"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderSpec:
+    """Sizes of the decoder's caches.
+
+    Attributes:
+        layers, heads, head_dim: Of the decoder's attention, self and cross alike.
+        max_positions: Longest sequence the position embeddings allow, start token included.
+        image_tokens: Length of the cross cache.
+    """
+
+    layers: int
+    heads: int
+    head_dim: int
+    max_positions: int
+    image_tokens: int
+
+    def __post_init__(self) -> None:
+        sizes = dataclasses.asdict(self)
+        _require(*((value > 0, f"decoder {name} must be positive, got {value}") for name, value in sizes.items()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingSpec:
+    """What an embedding model gives.
+
+    Attributes:
+        dim: Length of an embedding.
+        normalized: Whether the graphs give unit-length vectors.
+        logit_scale, logit_bias: Similarity × scale + bias is the model's own logit, where it has one.
+        context_length: Tokens a text is cut or padded to, for models with a text tower.
+    """
+
+    dim: int
+    normalized: bool = True
+    logit_scale: float | None = None
+    logit_bias: float | None = None
+    context_length: int | None = None
+
+    def __post_init__(self) -> None:
+        _require((self.dim > 0, f"embedding dim must be positive, got {self.dim}"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """Where the weights come from.
+
+    Attributes:
+        source: Checkpoint folder or Hugging Face id, as given.
+        source_sha256: Hash over the checkpoint's weight files.
+        source_revision: Commit on the hub, or None for a local folder.
+        exported_at: RFC 3339 date and time.
+        versions: Library → version, of the exporting environment.
+        recipe: The training recipe, where the checkpoint carries one.
+    """
+
+    source: str
+    source_sha256: str
+    exported_at: str
+    versions: dict[str, str]
+    source_revision: str | None = None
+    recipe: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        _require(
+            (bool(self.source), "provenance needs a source"),
+            (_is_sha256(self.source_sha256), f"source_sha256 must be 64 hex digits, got {self.source_sha256!r}"),
+            (_is_rfc3339(self.exported_at), f"exported_at must be RFC 3339 with an offset, got {self.exported_at!r}"),
+        )
+
+
+def _is_rfc3339(text: str) -> bool:
+    if not _RFC3339.fullmatch(text):
+        return False
+    try:  # Python 3.10 reads neither Z nor every fraction, so only the calendar and clock go through it
+        datetime.fromisoformat(text[:19].upper())
+    except ValueError:
+        return False
+    return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """Everything the runtime knows about a model; nothing is guessed from names.
+
+    Attributes:
+        name: Short name: letters, digits, ``.``, ``_``, ``-``.
+        graphs: Role (``vision``, ``step``, …) → graph.
+        tokens, generation, decoder, tokenizer: Present for captioners.
+        embedding: Present for embedding models.
+        parity: The report of the comparison with torch, JSON values.
+    """
+
+    name: str
+    family: Family
+    precision: Precision
+    graphs: dict[str, Graph]
+    image: ImageSpec
+    provenance: Provenance
+    tokens: TokenSpec | None = None
+    generation: GenerationDefaults | None = None
+    decoder: DecoderSpec | None = None
+    embedding: EmbeddingSpec | None = None
+    tokenizer: FileRef | None = None
+    parity: dict[str, Any] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        needed = ("tokens", "generation", "decoder", "tokenizer") if self.family in _CAPTIONERS else ("embedding",)
+        _require(
+            (_version_known(self.format_version), _version_message(self.format_version)),
+            (
+                re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name) is not None,
+                f"name must be 1 to 100 letters, digits, '.', '_' or '-', got {self.name!r}",
+            ),
+            (bool(self.graphs), "graphs must not be empty"),
+            *((getattr(self, part) is not None, f"a {self.family} bundle needs {part!r}") for part in needed),
+            *self._one_hash_per_file(),
+        )
+
+    def _one_hash_per_file(self) -> list[tuple[bool, str]]:
+        seen: dict[str, FileRef] = {}
+        return [
+            (seen.setdefault(ref.file, ref) == ref, f"{ref.file!r} is listed with two different hashes or sizes")
+            for ref in self.files
+        ]
+
+    @property
+    def files(self) -> tuple[FileRef, ...]:
+        """Every file the manifest vouches for."""
+        graphs = tuple(ref for graph in self.graphs.values() for ref in graph.files)
+        return graphs if self.tokenizer is None else (*graphs, self.tokenizer)
+
+    def to_json(self) -> bytes:
+        """The bytes of ``manifest.json``: UTF-8, indented, fields in declaration order, a newline at the end."""
+        values = dataclasses.asdict(self)
+        ordered = {"format_version": values.pop("format_version"), **values}
+        return (json.dumps(ordered, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Manifest:
+        """The manifest in ``data``.
+
+        Raises:
+            BundleError: One line per problem: not JSON, an unknown ``format_version``, unknown or missing fields,
+                wrong types, impossible values.
+        """
+        try:
+            values = json.loads(data, parse_constant=_refuse_constant)
+        except ValueError as error:  # covers bytes that are not UTF-8
+            raise BundleError(f"manifest.json is not JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise BundleError("manifest.json must hold a JSON object")
+        # Another version may differ in anything: its fields are not worth a complaint each.
+        version = values.get("format_version")
+        if not _version_known(version):
+            raise BundleError(_version_message(version))
+        problems: list[str] = []
+        manifest = jsonvalues.build(cls, values, "", problems.append)
+        if manifest is None or problems:
+            raise BundleError("\n".join(problems))
+        return manifest
+
+
+def _version_known(version: object) -> bool:
+    return type(version) is int and version == FORMAT_VERSION
+
+
+def _version_message(version: object) -> str:
+    return (
+        f"format_version is {json.dumps(version)}, this rsedge reads {FORMAT_VERSION}: "
+        "export the checkpoint again with this rsedge, or install the rsedge that wrote the bundle"
+    )
+
+
+def _refuse_constant(text: str) -> float:
+    raise ValueError(f"{text} is not a JSON number")
