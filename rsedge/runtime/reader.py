@@ -1,0 +1,270 @@
+"""Tiles of a scene as images, read ahead by threads, in order, in constant memory.
+
+Pixels are read by tile rows. Where a file is stored in tiles, each thread owns a range of block columns and walks down
+the scene, so that the last row of blocks is still in GDAL's cache when the next tile row begins in it; where it is
+stored in strips as wide as the scene, threads take whole tile rows in turn. Either way no block is decoded twice by two
+threads, and a row is cut into tiles by the thread that read the last part of it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+import rasterio
+from rasterio.errors import RasterioError
+
+from rsedge.errors import OptionError
+from rsedge.pixels import UInt8, resize
+
+if TYPE_CHECKING:
+    from rsedge.runtime.scene import Mask, Scene, SceneReader
+    from rsedge.runtime.tiles import Tile, TileGrid
+
+# Formats that can only be decoded from the top: a second reader would decode everything a second time.
+_SEQUENTIAL = frozenset({"PNG", "JPEG", "GIF", "BMP", "WEBP"})
+# A raster made of others reports blocks of its own; this is what the files behind it usually have (JP2: 1024).
+_COMPOSITE = frozenset({"VRT", "SENTINEL2"})
+_COMPOSITE_BLOCK = 1024
+_SMALLEST_CACHE = 64 * 2**20
+# Lines per read: enough to keep GDAL busy, few enough that copies on the way cost little memory.
+_LINES_AT_ONCE = 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TilePixels:
+    """The pixels of one tile.
+
+    Attributes:
+        tile: Which one.
+        image: uint8 [image_size, image_size, 3], 0 where there is no data or the tile hangs over; None if unreadable.
+        nodata_fraction: Share of the covered source pixels without data, or None if unreadable.
+        error: Why it is unreadable, as one line, or None.
+    """
+
+    tile: Tile
+    image: UInt8 | None
+    nodata_fraction: float | None
+    error: str | None = None
+
+
+def read_tiles(
+    scene: Scene,
+    grid: TileGrid,
+    *,
+    image_size: int,
+    start: int = 0,
+    stop: int | None = None,
+    readers: int = 2,
+    queue_tiles: int = 96,
+) -> Generator[TilePixels, None, None]:
+    """The tiles ``start`` to ``stop`` (not included) of the grid, in index order; the same however it is started.
+
+    Threads read ahead whole tile rows with about ``queue_tiles`` tiles, at least one row each, so that memory hardly
+    depends on the width of the scene and not at all on its height. Closing the iterator ends and joins the threads.
+
+    Args:
+        scene: Where the pixels come from.
+        grid: Tiles of that scene.
+        image_size: Side of the images in pixels; tiles of another size are resized in the reading threads.
+        start: Index of the first tile.
+        stop: Index after the last tile; default: all of them.
+        readers: Number of reading threads; fewer are used where more would decode the same block again.
+        queue_tiles: Tiles that may wait for the consumer.
+
+    Raises:
+        OptionError: ``readers`` or ``queue_tiles`` is below 1.
+        SceneError: The scene cannot be opened any more.
+    """
+    if readers < 1 or queue_tiles < 1:
+        raise OptionError(f"readers is {readers} and queue_tiles {queue_tiles}: both must be at least 1")
+    return _generate(scene, grid, image_size, start, len(grid) if stop is None else stop, readers, queue_tiles)
+
+
+def _generate(
+    scene: Scene, grid: TileGrid, image_size: int, start: int, stop: int, readers: int, queue_tiles: int
+) -> Generator[TilePixels, None, None]:
+    rows = [list(grid.slice(max(start, row * grid.cols), min(stop, (row + 1) * grid.cols))) for row in range(grid.rows)]
+    queue = _RowQueue(scene, [row for row in rows if row], image_size, grid.tile_size)
+    ranges = _column_ranges(scene, readers)
+    workers = 1 if len(ranges) > 1 else _strip_readers(scene, grid, readers)
+    queue.start(ranges, workers, ahead=max(queue_tiles // grid.cols, workers), cache_bytes=_cache_bytes(scene, grid))
+    try:
+        yield from queue
+    finally:
+        queue.close()
+
+
+def _column_ranges(scene: Scene, readers: int) -> list[tuple[int, int]]:
+    """First and last column (not included) that each thread reads: whole blocks, about the same number each."""
+    block = max(scene.block_shape[1], _COMPOSITE_BLOCK if scene.driver in _COMPOSITE else 1)
+    blocks = -(-scene.width // block)
+    count = min(readers, blocks)
+    edges = [min(scene.width, block * (blocks * k // count)) for k in range(count + 1)]
+    return list(pairwise(edges))
+
+
+def _strip_readers(scene: Scene, grid: TileGrid, readers: int) -> int:
+    """Threads that take whole tile rows in turn; one, where neighbouring rows share more than a tenth of the strips."""
+    strip = scene.block_shape[0]
+    shared = grid.overlap + (0 if grid.stride % strip == 0 else strip)
+    return 1 if scene.driver in _SEQUENTIAL or shared * 10 > grid.tile_size else min(readers, grid.rows)
+
+
+def _cache_bytes(scene: Scene, grid: TileGrid) -> int:
+    """GDAL's block cache: all the rows of blocks that one tile row can touch, whatever the height of the scene.
+
+    In bytes, because rasterio hands GDAL the number as it is: the 64 that GDAL's own option would read as megabytes
+    leaves no cache at all, and every block is decoded again for each tile row.
+    """
+    composite = scene.driver in _COMPOSITE
+    block = max(scene.block_shape[0], _COMPOSITE_BLOCK if composite else 1)
+    lines = block * (1 + -(-grid.tile_size // block))
+    bands = len(scene.bands) if composite else scene.band_count  # interleaved by pixel, all bands are decoded together
+    return max(_SMALLEST_CACHE, lines * scene.width * bands * np.dtype(scene.dtype).itemsize)
+
+
+class _Row:
+    """One tile row while it is being read."""
+
+    def __init__(self, tiles: list[Tile], parts: int) -> None:
+        self.left = tiles[0].col_off
+        self.right = max(tile.col_off + tile.width for tile in tiles)
+        self.rgb: UInt8 = np.empty((tiles[0].height, self.right - self.left, 3), dtype=np.uint8)
+        self.empty: Mask = np.empty(self.rgb.shape[:2], dtype=np.bool_)
+        self.parts_left = parts
+        self.failed = False
+
+
+class _RowQueue:
+    """Tile rows in work: threads fill them, the consumer takes them in order. One condition guards it all."""
+
+    def __init__(self, scene: Scene, rows: list[list[Tile]], image_size: int, tile_size: int) -> None:
+        self._scene = scene
+        self._rows = rows
+        self._image_size = image_size
+        self._tile_size = tile_size
+        self._changed = threading.Condition()
+        self._in_work: dict[int, _Row] = {}
+        self._done: dict[int, list[TilePixels]] = {}
+        self._taken = 0
+        self._stopped = False
+        self._error: BaseException | None = None
+        self._threads: list[threading.Thread] = []
+
+    def start(self, ranges: list[tuple[int, int]], workers: int, *, ahead: int, cache_bytes: int) -> None:
+        """Start a thread per column range, or ``workers`` threads that share the one range row by row."""
+        self._parts = len(ranges)
+        self._ahead = ahead
+        for first in range(workers):
+            for columns in ranges:
+                arguments = (range(first, len(self._rows), workers), columns, cache_bytes)
+                thread = threading.Thread(target=self._work, args=arguments, name="rsedge-reader", daemon=True)
+                self._threads.append(thread)
+                thread.start()
+
+    def __iter__(self) -> Iterator[TilePixels]:
+        for number in range(len(self._rows)):
+            yield from self._take(number)
+
+    def _take(self, number: int) -> list[TilePixels]:
+        """The tiles of row ``number``, which is the next; its predecessor makes room for another one."""
+        with self._changed:
+            self._taken = number
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: number in self._done or self._error is not None)
+            if self._error is not None:
+                raise self._error
+            return self._done.pop(number)
+
+    def close(self) -> None:
+        """End the threads and wait for them; each finishes at most the read it is in."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self, numbers: range, columns: tuple[int, int], cache_bytes: int) -> None:
+        """Read ``columns`` of the rows ``numbers``: the body of a thread."""
+        try:
+            with rasterio.Env(GDAL_CACHEMAX=cache_bytes), self._scene.reader() as reader:
+                for number in numbers:
+                    row = self._enter(number)
+                    if row is None:
+                        return
+                    self._fill(row, self._rows[number], reader, columns)
+                    if self._leave(row):
+                        tiles = self._cut(row, self._rows[number], reader)
+                        with self._changed:
+                            del self._in_work[number]
+                            self._done[number] = tiles
+                            self._changed.notify_all()
+        except BaseException as error:  # whatever it is, the consumer must hear of it
+            with self._changed:
+                self._error = self._error or error
+                self._stopped = True
+                self._changed.notify_all()
+
+    def _enter(self, number: int) -> _Row | None:
+        """Row ``number`` once the consumer is near it, or None when all should end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or number <= self._taken + self._ahead)
+            if self._stopped:
+                return None
+            if number not in self._in_work:
+                self._in_work[number] = _Row(self._rows[number], self._parts)
+            return self._in_work[number]
+
+    def _fill(self, row: _Row, tiles: list[Tile], reader: SceneReader, owned: tuple[int, int]) -> None:
+        left, right = max(owned[0], row.left), min(owned[1], row.right)
+        if left >= right or row.failed:
+            return
+        columns = slice(left - row.left, right - row.left)
+        height = tiles[0].height
+        try:
+            for top in range(0, height, _LINES_AT_ONCE):
+                lines = slice(top, min(top + _LINES_AT_ONCE, height))
+                row.rgb[lines, columns], row.empty[lines, columns] = reader.read(
+                    tiles[0].row_off + top, left, lines.stop - top, right - left
+                )
+        except RasterioError:
+            row.failed = True
+
+    def _leave(self, row: _Row) -> bool:
+        """Whether the caller read the last part of the row, and so has to cut it."""
+        with self._changed:
+            row.parts_left -= 1
+            return row.parts_left == 0
+
+    def _cut(self, row: _Row, tiles: list[Tile], reader: SceneReader) -> list[TilePixels]:
+        if row.failed:  # what of it can be read, tile by tile, so that the outcome does not depend on how it was shared
+            return [self._read_alone(tile, reader) for tile in tiles]
+        cut = []
+        for tile in tiles:
+            span = slice(tile.col_off - row.left, tile.col_off - row.left + tile.width)
+            cut.append(self._finish(tile, row.rgb[:, span], row.empty[:, span]))
+        return cut
+
+    def _read_alone(self, tile: Tile, reader: SceneReader) -> TilePixels:
+        try:
+            rgb, empty = reader.read(tile.row_off, tile.col_off, tile.height, tile.width)
+        except RasterioError as error:
+            reason = " ".join(str(error.__cause__ or error).split())
+            return TilePixels(tile, None, None, f"pixels cannot be read: {reason}")
+        return self._finish(tile, rgb, empty)
+
+    def _finish(self, tile: Tile, rgb: UInt8, empty: Mask) -> TilePixels:
+        """Pad, resize, and count what is missing among the covered pixels."""
+        fraction = int(np.count_nonzero(empty)) / empty.size
+        if rgb.shape[:2] != (self._tile_size, self._tile_size):
+            padded = np.zeros((self._tile_size, self._tile_size, 3), dtype=np.uint8)
+            padded[: tile.height, : tile.width] = rgb
+            rgb = padded
+        # A copy of its own: a view would keep the whole row in memory for as long as one of its tiles lives.
+        rgb = np.array(rgb) if self._tile_size == self._image_size else resize(rgb, self._image_size)
+        return TilePixels(tile, rgb, fraction)

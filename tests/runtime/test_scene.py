@@ -1,0 +1,406 @@
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import rasterio
+from rasterio.transform import Affine, from_origin
+from rasterio.warp import transform_geom
+
+from rsedge.errors import OptionError, SceneError
+from rsedge.pixels import ReflectanceRule
+from rsedge.runtime.footprints import footprints
+from rsedge.runtime.scene import Scene
+from rsedge.runtime.tiles import TileGrid
+from tests import scenes
+from tests.conftest import shared_data
+
+
+def read(scene: Scene):
+    with scene.reader() as reader:
+        return reader.read(0, 0, scene.height, scene.width)
+
+
+# ---- which bands ----
+
+
+@pytest.mark.parametrize(
+    ("descriptions", "expected"),
+    [
+        (("B02", "B03", "B04", "B08"), (3, 2, 1)),
+        (("b8", "b4", "b3", "b2"), (2, 3, 4)),
+        (("Blue", "Green", "Red", "Red edge 1"), (3, 2, 1)),
+        (
+            ("B4, central wavelength 665 nm", "B3, central wavelength 560 nm", "B2, central wavelength 490 nm", "B8"),
+            (1, 2, 3),
+        ),
+        (("TCI_R", "TCI_G", "TCI_B", "nir"), (1, 2, 3)),
+    ],
+)
+def test_bands_by_description(tmp_path, descriptions, expected):
+    scene = Scene.open(scenes.write(tmp_path / "a.tif", scenes.pixels(4, 8, 9, "uint16"), descriptions=descriptions))
+    assert scene.bands == expected
+    assert "description" in scene.bands_reason
+
+
+def test_descriptions_win_over_colours(tmp_path):
+    path = scenes.write(
+        tmp_path / "a.tif", scenes.pixels(3, 8, 9), photometric="RGB", descriptions=("B02", "B03", "B04")
+    )
+    assert Scene.open(path).bands == (3, 2, 1)
+    assert Scene.open(path, bands=(1, 2, 3)).bands == (1, 2, 3)
+
+
+def test_ambiguous_descriptions_do_not_count(tmp_path):
+    path = scenes.write(
+        tmp_path / "a.tif", scenes.pixels(4, 8, 9), photometric="RGB", descriptions=("B04", "B03", "B02", "red")
+    )
+    assert "colour" in Scene.open(path).bands_reason
+
+
+def test_bands_by_colour(tmp_path):
+    scene = Scene.open(scenes.write(tmp_path / "a.tif", scenes.pixels(3, 8, 9), photometric="RGB"))
+    assert scene.bands == (1, 2, 3)
+    assert "colour" in scene.bands_reason
+
+
+def test_palette_is_expanded(tmp_path):
+    data = np.array([[[0, 1, 2], [2, 1, 0]]], dtype=np.uint8)
+    colours = {0: (10, 20, 30, 255), 1: (200, 100, 50, 255), 2: (0, 255, 0, 255)}
+    scene = Scene.open(scenes.write(tmp_path / "a.tif", data, photometric="palette", colormap=colours))
+    rgb, empty = read(scene)
+    np.testing.assert_array_equal(rgb, [[colours[int(value)][:3] for value in line] for line in data[0]])
+    assert not empty.any()
+    assert "palette" in scene.bands_reason
+
+
+def test_single_grey_band_is_replicated(tmp_path):
+    data = scenes.pixels(1, 8, 9)
+    scene = Scene.open(scenes.write(tmp_path / "a.tif", data))
+    np.testing.assert_array_equal(read(scene)[0], np.repeat(data.transpose(1, 2, 0), 3, axis=2))
+    assert "grey" in scene.bands_reason
+
+
+def test_unclear_bands_say_what_was_found(tmp_path):
+    path = scenes.write(
+        tmp_path / "a.tif", scenes.pixels(4, 8, 9, "uint16"), descriptions=("one", "two", "three", "four")
+    )
+    with pytest.raises(SceneError, match=r"1 \(one, gray\).*--bands R,G,B"):
+        Scene.open(path)
+
+
+@pytest.mark.parametrize("bands", [(1, 2), (1, 2, 5), (0, 1, 2), ()])
+def test_bands_out_of_range(tmp_path, bands):
+    path = scenes.write(tmp_path / "a.tif", scenes.pixels(4, 8, 9))
+    with pytest.raises(OptionError, match="from 1 to 4"):
+        Scene.open(path, bands=bands)
+
+
+# ---- pixels ----
+
+
+def test_bytes_come_as_they_are(tmp_path):
+    data = scenes.pixels(5, 20, 30)
+    data[:, 3:5, 3:5] = 0  # black, not missing: nothing declares a no-data value
+    rgb, empty = read(Scene.open(scenes.write(tmp_path / "a.tif", data), bands=(3, 1, 2)))
+    np.testing.assert_array_equal(rgb, data[[2, 0, 1]].transpose(1, 2, 0))
+    assert not empty.any()
+    assert rgb.flags.c_contiguous
+
+
+@pytest.mark.parametrize("boa_offset", [0, -1000])
+def test_reflectance_follows_the_rule(tmp_path, boa_offset):
+    data = scenes.pixels(3, 20, 30, "uint16")
+    data[:, :4] = 0
+    data[0, 10] = 0  # one band alone is dark, not missing
+    scene = Scene.open(scenes.write(tmp_path / "a.tif", data), bands=(1, 2, 3), boa_offset=boa_offset)
+    rgb, empty = read(scene)
+    expected = ReflectanceRule(boa_offset=boa_offset).apply(data).transpose(1, 2, 0).copy()
+    expected[:4] = 0
+    np.testing.assert_array_equal(rgb, expected)
+    assert empty[:4].all()
+    assert not empty[4:].any()
+    assert scene.rule == ReflectanceRule(boa_offset=boa_offset).describe()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "complex64"])
+def test_other_types_are_refused_with_a_remedy(tmp_path, dtype):
+    path = scenes.write(tmp_path / "a.tif", np.ones((3, 8, 9), dtype), descriptions=("red", "green", "blue"))
+    with pytest.raises(SceneError, match=f"{dtype}.*gdal_translate .* -b 1 -b 2 -b 3"):
+        Scene.open(path)
+
+
+def test_every_problem_at_once(tmp_path):
+    with pytest.raises(SceneError, match=r"unclear which bands.*float32"):
+        Scene.open(scenes.write(tmp_path / "a.tif", np.ones((4, 8, 9), "float32")))
+
+
+def test_offset_for_bytes_is_refused(tmp_path):
+    with pytest.raises(OptionError, match="boa_offset -1000"):
+        Scene.open(scenes.write(tmp_path / "a.tif", scenes.pixels(3, 8, 9), photometric="RGB"), boa_offset=-1000)
+
+
+# ---- no data ----
+
+
+def test_declared_nodata_needs_all_three_bands(tmp_path):
+    data = scenes.pixels(3, 8, 9)
+    data[:, 0], data[:2, 1] = 7, 7
+    data[2, 1] = 9
+    rgb, empty = read(Scene.open(scenes.write(tmp_path / "a.tif", data, photometric="RGB", nodata=7)))
+    assert empty[0].all()
+    assert not empty[1].any()
+    assert not rgb[0].any()
+    assert rgb[1].all()
+
+
+def test_given_nodata_replaces_the_declared(tmp_path):
+    data = scenes.pixels(3, 8, 9)
+    data[:, 0], data[:, 1] = 7, 3
+    scene = Scene.open(scenes.write(tmp_path / "a.tif", data, photometric="RGB", nodata=7), nodata=3)
+    _, empty = read(scene)
+    assert not empty[0].any()
+    assert empty[1].all()
+
+
+@pytest.mark.parametrize("nodata", [-9999, 256, 0.5, float("nan")])
+def test_impossible_nodata_is_refused(tmp_path, nodata):
+    with pytest.raises(OptionError, match="0 to 255"):
+        Scene.open(scenes.write(tmp_path / "a.tif", scenes.pixels(3, 8, 9), photometric="RGB"), nodata=nodata)
+
+
+def test_alpha_band(tmp_path):
+    data = scenes.pixels(4, 8, 9)
+    data[3] = 255
+    data[3, 2:4] = 0
+    scene = Scene.open(scenes.write(tmp_path / "a.tif", data, photometric="RGB", alpha="yes"))
+    rgb, empty = read(scene)
+    np.testing.assert_array_equal(empty, data[3] == 0)
+    np.testing.assert_array_equal(rgb, np.where(empty[..., None], 0, data[:3].transpose(1, 2, 0)))
+
+
+@pytest.mark.parametrize("description", ["NIR", "B08"])
+def test_infrared_that_gdal_calls_alpha_is_no_mask(tmp_path, description):
+    data = scenes.pixels(4, 8, 9)
+    data[3] = 0
+    names = ("red", "green", "blue", description)
+    path = scenes.write(tmp_path / "a.tif", data, photometric="RGB", alpha="yes", descriptions=names)
+    assert not read(Scene.open(path))[1].any()
+    assert not read(Scene.open(path, bands=(4, 1, 2)))[1].any()
+
+
+def test_internal_mask(tmp_path):
+    mask = np.full((8, 9), 255, np.uint8)
+    mask[:, 5:] = 0
+    path = scenes.write(tmp_path / "a.tif", scenes.pixels(3, 8, 9), photometric="RGB", mask=mask)
+    np.testing.assert_array_equal(read(Scene.open(path))[1], mask == 0)
+
+
+# ---- what it says of itself ----
+
+
+@pytest.mark.parametrize(
+    ("name", "tags", "expected"),
+    [
+        ("S2A_MSIL2A_20200219T112111_N0214_R037_T29RKH_20200219T123947.tif", {}, "2020-02-19T11:21:11Z"),
+        ("T34UCF_20230823T095559_TCI_10m.tif", {}, "2023-08-23T09:55:59Z"),
+        ("S2A_29RKH_20200219_0_L2A.tif", {}, "2020-02-19T00:00:00Z"),
+        ("naip_m_4709963_se_14_1_20100629.tif", {}, None),
+        ("S2A_99999999.tif", {}, None),
+        ("a.tif", {"TIFFTAG_DATETIME": "2021:03:04 05:06:07"}, "2021-03-04T05:06:07Z"),
+        ("a.tif", {"ACQUISITIONDATETIME": "2021-03-04 05:06:07"}, "2021-03-04T05:06:07Z"),
+        ("a.tif", {"PRODUCT_START_TIME": "2015-12-31T23:59:59.999Z"}, "2015-12-31T23:59:59.999Z"),
+        # A program wrote the file in 2024; the name knows when it was taken.
+        ("T34UCF_20230823T095559.tif", {"TIFFTAG_DATETIME": "2024:01:01 00:00:00"}, "2023-08-23T09:55:59Z"),
+        ("a.tif", {"TIFFTAG_DATETIME": "yesterday"}, None),
+    ],
+)
+def test_acquisition_time(tmp_path, name, tags, expected):
+    path = scenes.write(tmp_path / name, scenes.pixels(3, 8, 9), photometric="RGB", tags=tags)
+    assert Scene.open(path).datetime == expected
+
+
+def test_identity_follows_file_and_options(tmp_path):
+    path = scenes.write(tmp_path / "a.b.tif", scenes.pixels(3, 8, 9, "uint16"))
+    scene = Scene.open(path, bands=(1, 2, 3))
+    assert scene.name == "a.b"
+    assert scene.identity() == Scene.open(path, bands=(1, 2, 3)).identity()
+    for other in ({"bands": (3, 2, 1)}, {"bands": (1, 2, 3), "boa_offset": -1000}, {"bands": (1, 2, 3), "nodata": 5}):
+        assert Scene.open(path, **other).identity() != scene.identity()
+    before = scene.identity()
+    scenes.write(path, scenes.pixels(3, 8, 10, "uint16"))
+    assert scene.identity() != before
+
+
+def test_identity_of_a_lost_file(tmp_path):
+    path = scenes.write(tmp_path / "a.tif", scenes.pixels(3, 8, 9))
+    scene = Scene.open(path)
+    path.unlink()
+    with pytest.raises(SceneError, match="cannot be read"):
+        scene.identity()
+
+
+def test_context_manager(tmp_path):
+    with Scene.open(scenes.write(tmp_path / "a.tif", scenes.pixels(3, 8, 9))) as scene:
+        assert (scene.width, scene.height) == (9, 8)
+
+
+# ---- what cannot be opened ----
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["https://example.com/a.tif", "s3://bucket/a.tif", "/vsicurl/https://example.com/a.tif", "/vsizip//vsis3/b/a.zip"],
+)
+def test_remote_paths(path):
+    with pytest.raises(SceneError, match="download it first"):
+        Scene.open(path)
+
+
+def test_missing_file():
+    with pytest.raises(SceneError, match=r"nowhere\.tif does not exist"):
+        Scene.open("nowhere.tif")
+
+
+def test_no_raster(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("hello")
+    with pytest.raises(SceneError, match="cannot be opened as a raster"):
+        Scene.open(path)
+
+
+def test_folders(tmp_path):
+    with pytest.raises(SceneError, match="cannot be opened as a raster"):
+        Scene.open(tmp_path)
+    safe = tmp_path / "S2A.SAFE"
+    safe.mkdir()
+    with pytest.raises(SceneError, match="no product metadata"):
+        Scene.open(safe)
+
+
+def test_several_subdatasets_are_listed(tmp_path):
+    first, second = scenes.pixels(3, 8, 9), scenes.pixels(3, 8, 9, seed=1)
+    path = scenes.write(tmp_path / "a.gpkg", first, driver="GPKG", raster_table="one")
+    scenes.write(path, second, driver="GPKG", raster_table="two", append_subdataset=True)
+    with pytest.raises(SceneError, match=r"2 subdatasets(.|\n)*:one(.|\n)*:two"):
+        Scene.open(path)
+    assert Scene.open(f"GPKG:{path}:two").width == 9
+
+
+# ---- footprints ----
+
+TRANSFORMS = {
+    "north-up": from_origin(600000, 5100000, 10, 10),
+    "south-up": Affine(10, 0, 600000, 0, 10, 5000000),
+    "rotated": Affine.translation(600000, 5100000) @ Affine.rotation(33) @ Affine.scale(10, -10),
+}
+
+
+@pytest.mark.parametrize("kind", TRANSFORMS)
+@pytest.mark.parametrize("crs", ["EPSG:32632", "EPSG:3857", "EPSG:32732"])
+def test_footprints_lie_where_rasterio_says(tmp_path, kind, crs):
+    transform = TRANSFORMS[kind]
+    path = scenes.write(tmp_path / "a.tif", scenes.pixels(3, 70, 90), crs=crs, transform=transform)
+    grid = TileGrid(90, 70, 32, edge="pad")
+    for tile, found in zip(grid, Scene.open(path).footprints(list(grid)), strict=True):
+        corners = [(0, 0), (0, tile.height), (tile.width, tile.height), (tile.width, 0), (0, 0)]
+        ring = [transform @ (tile.col_off + x, tile.row_off + y) for x, y in corners]
+        expected = transform_geom(crs, "EPSG:4326", {"type": "Polygon", "coordinates": [ring]})["coordinates"][0]
+        (exterior,) = found["coordinates"]
+        assert exterior[0] == exterior[-1]
+        assert signed_area(exterior) > 0
+        np.testing.assert_allclose(sorted(exterior[:-1]), sorted(map(list, expected[:-1])), rtol=0, atol=6e-8)
+        assert all(len(str(number).split(".")[1]) <= 7 for point in exterior for number in point)
+
+
+def signed_area(ring):
+    return sum(x0 * y1 - x1 * y0 for (x0, y0), (x1, y1) in pairwise(ring))
+
+
+@pytest.mark.parametrize(("crs", "west"), [("EPSG:4326", 179.98), ("EPSG:32601", 166000), ("EPSG:4326", -180.02)])
+def test_antimeridian_splits(crs, west):
+    size = 0.001 if crs == "EPSG:4326" else 100
+    transform = from_origin(west, 10 if crs == "EPSG:4326" else 1000000, size, size)
+    tiles = list(TileGrid(80, 40, 40))
+    found = footprints(tiles, rasterio.crs.CRS.from_string(crs), transform)
+    split = [geometry for geometry in found if geometry["type"] == "MultiPolygon"]
+    for geometry in split:
+        (east,), (west_part,) = geometry["coordinates"]
+        assert max(x for x, _ in east) == 180
+        assert min(x for x, _ in west_part) == -180
+        assert min(x for x, _ in east) > 170
+        assert max(x for x, _ in west_part) < -170
+        assert signed_area(east) > 0
+        assert signed_area(west_part) > 0
+    if crs == "EPSG:4326":
+        assert len(split) == 1
+        total = sum(signed_area(part[0]) for part in split[0]["coordinates"])
+        assert total == pytest.approx(2 * 0.04**2)
+    else:
+        assert split
+
+
+def test_touching_the_antimeridian_does_not_split():
+    found = footprints(
+        list(TileGrid(40, 40, 40)), rasterio.crs.CRS.from_epsg(4326), from_origin(179.96, 10, 0.001, 0.001)
+    )
+    assert found[0]["type"] == "Polygon"
+    assert max(x for x, _ in found[0]["coordinates"][0]) == 180
+
+
+def test_round_the_pole_there_is_no_polygon():
+    transform = from_origin(-1000, 1000, 10, 10)
+    assert footprints(list(TileGrid(200, 200, 200)), rasterio.crs.CRS.from_epsg(3995), transform) == [None]
+
+
+def test_beyond_the_edge_of_the_earth_there_is_no_polygon():
+    disk = rasterio.crs.CRS.from_string("+proj=geos +h=35785831 +sweep=x +lon_0=0 +datum=WGS84")
+    found = footprints(list(TileGrid(60, 20, 20)), disk, from_origin(0, 1e6, 1e5, 1e5))
+    assert [geometry is None for geometry in found] == [False, False, True]
+
+
+@pytest.mark.parametrize(("missing", "word"), [("crs", "reference system"), ("transform", "geotransform")])
+def test_without_georeference(tmp_path, missing, word):
+    scene = Scene.open(scenes.write(tmp_path / "a.tif", scenes.pixels(3, 8, 9), **{missing: None}))
+    assert scene.footprints(list(TileGrid(9, 8))) == [None]
+    assert word in scene.warnings[0]
+
+
+# ---- real scenes ----
+
+
+def test_true_colour_image():
+    scene = Scene.open(shared_data("scenes/S2A_29RKH_20200219_L2A/TCI.tif"))
+    assert (scene.bands, scene.dtype, scene.crs.to_epsg()) == ((1, 2, 3), "uint8", 32629)
+
+
+def test_naip_needs_bands():
+    path = shared_data("scenes/naip_m_4709963_se_14_1_20100629.tif")
+    with pytest.raises(SceneError, match="--bands"):
+        Scene.open(path)
+    assert Scene.open(path, bands=(1, 2, 3)).width == 934
+
+
+def test_float_scene_is_refused():
+    with pytest.raises(SceneError, match="float64"):
+        Scene.open(shared_data("scenes/wildfire_float64_5band.tif"))
+
+
+@pytest.mark.parametrize(
+    ("folder", "time", "offset"),
+    [("safe_l1c_gdal", "2015-12-31T23:59:59.999Z", 0), ("safe_l2a_n0509_gdal", "2023-08-23T09:55:59.024Z", -1000)],
+)
+def test_safe_folders(folder, time, offset):
+    (safe,) = shared_data(f"scenes/{folder}").glob("*.SAFE")
+    scene = Scene.open(safe)
+    assert scene.name == safe.stem
+    assert scene.bands == (1, 2, 3)
+    assert scene.datetime == time
+    assert scene.reflectance == ReflectanceRule(boa_offset=offset)  # as the product declares it
+    assert Scene.open(safe, boa_offset=-500).reflectance == ReflectanceRule(boa_offset=-500)
+    with scene.reader() as reader:
+        rgb, empty = reader.read(0, 0, 64, 64)
+    assert empty.all()
+    assert not rgb.any()
+    assert scene.identity()["size"] == next(safe.glob("*MTD_*.xml")).stat().st_size
