@@ -1,0 +1,1 @@
+"""Checkpoint to bundle: the export side. Needs the ``export`` extra."""

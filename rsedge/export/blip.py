@@ -1,0 +1,356 @@
+"""BLIP captioning models as two graphs: vision (image → cross cache) and step (token → candidates).
+
+Weights are the tensors of ``BlipForConditionalGeneration`` by their names there; shapes below use B images, R rows
+(a row is one beam of one image; rows of an image are adjacent and every image has equally many), S image tokens,
+H heads of d, C cache columns, V vocabulary, L decoder layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rsedge.export.graph import GraphBuilder
+from rsedge.export.precision import Layers, Precision
+
+if TYPE_CHECKING:
+    from rsedge.export.checkpoint import Checkpoint
+
+Tensors = Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class BlipShape:
+    """The numbers of a BLIP captioner that its graphs depend on.
+
+    Attributes:
+        image_size, patch_size: Pixels; ``image_size`` is the exported one and may differ from the checkpoint's.
+        vision_width, vision_layers, vision_heads, vision_act, vision_eps: The image encoder.
+        width, layers, heads, act, eps, positions, vocab_size: The text decoder.
+    """
+
+    image_size: int
+    patch_size: int
+    vision_width: int
+    vision_layers: int
+    vision_heads: int
+    vision_act: str
+    vision_eps: float
+    width: int
+    layers: int
+    heads: int
+    act: str
+    eps: float
+    positions: int
+    vocab_size: int
+
+    @property
+    def grid(self) -> int:
+        """Patches along an edge."""
+        return self.image_size // self.patch_size
+
+    @property
+    def image_tokens(self) -> int:
+        """Patches and the class token."""
+        return self.grid**2 + 1
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one decoder head."""
+        return self.width // self.heads
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint, image_size: int) -> BlipShape:
+        """The checkpoint's numbers, at another image size if ``image_size`` says so."""
+        vision, text = checkpoint.settings.vision, checkpoint.settings.text
+        vision_config = checkpoint.config.get("vision_config") or {}
+        text_config = checkpoint.config.get("text_config") or {}
+        return cls(
+            image_size=image_size,
+            patch_size=vision["patch_size"],
+            vision_width=vision["hidden_size"],
+            vision_layers=vision["num_hidden_layers"],
+            vision_heads=vision["num_attention_heads"],
+            vision_act=vision_config.get("hidden_act", "gelu"),
+            vision_eps=vision_config.get("layer_norm_eps", 1e-5),
+            width=text["hidden_size"],
+            layers=text["num_hidden_layers"],
+            heads=text["num_attention_heads"],
+            act=text_config.get("hidden_act", "gelu"),
+            eps=text_config.get("layer_norm_eps", 1e-12),
+            positions=text["max_position_embeddings"],
+            vocab_size=text["vocab_size"],
+        )
+
+
+def interpolate_positions(positions: NDArray[np.float32], grid: int) -> NDArray[np.float32]:
+    """Position embeddings [1 + g², D] at another grid, as transformers' ``interpolate_pos_encoding`` has them.
+
+    Returns:
+        float32 [1 + grid², D]; the very same values where the grid stays.
+    """
+    import torch
+
+    old = round((len(positions) - 1) ** 0.5)
+    if old == grid:
+        return positions
+    square = torch.from_numpy(positions[1:]).reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    resized = torch.nn.functional.interpolate(square, size=(grid, grid), mode="bicubic", align_corners=False)
+    return np.concatenate([positions[:1], resized.permute(0, 2, 3, 1).reshape(grid * grid, -1).numpy()])
+
+
+def vision_graph(
+    shape: BlipShape,
+    tensors: Tensors,
+    positions: NDArray[np.float32],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    precision: Precision,
+) -> GraphBuilder:
+    """The image encoder with the cross-attention projections of every decoder layer behind it.
+
+    Inputs: ``pixels`` uint8 [B, image_size, image_size, 3].
+    Outputs: ``cross_k.l`` [B, H, d, S] and ``cross_v.l`` [B, H, S, d] for each layer l, ``image_embeds`` [B, S, D].
+
+    Args:
+        shape: The model's numbers.
+        tensors: Weights by transformers' names.
+        positions: Position embeddings [S, vision_width], interpolated to the exported size.
+        mean, std: Of RGB values scaled to 0..1.
+        precision: What the linear layers run in.
+    """
+    graph = GraphBuilder("vision")
+    nn = Layers(graph, precision)
+    x = _patches(nn, shape, tensors, positions, mean, std)
+    for layer in range(shape.vision_layers):
+        x = _vision_layer(nn, shape, tensors, f"vision_model.encoder.layers.{layer}", x)
+    name = "vision_model.post_layernorm"
+    x = nn.layer_norm(x, name, tensors[f"{name}.weight"], tensors[f"{name}.bias"], shape.vision_eps)
+    for layer in range(shape.layers):
+        prefix = f"text_decoder.bert.encoder.layer.{layer}.crossattention.self"
+        for kind, axes in (("key", (0, 2, 3, 1)), ("value", (0, 2, 1, 3))):
+            name = f"{prefix}.{kind}"
+            y = nn.linear(x, name, tensors[f"{name}.weight"], tensors[f"{name}.bias"])
+            y = graph.reshape(y, -1, shape.image_tokens, shape.heads, shape.head_dim)
+            sizes: list[int | str] = ["batch", shape.heads, shape.image_tokens, shape.head_dim]
+            if kind == "key":
+                sizes = ["batch", shape.heads, shape.head_dim, shape.image_tokens]
+            graph.output(graph.transpose(y, *axes), f"cross_{kind[0]}.{layer}", nn.dtype, sizes)
+    embeds = nn.to_float32(graph.reshape(x, -1, shape.image_tokens, shape.vision_width))
+    graph.output(embeds, "image_embeds", "float32", ["batch", shape.image_tokens, shape.vision_width])
+    return graph
+
+
+def _patches(
+    nn: Layers,
+    shape: BlipShape,
+    tensors: Tensors,
+    positions: NDArray[np.float32],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> str:
+    """uint8 pixels → embedded patches with class token and positions, [B·S, D]."""
+    graph, size, patch, grid, width = nn.graph, shape.image_size, shape.patch_size, shape.grid, shape.vision_width
+    x = graph.cast(graph.input("pixels", "uint8", ["batch", size, size, 3]), "float32")
+    deviation = np.asarray(std, np.float64)
+    x = graph.op("Mul", x, graph.const(1.0 / (255.0 * deviation), "float32"))
+    x = graph.op("Add", x, graph.const(-np.asarray(mean, np.float64) / deviation, "float32"))
+    # Patches do not overlap, so the convolution is a matrix product over their pixels. A trailing margin narrower
+    # than a patch is ignored, as the convolution ignores it.
+    if size != grid * patch:
+        edge = graph.ints(grid * patch, grid * patch)
+        x = graph.op("Slice", x, graph.ints(0, 0), edge, graph.ints(1, 2))
+    x = graph.reshape(x, -1, grid, patch, grid, patch * 3)
+    x = graph.reshape(graph.transpose(x, 0, 1, 3, 2, 4), -1, patch * patch * 3)
+    name = "vision_model.embeddings"
+    kernel = tensors[f"{name}.patch_embedding.weight"].transpose(2, 3, 1, 0).reshape(patch * patch * 3, width)
+    x = graph.op(
+        "Gemm",
+        nn.from_float32(x),
+        nn.array("patch_embedding.weight", kernel),
+        nn.array("patch_embedding.bias", tensors[f"{name}.patch_embedding.bias"]),
+    )
+    x = graph.reshape(x, -1, grid * grid, width)
+    batch = graph.op("Shape", x, start=0, end=1)
+    first = nn.array("class_embedding", tensors[f"{name}.class_embedding"].reshape(1, 1, width))
+    first = graph.op("Expand", first, graph.op("Concat", batch, graph.ints(1, width), axis=0))
+    x = graph.op("Add", graph.op("Concat", first, x, axis=1), nn.array("positions", positions))
+    return graph.reshape(x, -1, width)
+
+
+def _vision_layer(nn: Layers, shape: BlipShape, tensors: Tensors, prefix: str, x: str) -> str:
+    """One pre-norm encoder layer, [B·S, D] → [B·S, D]."""
+    graph, heads, tokens = nn.graph, shape.vision_heads, shape.image_tokens
+    head_dim = shape.vision_width // heads
+
+    def norm(value: str, name: str) -> str:
+        name = f"{prefix}.{name}"
+        return nn.layer_norm(value, name, tensors[f"{name}.weight"], tensors[f"{name}.bias"], shape.vision_eps)
+
+    def linear(value: str, name: str) -> str:
+        name = f"{prefix}.{name}"
+        return nn.linear(value, name, tensors[f"{name}.weight"], tensors[f"{name}.bias"])
+
+    weight, bias = _scaled_query(
+        tensors[f"{prefix}.self_attn.qkv.weight"], tensors[f"{prefix}.self_attn.qkv.bias"], shape.vision_width, head_dim
+    )
+    qkv = nn.linear(norm(x, "layer_norm1"), f"{prefix}.self_attn.qkv", weight, bias)
+    qkv = graph.transpose(graph.reshape(qkv, -1, tokens, 3, heads, head_dim), 2, 0, 3, 1, 4)
+    q, k, v = (graph.op("Gather", qkv, graph.const(index, "int64"), axis=0) for index in range(3))
+    weights = nn.softmax(graph.op("MatMul", q, graph.transpose(k, 0, 1, 3, 2)))
+    context = graph.transpose(graph.op("MatMul", weights, v), 0, 2, 1, 3)
+    context = graph.reshape(context, -1, shape.vision_width)
+    x = graph.op("Add", linear(context, "self_attn.projection"), x)
+    hidden = nn.activation(linear(norm(x, "layer_norm2"), "mlp.fc1"), shape.vision_act)
+    return graph.op("Add", linear(hidden, "mlp.fc2"), x)
+
+
+def _scaled_query(
+    weight: NDArray[np.float32], bias: NDArray[np.float32], width: int, head_dim: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Fold attention's 1/√d into the query rows (the first ``width``) of a projection."""
+    scale = np.ones((weight.shape[0], 1), np.float32)
+    scale[:width] = head_dim**-0.5
+    return weight * scale, bias * scale[:, 0]
+
+
+def step_graph(shape: BlipShape, tensors: Tensors, precision: Precision) -> GraphBuilder:
+    """One decoder run: one token per row against the self cache and the image's cross cache.
+
+    Inputs: ``tokens``, ``lengths`` int64 [R] (a row's cached tokens, which is also the position of its new one),
+    ``top`` int64 [1] (candidates wanted), ``watch`` int64 [R, W] (tokens whose logits are wanted besides),
+    ``self_k.l``, ``self_v.l`` [R, H, C, d] (columns from ``lengths`` on are ignored), ``cross_k.l`` [B, H, d, S] and
+    ``cross_v.l`` [B, H, S, d] with R a multiple of B.
+    Outputs: ``top_logits`` float32 and ``top_ids`` int64 [R, top] in descending order, ``logsumexp`` float32 [R],
+    ``watched`` float32 [R, W], ``logits`` float32 [R, V], ``new_kv`` [2·L, R, H, d] (keys of all layers, then values).
+    """
+    graph = GraphBuilder("step")
+    nn = Layers(graph, precision)
+    decoder = _Step(nn, shape, tensors)
+    tokens = graph.input("tokens", "int64", ["rows"])
+    lengths = graph.input("lengths", "int64", ["rows"])
+    top = graph.input("top", "int64", [1])
+    watch = graph.input("watch", "int64", ["rows", "watched"])
+    x = decoder.embed(tokens, lengths)
+    mask = decoder.cache_mask(lengths)
+    for layer in range(shape.layers):
+        x = decoder.layer(layer, x, mask)
+    logits = nn.to_float32(decoder.head(x))
+    values, ids = graph.multi("TopK", logits, top, outputs=2, axis=-1)
+    graph.output(values, "top_logits", "float32", ["rows", "top"])
+    graph.output(ids, "top_ids", "int64", ["rows", "top"])
+    graph.output(graph.op("ReduceLogSumExp", logits, graph.ints(-1), keepdims=0), "logsumexp", "float32", ["rows"])
+    graph.output(graph.op("GatherElements", logits, watch, axis=1), "watched", "float32", ["rows", "watched"])
+    graph.output(logits, "logits", "float32", ["rows", shape.vocab_size])
+    new = graph.op("Concat", *decoder.new_keys, *decoder.new_values, axis=0)
+    graph.output(new, "new_kv", nn.dtype, [2 * shape.layers, "rows", shape.heads, shape.head_dim])
+    return graph
+
+
+class _Step:
+    """The decoder's layers for one token per row; collects each layer's new key and value [1, R, H, d]."""
+
+    def __init__(self, nn: Layers, shape: BlipShape, tensors: Tensors) -> None:
+        self.nn, self.graph, self.shape, self.tensors = nn, nn.graph, shape, tensors
+        self.new_keys: list[str] = []
+        self.new_values: list[str] = []
+        heads, tokens, width = shape.heads, shape.image_tokens, shape.head_dim
+        self.caches: list[tuple[str, str, str, str]] = []
+        for layer in range(shape.layers):
+            past: list[int | str] = ["rows", heads, "columns", width]
+            self.caches.append(
+                (
+                    self.graph.input(f"self_k.{layer}", nn.dtype, past),
+                    self.graph.input(f"self_v.{layer}", nn.dtype, past),
+                    self.graph.input(f"cross_k.{layer}", nn.dtype, ["images", heads, width, tokens]),
+                    self.graph.input(f"cross_v.{layer}", nn.dtype, ["images", heads, tokens, width]),
+                )
+            )
+        # [B, R / B, H, d]: how rows fall to images
+        images = self.graph.op("Shape", self.caches[0][2], start=0, end=1)
+        self.by_image = self.graph.op("Concat", images, self.graph.ints(-1, heads, width), axis=0)
+
+    def linear(self, value: str, name: str) -> str:
+        return self.nn.linear(value, name, self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"])
+
+    def norm(self, value: str, name: str) -> str:
+        weight, bias = self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"]
+        return self.nn.layer_norm(value, name, weight, bias, self.shape.eps)
+
+    def embed(self, tokens: str, lengths: str) -> str:
+        """Token and position embeddings, normalised, [R, D]."""
+        name = "text_decoder.bert.embeddings"
+        words = self.nn.embedding(tokens, "word_embeddings", self.tensors[f"{name}.word_embeddings.weight"])
+        places = self.nn.array("position_embeddings", self.tensors[f"{name}.position_embeddings.weight"])
+        x = self.graph.op("Add", words, self.graph.op("Gather", places, lengths))
+        return self.norm(x, f"{name}.LayerNorm")
+
+    def cache_mask(self, lengths: str) -> str:
+        """0 where a cache column holds a token of the row, very negative elsewhere; float32 [R, 1, 1, C]."""
+        graph = self.graph
+        columns = graph.op("Squeeze", graph.op("Shape", self.caches[0][0], start=2, end=3), graph.ints(0))
+        index = graph.op("Range", graph.const(0, "int64"), columns, graph.const(1, "int64"))
+        filled = graph.op("Less", index, graph.op("Unsqueeze", lengths, graph.ints(1, 2, 3)))
+        return graph.op("Where", filled, graph.const(0.0, "float32"), graph.const(-1e30, "float32"))
+
+    def layer(self, index: int, x: str, mask: str) -> str:
+        """Self attention, cross attention and the feed-forward layer, post-norm, [R, D] → [R, D]."""
+        prefix = f"text_decoder.bert.encoder.layer.{index}"
+        context = self._self_attention(f"{prefix}.attention.self", index, x, mask)
+        x = self._residual(context, x, f"{prefix}.attention.output")
+        context = self._cross_attention(f"{prefix}.crossattention.self", index, x)
+        x = self._residual(context, x, f"{prefix}.crossattention.output")
+        hidden = self.nn.activation(self.linear(x, f"{prefix}.intermediate.dense"), self.shape.act)
+        return self._residual(hidden, x, f"{prefix}.output")
+
+    def _residual(self, value: str, x: str, prefix: str) -> str:
+        return self.norm(self.graph.op("Add", self.linear(value, f"{prefix}.dense"), x), f"{prefix}.LayerNorm")
+
+    def _self_attention(self, prefix: str, index: int, x: str, mask: str) -> str:
+        graph, shape = self.graph, self.shape
+        keys, values, _, _ = self.caches[index]
+        parts = [f"{prefix}.{kind}" for kind in ("query", "key", "value")]
+        weight = np.concatenate([self.tensors[f"{name}.weight"] for name in parts])
+        bias = np.concatenate([self.tensors[f"{name}.bias"] for name in parts])
+        weight, bias = _scaled_query(weight, bias, shape.width, shape.head_dim)
+        qkv = self.nn.linear(x, f"{prefix}.qkv", weight, bias)
+        qkv = graph.reshape(qkv, -1, 3 * shape.heads, 1, shape.head_dim)
+        q, k, v = graph.multi("Split", qkv, outputs=3, axis=1, num_outputs=3)
+        for new, collected in ((k, self.new_keys), (v, self.new_values)):
+            collected.append(graph.reshape(new, 1, -1, shape.heads, shape.head_dim))
+        past = graph.op("MatMul", q, graph.transpose(keys, 0, 1, 3, 2))
+        past = graph.op("Add", self.nn.to_float32(past), mask)
+        present = graph.op("ReduceSum", graph.op("Mul", q, k), graph.ints(-1), keepdims=1)
+        scores = graph.op("Concat", past, self.nn.to_float32(present), axis=-1)
+        weights = self.nn.from_float32(graph.op("Softmax", scores, axis=-1))
+        on_past = graph.op("Slice", weights, graph.ints(0), graph.ints(-1), graph.ints(3))
+        on_present = graph.op("Slice", weights, graph.ints(-1), graph.ints(2**31), graph.ints(3))
+        context = graph.op("Add", graph.op("MatMul", on_past, values), graph.op("Mul", on_present, v))
+        return graph.reshape(context, -1, shape.width)
+
+    def _cross_attention(self, prefix: str, index: int, x: str) -> str:
+        graph, shape = self.graph, self.shape
+        _, _, keys, values = self.caches[index]
+        name = f"{prefix}.query"
+        weight, bias = self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"]
+        q = self.nn.linear(x, name, *_scaled_query(weight, bias, shape.width, shape.head_dim))
+        # All rows of an image go through one product with its keys: the cache is read once and never repeated.
+        q = graph.transpose(graph.op("Reshape", q, self.by_image), 0, 2, 1, 3)
+        weights = self.nn.softmax(graph.op("MatMul", q, keys))
+        context = graph.transpose(graph.op("MatMul", weights, values), 0, 2, 1, 3)
+        return graph.reshape(context, -1, shape.width)
+
+    def head(self, x: str) -> str:
+        """Logits over the vocabulary, [R, V]."""
+        name = "text_decoder.cls.predictions"
+        x = self.nn.activation(self.linear(x, f"{name}.transform.dense"), self.shape.act)
+        x = self.norm(x, f"{name}.transform.LayerNorm")
+        weight, bias = self.tensors[f"{name}.decoder.weight"], self.tensors[f"{name}.decoder.bias"]
+        words = self.tensors["text_decoder.bert.embeddings.word_embeddings.weight"]
+        if np.array_equal(weight, words):
+            return self.nn.linear_from_table(x, "word_embeddings", weight, bias)
+        return self.nn.linear(x, f"{name}.decoder", weight, bias)
