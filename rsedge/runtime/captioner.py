@@ -1,0 +1,214 @@
+"""Captions for images and scenes from a bundle, without torch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rsedge.bundle import Bundle, read_bundle
+from rsedge.errors import BundleError, OptionError
+from rsedge.pixels import resize
+from rsedge.runtime.decoder import Decoder
+from rsedge.runtime.decoding import make_search
+from rsedge.runtime.options import DecodingOptions, DecodingOverrides
+from rsedge.runtime.ort import OrtBackend, choose_device
+from rsedge.runtime.pipeline import caption_scene
+from rsedge.runtime.records import Caption, TileRecord
+from rsedge.runtime.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from rsedge.runtime.scene import Scene
+    from rsedge.runtime.tiles import Edge
+
+UInt8 = NDArray[np.uint8]
+
+_log = logging.getLogger("rsedge")
+
+BATCH_SIZE = {"cpu": 16, "cuda": 64}
+"""Images decoded together unless the caller says otherwise."""
+
+
+class Captioner:
+    """A captioning model, ready to run; made by :meth:`load`.
+
+    Attributes:
+        bundle: What was loaded.
+        device: ``cpu`` or ``cuda:N``.
+        device_reason: Why it runs there.
+        batch_size: Images decoded together.
+        model: ``name@hash12``, as in every record.
+        image_size: Side in pixels of the images the model sees.
+        decoder: Its graphs and caches.
+    """
+
+    def __init__(self, bundle: Bundle, backend: OrtBackend, *, device_reason: str, batch_size: int) -> None:
+        manifest = bundle.manifest
+        if manifest.tokens is None or manifest.generation is None:
+            raise BundleError(f"{bundle.path} is a {manifest.family} bundle and cannot write captions")
+        self.bundle, self.device, self.device_reason = bundle, backend.device, device_reason
+        self.batch_size, self.model, self.image_size = batch_size, bundle.model, manifest.image.size
+        self._tokens, self._defaults = manifest.tokens, manifest.generation
+        self._tokenizer = Tokenizer.load(bundle.tokenizer_path)
+        self.decoder = Decoder(bundle, backend)
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, device: str = "auto", threads: int | None = None, batch_size: int | None = None
+    ) -> Captioner:
+        """Open a bundle.
+
+        Args:
+            path: A ``NAME.rsedge`` directory.
+            device: ``auto`` (a CUDA GPU if usable, else the CPU; logged), ``cpu``, ``cuda`` or ``cuda:N``.
+            threads: CPU threads; None takes the cores this process may use.
+            batch_size: Images decoded together; None takes 16 on the CPU, 64 on CUDA.
+
+        Raises:
+            BundleError: The bundle is damaged, or no captioner.
+            BackendError: The device cannot be used, or ONNX Runtime is missing.
+            OptionError: A value that is not accepted.
+        """
+        if batch_size is not None and batch_size < 1:
+            raise OptionError(f"batch_size is {batch_size}, expected at least 1")
+        bundle = read_bundle(path)
+        chosen, reason = choose_device(device)
+        _log.info("running %s on %s: %s", bundle.model, chosen, reason)
+        backend = OrtBackend(chosen, threads=threads)
+        size = batch_size or BATCH_SIZE[chosen.partition(":")[0]]
+        return cls(bundle, backend, device_reason=reason, batch_size=size)
+
+    def options(self, **overrides: Unpack[DecodingOverrides]) -> DecodingOptions:
+        """The bundle's generation defaults with ``overrides`` over them.
+
+        Raises:
+            OptionError: An unknown option, a value that is not accepted, or more tokens than the model has positions.
+        """
+        options = DecodingOptions.resolve(self._defaults, dict(overrides))
+        if options.max_new_tokens > self.decoder.spec.max_positions:
+            raise OptionError(
+                f"max_new_tokens is {options.max_new_tokens}, {self.model} has positions for "
+                f"{self.decoder.spec.max_positions}"
+            )
+        return options
+
+    def caption(
+        self, images: NDArray[Any], *, keys: Sequence[int] | None = None, **overrides: Unpack[DecodingOverrides]
+    ) -> list[Caption]:
+        """A caption per image.
+
+        Args:
+            images: uint8 [B, H, W, 3], R, G, B; brought to ``image_size`` if they differ.
+            keys: A number per image that seeds its sampling; None counts from 0.
+            overrides: Decoding options over the bundle's defaults, such as ``num_beams=3`` or ``top_p=0.9``.
+
+        Raises:
+            OptionError: Images of another shape or type, or a decoding option that is not accepted.
+        """
+        if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
+            raise OptionError(
+                f"images are {images.dtype} {list(images.shape)}, expected uint8 [B, H, W, 3]; "
+                "for one image pass image[None]"
+            )
+        if keys is not None and len(keys) != len(images):
+            raise OptionError(f"{len(keys)} keys for {len(images)} images: pass one per image or none")
+        if images.shape[1:3] != (self.image_size, self.image_size):
+            shape = (len(images), self.image_size, self.image_size, 3)
+            images = np.array([resize(image, self.image_size) for image in images], np.uint8).reshape(shape)
+        return self._decode(images, range(len(images)) if keys is None else keys, self.options(**overrides))
+
+    def _decode(self, images: UInt8, keys: Sequence[int], options: DecodingOptions) -> list[Caption]:
+        """Decode with images entering the batch as others leave it."""
+        slots = min(self.batch_size, len(images))
+        search = make_search(
+            options, slots=slots, bos=self._tokens.bos, eos=self._tokens.eos, vocab_size=self._tokens.vocab_size
+        )
+        batch = self.decoder.batch(slots=slots, rows=search.rows, columns=options.max_new_tokens)
+        # Encoding a few images at a time is as fast as many; on CUDA it would leave the device idle.
+        refill = max(1, slots // 4)
+        captions: list[Caption | None] = [None] * len(images)
+        active: list[int] = []  # slot → image
+        sources = np.arange(0)  # slot → the slot it takes over from
+        entered, left = 0, False
+        while entered < len(images) or active:
+            free = slots - len(active)
+            fresh = range(entered, min(entered + free, len(images)) if free >= refill else entered)
+            if fresh or left:
+                batch.arrange(sources, images[fresh.start : fresh.stop])
+                for image in fresh:
+                    search.start(len(active), keys[image])
+                    active.append(image)
+                entered = fresh.stop
+            parents, done = search.advance(len(active), batch.step(search.request(len(active))))
+            batch.advance(parents)
+            for slot in np.flatnonzero(done).tolist():
+                captions[active[slot]] = self._caption(*search.result(slot))
+            sources = _close_ranks(done)
+            left = bool(done.any())
+            if left:
+                search.keep(sources)
+                active = [active[slot] for slot in sources.tolist()]
+        return [caption for caption in captions if caption is not None]
+
+    def _caption(self, token_ids: tuple[int, ...], score: float) -> Caption:
+        return Caption(self._tokenizer.decode(token_ids).strip(), score, token_ids)
+
+    def with_options(self, **overrides: Unpack[DecodingOverrides]) -> TileCaptions:
+        """The captioner with fixed decoding options, as :mod:`rsedge.runtime.pipeline` takes it."""
+        return TileCaptions(self, self.options(**overrides))
+
+    def caption_scene(
+        self,
+        scene: Scene,
+        *,
+        tile_size: int = 224,
+        overlap: int = 0,
+        edge: Edge = "pad",
+        max_nodata: float = 0.5,
+        readers: int = 2,
+        **overrides: Unpack[DecodingOverrides],
+    ) -> Iterator[TileRecord]:
+        """The records of a scene, lazily, in row-major order of its tiles.
+
+        Args:
+            scene: An open scene.
+            tile_size, overlap, edge: How it is cut; see :class:`rsedge.runtime.tiles.TileGrid`.
+            max_nodata: Tiles with a larger share of no-data get no caption.
+            readers: Reading threads.
+            overrides: Decoding options over the bundle's defaults.
+
+        Raises:
+            OptionError: A value that is not accepted.
+        """
+        task = self.with_options(**overrides)
+        segments = caption_scene(
+            task, scene, tile_size=tile_size, overlap=overlap, edge=edge, max_nodata=max_nodata, readers=readers
+        )
+        for records in segments:
+            yield from records
+
+
+def _close_ranks(done: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Slots to keep, those from the end moved into the gaps: the fewest caches move."""
+    staying = np.flatnonzero(~done)
+    sources = np.arange(len(staying))
+    sources[done[: len(staying)]] = staying[staying >= len(staying)]
+    return sources
+
+
+class TileCaptions:
+    """A captioner with its decoding options settled."""
+
+    def __init__(self, captioner: Captioner, options: DecodingOptions) -> None:
+        self.options, self.model, self.image_size = options, captioner.model, captioner.image_size
+        self._captioner = captioner
+
+    def caption_tiles(self, images: UInt8, keys: Sequence[int]) -> list[Caption]:
+        """A caption per image, uint8 [N, image_size, image_size, 3]; ``keys`` seed the sampling."""
+        return self._captioner._decode(images, keys, self.options)

@@ -1,0 +1,264 @@
+"""The decoder of a captioner: it owns the caches, and a search drives it without seeing them.
+
+Images sit in slots 0 to n − 1; each has ``rows`` adjacent rows (beams). The cross cache has one entry per slot, the
+self cache one per row. On the CPU the caches are arrays written in place; on CUDA they are device values that small
+graphs of the bundle rearrange, so that only tokens and candidates cross to the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rsedge.errors import BundleError
+from rsedge.runtime.decoding import Ints, Request, StepOutput
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+    from rsedge.bundle import Bundle, DecoderSpec
+    from rsedge.runtime.ort import OrtBackend, OrtGraph
+
+Array = NDArray[Any]
+UInt8 = NDArray[np.uint8]
+
+# Columns the self cache grows by: few enough that short captions read little, many enough that growing is rare.
+_BUCKET = 8
+
+
+class Caches(Protocol):
+    """The cross and self caches of the images in work."""
+
+    def feeds(self) -> Mapping[str, Any]:
+        """The step graph's cache inputs, by name, for the images and rows in work."""
+
+    def step_output(self, graph: OrtGraph, feeds: Mapping[str, Any], names: Sequence[str]) -> list[Array]:
+        """Run the step graph, keep its new column, and return the outputs ``names``."""
+
+    def advance(self, lengths: Ints, parents: Ints) -> None:
+        """Append the new column at each row's length, then let row i continue the cache of row ``parents[i]``."""
+
+    def arrange(self, sources: Ints, encoder: OrtGraph, pixels: UInt8) -> None:
+        """Let slot i hold what slot ``sources[i]`` held, and put the encoded ``pixels`` into the slots after them."""
+
+
+class Decoder:
+    """The vision and step graphs of a captioner, with the caches between them.
+
+    Args:
+        bundle: A captioner's bundle.
+        backend: Where to run it.
+    """
+
+    def __init__(self, bundle: Bundle, backend: OrtBackend) -> None:
+        spec = bundle.manifest.decoder
+        if spec is None or not {"vision", "step"} <= set(bundle.manifest.graphs):
+            raise BundleError(f"{bundle.path} cannot caption: a {bundle.manifest.family} bundle without a decoder")
+        self.spec: DecoderSpec = spec
+        self._backend = backend
+        self._vision = backend.open(bundle.graph_path("vision"))
+        self._step = backend.open(bundle.graph_path("step"))
+        dtypes = {tensor.name: tensor.dtype for tensor in bundle.manifest.graphs["step"].inputs}
+        self._dtype = np.dtype(dtypes["self_k.0"])
+        self._rearrange: tuple[OrtGraph, OrtGraph] | None = None
+        if backend.on_cuda:
+            self.keep_on_device(bundle)
+
+    def keep_on_device(self, bundle: Bundle) -> None:
+        """Hold the caches in values of the device, rearranged by the bundle's cache graphs."""
+        paths = (bundle.graph_path("self_cache"), bundle.graph_path("cross_cache"))
+        self._rearrange = (self._backend.open(paths[0]), self._backend.open(paths[1]))
+
+    def encode(self, pixels: UInt8) -> Array:
+        """The image encoder's output, float32 [B, S, D], for uint8 [B, H, W, 3]."""
+        return self._vision.run({"pixels": pixels}, ["image_embeds"])[0]
+
+    def batch(self, *, slots: int, rows: int, columns: int) -> Batch:
+        """An empty batch of up to ``slots`` images with ``rows`` rows each and at most ``columns`` cached tokens."""
+        if self._rearrange is None:
+            caches: Caches = _HostCaches(self.spec, self._dtype, slots=slots, rows=rows, limit=columns)
+        else:
+            caches = _DeviceCaches(self.spec, self._dtype, self._backend, self._rearrange, rows=rows)
+        return Batch(caches, self._vision, self._step)
+
+
+class Batch:
+    """Images in work: a search's requests go in, its candidates come out."""
+
+    def __init__(self, caches: Caches, vision: OrtGraph, step: OrtGraph) -> None:
+        self._caches, self._vision, self._graph = caches, vision, step
+        self._lengths = np.zeros(0, np.int64)
+
+    def arrange(self, sources: Ints, pixels: UInt8) -> None:
+        """Let slot i hold what slot ``sources[i]`` held, then encode ``pixels`` into the slots after them.
+
+        Args:
+            sources: int64 [k], distinct.
+            pixels: uint8 [m, H, W, 3]; m may be 0.
+        """
+        self._caches.arrange(sources, self._vision, pixels)
+
+    def step(self, request: Request) -> StepOutput:
+        """One decoder run for all rows."""
+        names = ["top_logits", "top_ids", "logsumexp", "watched"] + ["logits"] * request.full
+        self._lengths = request.lengths
+        feeds = {
+            "tokens": request.tokens,
+            "lengths": request.lengths,
+            "top": np.array([request.top], np.int64),
+            "watch": np.ascontiguousarray(request.watch),
+            **self._caches.feeds(),
+        }
+        top_logits, top_ids, logsumexp, watched, *logits = self._caches.step_output(self._graph, feeds, names)
+        return StepOutput(top_logits, top_ids, logsumexp, watched, logits[0] if logits else None)
+
+    def advance(self, parents: Ints) -> None:
+        """Keep the last step's tokens, then let row i continue row ``parents[i]``."""
+        self._caches.advance(self._lengths, parents)
+
+
+def _cross_names(layers: int) -> list[str]:
+    return [f"cross_{kind}.{layer}" for kind in "kv" for layer in range(layers)]
+
+
+def _self_names(layers: int) -> list[str]:
+    return [f"self_{kind}.{layer}" for kind in "kv" for layer in range(layers)]
+
+
+class _HostCaches:
+    """Arrays with a place for every slot, written in place and handed to the graph as views of the slots in use."""
+
+    def __init__(self, spec: DecoderSpec, dtype: np.dtype[Any], *, slots: int, rows: int, limit: int) -> None:
+        self._spec, self._dtype, self._slots, self._rows, self._limit = spec, dtype, slots, rows, limit
+        self._images = 0
+        heads, width, tokens = spec.heads, spec.head_dim, spec.image_tokens
+        shapes = [(slots, heads, width, tokens)] * spec.layers + [(slots, heads, tokens, width)] * spec.layers
+        self._cross = dict(zip(_cross_names(spec.layers), [np.empty(shape, dtype) for shape in shapes], strict=True))
+        self._self = self._columns(min(_BUCKET, limit))
+        self._new: Array = np.empty(0, dtype)
+
+    def _columns(self, count: int) -> dict[str, Array]:
+        # Zeros, not garbage: columns without a token are multiplied by a weight of zero, which NaN would survive.
+        shape = (self._slots * self._rows, self._spec.heads, count, self._spec.head_dim)
+        return {name: np.zeros(shape, self._dtype) for name in _self_names(self._spec.layers)}
+
+    def feeds(self) -> dict[str, Array]:
+        rows = self._images * self._rows
+        cross = {name: array[: self._images] for name, array in self._cross.items()}
+        return cross | {name: array[:rows] for name, array in self._self.items()}
+
+    def step_output(self, graph: OrtGraph, feeds: Mapping[str, Any], names: Sequence[str]) -> list[Array]:
+        *outputs, self._new = graph.run(feeds, [*names, "new_kv"])
+        return outputs
+
+    def advance(self, lengths: Ints, parents: Ints) -> None:
+        used = int(lengths.max()) + 1
+        if used >= self._self["self_k.0"].shape[2] and used < self._limit:
+            old, self._self = self._self, self._columns(min(used + _BUCKET, self._limit))
+            for name, array in old.items():
+                self._self[name][:, :, : array.shape[2]] = array
+        rows = np.arange(len(lengths))
+        moved = np.flatnonzero(parents != rows)
+        for array, new in zip(self._self.values(), self._new, strict=True):
+            array[rows, :, lengths] = new
+            if len(moved):
+                array[moved, :, :used] = array[parents[moved], :, :used]
+
+    def arrange(self, sources: Ints, encoder: OrtGraph, pixels: UInt8) -> None:
+        for slot, source in enumerate(sources.tolist()):
+            # Sources lie at or behind the slot they move to, so going forward overwrites nothing still needed.
+            if slot != source:
+                here, there = slice(slot * self._rows, (slot + 1) * self._rows), source * self._rows
+                for array in self._cross.values():
+                    array[slot] = array[source]
+                for array in self._self.values():
+                    array[here] = array[there : there + self._rows]
+        self._images = len(sources) + len(pixels)
+        if len(pixels):
+            for array, fresh in zip(
+                self._cross.values(), encoder.run({"pixels": pixels}, list(self._cross)), strict=True
+            ):
+                array[len(sources) : self._images] = fresh
+
+
+class _DeviceCaches:
+    """Values in the device's memory, replaced by what the bundle's cache graphs make of them."""
+
+    def __init__(
+        self,
+        spec: DecoderSpec,
+        dtype: np.dtype[Any],
+        backend: OrtBackend,
+        graphs: tuple[OrtGraph, OrtGraph],
+        *,
+        rows: int,
+    ) -> None:
+        self._rows, self._images, self._width = rows, 0, 0
+        self._self_graph, self._cross_graph = graphs
+        heads, width, tokens = spec.heads, spec.head_dim, spec.image_tokens
+        self._dtype, self._spec, self._backend = dtype, spec, backend
+        shapes = [(0, heads, width, tokens)] * spec.layers + [(0, heads, tokens, width)] * spec.layers
+        names = _cross_names(spec.layers)
+        empty = [backend.to_device(np.zeros(shape, dtype)) for shape in shapes]
+        self._cross: dict[str, onnxruntime.OrtValue] = dict(zip(names, empty, strict=True))
+        self._fresh_start: dict[str, onnxruntime.OrtValue] = dict(self._cross)
+        self._self: dict[str, onnxruntime.OrtValue] = {}
+        self._new: onnxruntime.OrtValue | None = None
+
+    def feeds(self) -> dict[str, onnxruntime.OrtValue]:
+        return self._cross | self._self
+
+    def step_output(self, graph: OrtGraph, feeds: Mapping[str, Any], names: Sequence[str]) -> list[Array]:
+        outputs, [self._new] = graph.run_on_device(feeds, host=names, device=["new_kv"])
+        return outputs
+
+    def advance(self, lengths: Ints, parents: Ints) -> None:
+        used = int(lengths.max()) + 1
+        grow = _BUCKET if used >= self._width else 0
+        self._width += grow
+        self._rewrite(lengths, grow, parents)
+
+    def _rewrite(self, lengths: Ints, grow: int, parents: Ints) -> None:
+        feeds = self._self | {
+            "new_kv": self._new,
+            "lengths": lengths,
+            "grow": np.array([grow], np.int64),
+            "parents": parents,
+        }
+        names = list(self._self)
+        _, values = self._self_graph.run_on_device(feeds, device=[f"next_{name}" for name in names])
+        self._self = dict(zip(names, values, strict=True))
+
+    def arrange(self, sources: Ints, encoder: OrtGraph, pixels: UInt8) -> None:
+        names = list(self._cross)
+        fresh = self._fresh_start
+        if len(pixels):
+            _, values = encoder.run_on_device({"pixels": pixels}, device=names)
+            fresh = dict(zip(names, values, strict=True))
+        count = len(sources) + len(pixels)
+        chosen = np.concatenate([sources, self._images + np.arange(len(pixels))])
+        feeds = self._cross | {f"fresh_{name}": value for name, value in fresh.items()} | {"sources": chosen}
+        _, values = self._cross_graph.run_on_device(feeds, device=[f"next_{name}" for name in names])
+        self._cross = dict(zip(names, values, strict=True))
+        self._arrange_rows(sources, count)
+        self._images = count
+
+    def _arrange_rows(self, sources: Ints, count: int) -> None:
+        """Rows follow their images; a fresh image's rows may hold anything, since its lengths are 0."""
+        total, spec = self._images * self._rows, self._spec
+        if not total:
+            self._width = _BUCKET
+            zeros = np.zeros((count * self._rows, spec.heads, self._width, spec.head_dim), self._dtype)
+            self._self = {name: self._backend.to_device(zeros) for name in _self_names(spec.layers)}
+            return
+        if count == self._images and np.array_equal(sources, np.arange(count)):
+            return
+        images = np.concatenate([sources, np.zeros(count - len(sources), np.int64)])
+        rows = (images[:, None] * self._rows + np.arange(self._rows)).reshape(-1)
+        # No column is written: no row has this length.
+        shape = (2 * spec.layers, total, spec.heads, spec.head_dim)
+        self._new = self._backend.to_device(np.zeros(shape, self._dtype))
+        self._rewrite(np.full(total, -1, np.int64), 0, rows)

@@ -1,0 +1,49 @@
+"""Token ids ↔ text from a bundle's ``tokenizer.json``, with the ``tokenizers`` package alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import tokenizers
+
+from rsedge.errors import BundleError
+
+
+class Tokenizer:
+    """What the checkpoint's own tokenizer gives, id for id and character for character.
+
+    The file holds everything, the clean-up of spaces included (see ``rsedge.export.tokenizer``), so nothing here knows
+    one tokenizer from another. Instances may be shared between threads.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        self._backend = backend
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """The tokenizer in the file ``path``.
+
+        Raises:
+            BundleError: The file is missing or is no ``tokenizer.json``.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+            return cls(tokenizers.Tokenizer.from_str(text))
+        except Exception as error:  # the package raises bare Exception for a file it cannot parse
+            raise BundleError(
+                f"cannot read the tokenizer {path} ({error}): copy the bundle again or export again"
+            ) from error
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest token id, added tokens included."""
+        return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of ``text`` with the special tokens around it, neither cut nor padded."""
+        return list(self._backend.encode(text).ids)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ``ids``; special tokens and ids the vocabulary does not have leave nothing behind."""
+        return self._backend.decode([int(token) for token in ids], skip_special_tokens=True)
