@@ -1,0 +1,1 @@
+"""The command line: parsing and printing over the Python API."""

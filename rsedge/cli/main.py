@@ -1,0 +1,98 @@
+"""The ``rsedge`` command: a group that loads a command's module when it is named, and errors that end in exit codes.
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 done but some tiles failed, 130 interrupted (resumable).
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from rsedge.errors import RsedgeError
+
+COMMANDS = {
+    "caption": "Caption every tile of a scene, in map coordinates.",
+    "demo": "Make a scene and caption it with the demo model, offline.",
+    "export": "Export a BLIP checkpoint to a bundle, proved against torch.",
+}
+"""Command → its line in ``rsedge --help``: command = module = test. Here, so that help imports no command."""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are the modules of :mod:`rsedge.cli`, imported when they run."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """The commands, as help lists them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """The command ``cmd_name``, or None."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"rsedge.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
+@click.option("-q", "--quiet", is_flag=True, help="Only errors on stderr.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@click.version_option(package_name="rsedge")
+def cli(verbose: bool, quiet: bool, debug: bool) -> None:
+    """Caption whole Sentinel-2 scenes on an edge device, without torch.
+
+    Fine-tune and export a captioner once, then run the bundle anywhere.
+    """
+    level = logging.DEBUG if verbose or debug else logging.ERROR if quiet else logging.INFO
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("rsedge").setLevel(level)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line and return its exit code."""
+    debug = "--debug" in arguments
+    try:
+        result = cli.main(args=list(arguments), prog_name="rsedge", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        _say("interrupted")
+        return 130
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except RsedgeError as error:
+        if debug:
+            raise
+        _say(f"Error: {error}")
+        return error.exit_code
+    except Exception as error:
+        if debug:
+            raise
+        _say(f"Error: unexpected {type(error).__name__}: {error}\nThis is a fault of rsedge; --debug shows where.")
+        return 1
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)

@@ -1,0 +1,47 @@
+"""`rsedge export` as a user runs it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rsedge.bundle import read_bundle
+from rsedge.cli.main import run
+
+
+def test_export_prints_the_parity_report(checkpoint: Path, tmp_path: Path, capsys):
+    target = tmp_path / "tiny.rsedge"
+    assert run(["export", str(checkpoint), "-o", str(target), "--image-size", "40"]) == 0
+    output = capsys.readouterr()
+    bundle = read_bundle(target)
+    assert bundle.model in output.out
+    assert "greedy  captions 100.00% identical" in output.out
+    assert "40 px" in output.out
+    assert bundle.manifest.precision == "fp32"
+
+
+def test_precision_and_json(checkpoint: Path, tmp_path: Path, capsys):
+    target = tmp_path / "tiny.rsedge"
+    assert run(["export", str(checkpoint), "-o", str(target), "--int8", "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    manifest = read_bundle(target).manifest
+    assert manifest.precision == "int8"
+    assert summary["parity"] == manifest.parity
+
+
+def test_a_bad_checkpoint_is_refused_with_every_reason(checkpoint: Path, tmp_path: Path, capsys):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text((checkpoint / "config.json").read_text())
+    (broken / "pytorch_model.bin").write_bytes(b"pickle")
+    assert run(["export", str(broken), "-o", str(tmp_path / "x.rsedge")]) == 1
+    error = capsys.readouterr().err
+    assert "pickle" in error
+    assert "tokenizer" in error
+    assert "preprocessor_config.json" in error
+    assert not (tmp_path / "x.rsedge").exists()
+
+
+def test_a_bad_target_is_a_usage_error(checkpoint: Path, tmp_path: Path, capsys):
+    assert run(["export", str(checkpoint), "-o", str(tmp_path / "x")]) == 2
+    assert ".rsedge" in capsys.readouterr().err

@@ -1,0 +1,93 @@
+"""The command line as a whole: start-up, help, errors and exit codes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import click
+import pytest
+
+from rsedge import __version__
+from rsedge.cli import main as cli_main
+from rsedge.cli.main import COMMANDS, cli, run
+from rsedge.errors import OptionError, RsedgeError
+
+
+def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, env={**os.environ, **environment}, check=False
+    )
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys; from rsedge.cli.main import run; run(['--help']); print(sorted(sys.modules))"
+    loaded = python("-c", code).stdout
+    for heavy in ("numpy", "rasterio", "onnxruntime", "rich", "PIL", "tokenizers", "torch", "rsedge.cli.caption"):
+        assert f"'{heavy}'" not in loaded, heavy
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_imports_nothing_heavy(name):
+    code = f"import sys; from rsedge.cli.main import run; run([{name!r}, '--help']); print(sorted(sys.modules))"
+    result = python("-c", code)
+    assert f"Usage: rsedge {name}" in result.stdout
+    for heavy in ("numpy", "rasterio", "onnxruntime", "rich", "torch"):
+        assert f"'{heavy}'" not in result.stdout, heavy
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_is_its_module(name):
+    command = cli.get_command(click.Context(cli), name)
+    assert command.name == name
+    assert command.callback.__module__ == f"rsedge.cli.{name}"
+    assert all(parameter.help for parameter in command.params if isinstance(parameter, click.Option))
+
+
+def test_python_m_rsedge_and_the_version():
+    result = python("-m", "rsedge", "--version")
+    assert (result.returncode, result.stdout.strip()) == (0, f"rsedge, version {__version__}")
+
+
+def test_completion_works():
+    result = python("-m", "rsedge", _RSEDGE_COMPLETE="bash_complete", COMP_WORDS="rsedge cap", COMP_CWORD="1")
+    assert "plain,caption" in result.stdout
+    result = python("-m", "rsedge", _RSEDGE_COMPLETE="bash_complete", COMP_WORDS="rsedge caption --ove", COMP_CWORD="2")
+    assert {"plain,--overlap", "plain,--overwrite"} <= set(result.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (RsedgeError("it failed"), 1, "Error: it failed"),
+        (OptionError("not this"), 2, "Error: not this"),
+        (click.UsageError("no such"), 2, "Error: no such"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (ZeroDivisionError("by zero"), 1, "unexpected ZeroDivisionError: by zero"),
+    ],
+)
+def test_errors_end_in_exit_codes(monkeypatch, capsys, error, code, message):
+    def fail(*_args, **_kwargs):
+        raise error
+
+    monkeypatch.setattr(cli_main.cli, "main", fail)
+    assert run(["caption"]) == code
+    output = capsys.readouterr()
+    assert message in output.err
+    assert "Traceback" not in output.err
+    assert output.out == ""
+
+
+def test_debug_shows_where(monkeypatch):
+    def fail(*_args, **_kwargs):
+        raise RsedgeError("it failed")
+
+    monkeypatch.setattr(cli_main.cli, "main", fail)
+    with pytest.raises(RsedgeError):
+        run(["--debug", "caption"])
+
+
+def test_an_unknown_command_is_a_usage_error(capsys):
+    assert run(["captoin"]) == 2
+    assert "captoin" in capsys.readouterr().err
