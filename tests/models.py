@@ -85,6 +85,7 @@ def make_blip(
     text_heads: int | None = None,
     max_positions: int = 64,
     hidden_act: str = "gelu",
+    mlp_ratio: int = 2,
     tied: bool = True,
     dtype: torch.dtype = torch.float32,
     max_shard_size: str = "1GB",
@@ -100,6 +101,7 @@ def make_blip(
         text_hidden, text_layers, text_heads: Of the decoder.
         max_positions: Longest token sequence.
         hidden_act: Activation of both towers.
+        mlp_ratio: Width of the feed-forward layers over the model's.
         tied: Whether the language-model head shares the word embeddings.
         dtype: Type the weights are stored in.
         max_shard_size: As in ``save_pretrained``; a small one gives several weight files and an index.
@@ -109,7 +111,7 @@ def make_blip(
     config = BlipConfig(
         vision_config={
             "hidden_size": hidden,
-            "intermediate_size": 2 * hidden,
+            "intermediate_size": mlp_ratio * hidden,
             "num_hidden_layers": layers,
             "num_attention_heads": heads,
             "image_size": image_size,
@@ -118,7 +120,7 @@ def make_blip(
         },
         text_config={
             "hidden_size": text_hidden or hidden,
-            "intermediate_size": 2 * (text_hidden or hidden),
+            "intermediate_size": mlp_ratio * (text_hidden or hidden),
             "num_hidden_layers": text_layers or layers,
             "num_attention_heads": text_heads or heads,
             "vocab_size": vocab,
@@ -176,7 +178,9 @@ def _end_sometimes(model: BlipForConditionalGeneration) -> None:
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
     bias = model.text_decoder.cls.predictions.decoder.bias  # the one the head adds; tied or not
     bias[text.sep_token_id] = -1e3
-    found = model.generate(pixels, max_new_tokens=12, output_scores=True, return_dict_in_generate=True)
+    found = model.generate(
+        pixels, max_new_tokens=min(12, text.max_position_embeddings), output_scores=True, return_dict_in_generate=True
+    )
     scores = torch.stack(found.scores)
     margins = scores.amax(-1) - scores[..., text.sep_token_id] - 1e3
     bias[text.sep_token_id] = round(float(margins.quantile(0.15)), 3)

@@ -80,14 +80,15 @@ def parity_report(checkpoint: Checkpoint, bundle: Bundle) -> dict[str, Any]:
     backend = OrtBackend("cpu")
     captioner = Captioner(bundle, backend, device_reason="the reference device", batch_size=IMAGES)
     decoder = captioner.decoder
-    expected, captions = _torch_results(checkpoint, bundle, images)
+    tokens = min(TOKENS, decoder.spec.max_positions)
+    expected, captions = _torch_results(checkpoint, bundle, images, tokens)
     tolerance = TOLERANCES[bundle.manifest.precision]
 
     error = np.abs(decoder.encode(images) - expected)
     magnitude = float(np.abs(expected).mean())
     searches: dict[str, dict[str, float]] = {}
     for name, beams in _SEARCHES.items():
-        ours = [caption.token_ids for caption in captioner.caption(images, **_settings(beams))]
+        ours = [caption.token_ids for caption in captioner.caption(images, **_settings(beams, tokens))]
         agreement = [_agreement(mine, torch) for mine, torch in zip(ours, captions[name], strict=True)]
         searches[name] = {
             "caption_tokens": _rounded(np.mean(agreement)),
@@ -99,7 +100,7 @@ def parity_report(checkpoint: Checkpoint, bundle: Bundle) -> dict[str, Any]:
         "device": "cpu",
         "images": IMAGES,
         "image_seed": SEED,
-        "new_tokens": TOKENS,
+        "new_tokens": tokens,
         "encoder": {
             "max": _rounded(error.max()),
             "mean": _rounded(error.mean()),
@@ -145,10 +146,11 @@ def _problems(report: dict[str, Any], tolerance: Tolerance) -> list[str]:
     return problems
 
 
-def _settings(beams: int) -> dict[str, Any]:
+def _settings(beams: int, tokens: int) -> dict[str, Any]:
+    """The same generation for both sides, whatever defaults the checkpoint carries."""
     return {
         "num_beams": beams,
-        "max_new_tokens": TOKENS,
+        "max_new_tokens": tokens,
         "min_new_tokens": 0,
         "length_penalty": 1.0,
         "early_stopping": False,
@@ -158,7 +160,7 @@ def _settings(beams: int) -> dict[str, Any]:
 
 
 def _torch_results(
-    checkpoint: Checkpoint, bundle: Bundle, images: UInt8
+    checkpoint: Checkpoint, bundle: Bundle, images: UInt8, tokens: int
 ) -> tuple[NDArray[np.float32], dict[str, list[tuple[int, ...]]]]:
     """Encoder output [B, S, D] and, per search, the generated token ids of the checkpoint in torch."""
     import torch
@@ -177,7 +179,7 @@ def _torch_results(
         captions = {}
         for name, beams in _SEARCHES.items():
             ids = model.generate(
-                pixel_values=values, interpolate_pos_encoding=resized, do_sample=False, **_settings(beams)
+                pixel_values=values, interpolate_pos_encoding=resized, do_sample=False, **_settings(beams, tokens)
             )
             captions[name] = [_until(row[1:].tolist(), eos) for row in ids]
     return embeds, captions
@@ -196,7 +198,7 @@ def _next_token_agreement(decoder: Decoder, bundle: Bundle, images: UInt8, capti
     """Share of the captions' tokens that the decoder ranks first, each fed the true tokens before it."""
     tokens = bundle.manifest.tokens
     assert tokens is not None
-    batch = decoder.batch(slots=len(images), rows=1, columns=TOKENS)
+    batch = decoder.batch(slots=len(images), rows=1, columns=max(map(len, captions)))
     batch.arrange(np.arange(0), images)
     fed = np.full(len(images), tokens.bos, np.int64)
     hits = total = 0

@@ -27,6 +27,8 @@ UInt8 = NDArray[np.uint8]
 
 # Columns the self cache grows by: few enough that short captions read little, many enough that growing is rare.
 _BUCKET = 8
+# Images encoded together on the CPU: few enough that activations stay in its last-level cache (bench/LOG.md).
+_ENCODE_TOGETHER = 4
 
 
 class Caches(Protocol):
@@ -176,12 +178,15 @@ class _HostCaches:
                     array[slot] = array[source]
                 for array in self._self.values():
                     array[here] = array[there : there + self._rows]
-        self._images = len(sources) + len(pixels)
-        if len(pixels):
+        self._images = len(sources)
+        for first in range(0, len(pixels), _ENCODE_TOGETHER):
+            chunk = pixels[first : first + _ENCODE_TOGETHER]
+            places = slice(self._images, self._images + len(chunk))
             for array, fresh in zip(
-                self._cross.values(), encoder.run({"pixels": pixels}, list(self._cross)), strict=True
+                self._cross.values(), encoder.run({"pixels": chunk}, list(self._cross)), strict=True
             ):
-                array[len(sources) : self._images] = fresh
+                array[places] = fresh
+            self._images = places.stop
 
 
 class _DeviceCaches:

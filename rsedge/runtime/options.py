@@ -67,8 +67,15 @@ class DecodingOptions:
                 f"sampling and beam search were both asked for (num_beams {self.num_beams}): choose beams, "
                 "or top-p, top-k and temperature"
             )
-        if not self.do_sample and (self.temperature, self.top_k, self.top_p) != (1.0, 0, 1.0):
-            problems.append("temperature, top_k and top_p only act on sampling: add do_sample=True or leave them out")
+        # What would change nothing is refused rather than ignored.
+        if not self.do_sample and (self.temperature, self.top_k, self.top_p, self.seed) != (1.0, 0, 1.0, 0):
+            problems.append(
+                "temperature, top_k, top_p and seed only act on sampling: add do_sample=True or leave them out"
+            )
+        if self.num_beams == 1 and (self.length_penalty, self.early_stopping) != (1.0, False):
+            problems.append(
+                "length_penalty and early_stopping only act on beam search: add num_beams or leave them out"
+            )
         if problems:
             raise OptionError("; ".join(problems))
 
@@ -95,6 +102,8 @@ class DecodingOptions:
             values.update(num_beams=1, do_sample=True)
         elif "num_beams" in given or "do_sample" in given:
             values.update(do_sample=False, temperature=1.0, top_k=0, top_p=1.0)
+        if (values | given)["num_beams"] == 1:
+            values.update(length_penalty=1.0, early_stopping=False)
         if "max_new_tokens" in given and "min_new_tokens" not in given:
             values["min_new_tokens"] = min(values["min_new_tokens"], given["max_new_tokens"])
         return replace(cls(**values), **given)

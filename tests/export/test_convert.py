@@ -17,7 +17,7 @@ from rsedge.bundle import read_bundle
 from rsedge.errors import BundleError, CheckpointError, OptionError, OutputError, ParityError
 from rsedge.export import graph, verify
 from rsedge.export.convert import export
-from tests.models import random_images
+from tests.models import make_blip, random_images
 
 
 def test_a_bundle_says_what_it_is(checkpoint: Path, bundle_path: Path):
@@ -152,3 +152,9 @@ def test_generation_defaults_come_from_the_checkpoint(checkpoint: Path, tmp_path
     (copy / "generation_config.json").write_text(json.dumps({"num_beams": 0}))
     with pytest.raises(CheckpointError, match="num_beams must be positive"):
         export(copy, tmp_path / "c.rsedge")
+
+
+def test_a_decoder_with_few_positions_is_compared_as_far_as_it_goes(tmp_path: Path):
+    path = make_blip(tmp_path / "short", seed=2, max_positions=9)
+    bundle = export(path, tmp_path / "short.rsedge")
+    assert bundle.manifest.parity["new_tokens"] == bundle.manifest.generation.max_new_tokens == 9

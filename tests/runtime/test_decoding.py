@@ -129,6 +129,9 @@ def test_another_seed_draws_other_captions():
         ({"min_new_tokens": 30}, "min_new_tokens is 30"),
         ({"num_beams": 2, "do_sample": True}, "choose beams"),
         ({"temperature": 0.5}, "only act on sampling"),
+        ({"seed": 3}, "only act on sampling"),
+        ({"length_penalty": 2.0}, "only act on beam search"),
+        ({"early_stopping": True}, "only act on beam search"),
         ({"num_beams": 0, "temperature": -1.0, "do_sample": True}, "num_beams is 0.*temperature is -1"),
     ],
 )
@@ -139,6 +142,7 @@ def test_options_that_cannot_be(values, message):
 
 def test_overrides_choose_between_search_and_sampling():
     beams = GenerationDefaults(max_new_tokens=20, min_new_tokens=5, num_beams=3)
+    tuned = GenerationDefaults(max_new_tokens=20, num_beams=3, length_penalty=2.0, early_stopping=True)
     samples = GenerationDefaults(max_new_tokens=20, do_sample=True, top_p=0.9)
     resolve = DecodingOptions.resolve
     assert resolve(beams, {}).num_beams == 3
@@ -146,6 +150,10 @@ def test_overrides_choose_between_search_and_sampling():
     assert resolve(beams, {"top_p": 0.5}).num_beams == 1
     assert not resolve(samples, {"num_beams": 2}).do_sample
     assert resolve(samples, {"temperature": 0.5, "seed": None}).top_p == 0.9
+    assert resolve(tuned, {}).length_penalty == 2.0
+    assert resolve(tuned, {"num_beams": 1}) == resolve(tuned, {"num_beams": 1, "early_stopping": False})
+    with pytest.raises(OptionError, match="only act on beam search"):
+        resolve(tuned, {"num_beams": 1, "length_penalty": 2.0})
     assert resolve(beams, {"max_new_tokens": 3}).min_new_tokens == 3
     with pytest.raises(OptionError, match="unknown decoding option beams; there are: num_beams"):
         resolve(beams, {"beams": 3})
