@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import rasterio
 from rasterio.errors import RasterioError
 
@@ -22,7 +23,7 @@ from rsedge.errors import OptionError
 from rsedge.pixels import UInt8, resize
 
 if TYPE_CHECKING:
-    from rsedge.runtime.scene import Mask, Scene, SceneReader
+    from rsedge.runtime.scene import Scene, SceneReader
     from rsedge.runtime.tiles import Tile, TileGrid
 
 # Formats that can only be decoded from the top: a second reader would decode everything a second time.
@@ -30,7 +31,8 @@ _SEQUENTIAL = frozenset({"PNG", "JPEG", "GIF", "BMP", "WEBP"})
 # A raster made of others reports blocks of its own; this is what the files behind it usually have (JP2: 1024).
 _COMPOSITE = frozenset({"VRT", "SENTINEL2"})
 _COMPOSITE_BLOCK = 1024
-_SMALLEST_CACHE = 64 * 2**20
+# Room for a row of 512-line blocks of a whole Sentinel-2 tile in 8 bits: up to that width memory is the same.
+_SMALLEST_CACHE = 32 * 2**20
 # Lines per read: enough to keep GDAL busy, few enough that copies on the way cost little memory.
 _LINES_AT_ONCE = 64
 
@@ -116,26 +118,28 @@ def _strip_readers(scene: Scene, grid: TileGrid, readers: int) -> int:
 
 
 def _cache_bytes(scene: Scene, grid: TileGrid) -> int:
-    """GDAL's block cache: all the rows of blocks that one tile row can touch, whatever the height of the scene.
+    """GDAL's block cache: the rows of blocks that the next tile row wants again, whatever the height of the scene.
 
     In bytes, because rasterio hands GDAL the number as it is: the 64 that GDAL's own option would read as megabytes
     leaves no cache at all, and every block is decoded again for each tile row.
     """
     composite = scene.driver in _COMPOSITE
     block = max(scene.block_shape[0], _COMPOSITE_BLOCK if composite else 1)
-    lines = block * (1 + -(-grid.tile_size // block))
+    # Lines are read from above: only blocks of the last lines and of the overlap are wanted again. Half a row more is
+    # room for a thread that is ahead, whose new blocks would else drive out those another one still needs.
+    lines = block * (1 + -(-grid.overlap // block)) + block // 2
     bands = len(scene.bands) if composite else scene.band_count  # interleaved by pixel, all bands are decoded together
     return max(_SMALLEST_CACHE, lines * scene.width * bands * np.dtype(scene.dtype).itemsize)
 
 
 class _Row:
-    """One tile row while it is being read."""
+    """One tile row while it is being read: its images, filled line by line, and how many of their pixels lack data."""
 
-    def __init__(self, tiles: list[Tile], parts: int) -> None:
+    def __init__(self, tiles: list[Tile], tile_size: int, parts: int) -> None:
         self.left = tiles[0].col_off
         self.right = max(tile.col_off + tile.width for tile in tiles)
-        self.rgb: UInt8 = np.empty((tiles[0].height, self.right - self.left, 3), dtype=np.uint8)
-        self.empty: Mask = np.empty(self.rgb.shape[:2], dtype=np.bool_)
+        self.images: list[UInt8] = [np.zeros((tile_size, tile_size, 3), np.uint8) for _ in tiles]
+        self.empty = np.zeros(len(tiles), np.int64)
         self.parts_left = parts
         self.failed = False
 
@@ -197,8 +201,7 @@ class _RowQueue:
                     row = self._enter(number)
                     if row is None:
                         return
-                    self._fill(row, self._rows[number], reader, columns)
-                    if self._leave(row):
+                    if self._leave(row, self._fill(row, self._rows[number], reader, columns)):
                         tiles = self._cut(row, self._rows[number], reader)
                         with self._changed:
                             del self._in_work[number]
@@ -217,54 +220,55 @@ class _RowQueue:
             if self._stopped:
                 return None
             if number not in self._in_work:
-                self._in_work[number] = _Row(self._rows[number], self._parts)
+                self._in_work[number] = _Row(self._rows[number], self._tile_size, self._parts)
             return self._in_work[number]
 
-    def _fill(self, row: _Row, tiles: list[Tile], reader: SceneReader, owned: tuple[int, int]) -> None:
+    def _fill(self, row: _Row, tiles: list[Tile], reader: SceneReader, owned: tuple[int, int]) -> npt.NDArray[np.int64]:
+        """Read the owned columns into the row's images; gives the pixels without data in each."""
+        empty = np.zeros(len(tiles), np.int64)
         left, right = max(owned[0], row.left), min(owned[1], row.right)
         if left >= right or row.failed:
-            return
-        columns = slice(left - row.left, right - row.left)
+            return empty
         height = tiles[0].height
         try:
             for top in range(0, height, _LINES_AT_ONCE):
                 lines = slice(top, min(top + _LINES_AT_ONCE, height))
-                row.rgb[lines, columns], row.empty[lines, columns] = reader.read(
-                    tiles[0].row_off + top, left, lines.stop - top, right - left
-                )
+                rgb, mask = reader.read(tiles[0].row_off + top, left, lines.stop - top, right - left)
+                for index, tile in enumerate(tiles):
+                    first, last = max(tile.col_off, left), min(tile.col_off + tile.width, right)
+                    if first < last:
+                        part, place = slice(first - left, last - left), slice(first - tile.col_off, last - tile.col_off)
+                        row.images[index][lines, place] = rgb[:, part]
+                        empty[index] += np.count_nonzero(mask[:, part])
         except RasterioError:
             row.failed = True
+        return empty
 
-    def _leave(self, row: _Row) -> bool:
-        """Whether the caller read the last part of the row, and so has to cut it."""
+    def _leave(self, row: _Row, empty: npt.NDArray[np.int64]) -> bool:
+        """Whether the caller read the last part of the row, and so has to finish it."""
         with self._changed:
+            row.empty += empty
             row.parts_left -= 1
             return row.parts_left == 0
 
     def _cut(self, row: _Row, tiles: list[Tile], reader: SceneReader) -> list[TilePixels]:
         if row.failed:  # what of it can be read, tile by tile, so that the outcome does not depend on how it was shared
             return [self._read_alone(tile, reader) for tile in tiles]
-        cut = []
-        for tile in tiles:
-            span = slice(tile.col_off - row.left, tile.col_off - row.left + tile.width)
-            cut.append(self._finish(tile, row.rgb[:, span], row.empty[:, span]))
-        return cut
+        return [
+            self._finish(tile, image, empty)
+            for tile, image, empty in zip(tiles, row.images, row.empty.tolist(), strict=True)
+        ]
 
     def _read_alone(self, tile: Tile, reader: SceneReader) -> TilePixels:
         try:
-            rgb, empty = reader.read(tile.row_off, tile.col_off, tile.height, tile.width)
+            rgb, mask = reader.read(tile.row_off, tile.col_off, tile.height, tile.width)
         except RasterioError as error:
             reason = " ".join(str(error.__cause__ or error).split())
             return TilePixels(tile, None, None, f"pixels cannot be read: {reason}")
-        return self._finish(tile, rgb, empty)
+        image = np.zeros((self._tile_size, self._tile_size, 3), np.uint8)
+        image[: tile.height, : tile.width] = rgb
+        return self._finish(tile, image, int(np.count_nonzero(mask)))
 
-    def _finish(self, tile: Tile, rgb: UInt8, empty: Mask) -> TilePixels:
-        """Pad, resize, and count what is missing among the covered pixels."""
-        fraction = int(np.count_nonzero(empty)) / empty.size
-        if rgb.shape[:2] != (self._tile_size, self._tile_size):
-            padded = np.zeros((self._tile_size, self._tile_size, 3), dtype=np.uint8)
-            padded[: tile.height, : tile.width] = rgb
-            rgb = padded
-        # A copy of its own: a view would keep the whole row in memory for as long as one of its tiles lives.
-        rgb = np.array(rgb) if self._tile_size == self._image_size else resize(rgb, self._image_size)
-        return TilePixels(tile, rgb, fraction)
+    def _finish(self, tile: Tile, image: UInt8, empty: int) -> TilePixels:
+        """Bring a padded tile to the images' size; padding does not count as missing."""
+        return TilePixels(tile, resize(image, self._image_size), empty / (tile.width * tile.height))
