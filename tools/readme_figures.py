@@ -1,4 +1,4 @@
-"""Put the figures of bench/results into the README, between its markers; with --check only say whether they are there."""
+"""Put the figures of bench/results into the README, between its markers; with --check only say if they are there."""
 
 from __future__ import annotations
 
@@ -40,10 +40,11 @@ def figures() -> str:
     small, large = memory["rows"]
     lines += [
         "",
-        f"From a deflate-compressed GeoTIFF to GeoJSON the {pipeline['precision']} model takes {pipeline['ratio']:.3f} times "
-        f"what the model alone takes (`bench/pipeline.py`, {pipeline['tiles']} tiles). A {large['side']} × {large['side']} "
-        f"scene takes {memory['ratio']:.2f} times the memory of its quarter, {large['peak_rss_mb']:.0f} against "
-        f"{small['peak_rss_mb']:.0f} MB with a small model (`bench/memory.py`).",
+        f"From a deflate-compressed GeoTIFF to GeoJSON the {pipeline['precision']} model takes {pipeline['ratio']:.3f} "
+        f"times what the model alone takes (`bench/pipeline.py`, {pipeline['tiles']} tiles).",
+        "",
+        f"A {large['side']} × {large['side']} scene takes {memory['ratio']:.2f} times the memory of its quarter, "
+        f"{large['peak_rss_mb']:.0f} against {small['peak_rss_mb']:.0f} MB with a small model (`bench/memory.py`).",
         "",
     ]
     return "\n".join(lines)
