@@ -62,6 +62,7 @@ __all__ = [
     "describe_file",
     "describe_graph",
     "read_bundle",
+    "sha256_of",
     "write_bundle",
 ]
 
@@ -122,7 +123,7 @@ class Bundle:
 def describe_file(root: Path, file: str) -> FileRef:
     """The size and hash of ``root / file``, for a manifest."""
     path = root / file
-    return FileRef(file=file, sha256=_sha256(path), size=path.stat().st_size)
+    return FileRef(file=file, sha256=sha256_of(path), size=path.stat().st_size)
 
 
 def describe_graph(
@@ -221,7 +222,7 @@ def _check_file(root: Path, ref: FileRef, known: Verified, verified: Verified) -
         return f"{ref.file} is {fate}: expected {ref.size} bytes, found {status.st_size}; copy it again or export again"
     state: list[object] = [status.st_mtime_ns, status.st_size, status.st_ino, ref.sha256]
     if known.get(ref.file) != state:
-        actual = _sha256(path)
+        actual = sha256_of(path)
         if actual != ref.sha256:
             return f"{ref.file} is altered: expected sha256 {ref.sha256}, found {actual}; copy it again or export again"
     verified[ref.file] = state
@@ -249,7 +250,8 @@ def _beside(file: str, location: str) -> str:
     return posixpath.join(posixpath.dirname(file), location)
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):

@@ -19,6 +19,7 @@ from rsedge import jsonvalues
 from rsedge.errors import BundleError
 
 FORMAT_VERSION = 1
+MAX_BEAMS = 64
 
 Family = Literal["blip", "clip", "clipcap"]
 Precision = Literal["fp32", "fp16", "int8"]
@@ -183,8 +184,14 @@ class GenerationDefaults:
 
     Attributes:
         max_new_tokens, min_new_tokens: Counted without the start token, the end token included.
-        num_beams: 1 is greedy (or sampling with ``do_sample``).
-        top_k: 0 keeps every token.
+        num_beams: Hypotheses kept per image; 1 is greedy search, or sampling with ``do_sample``.
+        length_penalty: Exponent of the length a beam's score is divided by.
+        early_stopping: ``True`` ends when ``num_beams`` captions are complete, ``False`` when a better one is
+            unlikely, ``"never"`` when none can come.
+        repetition_penalty: Above 1 makes tokens already present less likely; 1 does nothing.
+        no_repeat_ngram_size: No n-gram of this size occurs twice; 0 does nothing.
+        do_sample: Draw each token from the filtered distribution instead of searching.
+        temperature, top_k, top_p: The filter, applied in this order; ``top_k`` 0 and ``top_p`` 1 keep every token.
     """
 
     max_new_tokens: int
@@ -200,22 +207,28 @@ class GenerationDefaults:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        _require(
-            (self.max_new_tokens > 0, f"max_new_tokens must be positive, got {self.max_new_tokens}"),
+        _require(*((False, problem) for problem in self.problems()))
+
+    def problems(self) -> list[str]:
+        """Every value that is not accepted, as a sentence."""
+        checks = (
+            ("num_beams", 1 <= self.num_beams <= MAX_BEAMS, f"1 (greedy) to {MAX_BEAMS}"),
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
             (
+                "min_new_tokens",
                 0 <= self.min_new_tokens <= self.max_new_tokens,
-                f"min_new_tokens must be in 0 to max_new_tokens ({self.max_new_tokens}), got {self.min_new_tokens}",
+                f"0 to max_new_tokens ({self.max_new_tokens})",
             ),
-            (self.num_beams > 0, f"num_beams must be positive, got {self.num_beams}"),
-            (self.repetition_penalty > 0, f"repetition_penalty must be positive, got {self.repetition_penalty}"),
-            (
-                self.no_repeat_ngram_size >= 0,
-                f"no_repeat_ngram_size must not be negative, got {self.no_repeat_ngram_size}",
-            ),
-            (self.temperature > 0, f"temperature must be positive, got {self.temperature}"),
-            (self.top_k >= 0, f"top_k must not be negative, got {self.top_k}"),
-            (0 < self.top_p <= 1, f"top_p must be above 0 and at most 1, got {self.top_p}"),
+            ("early_stopping", self.early_stopping in (True, False, "never"), "True, False or 'never'"),
+            ("repetition_penalty", self.repetition_penalty > 0, "a number above 0"),
+            ("no_repeat_ngram_size", self.no_repeat_ngram_size >= 0, "0 (off) or more"),
+            ("temperature", self.temperature > 0, "a number above 0"),
+            ("top_k", self.top_k >= 0, "0 (off) or more"),
+            ("top_p", 0 < self.top_p <= 1, "a share above 0 and at most 1"),
         )
+        return [
+            f"{name} is {getattr(self, name)!r}, expected {accepted}" for name, holds, accepted in checks if not holds
+        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

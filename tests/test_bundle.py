@@ -141,8 +141,8 @@ def test_reading_imports_neither_numpy_nor_onnx(bundle: Bundle):
         (lambda: TokenSpec(bos=3, eos=-1, pad=0, vocab_size=3), "bos must be in 0 to 2, got 3; eos .* got -1"),
         (lambda: ImageSpec(size=0, mean=(0, 0, 0), std=(1, 1, 1)), "size must be positive, got 0"),
         (lambda: ImageSpec(size=8, mean=(0,), std=(1, 1, 0)), r"mean must have one value per band \(3\).*std must"),
-        (lambda: GenerationDefaults(max_new_tokens=5, min_new_tokens=6), r"in 0 to max_new_tokens \(5\), got 6"),
-        (lambda: GenerationDefaults(max_new_tokens=5, top_p=0), "top_p must be above 0 and at most 1, got 0"),
+        (lambda: GenerationDefaults(max_new_tokens=5, min_new_tokens=6), r"is 6, expected 0 to max_new_tokens \(5\)"),
+        (lambda: GenerationDefaults(max_new_tokens=5, top_p=0), "top_p is 0, expected a share above 0 and at most 1"),
         (lambda: TensorSpec(name="x", dtype="int64", shape=("a b",)), "positive sizes or names like 'batch'"),
         (lambda: DecoderSpec(layers=0, heads=1, head_dim=1, max_positions=1, image_tokens=1), "decoder layers must be"),
         (
@@ -408,13 +408,13 @@ def test_garbage_is_refused_as_onnx(tmp_path: Path, content: bytes):
 
 def count_hashes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     hashed: list[str] = []
-    original = bundle_module._sha256
+    original = bundle_module.sha256_of
 
     def counting(path: Path) -> str:
         hashed.append(path.name)
         return original(path)
 
-    monkeypatch.setattr(bundle_module, "_sha256", counting)
+    monkeypatch.setattr(bundle_module, "sha256_of", counting)
     return hashed
 
 

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rsedge.bundle import sha256_of
+
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
@@ -93,18 +95,10 @@ def find_tensors(folder: Path, report: Report) -> tuple[dict[str, StoredTensor],
 
 def hash_files(files: list[Path]) -> str:
     """What ``sha256sum`` prints for the one file, or for the lines it prints for several, ordered by name."""
-    digests = {path.name: _sha256(path) for path in files}
+    digests = {path.name: sha256_of(path) for path in files}
     if len(digests) == 1:
         return next(iter(digests.values()))
     return hashlib.sha256("".join(f"{digests[name]}  {name}\n" for name in sorted(digests)).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _read_shards(folder: Path, report: Report) -> tuple[dict[str, StoredTensor], list[Path]]:

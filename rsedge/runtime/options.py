@@ -3,65 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 from rsedge.errors import OptionError
-
-if TYPE_CHECKING:
-    from rsedge.manifest import GenerationDefaults
+from rsedge.manifest import GenerationDefaults
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DecodingOptions:
-    """What to generate; each option means what it means to ``transformers.generate``.
+class DecodingOptions(GenerationDefaults):
+    """What to generate: the settings of :class:`~rsedge.manifest.GenerationDefaults`, settled, and a seed.
 
     Attributes:
-        num_beams: Hypotheses kept per image; 1 is greedy search, or sampling with ``do_sample``.
-        max_new_tokens, min_new_tokens: Tokens generated, the end token included and the start token not.
-        length_penalty: Exponent of the length a beam's score is divided by.
-        early_stopping: ``True`` ends when ``num_beams`` captions are complete, ``False`` when a better one is
-            unlikely, ``"never"`` when none can come.
-        repetition_penalty: Above 1 makes tokens already present less likely; 1 does nothing.
-        no_repeat_ngram_size: No n-gram of this size occurs twice; 0 does nothing.
-        do_sample: Draw each token from the filtered distribution instead of searching.
-        temperature, top_k, top_p: The filter, applied in this order; ``top_k`` 0 and ``top_p`` 1 keep every token.
         seed: Of the draws. A draw depends on the seed, the image's key and the position in its caption alone.
     """
 
-    num_beams: int = 1
     max_new_tokens: int = 20
-    min_new_tokens: int = 0
-    length_penalty: float = 1.0
-    early_stopping: bool | Literal["never"] = False
-    repetition_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0
-    do_sample: bool = False
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        problems = [
-            f"{name} is {getattr(self, name)!r}, expected {expected}"
-            for name, holds, expected in (
-                ("num_beams", 1 <= self.num_beams <= 64, "1 (greedy) to 64"),
-                ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
-                (
-                    "min_new_tokens",
-                    0 <= self.min_new_tokens <= self.max_new_tokens,
-                    f"0 to max_new_tokens ({self.max_new_tokens})",
-                ),
-                ("early_stopping", self.early_stopping in (True, False, "never"), "True, False or 'never'"),
-                ("repetition_penalty", self.repetition_penalty > 0, "a number above 0"),
-                ("no_repeat_ngram_size", self.no_repeat_ngram_size >= 0, "0 (off) or more"),
-                ("temperature", self.temperature > 0, "a number above 0"),
-                ("top_k", self.top_k >= 0, "0 (off) or more"),
-                ("top_p", 0 < self.top_p <= 1, "a share above 0 and at most 1"),
-                ("seed", 0 <= self.seed < 2**64, "0 to 2**64 - 1"),
-            )
-            if not holds
-        ]
+        problems = self.problems()
+        if not 0 <= self.seed < 2**64:
+            problems.append(f"seed is {self.seed}, expected 0 to 2**64 - 1")
         if self.do_sample and self.num_beams > 1:
             problems.append(
                 f"sampling and beam search were both asked for (num_beams {self.num_beams}): choose beams, "

@@ -150,7 +150,7 @@ def test_generation_defaults_come_from_the_checkpoint(checkpoint: Path, tmp_path
     defaults = export(copy, tmp_path / "b.rsedge").manifest.generation
     assert (defaults.num_beams, defaults.max_new_tokens, defaults.length_penalty) == (3, 12, 0.5)
     (copy / "generation_config.json").write_text(json.dumps({"num_beams": 0}))
-    with pytest.raises(CheckpointError, match="num_beams must be positive"):
+    with pytest.raises(CheckpointError, match="num_beams is 0, expected 1"):
         export(copy, tmp_path / "c.rsedge")
 
 

@@ -155,7 +155,7 @@ def test_overrides_choose_between_search_and_sampling():
     with pytest.raises(OptionError, match="only act on beam search"):
         resolve(tuned, {"num_beams": 1, "length_penalty": 2.0})
     assert resolve(beams, {"max_new_tokens": 3}).min_new_tokens == 3
-    with pytest.raises(OptionError, match="unknown decoding option beams; there are: num_beams"):
+    with pytest.raises(OptionError, match=r"unknown decoding option beams; there are: .*num_beams"):
         resolve(beams, {"beams": 3})
     with pytest.raises(OptionError, match="contradicts"):
         resolve(beams, {"do_sample": False, "top_k": 3})
