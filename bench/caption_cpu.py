@@ -2,7 +2,8 @@
 
 BLIP-base at 224 px (random weights, seeded), 20 new tokens, greedy and beam 3. transformers runs eager in fp32 at batch
 1, 8 and 16 and its best counts; rsedge runs its fp32 and int8 bundles with 16 images in work. Every engine runs in a
-process of its own; rounds go through all engines, so that each round is a pair, and medians over rounds are reported.
+process of its own, after a batch to warm up; rounds go through all engines, so that each round is a pair, and medians
+over rounds are reported.
 
     python bench/caption_cpu.py [--rounds 3] [--images 32]
 """
@@ -44,7 +45,7 @@ def run_transformers(count: int) -> dict:
     pixels = torch.from_numpy(values.astype(np.float32)).permute(0, 3, 1, 2).contiguous()
     results: dict = {}
     with torch.no_grad():
-        model.generate(pixel_values=pixels[:1], max_new_tokens=2)
+        model.generate(pixel_values=pixels[:16], max_new_tokens=2)
         for name, beams in SEARCHES.items():
             settings = {"num_beams": beams, "max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "do_sample": False}
             rates = {}
@@ -66,7 +67,7 @@ def run_rsedge(precision: str, count: int) -> dict:
 
     captioner = Captioner.load(common.bundle(precision), device="cpu", batch_size=16)
     pixels = images(count)
-    captioner.caption(pixels[:1], max_new_tokens=2)
+    captioner.caption(pixels[:16], max_new_tokens=2)
     results = {}
     for name, beams in SEARCHES.items():
         start = time.perf_counter()
@@ -86,7 +87,7 @@ def agreement(ours: list[list[int]], theirs: list[list[int]]) -> dict[str, float
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--images", type=int, default=32, choices=range(16, 33), metavar="16..32")
     parser.add_argument("--worker", choices=["transformers", "fp32", "int8"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:

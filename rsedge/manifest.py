@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -220,9 +221,10 @@ class GenerationDefaults:
                 f"0 to max_new_tokens ({self.max_new_tokens})",
             ),
             ("early_stopping", self.early_stopping in (True, False, "never"), "True, False or 'never'"),
-            ("repetition_penalty", self.repetition_penalty > 0, "a number above 0"),
+            ("length_penalty", math.isfinite(self.length_penalty), "a finite number"),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "a finite number above 0"),
             ("no_repeat_ngram_size", self.no_repeat_ngram_size >= 0, "0 (off) or more"),
-            ("temperature", self.temperature > 0, "a number above 0"),
+            ("temperature", 1e-3 <= self.temperature < math.inf, "a finite number, 0.001 or more"),
             ("top_k", self.top_k >= 0, "0 (off) or more"),
             ("top_p", 0 < self.top_p <= 1, "a share above 0 and at most 1"),
         )

@@ -86,16 +86,17 @@ def _table(boa_offset: int, full_scale: int) -> UInt8:
     return table
 
 
-def resize(image: UInt8, size: int) -> UInt8:
-    """The image as a square of ``size`` pixels, by Pillow's bicubic filter (what BLIP and CLIP were trained with).
+def resize(image: UInt8, size: int, resample: str = "bicubic") -> UInt8:
+    """The image as a square of ``size`` pixels, by one of Pillow's filters, as image processors of transformers do it.
 
     Args:
         image: uint8 [H, W, 3].
         size: Height and width of the result in pixels.
+        resample: ``nearest``, ``bilinear``, ``bicubic`` (what BLIP and CLIP were trained with) or ``lanczos``.
 
     Returns:
         uint8 [size, size, 3]; ``image`` itself where it has that size already.
     """
     if image.shape[:2] == (size, size):
         return image
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling[resample.upper()]))

@@ -15,6 +15,7 @@ class FakeCaptioner:
 
     def __init__(self, image_size: int = 32, model: str = "fake@0123456789ab") -> None:
         self.image_size = image_size
+        self.resample = "bicubic"
         self.model = model
         self.batches: list[int] = []
 

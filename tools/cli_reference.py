@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
 import sys
 from pathlib import Path
 
-import click
-
-from rsedge.cli.main import COMMANDS, cli
+from rsedge.cli.main import COMMANDS
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "cli.md"
-WIDTH = 100
+WIDTH = "100"
 
 
 def reference() -> str:
     """The whole page."""
-    parts = ["# Command line\n\nGenerated from `--help` by `make docs`.\n", section("rsedge", cli)]
-    group = click.Context(cli, info_name="rsedge")
-    for name in COMMANDS:
-        command = cli.get_command(group, name)
-        assert command is not None
-        parts.append(section(f"rsedge {name}", command))
+    parts = [
+        "# Command line\n\nGenerated from `--help` by `make docs`.\n",
+        *(section(name) for name in ("", *COMMANDS)),
+    ]
     return "\n".join(parts)
 
 
-def section(title: str, command: click.Command) -> str:
-    """One command."""
-    context = click.Context(command, info_name=title, terminal_width=WIDTH, max_content_width=WIDTH)
-    text = command.get_help(context).rstrip()
-    return f"## {title}\n\n```text\n{text}\n```\n"
+def section(name: str) -> str:
+    """One command, as a user sees its help on a terminal of ``WIDTH`` columns."""
+    command = [sys.executable, "-m", "rsedge", *name.split(), "--help"]
+    environment = {**os.environ, "COLUMNS": WIDTH}
+    text = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=TARGET.parents[1])
+    return f"## rsedge {name}".rstrip() + f"\n\n```text\n{text.stdout.rstrip()}\n```\n"
 
 
 def main() -> int:

@@ -37,14 +37,16 @@ def figures() -> str:
             f"| {row['search']} | {row['engine']} | {row['ms_per_image']:.0f} | {row['ratio']:.2f} | "
             f"{same['captions']:.0%} | {same['tokens']:.1%} | {row['peak_rss_mb']} MB |"
         )
-    small, large = memory["rows"]
+    ratios = " and ".join(f"{row['ratio']:.2f}" for row in memory["rows"])
+    whole = " and ".join(f"{row['whole_mb']:.0f}" for row in memory["rows"])
+    quarter = " and ".join(f"{row['quarter_mb']:.0f}" for row in memory["rows"])
     lines += [
         "",
         f"From a deflate-compressed GeoTIFF to GeoJSON the {pipeline['precision']} model takes {pipeline['ratio']:.3f} "
         f"times what the model alone takes (`bench/pipeline.py`, {pipeline['tiles']} tiles).",
         "",
-        f"A {large['side']} × {large['side']} scene takes {memory['ratio']:.2f} times the memory of its quarter, "
-        f"{large['peak_rss_mb']:.0f} against {small['peak_rss_mb']:.0f} MB with a small model (`bench/memory.py`).",
+        f"A {memory['side']} × {memory['side']} scene takes {ratios} times the memory of its quarter, as 8-bit and as "
+        f"16-bit raster, {whole} against {quarter} MB with a small model (`bench/memory.py`).",
         "",
     ]
     return "\n".join(lines)

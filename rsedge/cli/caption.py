@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from rsedge.cli.progress import tile_progress
 
 if TYPE_CHECKING:
     from rsedge.runtime.captioner import Captioner
+    from rsedge.runtime.options import DecodingOptions
     from rsedge.runtime.pipeline import Summary
 
 SOME_TILES_FAILED = 3
@@ -103,8 +105,7 @@ def command(
                 progress=progress,
             )
     if output != "-":
-        ctx.params["output"] = output
-        _save_config(ctx, Path(output))
+        _save_config(ctx, Path(output), captioner, task.options)
     _report(summary, captioner, as_json=as_json)
     return SOME_TILES_FAILED if summary.read_errors else 0
 
@@ -121,22 +122,30 @@ def _resumable(output: str) -> Iterator[None]:
         raise
 
 
-def _save_config(ctx: click.Context, output: Path) -> None:
-    """Keep the resolved options beside the output, in a file that ``--config`` takes."""
+def _save_config(ctx: click.Context, output: Path, captioner: Captioner, options_used: DecodingOptions) -> None:
+    """Keep the resolved options beside the output, in a file that ``--config`` takes for the very same run."""
+    from rsedge.errors import OutputError
     from rsedge.tomlfile import write_toml
 
-    values = {
-        name: list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
-        for name, value in ctx.params.items()
-        if name not in ("overwrite", "as_json")
-    }
-    write_toml(output.with_name(f"{output.name}.config.toml"), values)
+    used = dataclasses.asdict(options_used)
+    # Naming what has no part in the search chosen would be refused, as on the command line.
+    idle = {"do_sample"}
+    idle |= {"num_beams"} if options_used.do_sample else {"temperature", "top_k", "top_p", "seed"}
+    idle |= {"length_penalty", "early_stopping"} if options_used.num_beams == 1 else set()
+    resolved = {name: None if name in idle else value for name, value in used.items()}
+    values = {**ctx.params, **resolved, "device": captioner.device, "batch_size": captioner.batch_size}
+    values["output"] = str(output)
+    path = output.with_name(f"{output.name}.config.toml")
+    try:
+        write_toml(path, options.to_config(ctx.command, values))
+    except OSError as error:
+        raise OutputError(f"{output} is whole, but {path} cannot be written: {error.strerror}; move it away") from error
 
 
 def _report(summary: Summary, captioner: Captioner, *, as_json: bool) -> None:
     """What was done: JSON on stdout (on stderr beside data), else a line on stderr."""
     for warning in summary.warnings:
-        click.echo(f"Warning: {warning}", err=True)
+        logging.getLogger("rsedge").warning("Warning: %s", warning)
     if as_json:
         values = {**summary.to_dict(), "device": captioner.device, "device_reason": captioner.device_reason}
         click.echo(json.dumps(values), err=summary.output == "-")

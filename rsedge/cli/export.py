@@ -10,15 +10,13 @@ import click
 
 from rsedge.cli import options
 
-PRECISION = {"fp32": "32-bit floats (default)", "fp16": "16-bit floats, for GPUs", "int8": "8-bit integers, for CPUs"}
-
 
 @click.command("export")
 @click.argument("checkpoint")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Bundle to make, NAME.rsedge.")
-@click.option("--fp32", "precision", flag_value="fp32", default="fp32", help=PRECISION["fp32"])
-@click.option("--fp16", "precision", flag_value="fp16", help=PRECISION["fp16"])
-@click.option("--int8", "precision", flag_value="int8", help=PRECISION["int8"])
+@click.option("--fp32", is_flag=True, help="32-bit floats (default).")
+@click.option("--fp16", is_flag=True, help="16-bit floats, for GPUs.")
+@click.option("--int8", is_flag=True, help="8-bit integers, for CPUs.")
 @click.option("--image-size", type=click.IntRange(min=1), help="Pixels.  [default: the checkpoint's]")
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @options.overwrite
@@ -26,7 +24,9 @@ PRECISION = {"fp32": "32-bit floats (default)", "fp16": "16-bit floats, for GPUs
 def command(
     checkpoint: str,
     output: Path,
-    precision: Any,
+    fp32: bool,
+    fp16: bool,
+    int8: bool,
     image_size: int | None,
     revision: str | None,
     overwrite: bool,
@@ -40,10 +40,14 @@ def command(
     """
     from rsedge.errors import BackendError
 
+    chosen = [name for name, given in (("fp32", fp32), ("fp16", fp16), ("int8", int8)) if given]
+    if len(chosen) > 1:
+        raise click.UsageError(f"--{' and --'.join(chosen)} were both given: a bundle has one precision")
+    precision: Any = chosen[0] if chosen else "fp32"
     try:
         from rsedge.export.convert import export
     except ImportError as error:
-        raise BackendError(f"exporting needs {error.name}: pip install 'rsedge[export]'") from error
+        raise BackendError(f"exporting needs {error.name}: pip install 'rsedge[export,cpu]'") from error
     bundle = export(
         checkpoint,
         output,

@@ -45,18 +45,16 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
 @click.option("-q", "--quiet", is_flag=True, help="Only errors on stderr.")
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@click.option("--debug", is_flag=True, help="Show tracebacks; stands before the command.")
 @click.version_option(package_name="rsedge")
-def cli(verbose: bool, quiet: bool, debug: bool) -> None:
+def cli(quiet: bool, debug: bool) -> None:  # noqa: ARG001 - run() looks for --debug itself
     """Caption whole Sentinel-2 scenes on an edge device, without torch.
 
     Fine-tune and export a captioner once, then run the bundle anywhere.
     """
-    level = logging.DEBUG if verbose or debug else logging.ERROR if quiet else logging.INFO
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("rsedge").setLevel(level)
+    logging.getLogger("rsedge").setLevel(logging.ERROR if quiet else logging.INFO)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -90,7 +88,8 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if debug:
             raise
-        _say(f"Error: unexpected {type(error).__name__}: {error}\nThis is a fault of rsedge; --debug shows where.")
+        _say(f"Error: unexpected {type(error).__name__}: {error}")
+        _say("This is a fault of rsedge; see where with: rsedge --debug …")
         return 1
 
 

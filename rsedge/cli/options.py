@@ -19,30 +19,68 @@ def load_config(ctx: click.Context, param: click.Parameter, value: Path | None) 
     from rsedge.errors import OptionError
     from rsedge.tomlfile import read_toml
 
+    names = _spellings(ctx.command)
     try:
         given = {name.replace("-", "_"): entry for name, entry in read_toml(value).items()}
     except OptionError as error:
         raise click.BadParameter(str(error)) from error
-    known = {parameter.name for parameter in ctx.command.params} - {"config"}
-    unknown = sorted(set(given) - {name for name in known if name})
-    if unknown:
-        names = ", ".join(sorted(name for name in known if name))
-        raise click.BadParameter(f"{value} has unknown keys {', '.join(unknown)}; rsedge {ctx.info_name} has {names}")
-    ctx.default_map = {**(ctx.default_map or {}), **given}
+    if unknown := sorted(set(given) - set(names)):
+        accepted = ", ".join(names)
+        raise click.BadParameter(
+            f"{value} has unknown keys {', '.join(unknown)}; rsedge {ctx.info_name} has {accepted}"
+        )
+    for name, entry in given.items():
+        if isinstance(names[name].type, click.types.IntParamType) and type(entry) is not int:
+            raise click.BadParameter(f"{value}: {name} is {entry!r}, expected a whole number")
+    ctx.default_map = {**(ctx.default_map or {}), **{str(names[name].name): entry for name, entry in given.items()}}
     return value
 
 
-def parse_bands(ctx: click.Context, param: click.Parameter, value: Any) -> tuple[int, int, int] | None:  # noqa: ARG001
-    """``4,3,2`` → (4, 3, 2)."""
-    if value is None or value == "":
-        return None
-    parts = str(value).split(",") if isinstance(value, str) else list(value)
-    try:
-        red, green, blue = (int(part) for part in parts)
-    except ValueError as error:
-        message = f"{value!r}: give three band numbers for red, green and blue, such as 4,3,2"
-        raise click.BadParameter(message) from error
-    return red, green, blue
+def _spellings(command: click.Command) -> dict[str, click.Parameter]:
+    """What a file may call each parameter: its flag's spelling, with ``_`` for ``-``."""
+    names = {}
+    for parameter in command.params:
+        flags = [flag.lstrip("-") for flag in parameter.opts if flag.startswith("--")] or [parameter.name or ""]
+        if parameter.name not in ("config", "as_json", "overwrite"):
+            names[flags[0].replace("-", "_")] = parameter
+    return names
+
+
+def to_config(command: click.Command, values: dict[str, Any]) -> dict[str, Any]:
+    """Parameter values as :func:`load_config` takes them; those that are None are left out."""
+    return {
+        name: list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+        for name, parameter in _spellings(command).items()
+        if (value := values.get(str(parameter.name))) is not None
+    }
+
+
+class Bands(click.ParamType):  # type: ignore[type-arg]  # generic only in newer click
+    """``4,3,2``, or a list of three numbers from a configuration file."""
+
+    name = "R,G,B"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int, int]:
+        """Three band numbers."""
+        try:
+            red, green, blue = (int(part) for part in (value.split(",") if isinstance(value, str) else value))
+        except (TypeError, ValueError):
+            self.fail(f"{value!r}: give three band numbers for red, green and blue, such as 4,3,2", param, ctx)
+        return red, green, blue
+
+
+class EarlyStopping(click.Choice):  # type: ignore[type-arg]
+    """``true``, ``false`` or ``never``; TOML's own booleans too."""
+
+    def __init__(self) -> None:
+        super().__init__(["true", "false", "never"])
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """True, False or ``"never"``."""
+        if isinstance(value, bool):
+            return value
+        text = super().convert(value, param, ctx)
+        return text if text == "never" else text == "true"
 
 
 config = click.option(
@@ -59,7 +97,7 @@ device = click.option(
 )
 threads = click.option("--threads", type=click.IntRange(min=1), help="CPU threads of inference.  [default: all cores]")
 batch_size = click.option(
-    "--batch-size", type=click.IntRange(min=1), help="Images decoded together.  [default: 16 on CPU, 64 on CUDA]"
+    "--batch-size", type=click.IntRange(min=1), help="Images decoded together.  [default: 16 on CPU, 32 on CUDA]"
 )
 overwrite = click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print a machine-readable summary.")
@@ -69,7 +107,11 @@ _GENERATION = (
     click.option("--max-new-tokens", type=click.IntRange(min=1), help="Longest caption, in tokens."),
     click.option("--min-new-tokens", type=click.IntRange(min=0), help="Shortest caption, in tokens."),
     click.option("--length-penalty", type=float, help="Above 0 favours longer captions in beam search."),
-    click.option("--early-stopping/--no-early-stopping", default=None, help="Stop at the first full set of captions."),
+    click.option(
+        "--early-stopping",
+        type=EarlyStopping(),
+        help="When beam search ends: at the first full set, or when unbeatable.",
+    ),
     click.option("--repetition-penalty", type=float, help="Above 1 makes repeated tokens less likely."),
     click.option("--no-repeat-ngram-size", type=click.IntRange(min=0), help="No n-gram of this size twice; 0 is off."),
     click.option("--top-p", type=float, help="Sample from the most likely tokens that hold this share."),
@@ -103,7 +145,7 @@ _TILING = (
         show_default=True,
         help="Tiles with a larger share without data get no caption.",
     ),
-    click.option("--bands", callback=parse_bands, help="Bands for red, green and blue, such as 4,3,2."),
+    click.option("--bands", type=Bands(), help="Bands for red, green and blue, such as 4,3,2."),
     click.option(
         "--boa-offset",
         type=int,

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rsedge.export.precision import ACTIVATIONS
+
 if TYPE_CHECKING:
     from rsedge.export.weights import Report, StoredTensor
 
@@ -18,8 +20,6 @@ HEAD = "text_decoder.cls.predictions"
 WORDS = "text_decoder.bert.embeddings.word_embeddings.weight"
 # The language-model head, and the tensor that each part is tied to by default.
 TIED = {f"{HEAD}.decoder.weight": WORDS, f"{HEAD}.decoder.bias": f"{HEAD}.bias"}
-
-ACTIVATIONS = ("gelu", "gelu_new", "relu", "quick_gelu")
 
 _VISION = {
     "hidden_size": 768,

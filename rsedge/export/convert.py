@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 
 from rsedge.bundle import (
     Bundle,
@@ -41,7 +42,7 @@ TOKENIZER = "tokenizer.json"
 DEFAULT_NEW_TOKENS = 20
 """What transformers generates where neither the checkpoint nor the caller gives a length."""
 
-_LIBRARIES = ("rsedge", "torch", "transformers", "tokenizers", "onnx", "onnxruntime", "numpy")
+_LIBRARIES = ("rsedge", "torch", "transformers", "tokenizers", "onnx", "numpy")
 
 
 def export(
@@ -79,12 +80,15 @@ def export(
         patch = checkpoint.settings.vision["patch_size"]
         raise OptionError(f"image size is {size}, expected at least one patch of {patch} pixels, such as 224")
 
+    shape = blip.BlipShape.from_checkpoint(checkpoint, size)
+    generation, recipe = _generation(checkpoint, shape.positions), _recipe(checkpoint)
+
     def build(root: Path) -> Manifest:
         progress(f"writing {precision} graphs at {size} px")
-        shape = blip.BlipShape.from_checkpoint(checkpoint, size)
         graphs = {name: _save(graph, root) for name, graph in _graphs(shape, checkpoint, precision).items()}
         export_tokenizer(checkpoint.path, root / TOKENIZER)
-        draft = _manifest(root, Path(target).name.removesuffix(".rsedge"), checkpoint, shape, graphs, precision)
+        name = Path(target).name.removesuffix(".rsedge")
+        draft = _manifest(root, name, checkpoint, shape, graphs, precision, generation, recipe)
         progress(f"comparing with torch on {verify.IMAGES} seeded images")
         report = verify.parity_report(checkpoint, Bundle(path=root, manifest=draft, hash="0" * 64))
         verify.check(report, precision)
@@ -139,6 +143,8 @@ def _manifest(
     shape: blip.BlipShape,
     graphs: dict[str, Graph],
     precision: Precision,
+    generation: GenerationDefaults,
+    recipe: dict[str, Any] | None,
 ) -> Manifest:
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "blip"
     image = ImageSpec(
@@ -155,7 +161,7 @@ def _manifest(
         graphs=graphs,
         image=image,
         tokens=checkpoint.tokens,
-        generation=_generation(checkpoint, shape.positions),
+        generation=generation,
         decoder=DecoderSpec(
             layers=shape.layers,
             heads=shape.heads,
@@ -169,8 +175,9 @@ def _manifest(
             source_sha256=checkpoint.sha256,
             source_revision=checkpoint.revision,
             exported_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            versions={library: version(library) for library in _LIBRARIES},
-            recipe=_recipe(checkpoint),
+            # onnxruntime goes by another distribution name on a GPU machine.
+            versions={**{name: version(name) for name in _LIBRARIES}, "onnxruntime": onnxruntime.__version__},
+            recipe=recipe,
         ),
     )
 
@@ -191,18 +198,20 @@ def _recipe(checkpoint: Checkpoint) -> dict[str, Any] | None:
 
 
 def _generation(checkpoint: Checkpoint, positions: int) -> GenerationDefaults:
-    """Generation defaults as ``generation_config.json`` has them; lengths are counted without the start token."""
+    """Generation defaults as ``generation_config.json`` has them; lengths are counted without the start
+    token, and sampling without a ``top_k`` keeps 50 tokens, as transformers has it.
+    """
     config: Mapping[str, Any] = checkpoint.generation_config
-    longest = config.get("max_new_tokens") or (config.get("max_length") or DEFAULT_NEW_TOKENS + 1) - 1
-    shortest = config.get("min_new_tokens") or max((config.get("min_length") or 1) - 1, 0)
     names = ("num_beams", "length_penalty", "early_stopping", "repetition_penalty", "no_repeat_ngram_size")
     given = {name: config[name] for name in names if config.get(name) is not None}
     if config.get("do_sample"):
         sampling = ("do_sample", "temperature", "top_k", "top_p")
         given = {name: value for name, value in given.items() if name != "num_beams"}
-        given |= {name: config[name] for name in sampling if config.get(name) is not None}
+        given |= {"top_k": 50} | {name: config[name] for name in sampling if config.get(name) is not None}
     try:
+        longest = config.get("max_new_tokens") or (config.get("max_length") or DEFAULT_NEW_TOKENS + 1) - 1
+        shortest = config.get("min_new_tokens") or max((config.get("min_length") or 1) - 1, 0)
         return GenerationDefaults(max_new_tokens=min(longest, positions), min_new_tokens=shortest, **given)
-    except BundleError as error:
+    except (BundleError, TypeError) as error:
         problem = f"generation_config.json asks for what no caption can be: {error}; mend or delete it"
         raise CheckpointError(checkpoint.source, [problem]) from error

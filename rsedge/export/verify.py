@@ -37,20 +37,21 @@ class Tolerance:
     """What a precision may cost before an export fails.
 
     Attributes:
-        encoder_mean: Mean absolute error of the encoder's output over its mean magnitude.
+        encoder_max, encoder_mean: Largest and mean absolute error of the encoder's output over its mean magnitude.
         next_token: Share of torch's tokens that the bundle too ranks first, fed torch's caption.
         caption_tokens: Share of equal tokens, position by position, of freely decoded captions.
     """
 
+    encoder_max: float
     encoder_mean: float
     next_token: float
     caption_tokens: float
 
 
 TOLERANCES: dict[Precision, Tolerance] = {
-    "fp32": Tolerance(encoder_mean=1e-4, next_token=1.0, caption_tokens=1.0),
-    "fp16": Tolerance(encoder_mean=2e-2, next_token=0.97, caption_tokens=0.8),
-    "int8": Tolerance(encoder_mean=0.15, next_token=0.8, caption_tokens=0.0),
+    "fp32": Tolerance(encoder_max=1e-3, encoder_mean=1e-4, next_token=1.0, caption_tokens=1.0),
+    "fp16": Tolerance(encoder_max=0.5, encoder_mean=2e-2, next_token=0.97, caption_tokens=0.8),
+    "int8": Tolerance(encoder_max=5.0, encoder_mean=0.15, next_token=0.8, caption_tokens=0.4),
 }
 
 
@@ -109,6 +110,7 @@ def parity_report(checkpoint: Checkpoint, bundle: Bundle) -> dict[str, Any]:
         "next_token": _rounded(next_token),
         **searches,
         "tolerance": {
+            "encoder_max_over_magnitude": tolerance.encoder_max,
             "encoder_mean_over_magnitude": tolerance.encoder_mean,
             "next_token": tolerance.next_token,
             "caption_tokens": tolerance.caption_tokens,
@@ -130,12 +132,11 @@ def check(report: dict[str, Any], precision: Precision) -> None:
 
 def _problems(report: dict[str, Any], tolerance: Tolerance) -> list[str]:
     """Every figure beyond its tolerance, as a sentence; NaN compares false, so a graph that yields it is caught too."""
-    relative = report["encoder"]["mean"] / max(report["encoder"]["mean_magnitude"], 1e-12)
-    problems = []
-    if not relative <= tolerance.encoder_mean:
-        problems.append(
-            f"the encoder errs by {relative:.2g} of its magnitude on average, accepted is {tolerance.encoder_mean:g}"
-        )
+    encoder, problems = report["encoder"], []
+    for kind, limit in (("max", tolerance.encoder_max), ("mean", tolerance.encoder_mean)):
+        relative = encoder[kind] / max(encoder["mean_magnitude"], 1e-12)
+        if not relative <= limit:
+            problems.append(f"the encoder's {kind} error is {relative:.2g} of its magnitude, accepted is {limit:g}")
     shares = {"next tokens": (report["next_token"], tolerance.next_token)}
     shares |= {f"{name} tokens": (report[name]["caption_tokens"], tolerance.caption_tokens) for name in _SEARCHES}
     problems += [
@@ -165,7 +166,9 @@ def _torch_results(
     """Encoder output [B, S, D] and, per search, the generated token ids of the checkpoint in torch."""
     import torch
     from transformers import BlipForConditionalGeneration
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     image = bundle.manifest.image
     model = BlipForConditionalGeneration.from_pretrained(
         checkpoint.path, local_files_only=True, use_safetensors=True, dtype=torch.float32

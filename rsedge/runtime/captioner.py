@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rsedge.bundle import Bundle, read_bundle
 from rsedge.errors import BundleError, OptionError
-from rsedge.pixels import resize
+from rsedge.pixels import ReflectanceRule, resize
 from rsedge.runtime.decoder import Decoder
 from rsedge.runtime.decoding import make_search
 from rsedge.runtime.options import DecodingOptions, DecodingOverrides
@@ -31,8 +31,8 @@ UInt8 = NDArray[np.uint8]
 
 _log = logging.getLogger("rsedge")
 
-BATCH_SIZE = {"cpu": 16, "cuda": 64}
-"""Images decoded together unless the caller says otherwise."""
+BATCH_SIZE = {"cpu": 16, "cuda": 32}
+"""Images decoded together unless the caller says otherwise: fewer than a scene's segment has, so that images follow."""
 
 
 class Captioner:
@@ -45,6 +45,7 @@ class Captioner:
         batch_size: Images decoded together.
         model: ``name@hash12``, as in every record.
         image_size: Side in pixels of the images the model sees.
+        resample: Filter that brings other images to that size.
         decoder: Its graphs and caches.
     """
 
@@ -53,7 +54,9 @@ class Captioner:
         if manifest.tokens is None or manifest.generation is None:
             raise BundleError(f"{bundle.path} is a {manifest.family} bundle and cannot write captions")
         self.bundle, self.device, self.device_reason = bundle, backend.device, device_reason
-        self.batch_size, self.model, self.image_size = batch_size, bundle.model, manifest.image.size
+        self.batch_size, self.model = batch_size, bundle.model
+        self.image_size, self.resample = manifest.image.size, manifest.image.resample
+        _check_image_spec(bundle)
         self._tokens, self._defaults = manifest.tokens, manifest.generation
         self._tokenizer = Tokenizer.load(bundle.tokenizer_path)
         self.decoder = Decoder(bundle, backend)
@@ -68,7 +71,7 @@ class Captioner:
             path: A ``NAME.rsedge`` directory.
             device: ``auto`` (a CUDA GPU if usable, else the CPU; logged), ``cpu``, ``cuda`` or ``cuda:N``.
             threads: CPU threads; None takes the cores this process may use.
-            batch_size: Images decoded together; None takes 16 on the CPU, 64 on CUDA.
+            batch_size: Images decoded together; None takes 16 on the CPU, 32 on CUDA.
 
         Raises:
             BundleError: The bundle is damaged, or no captioner.
@@ -78,7 +81,7 @@ class Captioner:
         if batch_size is not None and batch_size < 1:
             raise OptionError(f"batch_size is {batch_size}, expected at least 1")
         bundle = read_bundle(path)
-        chosen, reason = choose_device(device)
+        chosen, reason = choose_device(device, bundle.manifest.precision)
         _log.info("running %s on %s: %s", bundle.model, chosen, reason)
         backend = OrtBackend(chosen, threads=threads)
         size = batch_size or BATCH_SIZE[chosen.partition(":")[0]]
@@ -94,7 +97,7 @@ class Captioner:
         if options.max_new_tokens > self.decoder.spec.max_positions:
             raise OptionError(
                 f"max_new_tokens is {options.max_new_tokens}, {self.model} has positions for "
-                f"{self.decoder.spec.max_positions}"
+                f"{self.decoder.spec.max_positions}: pass at most that"
             )
         return options
 
@@ -111,6 +114,7 @@ class Captioner:
         Raises:
             OptionError: Images of another shape or type, or a decoding option that is not accepted.
         """
+        images = np.asarray(images)
         if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
             raise OptionError(
                 f"images are {images.dtype} {list(images.shape)}, expected uint8 [B, H, W, 3]; "
@@ -120,7 +124,8 @@ class Captioner:
             raise OptionError(f"{len(keys)} keys for {len(images)} images: pass one per image or none")
         if images.shape[1:3] != (self.image_size, self.image_size):
             shape = (len(images), self.image_size, self.image_size, 3)
-            images = np.array([resize(image, self.image_size) for image in images], np.uint8).reshape(shape)
+            resized = [resize(image, self.image_size, self.resample) for image in images]
+            images = np.array(resized, np.uint8).reshape(shape)
         return self._decode(images, range(len(images)) if keys is None else keys, self.options(**overrides))
 
     def _decode(self, images: UInt8, keys: Sequence[int], options: DecodingOptions) -> list[Caption]:
@@ -194,6 +199,16 @@ class Captioner:
             yield from records
 
 
+def _check_image_spec(bundle: Bundle) -> None:
+    """Refuse a bundle made for pixels this runtime does not make."""
+    image = bundle.manifest.image
+    rule, known = image.reflectance.get("full_scale"), ReflectanceRule().full_scale
+    if image.bands != ("red", "green", "blue"):
+        raise BundleError(f"{bundle.path} sees the bands {', '.join(image.bands)}; this rsedge reads red, green, blue")
+    if rule not in (None, known):
+        raise BundleError(f"{bundle.path} was made for reflectance with full scale {rule}; this rsedge uses {known}")
+
+
 def _close_ranks(done: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Slots to keep, those from the end moved into the gaps: the fewest caches move."""
     staying = np.flatnonzero(~done)
@@ -206,7 +221,8 @@ class TileCaptions:
     """A captioner with its decoding options settled."""
 
     def __init__(self, captioner: Captioner, options: DecodingOptions) -> None:
-        self.options, self.model, self.image_size = options, captioner.model, captioner.image_size
+        self.options, self.model = options, captioner.model
+        self.image_size, self.resample = captioner.image_size, captioner.resample
         self._captioner = captioner
 
     def caption_tiles(self, images: UInt8, keys: Sequence[int]) -> list[Caption]:

@@ -162,7 +162,9 @@ class _State:
         seen = output.watched.shape[1]
         if options.repetition_penalty != 1:
             watch = self._request(count, 1).watch
-            repeated = (ids[:, :, None] == watch[:, None, :]).any(-1)
+            seen_before = np.zeros((len(ids), self.vocab_size), np.bool_)
+            np.put_along_axis(seen_before, watch, True, axis=1)
+            repeated = np.take_along_axis(seen_before, ids, axis=1)
             duplicate = np.tril(watch[:, :, None] == watch[:, None, :], -1).any(-1)
             ids = np.concatenate([ids, watch], axis=1)
             hidden = np.concatenate([repeated, duplicate], axis=1)
@@ -324,7 +326,7 @@ class _Beam(_State):
         beams = self.rows
         length = self.length[:count]
         ended = ends & (np.arange(2 * beams) < beams)
-        normalized = scores / (length[:, None].astype(np.float32) ** np.float32(self.options.length_penalty))
+        normalized = scores / self._divisor(length)[:, None]
         full = self.is_finished[:count].all(axis=1) & (self.options.early_stopping is True)
         normalized = normalized + (full | ~self.open[:count])[:, None] * _RULED_OUT + ~ended * _RULED_OUT
         merged_score = np.concatenate([self.finished_score[:count], normalized], axis=1)
@@ -339,13 +341,17 @@ class _Beam(_State):
         flags = np.concatenate([self.is_finished[:count], ended], axis=1)
         self.is_finished[:count] = np.take_along_axis(flags, best, axis=1)
 
+    def _divisor(self, length: Ints) -> Floats:
+        """What a score of that length is divided by; rounded once, as Python's own power is in transformers."""
+        return (length.astype(np.float64) ** self.options.length_penalty).astype(np.float32)
+
     def _can_improve(self, count: int) -> NDArray[np.bool_]:
         """Whether a running hypothesis may still beat the worst finished one, by transformers' heuristic, bool [n]."""
         options = self.options
-        reach = self.length[:count].astype(np.float32)
+        reach = self.length[:count]
         if options.early_stopping == "never" and options.length_penalty > 0:
             reach = np.full_like(reach, options.max_new_tokens)
-        best = self.score[:count, :1] / (reach[:, None] ** np.float32(options.length_penalty))
+        best = self.score[:count, :1] / self._divisor(reach)[:, None]
         finished = self.finished_score[:count]
         worst = np.where(self.is_finished[:count], finished.min(axis=1, keepdims=True), _RULED_OUT)
         return np.asarray((best > worst).any(axis=1))

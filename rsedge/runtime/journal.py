@@ -114,8 +114,8 @@ class Journal:
         with self.path.open("rb") as stream:
             header = stream.readline()
             stored = _parse(header)
-            if not header.endswith(b"\n"):  # new, or killed while it was begun
-                return self._begin(fingerprint)
+            if not header.endswith(b"\n") and _is_torn_header(header):
+                return self._begin(fingerprint)  # new, or killed while it was begun
             if stored is None or stored.get("rsedge_journal") != FORMAT_VERSION:
                 if overwrite:
                     return self._begin(fingerprint)
@@ -157,6 +157,13 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         return None
     body: dict[str, Any] = json.loads(text)
     return body
+
+
+def _is_torn_header(data: bytes) -> bool:
+    """Whether ``data``, without a line end, can be the beginning of a journal: nothing else is ever overwritten."""
+    checksum, _, body = data.partition(b" ")
+    begins = b'{"rsedge_journal"'
+    return len(checksum) <= 8 and not checksum.strip(b"0123456789abcdef") and (body[: len(begins)] in begins)
 
 
 def _locked(path: Path) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypedDict
 
 from rsedge.errors import OptionError
@@ -57,7 +57,7 @@ class DecodingOptions(GenerationDefaults):
         if unknown:
             raise OptionError(f"unknown decoding option {', '.join(unknown)}; there are: {', '.join(known)}")
         values = asdict(defaults)
-        sampling = bool({"temperature", "top_k", "top_p"} & set(given))
+        sampling = bool({"temperature", "top_p"} & set(given)) or bool(given.get("top_k"))
         if sampling and not given.get("do_sample", True):
             raise OptionError("do_sample=False contradicts temperature, top_k or top_p: leave one side out")
         if given.get("do_sample") or sampling:
@@ -66,9 +66,11 @@ class DecodingOptions(GenerationDefaults):
             values.update(do_sample=False, temperature=1.0, top_k=0, top_p=1.0)
         if (values | given)["num_beams"] == 1:
             values.update(length_penalty=1.0, early_stopping=False)
+        if "seed" in given and not (values | given)["do_sample"]:
+            raise OptionError("seed only acts on sampling: add top_p, top_k or temperature, or leave it out")
         if "max_new_tokens" in given and "min_new_tokens" not in given:
             values["min_new_tokens"] = min(values["min_new_tokens"], given["max_new_tokens"])
-        return replace(cls(**values), **given)
+        return cls(**(values | given))
 
 
 class DecodingOverrides(TypedDict, total=False):

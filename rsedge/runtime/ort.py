@@ -28,30 +28,33 @@ def _import_onnxruntime() -> Any:
     return onnxruntime
 
 
-def choose_device(device: str) -> tuple[str, str]:
+def choose_device(device: str, precision: str) -> tuple[str, str]:
     """The device to run on and why.
 
     Args:
         device: ``auto`` (a CUDA GPU if ONNX Runtime can use one, else the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
+        precision: Of the bundle: int8 is made for CPUs and has no operators on CUDA.
 
     Returns:
         ``cpu`` or ``cuda:N``, and a sentence that says why.
 
     Raises:
         OptionError: ``device`` is none of these.
-        BackendError: A CUDA device was named and this ONNX Runtime cannot use it.
+        BackendError: A CUDA device was named, and this ONNX Runtime or this bundle cannot use it.
     """
     kind, _, number = device.partition(":")
     if kind not in ("auto", "cpu", "cuda") or (number and not (kind == "cuda" and number.isdecimal())):
         raise OptionError(f"device is {device!r}, expected auto, cpu, cuda or cuda:N")
     if kind == "cpu":
         return "cpu", "cpu was asked for"
-    problem = _cuda_problem(int(number or 0))
+    problem = "an int8 bundle is made for CPUs" if precision == "int8" else _cuda_problem(int(number or 0))
     if not problem:
         return f"cuda:{int(number or 0)}", "a CUDA GPU is usable" if kind == "auto" else f"{device} was asked for"
     if kind == "auto":
         return "cpu", problem
-    raise BackendError(f"device {device} cannot be used: {problem}; use --device cpu, or install 'rsedge[gpu]'")
+    raise BackendError(
+        f"device {device} cannot be used: {problem}; use --device cpu, or install 'rsedge[gpu]' and export with --fp16"
+    )
 
 
 def _cuda_problem(number: int) -> str:
@@ -69,6 +72,12 @@ def _cuda_problem(number: int) -> str:
     return ""
 
 
+def _usable_cores() -> int:
+    """Cores this process may run on; macOS cannot tell, so there it is all of them."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 class OrtBackend:
     """The graphs of a bundle in ONNX Runtime sessions on one device.
 
@@ -84,7 +93,7 @@ class OrtBackend:
             raise OptionError(f"threads is {threads}, expected at least 1")
         self.device = device
         self.on_cuda = device.startswith("cuda")
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self.threads = threads or _usable_cores()
         self._number = int(device.partition(":")[2] or 0)
         self._ort = _import_onnxruntime()
 

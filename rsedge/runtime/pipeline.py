@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -42,6 +43,10 @@ class TileCaptioner(Protocol):
     @property
     def image_size(self) -> int:
         """Side of the images it takes, in pixels."""
+
+    @property
+    def resample(self) -> str:
+        """Filter that brings tiles to that size, see ``rsedge.pixels.resize``."""
 
     def caption_tiles(self, images: UInt8, keys: Sequence[int]) -> list[Caption]:
         """A caption per image.
@@ -168,6 +173,7 @@ def _segments(
         scene,
         grid,
         image_size=captioner.image_size,
+        resample=captioner.resample,
         start=start_segment * SEGMENT_TILES,
         readers=options.readers,
     )
@@ -187,11 +193,16 @@ def _caption_segment(
     chosen = [position for position, record in enumerate(records) if record.status == "ok"]
     if chosen:
         images = np.stack([image for position in chosen if (image := segment[position].image) is not None])
-        keys = [records[position].row << 32 | records[position].col for position in chosen]
+        keys = [_key(records[position]) for position in chosen]
         captions = captioner.caption_tiles(images, keys)
         for position, caption in zip(chosen, captions, strict=True):
             records[position] = replace(records[position], caption=caption.text, score=_rounded(caption.score))
     return records
+
+
+def _key(record: TileRecord) -> int:
+    """A number per scene and tile that seeds its sampling, below 2**64."""
+    return zlib.crc32(record.scene.encode("utf-8", "surrogateescape")) << 32 ^ record.row << 16 ^ record.col
 
 
 def _blank_record(

@@ -9,8 +9,9 @@ threads, and a row is cut into tiles by the thread that read the last part of it
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -31,8 +32,8 @@ _SEQUENTIAL = frozenset({"PNG", "JPEG", "GIF", "BMP", "WEBP"})
 # A raster made of others reports blocks of its own; this is what the files behind it usually have (JP2: 1024).
 _COMPOSITE = frozenset({"VRT", "SENTINEL2"})
 _COMPOSITE_BLOCK = 1024
-# Room for a row of 512-line blocks of a whole Sentinel-2 tile in 8 bits: up to that width memory is the same.
-_SMALLEST_CACHE = 32 * 2**20
+# Room for a row of 512-line blocks of a whole Sentinel-2 tile in 16 bits: up to that width memory is the same.
+_SMALLEST_CACHE = 64 * 2**20
 # Lines per read: enough to keep GDAL busy, few enough that copies on the way cost little memory.
 _LINES_AT_ONCE = 64
 
@@ -59,6 +60,7 @@ def read_tiles(
     grid: TileGrid,
     *,
     image_size: int,
+    resample: str = "bicubic",
     start: int = 0,
     stop: int | None = None,
     readers: int = 2,
@@ -73,6 +75,7 @@ def read_tiles(
         scene: Where the pixels come from.
         grid: Tiles of that scene.
         image_size: Side of the images in pixels; tiles of another size are resized in the reading threads.
+        resample: Filter for that, see ``rsedge.pixels.resize``.
         start: Index of the first tile.
         stop: Index after the last tile; default: all of them.
         readers: Number of reading threads; fewer are used where more would decode the same block again.
@@ -84,14 +87,14 @@ def read_tiles(
     """
     if readers < 1 or queue_tiles < 1:
         raise OptionError(f"readers is {readers} and queue_tiles {queue_tiles}: both must be at least 1")
-    return _generate(scene, grid, image_size, start, len(grid) if stop is None else stop, readers, queue_tiles)
+    end = len(grid) if stop is None else min(stop, len(grid))
+    rows = _RowQueue(scene, grid, start, end, partial(resize, size=image_size, resample=resample))
+    return _generate(scene, grid, rows, readers, queue_tiles)
 
 
 def _generate(
-    scene: Scene, grid: TileGrid, image_size: int, start: int, stop: int, readers: int, queue_tiles: int
+    scene: Scene, grid: TileGrid, queue: _RowQueue, readers: int, queue_tiles: int
 ) -> Generator[TilePixels, None, None]:
-    rows = [list(grid.slice(max(start, row * grid.cols), min(stop, (row + 1) * grid.cols))) for row in range(grid.rows)]
-    queue = _RowQueue(scene, [row for row in rows if row], image_size, grid.tile_size)
     ranges = _column_ranges(scene, readers)
     workers = 1 if len(ranges) > 1 else _strip_readers(scene, grid, readers)
     queue.start(ranges, workers, ahead=max(queue_tiles // grid.cols, workers), cache_bytes=_cache_bytes(scene, grid))
@@ -147,15 +150,18 @@ class _Row:
 class _RowQueue:
     """Tile rows in work: threads fill them, the consumer takes them in order. One condition guards it all."""
 
-    def __init__(self, scene: Scene, rows: list[list[Tile]], image_size: int, tile_size: int) -> None:
+    def __init__(
+        self, scene: Scene, grid: TileGrid, start: int, stop: int, bring_to_size: Callable[[UInt8], UInt8]
+    ) -> None:
         self._scene = scene
-        self._rows = rows
-        self._image_size = image_size
-        self._tile_size = tile_size
+        self._grid = grid
+        self._span = (start, stop)
+        self._rows = range(start // grid.cols, -(-stop // grid.cols)) if start < stop else range(0)
+        self._bring_to_size = bring_to_size
         self._changed = threading.Condition()
         self._in_work: dict[int, _Row] = {}
         self._done: dict[int, list[TilePixels]] = {}
-        self._taken = 0
+        self._taken = self._rows.start
         self._stopped = False
         self._error: BaseException | None = None
         self._threads: list[threading.Thread] = []
@@ -166,13 +172,18 @@ class _RowQueue:
         self._ahead = ahead
         for first in range(workers):
             for columns in ranges:
-                arguments = (range(first, len(self._rows), workers), columns, cache_bytes)
+                arguments = (self._rows[first::workers], columns, cache_bytes)
                 thread = threading.Thread(target=self._work, args=arguments, name="rsedge-reader", daemon=True)
                 self._threads.append(thread)
                 thread.start()
 
+    def _tiles(self, number: int) -> list[Tile]:
+        """The tiles wanted of a tile row."""
+        cols, (start, stop) = self._grid.cols, self._span
+        return list(self._grid.slice(max(start, number * cols), min(stop, (number + 1) * cols)))
+
     def __iter__(self) -> Iterator[TilePixels]:
-        for number in range(len(self._rows)):
+        for number in self._rows:
             yield from self._take(number)
 
     def _take(self, number: int) -> list[TilePixels]:
@@ -201,8 +212,8 @@ class _RowQueue:
                     row = self._enter(number)
                     if row is None:
                         return
-                    if self._leave(row, self._fill(row, self._rows[number], reader, columns)):
-                        tiles = self._cut(row, self._rows[number], reader)
+                    if self._leave(row, self._fill(row, self._tiles(number), reader, columns)):
+                        tiles = self._cut(row, self._tiles(number), reader)
                         with self._changed:
                             del self._in_work[number]
                             self._done[number] = tiles
@@ -220,7 +231,7 @@ class _RowQueue:
             if self._stopped:
                 return None
             if number not in self._in_work:
-                self._in_work[number] = _Row(self._rows[number], self._tile_size, self._parts)
+                self._in_work[number] = _Row(self._tiles(number), self._grid.tile_size, self._parts)
             return self._in_work[number]
 
     def _fill(self, row: _Row, tiles: list[Tile], reader: SceneReader, owned: tuple[int, int]) -> npt.NDArray[np.int64]:
@@ -265,10 +276,10 @@ class _RowQueue:
         except RasterioError as error:
             reason = " ".join(str(error.__cause__ or error).split())
             return TilePixels(tile, None, None, f"pixels cannot be read: {reason}")
-        image = np.zeros((self._tile_size, self._tile_size, 3), np.uint8)
+        image = np.zeros((self._grid.tile_size, self._grid.tile_size, 3), np.uint8)
         image[: tile.height, : tile.width] = rgb
         return self._finish(tile, image, int(np.count_nonzero(mask)))
 
     def _finish(self, tile: Tile, image: UInt8, empty: int) -> TilePixels:
         """Bring a padded tile to the images' size; padding does not count as missing."""
-        return TilePixels(tile, resize(image, self._image_size), empty / (tile.width * tile.height))
+        return TilePixels(tile, self._bring_to_size(image), empty / (tile.width * tile.height))

@@ -62,6 +62,7 @@ class Scene:
         block_shape: Height and width of the blocks the file is stored in.
         band_count: Bands in the file, used or not.
         driver: GDAL's name of the format.
+        files: The files on disk its pixels and metadata come from.
         warnings: What the user should know although the scene can be read.
     """
 
@@ -83,6 +84,7 @@ class Scene:
     block_shape: tuple[int, int]
     band_count: int
     driver: str
+    files: tuple[str, ...]
     warnings: tuple[str, ...]
 
     @classmethod
@@ -137,16 +139,16 @@ class Scene:
         Raises:
             SceneError: The file is gone.
         """
-        on_disk: dict[str, Any] = {}
-        if _GDAL_NAME.match(self.source) is None:
-            try:
-                status = Path(self.source).stat()
-            except OSError as error:
-                raise SceneError(f"{self.source} cannot be read: {error.strerror}") from error
-            on_disk = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
+        try:
+            states = [Path(name).stat() for name in self.files]
+        except OSError as error:
+            raise SceneError(
+                f"{error.filename} cannot be read: {error.strerror}; put it back, then run again"
+            ) from error
+        files = [[name, s.st_size, s.st_mtime_ns] for name, s in zip(self.files, states, strict=True)]
         return {
             "path": self.path,
-            **on_disk,
+            "files": files,
             "bands": list(self.bands),
             "rule": self.rule,
             "nodata": list(self.nodata),
@@ -295,9 +297,11 @@ def _describe(
         raise SceneError(f"{source}: " + "; ".join(problems))
 
     rule = None
-    if dtype in _REFLECTANCE_TYPES:
+    if dtype in _REFLECTANCE_TYPES and not choice.palette:
         if boa_offset is None:
-            boa_offset = declared_offset([dataset.tags(index) for index in choice.indexes])
+            chosen = [index - 1 for index in choice.indexes]
+            scaling = [(dataset.scales[index], dataset.offsets[index]) for index in chosen]
+            boa_offset = declared_offset([dataset.tags(index + 1) for index in chosen], scaling)
         rule = ReflectanceRule(boa_offset=boa_offset)
     elif boa_offset:
         raise OptionError(
@@ -325,6 +329,7 @@ def _describe(
         block_shape=tuple(dataset.block_shapes[choice.indexes[0] - 1]),
         band_count=dataset.count,
         driver=dataset.driver,
+        files=tuple(sorted(name for name in dataset.files if Path(name).is_file())),
         warnings=_georeference_warnings(source, dataset),
     )
 

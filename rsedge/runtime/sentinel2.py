@@ -47,13 +47,23 @@ def choose_subdataset(path: str, names: Sequence[str]) -> str:
     raise SceneError(f"{path} holds {len(names)} subdatasets and it is unclear which to read; pass one of:{listed}")
 
 
-def declared_offset(tags: Sequence[Mapping[str, str]]) -> int:
-    """The offset that the bands' own metadata declare (BOA_ADD_OFFSET, RADIO_ADD_OFFSET), 0 where they do not.
+def declared_offset(tags: Sequence[Mapping[str, str]], scaling: Sequence[tuple[float, float]]) -> int:
+    """What the bands' own metadata add to their digital numbers, 0 where they say nothing.
+
+    Args:
+        tags: Of each band; ``BOA_ADD_OFFSET`` or ``RADIO_ADD_OFFSET`` is the offset in digital numbers.
+        scaling: GDAL scale and offset of each band, reflectance = DN · scale + offset: the offset over the scale.
 
     Raises:
-        SceneError: The bands declare different ones.
+        SceneError: The bands declare different ones, or no number.
     """
-    offsets = {int(tag.get("BOA_ADD_OFFSET", tag.get("RADIO_ADD_OFFSET", "0"))) for tag in tags}
+    offsets = set()
+    for tag, (scale, offset) in zip(tags, scaling, strict=True):
+        text = tag.get("BOA_ADD_OFFSET", tag.get("RADIO_ADD_OFFSET"))
+        try:
+            offsets.add(round(float(text)) if text is not None else round(offset / (scale or 1.0)))
+        except (ValueError, OverflowError) as error:
+            raise SceneError(f"a band declares the offset {text!r}, which is no number: pass --boa-offset") from error
     if len(offsets) > 1:
         raise SceneError(f"the bands declare different offsets {sorted(offsets)}: pass --boa-offset to choose one")
     return offsets.pop()

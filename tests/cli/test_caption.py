@@ -89,18 +89,62 @@ def test_several_scenes_go_into_one_output(scene, bundle_path, tmp_path):
 
 def test_a_config_file_gives_options_and_flags_win(scene, bundle_path, capsys):
     Path("run.toml").write_text(f'model = "{bundle_path}"\ntile-size = 32\nbeams = 2\n')
-    assert run(["caption", str(scene), "--config", "run.toml"]) == 2
-    assert "unknown keys beams" in capsys.readouterr().err
-    Path("run.toml").write_text(f'model = "{bundle_path}"\ntile-size = 32\nnum_beams = 2\n')
+    assert run(["caption", str(scene), "--config", "run.toml", "--tile-size", "64"]) == 0
+    Path("scene.geojson").unlink()
+    Path("wrong.toml").write_text("tile_size = 64.7\n")
+    assert run(["caption", str(scene), "--config", "wrong.toml"]) == 2
+    assert "tile_size is 64.7, expected a whole number" in capsys.readouterr().err
+    Path("wrong.toml").write_text("beans = 2\n")
+    assert run(["caption", str(scene), "--config", "wrong.toml"]) == 2
+    assert "unknown keys beans" in capsys.readouterr().err
     assert run(["caption", str(scene), "--config", "run.toml", "--tile-size", "64"]) == 0
     first = Path("scene.geojson").read_bytes()
     assert first.count(b'Feature"') == 6
     saved = Path("scene.geojson.config.toml").read_text()
     assert "tile_size = 64" in saved
-    assert "num_beams = 2" in saved
+    assert "\nbeams = 2" in saved
+    assert "max_new_tokens = 20" in saved, "what came from the bundle is there too"
     Path("scene.geojson").unlink()
     assert run(["caption", "--config", "scene.geojson.config.toml"]) == 0
     assert Path("scene.geojson").read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [
+            "--bands",
+            "3,2,1",
+            "--nodata",
+            "7",
+            "--readers",
+            "1",
+            "--edge",
+            "shift",
+            "--overlap",
+            "4",
+            "--max-nodata",
+            "0.2",
+        ],
+        ["--beams", "3", "--length-penalty", "0.5", "--early-stopping", "never", "--min-new-tokens", "3"],
+        ["--top-p", "0.9", "--temperature", "1.5", "--seed", "4", "--batch-size", "3", "--threads", "1"],
+        ["--repetition-penalty", "1.2", "--no-repeat-ngram-size", "2", "--max-new-tokens", "9", "--format", "geojsonl"],
+    ],
+)
+def test_the_saved_configuration_is_the_very_same_run(scene, bundle_path, arguments):
+    assert caption(scene, bundle_path, "-o", "first.geojson", *arguments) == 0
+    first = Path("first.geojson").read_bytes()
+    Path("first.geojson").unlink()
+    assert run(["caption", "--config", "first.geojson.config.toml"]) == 0
+    assert Path("first.geojson").read_bytes() == first
+
+
+def test_two_scenes_are_sampled_apart(scene, bundle_path, tmp_path):
+    other = tmp_path / "copy.tif"
+    other.write_bytes(scene.read_bytes())
+    assert caption(scene, bundle_path, str(other), "-o", "all.geojsonl", "--temperature", "2.5") == 0
+    records = [json.loads(line)["properties"]["caption"] for line in Path("all.geojsonl").read_text().splitlines()]
+    assert records[:15] != records[15:]
 
 
 def test_an_output_is_never_overwritten_unasked(scene, bundle_path, capsys):
@@ -116,6 +160,9 @@ def test_an_output_is_never_overwritten_unasked(scene, bundle_path, capsys):
     [
         (["--top-p", "2"], 2, "top_p is 2.0"),
         (["--beams", "3", "--top-p", "0.9"], 2, "choose beams"),
+        (["--seed", "0"], 2, "only acts on sampling"),
+        (["--beams", "2", "--length-penalty", "nan"], 2, "length_penalty is nan"),
+        (["--temperature", "1e-320"], 2, "temperature is"),
         (["-o", "x.shp"], 2, ".geojson"),
         (["--overlap", "32"], 2, "overlap"),
         (["--bands", "1,2"], 2, "three band numbers"),
@@ -159,7 +206,7 @@ def test_unreadable_tiles_are_recorded_and_the_exit_code_is_3(tmp_path, bundle_p
 def test_killed_at_ten_points_the_same_command_completes_to_the_same_bytes(
     checkpoint, tmp_path, monkeypatch, precision
 ):
-    """SIGKILL at ten moments spread over a run with the real model; the last rerun finishes."""
+    """SIGKILL after each of ten segments of thirteen, each rerun going on from the last; then one finishes."""
     from rsedge.export.convert import export
 
     monkeypatch.chdir(tmp_path)
@@ -171,25 +218,18 @@ def test_killed_at_ten_points_the_same_command_completes_to_the_same_bytes(
         options = ["-m", str(bundle), "--tile-size", "32", "--beams", "2", "-o", output, "--device", "cpu"]
         return [sys.executable, "-m", "rsedge", "-q", "caption", str(scene), *options]
 
-    started = time.monotonic()
     subprocess.run(command("whole.geojson"), check=True)
-    whole = time.monotonic() - started
-    killed = 0
-    for moment in range(1, 11):
+    journal = Path("cut.geojson.journal")
+    for segments in range(1, 11):
         process = subprocess.Popen(command("cut.geojson"))
-        try:
-            process.wait(timeout=whole * (0.25 + 0.05 * moment))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            killed += 1
-        if Path("cut.geojson").exists():
-            break
-    assert killed
-    if not Path("cut.geojson").exists():
-        subprocess.run(command("cut.geojson"), check=True)
+        while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > segments):
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "it must be killed in its work, not after it"
+    assert not Path("cut.geojson").exists()
+    subprocess.run(command("cut.geojson"), check=True)
     assert Path("cut.geojson").read_bytes() == Path("whole.geojson").read_bytes()
-    assert not Path("cut.geojson.journal").exists()
+    assert not journal.exists()
 
 
 def test_an_interruption_keeps_the_journal_and_exits_130(tmp_path, bundle_path, monkeypatch):

@@ -17,6 +17,7 @@ from rsedge.bundle import read_bundle
 from rsedge.errors import BundleError, CheckpointError, OptionError, OutputError, ParityError
 from rsedge.export import graph, verify
 from rsedge.export.convert import export
+from rsedge.pixels import resize
 from tests.models import make_blip, random_images
 
 
@@ -105,7 +106,7 @@ def test_weights_beyond_protobuf_go_beside_the_graph(checkpoint: Path, tmp_path:
 def test_beyond_its_tolerance_nothing_is_written(checkpoint: Path, tmp_path: Path, monkeypatch):
     strict = dataclasses.replace(verify.TOLERANCES["int8"], encoder_mean=1e-9, next_token=1.01)
     monkeypatch.setitem(verify.TOLERANCES, "int8", strict)
-    with pytest.raises(ParityError, match="encoder errs by") as caught:
+    with pytest.raises(ParityError, match="encoder's mean error") as caught:
         export(checkpoint, tmp_path / "x.rsedge", precision="int8")
     assert "next tokens agree" in str(caught.value)
     assert "--fp32" in str(caught.value)
@@ -120,6 +121,37 @@ def test_a_wrong_graph_fails_the_report(checkpoint: Path, tmp_path: Path, monkey
     with pytest.raises(ParityError, match="stray from torch"):
         export(checkpoint, tmp_path / "x.rsedge")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("hidden_act", ["relu", "quick_gelu", "gelu_new", "gelu_pytorch_tanh"])
+def test_every_activation_is_that_of_torch(tmp_path: Path, hidden_act):
+    bundle = export(make_blip(tmp_path / "c", seed=3, hidden_act=hidden_act), tmp_path / "b.rsedge")
+    assert bundle.manifest.parity["encoder"]["max"] < 1e-4
+
+
+def test_the_filter_of_the_checkpoint_is_used(checkpoint: Path, tmp_path: Path):
+    copy = tmp_path / "checkpoint"
+    copy.mkdir()
+    for file in checkpoint.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    values = json.loads((copy / "preprocessor_config.json").read_text()) | {"resample": 0}
+    (copy / "preprocessor_config.json").write_text(json.dumps(values))
+    captioner = Captioner.load(export(copy, tmp_path / "b.rsedge").path, device="cpu")
+    images = random_images(4, 96, seed=6)
+    nearest = np.array([resize(image, 32, "nearest") for image in images])
+    assert captioner.caption(images) == captioner.caption(nearest)
+    assert captioner.caption(images) != captioner.caption(np.array([resize(image, 32) for image in images]))
+
+
+def test_a_bundle_for_other_pixels_is_refused(bundle_path: Path, tmp_path: Path):
+    copy = tmp_path / "other.rsedge"
+    copy.mkdir()
+    for file in bundle_path.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    manifest = (copy / "manifest.json").read_text()
+    (copy / "manifest.json").write_text(manifest.replace('"full_scale": 2500', '"full_scale": 2750'))
+    with pytest.raises(BundleError, match="full scale 2750"):
+        Captioner.load(copy)
 
 
 def test_an_existing_bundle_is_replaced_only_on_demand(checkpoint: Path, tmp_path: Path):
@@ -149,6 +181,13 @@ def test_generation_defaults_come_from_the_checkpoint(checkpoint: Path, tmp_path
     (copy / "generation_config.json").write_text(json.dumps(config))
     defaults = export(copy, tmp_path / "b.rsedge").manifest.generation
     assert (defaults.num_beams, defaults.max_new_tokens, defaults.length_penalty) == (3, 12, 0.5)
+    (copy / "generation_config.json").write_text(json.dumps({"length_penalty": 2.0, "do_sample": False}))
+    assert export(copy, tmp_path / "greedy.rsedge").manifest.generation.length_penalty == 2.0
+    (copy / "generation_config.json").write_text(json.dumps({"do_sample": True}))
+    assert export(copy, tmp_path / "sampling.rsedge").manifest.generation.top_k == 50
+    (copy / "generation_config.json").write_text(json.dumps({"num_beams": "3"}))
+    with pytest.raises(CheckpointError, match=r"generation_config\.json"):
+        export(copy, tmp_path / "c.rsedge")
     (copy / "generation_config.json").write_text(json.dumps({"num_beams": 0}))
     with pytest.raises(CheckpointError, match="num_beams is 0, expected 1"):
         export(copy, tmp_path / "c.rsedge")

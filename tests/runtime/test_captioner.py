@@ -106,6 +106,7 @@ def test_a_device_asked_for_by_name_is_used_or_refused(bundle_path, monkeypatch)
     monkeypatch.setattr(ort, "_cuda_problem", lambda number: f"no device {number} in this test")
     with pytest.raises(BackendError, match="cuda:3 cannot be used: no device 3 in this test"):
         Captioner.load(bundle_path, device="cuda:3")
+    assert ort.choose_device("auto", "int8") == ("cpu", "an int8 bundle is made for CPUs")
     assert Captioner.load(bundle_path, device="auto").device == "cpu"
     for device in ("gpu", "cpu:1", "cuda:x"):
         with pytest.raises(OptionError, match="expected auto, cpu, cuda or cuda:N"):
@@ -138,6 +139,12 @@ sys.meta_path.insert(0, Block())
 from rsedge import Captioner, Scene
 captioner = Captioner.load({str(bundle_path)!r}, device="cpu")
 print(len(list(captioner.caption_scene(Scene.open({str(path)!r}), tile_size=32))))
+from rsedge.cli.main import run
+output = {str(tmp_path / "out.geojson")!r}
+caption = ["caption", {str(path)!r}, "-m", {str(bundle_path)!r}, "--tile-size", "32", "-o", output]
+print(run(["--help"]), run(["caption", "--help"]), run(caption))
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "4"
+    lines = result.stdout.strip().splitlines()
+    assert (lines[0], lines[-1]) == ("4", "0 0 0")
+    assert (tmp_path / "out.geojson").exists()

@@ -157,6 +157,8 @@ def test_overrides_choose_between_search_and_sampling():
     assert resolve(beams, {"max_new_tokens": 3}).min_new_tokens == 3
     with pytest.raises(OptionError, match=r"unknown decoding option beams; there are: .*num_beams"):
         resolve(beams, {"beams": 3})
+    assert not resolve(beams, {"top_k": 0}).do_sample
+    assert resolve(GenerationDefaults(max_new_tokens=20, length_penalty=2.0), {"num_beams": 3}).length_penalty == 2.0
     with pytest.raises(OptionError, match="contradicts"):
         resolve(beams, {"do_sample": False, "top_k": 3})
     with pytest.raises(OptionError, match="choose beams"):

@@ -83,12 +83,13 @@ def test_overwrite_keeps_the_work_of_the_same_run(tmp_path):
         assert journal.finished == 3
 
 
-def test_a_file_that_is_no_journal(tmp_path):
+@pytest.mark.parametrize("notes", ["my notes\n", "my notes", '0badcafe {"x'])
+def test_a_file_that_is_no_journal(tmp_path, notes):
     path = tmp_path / "j"
-    path.write_text("my notes\n")
+    path.write_text(notes)
     with pytest.raises(OutputError, match="not a journal"):
         Journal.open(path, PRINT)
-    assert path.read_text() == "my notes\n"
+    assert path.read_text() == notes
 
 
 def test_order_is_kept(tmp_path):

@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 from rasterio.transform import Affine, from_origin
 from rasterio.warp import transform_geom
 
@@ -403,4 +404,40 @@ def test_safe_folders(folder, time, offset):
         rgb, empty = reader.read(0, 0, 64, 64)
     assert empty.all()
     assert not rgb.any()
-    assert scene.identity()["size"] == next(safe.glob("*MTD_*.xml")).stat().st_size
+    metadata = next(safe.glob("*MTD_*.xml"))
+    assert [str(metadata), metadata.stat().st_size, metadata.stat().st_mtime_ns] in scene.identity()["files"]
+
+
+def test_a_vrt_is_another_scene_once_its_source_changed(tmp_path):
+    source = scenes.write(tmp_path / "source.tif", scenes.pixels(3, 40, 40))
+    vrt = tmp_path / "view.vrt"
+    rasterio.shutil.copy(source, vrt, driver="VRT")
+    before = Scene.open(vrt).identity()
+    scenes.write(source, scenes.pixels(3, 40, 40, seed=4))
+    assert Scene.open(vrt).identity() != before
+
+
+def test_a_16_bit_palette_is_colours_not_reflectance(tmp_path):
+    indexes = np.random.default_rng(0).integers(0, 3, (1, 20, 20)).astype(np.uint16)
+    colours = {0: (10, 20, 30, 255), 1: (200, 100, 50, 255), 2: (1, 2, 3, 255)}
+    scene = Scene.open(scenes.write(tmp_path / "palette.tif", indexes, colormap=colours))
+    assert scene.rule == "uint8 as stored"
+    with scene.reader() as reader:
+        rgb, _ = reader.read(0, 0, 20, 20)
+    np.testing.assert_array_equal(rgb, np.array([colours[i][:3] for i in indexes.ravel()]).reshape(20, 20, 3))
+
+
+def test_the_offset_may_be_declared_as_gdal_scale_and_offset(tmp_path):
+    path = scenes.write(tmp_path / "scaled.tif", scenes.pixels(3, 20, 20, "uint16"), descriptions=("B04", "B03", "B02"))
+    with rasterio.open(path, "r+") as dataset:
+        dataset.scales, dataset.offsets = (1e-4,) * 3, (-0.1,) * 3
+    assert Scene.open(path).reflectance == ReflectanceRule(boa_offset=-1000)
+    with rasterio.open(path, "r+") as dataset:
+        for band in (1, 2, 3):
+            dataset.update_tags(band, BOA_ADD_OFFSET="-500.0")
+    assert Scene.open(path).reflectance == ReflectanceRule(boa_offset=-500)
+    with rasterio.open(path, "r+") as dataset:
+        for band in (1, 2, 3):
+            dataset.update_tags(band, BOA_ADD_OFFSET="none")
+    with pytest.raises(SceneError, match="'none', which is no number: pass --boa-offset"):
+        Scene.open(path)
