@@ -140,11 +140,17 @@ class _State:
             longest = int(lengths.max()) + 1
             best += longest + 1
             if self.options.repetition_penalty != 1:
-                watch = np.where(np.arange(longest) <= lengths[:, None], history[:, :longest], self.bos)
+                watch = self._seen(count)
         return Request(tokens, lengths, min(best, self.vocab_size), watch, full)
 
     def _history(self, count: int) -> Ints:
         return self.tokens[:count].reshape(count * self.rows, -1)
+
+    def _seen(self, count: int) -> Ints:
+        """Every row's tokens so far, int64 [R, W]; shorter rows are filled up with the start token they begin with."""
+        lengths = np.repeat(self.length[:count], self.rows)[:, None]
+        longest = int(lengths.max()) + 1
+        return np.where(np.arange(longest) <= lengths, self._history(count)[:, :longest], self.bos)
 
     def _candidates(self, count: int, output: StepOutput, *, log_probs: bool) -> tuple[Ints, Floats, Floats]:
         """Token ids, processed scores and the model's own log-probabilities of the candidates, each [R, K].
@@ -161,7 +167,7 @@ class _State:
         options, lengths = self.options, np.repeat(self.length[:count], self.rows)
         seen = output.watched.shape[1]
         if options.repetition_penalty != 1:
-            watch = self._request(count, 1).watch
+            watch = self._seen(count)
             seen_before = np.zeros((len(ids), self.vocab_size), np.bool_)
             np.put_along_axis(seen_before, watch, True, axis=1)
             repeated = np.take_along_axis(seen_before, ids, axis=1)
@@ -249,9 +255,7 @@ class _Sample(_Single):
 
     def _process_full(self, count: int, logits: Floats, output: StepOutput, every: Ints) -> Floats:
         """The processed logits of the whole vocabulary, [R, V]."""
-        lengths = self.length[:count]
-        longest = int(lengths.max()) + 1
-        watch = np.where(np.arange(longest) <= lengths[:, None], self._history(count)[:, :longest], self.bos)
+        watch = self._seen(count)
         watched = np.take_along_axis(logits, watch, axis=1)
         _, scores, _ = self._candidates(count, StepOutput(logits, every, output.logsumexp, watched), log_probs=False)
         if self.options.repetition_penalty != 1:
