@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import math
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from rsedge.errors import BundleError
+from rsedge.errors import BundleError, OptionError
 
 T = TypeVar("T")
 
@@ -47,8 +49,9 @@ def _convert(hint: Any, value: Any, where: str, report: Callable[[str], None]) -
         return {key: _convert(arguments[1], item, f"{where}.{key}", report) for key, item in value.items()}
     if origin in (Union, types.UnionType):
         containers = [option for option in arguments if option not in _WORDS and get_origin(option) is not Literal]
-        if containers and isinstance(value, dict):
-            return _convert(containers[0], value, where, report)
+        for option in containers:
+            if isinstance(value, list if get_origin(option) is tuple else dict):
+                return _convert(option, value, where, report)
         if any(_scalar(value, option) for option in arguments):
             return value
     elif _scalar(value, hint):
@@ -57,12 +60,17 @@ def _convert(hint: Any, value: Any, where: str, report: Callable[[str], None]) -
     return None
 
 
+def _meant(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 def build(cls: type[T], values: dict[str, Any], where: str, report: Callable[[str], None]) -> T | None:
     """A ``cls`` from a JSON object, or None after at least one report.
 
     Args:
         cls: A dataclass whose fields are text, numbers, truth values, literals, dataclasses of this kind,
-            ``tuple[X, ...]``, ``dict[str, X]`` or ``Any``; it raises BundleError on impossible values.
+            ``tuple[X, ...]``, ``dict[str, X]`` or ``Any``; it raises BundleError or OptionError on impossible values.
         values: The JSON object.
         where: Path of the object in the file, empty for the whole.
         report: Called once per problem with a sentence that names the field.
@@ -71,7 +79,9 @@ def build(cls: type[T], values: dict[str, Any], where: str, report: Callable[[st
     trouble: list[str] = []
     hints = get_type_hints(cls)
     fields = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    trouble += [f"{prefix}{name} is not a field rsedge knows" for name in values if name not in fields]
+    trouble += [
+        f"{prefix}{name} is not a field rsedge knows{_meant(name, fields)}" for name in values if name not in fields
+    ]
     trouble += [
         f"{prefix}{name} is missing"
         for name, item in fields.items()
@@ -85,8 +95,24 @@ def build(cls: type[T], values: dict[str, Any], where: str, report: Callable[[st
     if not trouble:
         try:
             return cls(**converted)
-        except BundleError as error:
+        except (BundleError, OptionError) as error:
             trouble.append(f"{where}: {error}" if where else str(error))
     for problem in trouble:
         report(problem)
     return None
+
+
+def read_object(path: Path, report: Callable[[str], None], remedy: str) -> dict[str, Any] | None:
+    """The JSON object in ``path``, or None after a report that ends in ``remedy``."""
+    try:
+        values = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        report(f"{path.name} is missing: {remedy}")
+        return None
+    except (OSError, ValueError) as error:
+        report(f"{path.name} is not readable JSON ({error}): {remedy}")
+        return None
+    if not isinstance(values, dict):
+        report(f"{path.name} must hold a JSON object: {remedy}")
+        return None
+    return values

@@ -5,7 +5,6 @@ Everything wrong is told at once. No pickle is ever read and no code of the chec
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from rsedge.bundle import Family, ImageSpec, TokenSpec
-from rsedge.errors import BundleError, CheckpointError
+from rsedge.errors import CheckpointError
 from rsedge.export import blip_layout
 from rsedge.export.weights import Report, Weights, find_tensors, hash_files
+from rsedge.jsonvalues import read_object
+from rsedge.preprocessor import read_image_spec
 
 SUPPORTED = "BLIP captioning (model_type 'blip', BlipForConditionalGeneration)"
 
@@ -35,8 +36,6 @@ _HUB_FILES = (
     "vocab.txt",
 )
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-# Filters of PIL by number, as image processors store them; the others have no counterpart in the runtime.
-_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 # A vocabulary may be padded to a round size, and BLIP's [DEC] and [ENC] are missing from some tokenizers; a larger gap
 # means ids without a word.
 _VOCABULARY_SLACK = 256
@@ -94,15 +93,15 @@ def load_checkpoint(source: str | Path, *, revision: str | None = None) -> Check
     problems: list[str] = []
     report = problems.append
 
-    config = _read_json(path / "config.json", report, "save the model with save_pretrained(folder)")
+    config = read_object(path / "config.json", report, "save the model with save_pretrained(folder)")
     settings = _settings(config, report) if config is not None else None
     found, files = find_tensors(path, report)
     stored = blip_layout.resolve_tensors(found, settings, report) if settings and files and not problems else {}
     tokenizer_files = _tokenizer(path, settings, report)
-    image = _image(path, report)
+    image = read_image_spec(path, report)
     generation_config = {}
     if (path / "generation_config.json").exists():
-        generation_config = _read_json(path / "generation_config.json", report, "delete it or save it again") or {}
+        generation_config = read_object(path / "generation_config.json", report, "delete it or save it again") or {}
 
     if problems or config is None or settings is None or image is None:
         raise CheckpointError(str(source), problems)
@@ -165,21 +164,6 @@ def _download(repository: str, revision: str | None) -> tuple[Path, str]:
     return Path(folder), Path(folder).name
 
 
-def _read_json(path: Path, report: Report, remedy: str) -> dict[str, Any] | None:
-    try:
-        values = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        report(f"{path.name} is missing: {remedy}")
-        return None
-    except (OSError, ValueError) as error:
-        report(f"{path.name} is not readable JSON ({error}): {remedy}")
-        return None
-    if not isinstance(values, dict):
-        report(f"{path.name} must hold a JSON object: {remedy}")
-        return None
-    return values
-
-
 def _settings(config: Mapping[str, Any], report: Report) -> blip_layout.BlipSettings | None:
     kind = config.get("model_type")
     if kind != "blip":
@@ -222,7 +206,7 @@ def _tokenizer(path: Path, settings: blip_layout.BlipSettings | None, report: Re
 def _vocabulary(path: Path, report: Report) -> set[int] | None:
     """Every token id of the tokenizer, or None after a report; the same files transformers would read."""
     if (path / "tokenizer.json").is_file():
-        values = _read_json(path / "tokenizer.json", report, "save the tokenizer again")
+        values = read_object(path / "tokenizer.json", report, "save the tokenizer again")
         if values is None:
             return None
         try:
@@ -239,59 +223,5 @@ def _vocabulary(path: Path, report: Report) -> set[int] | None:
         report(f"vocab.txt is not UTF-8 ({error}): save the tokenizer again")
         return None
     added = path / "added_tokens.json"
-    more = (_read_json(added, report, "save the tokenizer again") or {}) if added.is_file() else {}
+    more = (read_object(added, report, "save the tokenizer again") or {}) if added.is_file() else {}
     return set(range(len(lines))) | {value for value in more.values() if isinstance(value, int)}
-
-
-def _image(path: Path, report: Report) -> ImageSpec | None:
-    """The image processor's settings, from the file transformers would prefer."""
-    values: dict[str, Any] | None = None
-    if (path / "processor_config.json").is_file():
-        nested = _read_json(path / "processor_config.json", report, "save the processor again")
-        values = (nested or {}).get("image_processor")
-    name = "processor_config.json" if values is not None else "preprocessor_config.json"
-    if values is None:
-        if not (path / name).is_file():
-            report(
-                "it has no image processor (preprocessor_config.json, or image_processor in processor_config.json): "
-                "save one with processor.save_pretrained(folder)"
-            )
-            return None
-        values = _read_json(path / name, report, "save the processor again")
-    if values is None:
-        return None
-    try:
-        return _image_spec(values)
-    except (BundleError, KeyError, TypeError, ValueError) as error:
-        report(
-            f"{name} cannot be used ({error}): save the processor again with the settings that the model was trained "
-            "with"
-        )
-        return None
-
-
-def _image_spec(values: Mapping[str, Any]) -> ImageSpec:
-    for step in ("do_center_crop", "do_pad"):
-        if values.get(step):
-            raise ValueError(f"{step} is set, which rsedge does not do")
-    size = values["size"]
-    if isinstance(size, dict):
-        edges = {size["height"], size["width"]} if "height" in size else {size["shortest_edge"]}
-        if len(edges) != 1:
-            raise ValueError(f"size {size} is not square")
-        size = edges.pop()
-    resample = values.get("resample", 3)
-    if resample not in _RESAMPLE:
-        raise ValueError(f"resample is {resample!r}; rsedge knows {_RESAMPLE}")
-    mean, std = [0.0] * 3, [1.0] * 3
-    if values.get("do_normalize", True):
-        mean, std = list(values["image_mean"]), list(values["image_std"])
-    # (x · rescale − mean) / std = (x / 255 − mean / f) / (std / f) with f = 255 · rescale, which is 1 as a rule.
-    factor = 255 * float(values.get("rescale_factor", 1 / 255)) if values.get("do_rescale", True) else 255.0
-    factor = 1.0 if abs(factor - 1) < 1e-9 else factor
-    return ImageSpec(
-        size=int(size),
-        resample=_RESAMPLE[resample],  # type: ignore[arg-type]  # its values are all of Resample
-        mean=tuple(float(value) / factor for value in mean),
-        std=tuple(float(value) / factor for value in std),
-    )

@@ -219,7 +219,8 @@ def test_mean_and_std_say_what_the_processor_does(folder: Path, settings: dict[s
     [
         ({"size": {"height": 24, "width": 32}}, "is not square"),
         ({"resample": 4}, "resample is 4"),
-        ({"do_center_crop": True}, "do_center_crop is set"),
+        ({"do_center_crop": True, "crop_size": 24}, "it cuts 24 out of"),
+        ({"do_pad": True}, "do_pad is set"),
         ({"image_std": [0, 1, 1]}, "std must have one positive value"),
         ({"size": {}}, "cannot be used"),
     ],
