@@ -1,0 +1,156 @@
+"""Sets of the Hugging Face ``datasets`` library: a hub id, a folder it can load, or one saved to disk.
+
+Images stay where they are, in memory-mapped files, and are decoded when they are read. The first Image column is the
+image (``image`` of several); captions are found as in tables. A set with no split but ``train`` counts as one without
+splits, since that is what the library calls the whole of a set.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
+
+from rsedge.datasets.images import FileImage, decode
+from rsedge.datasets.records import CaptionSet, Record, caption_columns, captions_in, column
+from rsedge.datasets.splits import SPLIT_WORDS, split_named
+from rsedge.errors import OptionError, SceneError
+
+if TYPE_CHECKING:
+    from rsedge.pixels import UInt8
+
+PREFIX = "hf:"
+_ID = re.compile(r"hf:(?P<path>[^@]+?)(?::(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?")
+
+
+@dataclass(frozen=True, slots=True)
+class RowImage:
+    """The image in a row of a ``datasets`` set, as an :class:`~rsedge.datasets.examples.ImageSource`.
+
+    Attributes:
+        rows: A ``datasets.Dataset`` whose ``column`` is not decoded; pickled, it is a reference to its files.
+        row: Which of them.
+        column: With the image.
+        name: What messages call it.
+    """
+
+    rows: Any
+    row: int
+    column: str
+    name: str
+
+    def read(self) -> UInt8:
+        """The image, uint8 [H, W, 3], RGB.
+
+        Raises:
+            SceneError: There is none, it is damaged, or its RGB cannot be told.
+        """
+        cell = self.rows[self.row][self.column] or {}
+        if cell.get("bytes") is not None:
+            return decode(cell["bytes"], self.name)
+        if cell.get("path"):
+            return FileImage(Path(cell["path"])).read()
+        raise SceneError(f"{self.name} has no image")
+
+
+def read_hub(source: str) -> CaptionSet:
+    """The set ``hf:OWNER/NAME[:CONFIG][@REVISION]``, from the hub or its cache; or ``hf:FOLDER``.
+
+    Raises:
+        OptionError: The id is malformed, the library is missing, the set cannot be had, or it has not the columns.
+    """
+    match = _ID.fullmatch(source)
+    if match is None:
+        raise OptionError(f"{source} is no id of a set: give hf:OWNER/NAME, hf:OWNER/NAME:CONFIG or hf:…@REVISION")
+    path = match["path"]
+    library = _library(source)
+    try:
+        loaded = library.load_dataset(path, match["config"], revision=match["revision"])
+    except Exception as error:  # the library raises a dozen kinds, its own and those of what it calls
+        raise OptionError(f"{source} cannot be loaded: {error}") from error
+    return _caption_set(source, path.strip("/"), Path(source), loaded)
+
+
+def read_saved(source: str, folder: Path) -> CaptionSet:
+    """The set that ``save_to_disk`` wrote into ``folder``.
+
+    Raises:
+        OptionError: As :func:`read_hub`.
+    """
+    library = _library(source)
+    try:
+        loaded = library.load_from_disk(str(folder))
+    except Exception as error:  # as above
+        raise OptionError(f"{source} cannot be loaded: {error}") from error
+    return _caption_set(source, folder.name, folder, loaded)
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether ``save_to_disk`` wrote ``folder``."""
+    return (folder / "dataset_dict.json").is_file() or (
+        (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
+    )
+
+
+def _library(source: str) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise OptionError(f"{source} is a set of the datasets library: pip install datasets") from error
+    return datasets
+
+
+def _caption_set(source: str, name: str, path: Path, loaded: Any) -> CaptionSet:
+    parts: Mapping[str | None, Any] = loaded if isinstance(loaded, dict) else {None: loaded}
+    if unknown := [word for word in parts if word is not None and split_named(word) is None]:
+        raise OptionError(f"{source} has unknown splits {', '.join(map(str, unknown))}: accepted are {SPLIT_WORDS}")
+    if set(parts) == {"train"}:
+        parts = {None: parts["train"]}
+    records = [record for word, rows in parts.items() for record in _records(source, word, rows)]
+    return CaptionSet(source, name, path, tuple(records))
+
+
+def _records(source: str, split: str | None, rows: Any) -> list[Record]:
+    import datasets
+
+    images = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]
+    image = "image" if "image" in images else images[0] if images else None
+    if image is None:
+        raise OptionError(f"{source} has no column of images among {', '.join(rows.column_names)}")
+    others = [name for name in rows.column_names if name not in images]
+    texts = caption_columns(others, source)
+    file = column(others, ("file_name", "filename"), "image file", source)
+    rows = rows.cast_column(image, datasets.Image(decode=False))
+    names = [str(name) for name in rows[file]] if file else _stored_names(rows, image)
+    if names is None:
+        names = [f"{split or 'row'}-{number:06d}" for number in range(len(rows))]
+    classes = rows.features.get("label")
+    records = []
+    for number, row in enumerate(rows.select_columns(others) if others else [{}] * len(rows)):
+        label = row.get("label")
+        if isinstance(classes, datasets.ClassLabel) and label is not None:
+            label = classes.int2str(label)
+        where = f"{names[number]} (row {number} of {split})" if split else f"{names[number]} (row {number})"
+        records.append(
+            Record(
+                where=where,
+                name=names[number],
+                captions=captions_in(row, texts),
+                split=row.get("split", split),
+                label=label,
+                paraphrases=row.get("paraphrases"),
+                image=RowImage(rows, number, image, f"{source}: {names[number]}"),
+            )
+        )
+    return records
+
+
+def _stored_names(rows: Any, image: str) -> list[str] | None:
+    """The file names kept with the images, where every image has one of its own."""
+    paths: list[Any] = []
+    for batch in rows.select_columns([image]).with_format("arrow").iter(batch_size=1000):
+        paths += batch.column(image).combine_chunks().field("path").to_pylist()
+    names = [PurePath(path).name if path else "" for path in paths]
+    return names if all(names) and len(set(names)) == len(names) else None

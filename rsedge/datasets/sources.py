@@ -1,0 +1,209 @@
+"""Which layout a source has, found from what is there.
+
+A source is written
+
+- ``FILE``: Karpathy JSON, or a table (JSON list, JSON lines, CSV, Parquet), with its images in the same folder or in
+  one beside it whose name speaks of images (``images/``, ``RSICD_images/``);
+- ``FILE@FOLDER``: the same with its images in FOLDER;
+- ``FOLDER``: an imagefolder (``metadata.jsonl``, ``.csv`` or ``.parquet`` in it, or in its folders ``train``,
+  ``validation``, ``test``), a set that ``datasets`` saved to disk, or a folder with one FILE of the above, or with one
+  for each split, named as such (``train.jsonl``, ``val.jsonl``);
+- ``hf:OWNER/NAME[:CONFIG][@REVISION]``: a set of the Hugging Face hub.
+
+A set has splits where its records say so, else where the names of its folders or tables do (``train/``, ``test.csv``).
+
+For zero-shot classification also a folder with one folder a class, or with files named ``class_number.ext``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from rsedge.datasets import hub, tables
+from rsedge.datasets.checks import as_list
+from rsedge.datasets.examples import BadRecord
+from rsedge.datasets.images import SUFFIXES
+from rsedge.datasets.karpathy import read_karpathy
+from rsedge.datasets.records import CaptionSet, Record, set_name
+from rsedge.datasets.splits import split_named
+from rsedge.errors import OptionError
+
+ACCEPTED = (
+    "accepted are Karpathy JSON, JSON lines, CSV or Parquet (FILE, or FILE@FOLDER with the folder of its images), "
+    "a folder with metadata.jsonl, .csv or .parquet, a set saved by datasets, and hf:OWNER/NAME"
+)
+_IMAGE_FOLDER = re.compile(r"image|img|photo", re.IGNORECASE)
+_NUMBERED_NAME = re.compile(r"(?P<label>.*[^\W\d_].*?)[ _-]?\d+")
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """One table of a set.
+
+    Attributes:
+        path: The file.
+        prefix: Folder its file names are relative to, within the image folder.
+        split: Of its records that state none.
+    """
+
+    path: Path
+    prefix: str = ""
+    split: str | None = None
+
+
+def read_set(source: str) -> CaptionSet:
+    """The records of a caption set, not checked yet.
+
+    Raises:
+        OptionError: There is no such source, its layout cannot be told, or it cannot be read.
+    """
+    if source.startswith(hub.PREFIX):
+        return hub.read_hub(source)
+    path, images = _locate(source)
+    if path.is_file():
+        return _read_file(source, path, images)
+    candidates = _candidates(source, path, images)
+    if len(candidates) != 1:
+        found = f"it holds {' and '.join(candidates)}: give the one that is meant" if candidates else _contents(path)
+        raise OptionError(f"{source} is a folder whose layout cannot be told: {found}; {ACCEPTED}")
+    return next(iter(candidates.values()))()
+
+
+def read_classes(source: str) -> CaptionSet | None:
+    """The images of a folder with one folder a class or files named ``class_number.ext``; None if it has annotations.
+
+    Folders around the classes are splits where they are named so; without such, all images are for testing.
+
+    Raises:
+        OptionError: The folder has no images.
+    """
+    path = Path(source).expanduser()
+    if not path.is_dir() or _candidates(source, path, None):
+        return None
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    if not files:
+        raise OptionError(f"{source} has neither annotations nor images: {_contents(path)}")
+    records = []
+    for file in files:
+        relative = file.relative_to(path)
+        *folders, _ = relative.parts
+        split = split_named(folders[0]) if folders else None
+        label = "/".join(folders[1:] if split else folders)
+        records.append(Record(relative.as_posix(), relative.as_posix(), (), split, label or None))
+    if all(record.split is None for record in records):
+        records = [replace(record, split="test") for record in records]
+    return CaptionSet(source, set_name(path), path.resolve(), tuple(records), (path,))
+
+
+def label_of(record: Record) -> str | None:
+    """The class of a record: what its file says, else what its name begins with (``airport_12.jpg``), else None."""
+    if record.label is not None and str(record.label).strip():
+        return str(record.label).strip()
+    match = _NUMBERED_NAME.fullmatch(PurePosixPath(str(record.name)).stem)
+    return match["label"] if match else None
+
+
+def _locate(source: str) -> tuple[Path, Path | None]:
+    """What a source names, and the image folder named with it."""
+    whole = Path(source).expanduser()
+    if whole.exists():
+        return whole, None
+    text, at, folder = source.rpartition("@")
+    path, images = Path(text).expanduser(), Path(folder).expanduser()
+    if not at or not path.exists():
+        raise OptionError(f"{source} does not exist; {ACCEPTED}")
+    if not images.is_dir():
+        raise OptionError(f"{source}: there is no folder {folder} for the images of {text}")
+    return path, images
+
+
+def _candidates(source: str, path: Path, images: Path | None) -> dict[str, Callable[[], CaptionSet]]:
+    """What a folder may be: what was found → how to read it. Single annotation files count only if there is no more."""
+    found: dict[str, Callable[[], CaptionSet]] = {}
+    if hub.is_saved(path):
+        found["a set saved by datasets"] = partial(hub.read_saved, source, path)
+    inner = [(folder.name, folder) for folder in sorted(path.iterdir()) if split_named(folder.name)]
+    for suffix in tables.READERS:
+        name = f"metadata{suffix}"
+        if (path / name).is_file():
+            found[name] = partial(_read_tables, source, path, [_Table(path / name)], (images or path,))
+        parts = [_Table(folder / name, f"{split}/", split) for split, folder in inner if (folder / name).is_file()]
+        if parts:
+            label = ", ".join(f"{part.prefix}{name}" for part in parts)
+            found[label] = partial(_read_tables, source, path, parts, (images or path,))
+    if found:
+        return found
+    suffixes = (".json", *tables.READERS)
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes and file.name[0] != ".")
+    if len(files) > 1 and all(split_named(file.stem) and file.suffix.lower() in tables.READERS for file in files):
+        parts = [_Table(file, split=file.stem) for file in files]
+        label = ", ".join(file.name for file in files)
+        return {label: partial(_read_tables, source, path, parts, _image_folders(path, images))}
+    return {file.name: partial(_read_file, source, file, images) for file in files}
+
+
+def _read_file(source: str, path: Path, images: Path | None) -> CaptionSet:
+    folders = _image_folders(path.parent, images)
+    if path.suffix.lower() in tables.READERS:
+        split = path.stem if split_named(path.stem) else None
+        return _read_tables(source, path, [_Table(path, split=split)], folders)
+    if path.suffix.lower() != ".json":
+        raise OptionError(f"{source} is a {path.suffix or 'file without a suffix'}, which is no layout; {ACCEPTED}")
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise OptionError(f"{path} cannot be read as JSON: {error}") from error
+    name = set_name(path)
+    bad: list[BadRecord] = []
+
+    def report(where: str, reason: str) -> None:
+        bad.append(BadRecord(source, where, reason))
+
+    if isinstance(values, list):
+        records = tables.records_of(tables.rows_of_list(values, report), source, report)
+    elif isinstance(values, dict) and isinstance(values.get("images"), list) and "annotations" not in values:
+        records = read_karpathy(values["images"], report)
+        stated = values.get("dataset")
+        name = stated if isinstance(stated, str) and stated else name
+    else:
+        held = f"an object with {as_list(values)}" if isinstance(values, dict) else "no list of images"
+        raise OptionError(f"{source} is {held}: Karpathy JSON has images, each with its sentences; {ACCEPTED}")
+    return CaptionSet(source, name, path.resolve(), tuple(records), folders, tuple(bad))
+
+
+def _read_tables(source: str, path: Path, parts: Sequence[_Table], folders: tuple[Path, ...]) -> CaptionSet:
+    records: list[Record] = []
+    bad: list[BadRecord] = []
+    for part in parts:
+        found, unusable = tables.read_table(part.path, source)
+        bad += unusable
+        for record in found:
+            name = part.prefix + record.name if isinstance(record.name, str) and record.name else record.name
+            records.append(replace(record, name=name, split=record.split or part.split))
+    if all(record.split is None for record in records):
+        # The usual imagefolder with its metadata at the top: the images lie in train/, validation/, test/.
+        within = [split_named(str(record.name).partition("/")[0]) for record in records]
+        if any(within):
+            records = [replace(record, split=split) for record, split in zip(records, within, strict=True)]
+    return CaptionSet(source, set_name(path), path.resolve(), tuple(records), folders, tuple(bad))
+
+
+def _image_folders(folder: Path, images: Path | None) -> tuple[Path, ...]:
+    """Where the images of an annotation file in ``folder`` may be, the likeliest first."""
+    if images is not None:
+        return (images,)
+    inner = sorted(entry for entry in folder.iterdir() if _IMAGE_FOLDER.search(entry.name) and entry.is_dir())
+    return (*inner, folder)
+
+
+def _contents(path: Path) -> str:
+    def listed() -> Iterator[str]:
+        for entry in sorted(path.iterdir()):
+            yield entry.name + "/" * entry.is_dir()
+
+    return f"it holds {as_list(listed()) or 'nothing'}"

@@ -1,0 +1,107 @@
+"""Sets of the datasets library: saved to disk, loaded from a folder, and by id (with the hub replaced)."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rsedge.datasets import hub, load_examples, load_labelled
+from rsedge.errors import OptionError, SceneError
+from tests.datasets.builders import CAPTIONS, SPLITS, images, json_lines, pixels
+
+datasets = pytest.importorskip("datasets")
+
+
+def rows(names: list[str], **columns: list) -> datasets.Dataset:
+    pictures = [Image.fromarray(pixels(name)) for name in names]
+    features = datasets.Dataset.from_dict({"image": pictures}).cast_column("image", datasets.Image())
+    for name, values in columns.items():
+        features = features.add_column(name, values)
+    return features
+
+
+def whole() -> datasets.DatasetDict:
+    parts = {"train": ["a.png", "b.png"], "validation": ["c.png"], "test": ["d.png"]}
+    return datasets.DatasetDict(
+        {word: rows(names, filename=names, captions=[CAPTIONS[n] for n in names]) for word, names in parts.items()}
+    )
+
+
+def test_a_saved_set(tmp_path: Path):
+    whole().save_to_disk(tmp_path / "mine")
+    data = load_examples([tmp_path / "mine"])
+    assert [(e.key, e.split, list(e.captions)) for e in data.examples] == [
+        (f"mine/{name}", SPLITS[name], CAPTIONS[name]) for name in SPLITS
+    ]
+    for example in pickle.loads(pickle.dumps(data.examples)):
+        np.testing.assert_array_equal(example.image.read(), pixels(example.key[-5:]))
+    assert load_examples([tmp_path / "mine"], limit=1).summary()["splits"]["train"]["images"] == 1
+
+
+def test_the_only_split_train_is_none(tmp_path: Path):
+    names = [f"{number}.png" for number in range(30)]
+    rows(names, text=[f"number {name}" for name in names]).save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": rows(names, text=["x"] * 30)}).save_to_disk(tmp_path / "two")
+    for folder in ("one", "two"):
+        splits = load_examples([tmp_path / folder], fractions=(0.5, 0.3, 0.2)).summary()["splits"]
+        assert set(splits) == {"train", "val", "test"}
+    assert load_examples([tmp_path / "one"]).examples[4].key == "one/row-000004"
+
+
+def test_an_imagefolder_through_the_library(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for word, name in {"train": "a.png", "test": "d.png"}.items():
+        images(tmp_path / "set" / word, [name])
+        json_lines(tmp_path / "set" / word / "metadata.jsonl", [{"file_name": name, "text": CAPTIONS[name][0]}])
+    data = load_examples([f"hf:{tmp_path / 'set'}"])
+    assert [(e.split, e.captions) for e in data.examples] == [("train", ("first of a",)), ("test", ("first of d",))]
+    assert all(example.key.endswith(".png") for example in data.examples)
+    np.testing.assert_array_equal(data.examples[1].image.read(), pixels("d.png"))
+
+
+def test_hub_ids(monkeypatch):
+    asked = []
+
+    def load_dataset(path, config, *, revision):
+        asked.append((path, config, revision))
+        return whole()
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    data = load_examples(["hf:someone/rs-captions:big@v1.0"])
+    assert asked == [("someone/rs-captions", "big", "v1.0")]
+    assert data.examples[0].key == "someone/rs-captions/a.png"
+    load_examples(["hf:someone/rs-captions"])
+    assert asked[1] == ("someone/rs-captions", None, None)
+    with pytest.raises(OptionError, match="hf: is no id of a set: give hf:OWNER/NAME"):
+        hub.read_hub("hf:")
+
+
+def test_what_cannot_be_loaded(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(OptionError, match=r"hf:.*nowhere cannot be loaded"):
+        load_examples([f"hf:{tmp_path / 'nowhere'}"])
+    datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "text")
+    with pytest.raises(OptionError, match="has no column of images among text"):
+        load_examples([tmp_path / "text"])
+    datasets.DatasetDict({"holdout": rows(["a.png"], text=["a"])}).save_to_disk(tmp_path / "odd")
+    with pytest.raises(OptionError, match="has unknown splits holdout: accepted are train"):
+        load_examples([tmp_path / "odd"])
+
+
+def test_classes_and_missing_images(tmp_path: Path):
+    labelled = rows(["a.png", "b.png"], label=[1, 0])
+    labelled = labelled.cast_column("label", datasets.ClassLabel(names=["river", "harbour"]))
+    labelled.save_to_disk(tmp_path / "classes")
+    assert [example.label for example in load_labelled(tmp_path / "classes")] == ["harbour", "river"]
+
+    blank = datasets.Dataset.from_dict({"image": [None], "text": ["a"]}).cast_column("image", datasets.Image())
+    blank.save_to_disk(tmp_path / "blank")
+    example = load_examples([tmp_path / "blank"], check=False).examples[0]
+    with pytest.raises(SceneError, match="row-000000 has no image"):
+        example.image.read()
+    with pytest.raises(OptionError, match="1 record cannot be used"):
+        load_examples([tmp_path / "blank"])
