@@ -1,0 +1,94 @@
+"""``rsedge back-translate``: captions → other wordings of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from rsedge.cli import options
+
+
+@click.command("back-translate")
+@click.argument("sources", nargs=-1, required=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="File to make, .jsonl.")
+@click.option("--forward", required=True, help="Marian model from English, folder or hub id.")
+@click.option("--backward", required=True, help="Marian model back into English.")
+@click.option("--languages", help="Languages to go through, such as fr,es,it,pt; for a model that has several.")
+@click.option(
+    "--splits", default="train", show_default=True, help="Splits whose captions are translated, such as train,val."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of splits; as in training.")
+@click.option("--limit", type=click.IntRange(min=1), help="At most so many images of each split.")
+@click.option("--skip-bad", is_flag=True, help="Leave out records that cannot be used.")
+@click.option("--beams", "num_beams", type=click.IntRange(1, 64), default=1, show_default=True, help="1 is greedy.")
+@click.option(
+    "--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Longest translation."
+)
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Sentences translated together."
+)
+@options.device
+@options.overwrite
+@options.as_json
+@options.config
+def command(
+    sources: tuple[str, ...],
+    output: Path,
+    forward: str,
+    backward: str,
+    languages: str | None,
+    splits: str,
+    seed: int,
+    limit: int | None,
+    skip_bad: bool,
+    num_beams: int,
+    max_new_tokens: int,
+    batch_size: int,
+    device: str,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Reword the captions of SOURCES by translation into other languages and back.
+
+    SOURCES are caption sets as rsedge train takes them. The file that is made goes into a recipe as data.paraphrases.
+    A run that was cut off goes on with the same command.
+    """
+    from rsedge.errors import BackendError
+
+    try:
+        from rsedge.datasets import load_examples
+        from rsedge.training.back_translate import BackTranslation, back_translate
+    except ImportError as error:
+        raise BackendError(f"back-translation needs {error.name}: pip install 'rsedge[translate]'") from error
+    settings = BackTranslation(
+        forward=forward,
+        backward=backward,
+        languages=_listed(languages),
+        num_beams=num_beams,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+    )
+    data = load_examples(
+        sources, seed=seed, limit=limit, splits=_listed(splits), skip_bad=skip_bad, check=False, progress=options.note
+    )
+    counts = back_translate(
+        data.examples,
+        output,
+        settings,
+        device=device,
+        overwrite=overwrite,
+        progress=lambda done, total: options.note(f"{done} of {total} images"),
+    )
+    if as_json:
+        click.echo(json.dumps({"output": str(output), **counts, "bad": len(data.bad)}))
+        return
+    click.echo(
+        f"{output}  {counts['paraphrases']} wordings of {counts['captions']} captions, {counts['images']} images"
+    )
+
+
+def _listed(text: str | None) -> tuple[str, ...]:
+    """``fr, es`` as its parts."""
+    return tuple(part.strip() for part in text.split(",")) if text else ()
