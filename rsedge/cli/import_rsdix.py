@@ -1,0 +1,62 @@
+"""``rsedge import-rsdix``: published RSDiX checkpoint → Hugging Face layout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from rsedge.cli import options
+
+
+@click.command("import-rsdix")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Checkpoint folder to make.")
+@click.option("--tokenizer", help="Folder or hub id to copy the tokenizer from.  [default: the published models']")
+@click.option(
+    "--weights",
+    type=click.Choice(["student", "teacher"]),
+    default="student",
+    show_default=True,
+    help="The trained model, or its moving average.",
+)
+@options.overwrite
+@options.as_json
+def command(file: Path, output: Path, tokenizer: str | None, weights: str, overwrite: bool, as_json: bool) -> None:
+    """Turn FILE, a published RSDiX checkpoint, into a folder that transformers and rsedge read.
+
+    FILE is a PyTorch Lightning .ckpt of RSDiX-CLIP (S-BERT variant too), RSDiX-SigLIP or RSDiX-CLIPCap. No code in it
+    is executed.
+    """
+    from rsedge.errors import BackendError
+
+    try:
+        from rsedge.training.import_rsdix import import_rsdix
+    except ImportError as error:
+        raise BackendError(f"importing needs {error.name}: pip install 'rsedge[train]'") from error
+    report = import_rsdix(
+        file,
+        output,
+        tokenizer=tokenizer,
+        weights="teacher" if weights == "teacher" else "student",
+        overwrite=overwrite,
+        progress=options.note,
+    )
+    if as_json:
+        summary = {
+            "checkpoint": str(report.path),
+            "family": report.family,
+            "weights": report.weights,
+            "parameters": report.parameters,
+            "settings": report.settings,
+            "mapped": report.mapped,
+            "unused": report.unused,
+        }
+        click.echo(json.dumps(summary))
+        return
+    click.echo(f"{output}  {report.family}  {report.parameters / 1e6:.1f} M parameters, of the {report.weights}")
+    click.echo("  " + ", ".join(f"{name} {value}" for name, value in report.settings.items()))
+    for title, counts in (("taken", report.mapped), ("left out", report.unused)):
+        for prefix, count in counts.items():
+            click.echo(f"  {title:<9} {prefix.rstrip('.')}.*  {count} tensors")

@@ -1,0 +1,362 @@
+"""Losses of captions and of contrastive training, RSDiX-CLIP's self-distillation among them, the teacher's weights, and
+monitors.
+
+Those that take embeddings want them of unit length, for a whole batch: row i of the images and row i of the texts belong
+together. Over several processes they are given the embeddings gathered from all of them. They compute in float32 under
+autocast too.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rsedge.errors import OptionError
+from rsedge.training.sinkhorn import at_least_float32, similarities, teacher_targets
+
+Teacher = Literal["none", "ema", "sbert"]
+
+LOG_TEMPERATURE = 3.9
+"""Where the learnt temperature of the distillation starts, before exp."""
+SIGMOID_LOG_TEMPERATURE, SIGMOID_BIAS = math.log(10), -10.0
+"""Where the learnt scalars of the sigmoid loss start (Zhai et al., "Sigmoid Loss for Language Image Pre-Training")."""
+
+IGNORED = -100
+"""The label of a token that is not learnt."""
+
+_TEMPERATURE_RANGE = (1.0, 100.0)
+
+
+def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
+    """CLIP's loss: each image is to find its text among all of the batch, and each text its image.
+
+    Args:
+        image, text: float [N, D], of unit length.
+        logit_scale: Scalar, already exponentiated.
+
+    Returns:
+        The mean of the two cross entropies, a scalar.
+    """
+    logits = similarities(image, text) * logit_scale
+    labels = torch.arange(len(logits), device=logits.device)
+    return (functional.cross_entropy(logits, labels) + functional.cross_entropy(logits.T, labels)) / 2
+
+
+def sigmoid_loss(image: Tensor, text: Tensor, log_temperature: Tensor, bias: Tensor) -> Tensor:
+    """SigLIP's loss: each of the N² pairs is judged by itself, to belong together or not.
+
+    Args:
+        image, text: float [N, D], of unit length.
+        log_temperature, bias: Scalars; the logit of a pair is cosine · exp(log_temperature) + bias.
+
+    Returns:
+        The sum over the N² pairs divided by N, a scalar.
+    """
+    logits = similarities(image, text) * log_temperature.exp() + bias
+    signs = 2 * torch.eye(len(logits), dtype=logits.dtype, device=logits.device) - 1
+    return -functional.logsigmoid(signs * logits).sum(dim=1).mean()
+
+
+def distillation_loss(
+    image: Tensor, text: Tensor, image_targets: Tensor, text_targets: Tensor, log_temperature: Tensor
+) -> Tensor:
+    """How far the student is from the teacher's targets.
+
+    Args:
+        image, text: The student's embeddings, float [N, D], of unit length.
+        image_targets, text_targets: Of :func:`~rsedge.training.sinkhorn.teacher_targets`, [N, N].
+        log_temperature: Scalar t; the temperature is exp(t), kept within 1 to 100.
+
+    Returns:
+        KL(targets ‖ softmax(cosine · temperature)), the mean over the batch, averaged over images and texts.
+    """
+    logits = similarities(image, text) * log_temperature.exp().clamp(*_TEMPERATURE_RANGE)
+    return (_divergence(logits, image_targets) + _divergence(logits.T, text_targets)) / 2
+
+
+def _divergence(logits: Tensor, targets: Tensor) -> Tensor:
+    return functional.kl_div(logits.log_softmax(dim=1), targets.to(logits.dtype), reduction="batchmean")
+
+
+def caption_loss_sum(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """The cross entropy of caption tokens, added up.
+
+    Args:
+        logits: [rows, T, V]; position t is the prediction of token t.
+        labels: int64 [rows, T]; −100 where nothing is to be predicted.
+        label_smoothing: Share of the target spread evenly over the vocabulary.
+
+    Returns:
+        float32 [].
+    """
+    return functional.cross_entropy(
+        logits.float().flatten(0, 1),
+        labels.flatten(),
+        ignore_index=IGNORED,
+        reduction="sum",
+        label_smoothing=label_smoothing,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RsdixSettings:
+    """Which losses train a CLIP or SigLIP, and how its teacher's targets are made.
+
+    The defaults are RSDiX-CLIP's. Plain CLIP is ``alpha=1, teacher="none"``; RSDiX-SigLIP is that with
+    ``use_sigmoid_loss=True``. What would change nothing is refused.
+
+    Attributes:
+        alpha: Share of the contrastive loss, 0 to 1; the distillation has the rest.
+        sinkhorn_lambda, iterations, ii_coeff, tt_coeff, remove_diag: See
+            :func:`~rsedge.training.sinkhorn.teacher_targets`.
+        use_sigmoid_loss: The sigmoid loss takes the place of both.
+        teacher: Whose embeddings make the targets: ``none``; ``ema``, a moving average of the student; ``sbert``, that
+            average for images and a frozen Sentence-BERT, with a learnt projection, for texts.
+
+    Raises:
+        OptionError: Every value that is not accepted, and every contradiction.
+    """
+
+    alpha: float = 0.5
+    sinkhorn_lambda: float = 0.1
+    iterations: int = 4
+    ii_coeff: float = 1.0
+    tt_coeff: float = 1.0
+    remove_diag: bool = False
+    use_sigmoid_loss: bool = False
+    teacher: Teacher = "ema"
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.teacher not in get_args(Teacher):
+            problems.append(f"teacher is {self.teacher!r}, expected one of {', '.join(get_args(Teacher))}")
+        if not 0 <= self.alpha <= 1:
+            problems.append(f"alpha is {self.alpha}, expected 0 to 1")
+        if not 0 < self.sinkhorn_lambda < math.inf:
+            problems.append(f"sinkhorn_lambda is {self.sinkhorn_lambda}, expected a number above 0, such as 0.1")
+        if self.iterations < 0:
+            problems.append(f"iterations is {self.iterations}, expected 0 or more, such as 4")
+        problems += [
+            f"{name} is {value}, expected a finite number"
+            for name, value in (("ii_coeff", self.ii_coeff), ("tt_coeff", self.tt_coeff))
+            if not math.isfinite(value)
+        ]
+        if not problems:
+            problems = self._contradictions()
+        if problems:
+            raise OptionError("; ".join(problems))
+
+    def _contradictions(self) -> list[str]:
+        if self.use_sigmoid_loss and (self.teacher != "none" or self.alpha != 1):
+            return [
+                "use_sigmoid_loss takes the place of the contrastive loss and of the distillation, so it goes with "
+                f"teacher 'none' and alpha 1 (teacher is {self.teacher!r}, alpha {self.alpha}): set those, or leave it "
+                "out"
+            ]
+        if self.teacher == "none" and self.alpha != 1:
+            return [
+                f"alpha is {self.alpha}, but with teacher 'none' nothing is distilled: set alpha 1 or name a teacher"
+            ]
+        if self.teacher != "none" and self.alpha == 1:
+            return [
+                f"alpha is 1, so nothing is learnt from teacher {self.teacher!r}: set alpha below 1 or teacher 'none'"
+            ]
+        targets = ("sinkhorn_lambda", "iterations", "ii_coeff", "tt_coeff", "remove_diag")
+        defaults = {field.name: field.default for field in fields(self)}
+        changed = [name for name in targets if getattr(self, name) != defaults[name]]
+        if self.teacher == "none" and changed:
+            return [
+                f"{', '.join(changed)} only shape a teacher's targets, and teacher is 'none': name one or leave it out"
+            ]
+        return []
+
+
+class RsdixLoss(nn.Module):
+    """The whole objective, with the scalars and the projection it learns.
+
+    Total: α · contrastive + (1 − α) · distillation, or the sigmoid loss alone.
+
+    With teacher ``sbert``, texts are embedded by ``projection``, one linear layer from Sentence-BERT's width to CLIP's,
+    and scaled to unit length. The targets carry no gradient, for a target that may follow the student is met by
+    becoming uniform; so the distillation cannot teach the projection. It learns from a contrastive loss of its own
+    between its texts and the student's images, in which image embeddings and scale are constants: the student's
+    gradient is exactly that of the total above, and the projection's that of this alone. The value is ``projection`` in
+    the result and part of ``loss``.
+
+    Args:
+        settings: What to compute.
+        sbert_width, width: Of Sentence-BERT's and CLIP's embeddings; for teacher ``sbert``, and only then.
+
+    Attributes:
+        log_temperature: float32 scalar of the distillation; absent without a teacher.
+        sigmoid_log_temperature, sigmoid_bias: float32 scalars, with ``use_sigmoid_loss`` alone.
+        projection: ``nn.Linear(sbert_width, width)``, with teacher ``sbert`` alone.
+    """
+
+    def __init__(self, settings: RsdixSettings, *, sbert_width: int | None = None, width: int | None = None) -> None:
+        super().__init__()
+        self.settings = settings
+        if settings.use_sigmoid_loss:
+            self.sigmoid_log_temperature = nn.Parameter(torch.tensor(SIGMOID_LOG_TEMPERATURE))
+            self.sigmoid_bias = nn.Parameter(torch.tensor(SIGMOID_BIAS))
+        if settings.teacher != "none":
+            self.log_temperature = nn.Parameter(torch.tensor(LOG_TEMPERATURE))
+        if (settings.teacher == "sbert") != (sbert_width is not None and width is not None):
+            raise OptionError(
+                f"teacher is {settings.teacher!r}, sbert_width {sbert_width}, width {width}: give both widths for "
+                "teacher 'sbert', and neither for another"
+            )
+        if sbert_width is not None and width is not None:
+            self.projection = nn.Linear(sbert_width, width)
+
+    def forward(
+        self,
+        image: Tensor,
+        text: Tensor,
+        logit_scale: Tensor | None,
+        teacher_image: Tensor | None = None,
+        teacher_text: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The loss of a batch and its parts.
+
+        Args:
+            image, text: The student's embeddings, float [N, D], of unit length.
+            logit_scale: CLIP's, a scalar already exponentiated; None with the sigmoid loss, which has its own.
+            teacher_image: The teacher's, [N, D], of unit length; None without a teacher.
+            teacher_text: Likewise; with teacher ``sbert`` its raw embeddings, [N, sbert_width].
+
+        Returns:
+            Scalars: ``loss``, to be minimised, and ``contrastive``, ``distillation``, ``projection`` or ``sigmoid`` as
+            far as they enter it.
+
+        Raises:
+            ValueError: An input that the settings need is None, or one is given that they have no use for.
+        """
+        settings, distils = self.settings, self.settings.teacher != "none"
+        if (logit_scale is None) != settings.use_sigmoid_loss:
+            raise ValueError(
+                "logit_scale belongs to the contrastive loss: give it there, and None for the sigmoid loss"
+            )
+        if logit_scale is None:
+            sigmoid = sigmoid_loss(image, text, self.sigmoid_log_temperature, self.sigmoid_bias)
+            return {"loss": sigmoid, "sigmoid": sigmoid}
+        if (teacher_image is not None, teacher_text is not None) != (distils, distils):
+            raise ValueError(
+                f"teacher is {settings.teacher!r}: give both of its embeddings, or none where there is none"
+            )
+        contrastive = contrastive_loss(image, text, logit_scale)
+        if teacher_image is None or teacher_text is None:
+            return {"loss": contrastive, "contrastive": contrastive}
+
+        parts = {}
+        if settings.teacher == "sbert":
+            with torch.autocast(teacher_text.device.type, enabled=False):
+                teacher_text = functional.normalize(self.projection(at_least_float32(teacher_text)), dim=1)
+            parts["projection"] = contrastive_loss(image.detach(), teacher_text, logit_scale.detach())
+        targets = teacher_targets(
+            teacher_image,
+            teacher_text,
+            ii_coeff=settings.ii_coeff,
+            tt_coeff=settings.tt_coeff,
+            remove_diag=settings.remove_diag,
+            sinkhorn_lambda=settings.sinkhorn_lambda,
+            iterations=settings.iterations,
+        )
+        distillation = distillation_loss(image, text, *targets, self.log_temperature)
+        loss = settings.alpha * contrastive + (1 - settings.alpha) * distillation + sum(parts.values())
+        return {"loss": loss, "contrastive": contrastive, "distillation": distillation, **parts}
+
+
+def ema_decay(step: int, decay: float = 0.999) -> float:
+    """How much of the average is kept at update ``step`` = 1, 2, …: little at first, ``decay`` later."""
+    return min(decay, (1 + step) / (10 + step))
+
+
+class ExponentialAverage(nn.Module):
+    """The moving average of a module's parameters: RSDiX's teacher, or smoother weights to evaluate.
+
+    A copy of the module, in float32, in evaluation mode and without gradients. ``state_dict`` holds its weights and how
+    often it was updated.
+
+    Args:
+        module: What to average; copied.
+        decay: Kept of the average at each update, once :func:`ema_decay` has warmed up; 0 to 1.
+
+    Attributes:
+        module: The averaged copy. Calling the average calls it.
+        steps: Updates so far, int64 scalar.
+    """
+
+    steps: Tensor
+
+    def __init__(self, module: nn.Module, *, decay: float = 0.999) -> None:
+        super().__init__()
+        if not 0 <= decay <= 1:
+            raise OptionError(f"decay is {decay}, expected 0 to 1, such as 0.999")
+        self.decay = decay
+        self.module = copy.deepcopy(module).float().requires_grad_(False).eval()
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self._step = 0  # on the host, so that an update does not wait for the device
+        self.register_load_state_dict_post_hook(_resume)  # type: ignore[no-untyped-call]
+        self.eval()
+
+    @torch.no_grad()
+    def update(self, source: nn.Module) -> None:
+        """Move the average towards ``source``, a module of the same layout on the same device; buffers are copied."""
+        self._step += 1
+        self.steps.fill_(self._step)
+        share = 1 - ema_decay(self._step, self.decay)
+        for average, value in zip(self.module.parameters(), source.parameters(), strict=True):
+            average.lerp_(value.to(average.dtype), share)
+        for kept, buffer in zip(self.module.buffers(), source.buffers(), strict=True):
+            kept.copy_(buffer)
+
+    def train(self, mode: bool = True) -> ExponentialAverage:  # noqa: ARG002
+        """Stay in evaluation mode: a teacher has no dropout."""
+        return super().train(False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the averaged module gives."""
+        return self.module(*args, **kwargs)
+
+
+def _resume(average: nn.Module, _: object) -> None:
+    """After weights were loaded: go on counting from their step."""
+    assert isinstance(average, ExponentialAverage)
+    average._step = int(average.steps)
+
+
+@torch.no_grad()
+def in_batch_accuracy(image: Tensor, text: Tensor) -> Tensor:
+    """How often an image's text, and a text's image, is the most similar of the batch: both shares, averaged.
+
+    Args:
+        image, text: float [N, D], of unit length.
+    """
+    scores = similarities(image, text)
+    labels = torch.arange(len(scores), device=scores.device)
+    found = (scores.argmax(dim=1) == labels).float().mean() + (scores.argmax(dim=0) == labels).float().mean()
+    return found / 2
+
+
+@torch.no_grad()
+def similarity_mse(image: Tensor, text: Tensor, sbert: Tensor) -> Tensor:
+    """SBS-MSE: how far a batch's similarities are from Sentence-BERT's.
+
+    Args:
+        image, text: float [N, D]; of any length.
+        sbert: Sentence-BERT's embeddings of the same texts, float [N, S]; of any length.
+
+    Returns:
+        The mean of three mean squared errors, of the cosine similarities image–image, image–text and text–text.
+    """
+    image, text, sbert = (functional.normalize(at_least_float32(rows), dim=1) for rows in (image, text, sbert))
+    wanted = similarities(sbert, sbert)
+    pairs = ((image, image), (image, text), (text, text))
+    return torch.stack([functional.mse_loss(similarities(*pair).to(wanted.dtype), wanted) for pair in pairs]).mean()
