@@ -17,9 +17,13 @@ import click
 from rsedge.errors import RsedgeError
 
 COMMANDS = {
+    "back-translate": "Reword the captions of a set by translating them there and back.",
     "caption": "Caption every tile of a scene, in map coordinates.",
     "demo": "Make a scene and caption it with the demo model, offline.",
+    "evaluate": "Score captions, zero-shot classes or retrieval of a checkpoint or bundle.",
     "export": "Export a BLIP checkpoint to a bundle, proved against torch.",
+    "import-rsdix": "Turn a published RSDiX checkpoint into Hugging Face layout.",
+    "train": "Fine-tune a captioner or a dual encoder on images and captions.",
 }
 """Command → its line in ``rsedge --help``: command = module = test. Here, so that help imports no command."""
 
@@ -35,7 +39,7 @@ class LazyGroup(click.Group):
         """The command ``cmd_name``, or None."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"rsedge.cli.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"rsedge.cli.{cmd_name.replace('-', '_')}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002

@@ -13,6 +13,7 @@ from rsedge.cli import options
 
 if TYPE_CHECKING:
     from rsedge.runtime.pipeline import Progress
+    from rsedge.training.loop import Event
 
 _LINE_EVERY = 30.0  # seconds
 
@@ -56,3 +57,61 @@ def _lines() -> Callable[[Progress], None]:
             options.note(f"{progress.scene}: {progress.tiles_done} of {progress.tiles_total} tiles")
 
     return update
+
+
+@contextmanager
+def training_progress() -> Iterator[Callable[[Event], None] | None]:
+    """What to call with each :class:`~rsedge.training.loop.Event`: evaluations are always a line of their own."""
+    if not logging.getLogger("rsedge").isEnabledFor(logging.INFO):
+        yield None
+    elif sys.stderr.isatty():
+        with _training_bar() as update:
+            yield update
+    else:
+        yield _training_lines()
+
+
+@contextmanager
+def _training_bar() -> Iterator[Callable[[Event], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
+    with Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=None)
+
+        def update(event: Event) -> None:
+            if event.evaluated:
+                bar.console.print(_evaluation(event), highlight=False, markup=False)
+            else:
+                bar.update(task, description=_step(event), completed=event.step, total=event.steps)
+
+        yield update
+
+
+def _training_lines() -> Callable[[Event], None]:
+    last = time.monotonic()
+
+    def update(event: Event) -> None:
+        nonlocal last
+        if event.evaluated:
+            options.note(_evaluation(event))
+        elif time.monotonic() - last >= _LINE_EVERY:
+            last = time.monotonic()
+            options.note(f"step {event.step} of {event.steps}, {_step(event)}")
+
+    return update
+
+
+def _step(event: Event) -> str:
+    """The values of a training step, as one short text."""
+    text = f"epoch {event.epoch:.2f}  loss {event.values['loss']:.4f}  lr {event.values['learning_rate']:.2g}"
+    text += f"  {event.values['samples_per_second']:.1f} images/s"
+    memory = event.values.get("gpu_memory_mb")
+    return f"{text}  {memory:.0f} MB" if memory is not None else text
+
+
+def _evaluation(event: Event) -> str:
+    values = "  ".join(f"{name.removeprefix('val_')} {value:.4g}" for name, value in event.values.items())
+    return f"step {event.step}: {values}"

@@ -41,7 +41,7 @@ def test_help_of_a_command_imports_nothing_heavy(name):
 def test_a_command_is_its_module(name):
     command = cli.get_command(click.Context(cli), name)
     assert command.name == name
-    assert command.callback.__module__ == f"rsedge.cli.{name}"
+    assert command.callback.__module__ == f"rsedge.cli.{name.replace('-', '_')}"
     assert all(parameter.help for parameter in command.params if isinstance(parameter, click.Option))
 
 

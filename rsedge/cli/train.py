@@ -1,0 +1,122 @@
+"""``rsedge train``: images and captions → checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rsedge.cli import options
+
+_FAMILIES = ("blip", "clip", "clipcap")
+
+
+def _list_presets(ctx: click.Context, param: click.Parameter, value: bool) -> None:  # noqa: ARG001
+    """Print the recipes that come with rsedge, and end."""
+    if value:
+        from rsedge.training.recipe_files import presets
+
+        for name, text in presets().items():
+            click.echo(f"{name:<24} {text}")
+        ctx.exit()
+
+
+def _list_keys(ctx: click.Context, param: click.Parameter, value: bool) -> None:  # noqa: ARG001
+    """Print the keys of a recipe, and end."""
+    if value:
+        from rsedge.training.recipe_files import keys
+
+        click.echo("\n".join(keys()))
+        ctx.exit()
+
+
+@click.command("train")
+@click.argument("family", type=click.Choice(_FAMILIES))
+@click.option("--data", "sources", multiple=True, help="Caption set; may be given several times.")
+@click.option("--recipe", help="TOML file, or one of --list-recipes.  [default: built-in settings]")
+@click.option("--init", help="Hub id or folder to start from, in place of the recipe's model.init.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="Folder of the run.",
+)
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change the recipe; several times.")
+@click.option("--limit", type=click.IntRange(min=1), help="At most so many images of each split.")
+@click.option("--skip-bad", is_flag=True, help="Leave out records that cannot be used.")
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint of the run.")
+@click.option(
+    "--trackers",
+    default="tensorboard",
+    show_default=True,
+    help="Where metrics go beside metrics.jsonl: tensorboard, wandb …, several with commas, or none.",
+)
+@click.option("--cpu", is_flag=True, help="Leave GPUs alone.")
+@options.overwrite
+@options.as_json
+@click.option(
+    "--list-recipes", is_flag=True, is_eager=True, expose_value=False, callback=_list_presets, help="And end."
+)
+@click.option("--list-keys", is_flag=True, is_eager=True, expose_value=False, callback=_list_keys, help="And end.")
+def command(
+    family: Any,
+    sources: tuple[str, ...],
+    recipe: str | None,
+    init: str | None,
+    output: Path,
+    settings: tuple[str, ...],
+    limit: int | None,
+    skip_bad: bool,
+    resume: bool,
+    trackers: str,
+    cpu: bool,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Fine-tune a captioner (blip, clipcap) or a dual encoder (clip, which is SigLIP too).
+
+    Writes checkpoints in Hugging Face layout, RUN/best and RUN/last, with metrics, curves and sample captions.
+    A run that was interrupted goes on with --resume, step for step as if it had not been. For several GPUs:
+    accelerate launch -m rsedge train …
+    """
+    from rsedge.cli.progress import training_progress
+    from rsedge.errors import BackendError, OptionError
+
+    try:
+        from rsedge.training.recipe_files import load_recipe
+        from rsedge.training.run_folder import RunFolder
+        from rsedge.training.train import train
+    except ImportError as error:
+        raise BackendError(f"training needs {error.name}: pip install 'rsedge[train]'") from error
+    if resume and overwrite:
+        raise OptionError("--resume goes on with a run, --overwrite replaces it: give one of them")
+    changes = [*settings]
+    if sources:
+        changes.append(f"data.sources={json.dumps(list(sources))}")
+    if init is not None:
+        changes.append(f"model.init={json.dumps(init)}")
+    if limit is not None:
+        changes.append(f"data.limit={limit}")
+    if skip_bad:
+        changes.append("data.skip_bad=true")
+    # A resumed run knows its recipe; what is given again must agree with it.
+    base: Any = recipe if recipe or not resume else RunFolder(output).recipe_path
+    loaded = load_recipe(base, family=family, settings=changes)
+    chosen = [] if trackers == "none" else [name.strip() for name in trackers.split(",") if name.strip()]
+    with training_progress() as observe:
+        result = train(loaded, output, resume=resume, overwrite=overwrite, cpu=cpu, trackers=chosen, observe=observe)
+    if not result.main:
+        return
+    if as_json:
+        values = {"run": str(result.run), "best": str(result.best), "best_step": result.progress.best_step}
+        click.echo(json.dumps({**values, "steps": result.progress.step, "values": result.values}))
+        return
+    click.echo(f"{result.best}  step {result.progress.best_step} of {result.progress.step}")
+    for name, value in result.values.items():
+        if name.startswith("val_"):
+            click.echo(f"  {name.removeprefix('val_'):<22} {value:.4f}")
+    if family == "blip":
+        click.echo(f"next: rsedge export {result.best} -o {output.name}.rsedge")

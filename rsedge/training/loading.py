@@ -1,0 +1,125 @@
+"""Load models for training: hub ids and folders, configurations changed by a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rsedge.errors import OptionError
+from rsedge.preprocessor import read_image_spec
+
+if TYPE_CHECKING:
+    from rsedge.manifest import ImageSpec
+    from rsedge.training.recipe import ModelRecipe
+
+
+def load_pretrained(
+    cls: Any, wanted: ModelRecipe, *, source: str | None = None, changes: Mapping[str, Any] | None = None
+) -> Any:
+    """The model of class ``cls`` at ``source`` (else ``wanted.init``) in float32. No pickled weights are read.
+
+    Args:
+        cls: Of transformers, or like one.
+        wanted: Whose ``config`` changes the model's configuration; ``revision`` is that of ``init``.
+        source: Folder or hub id in place of ``wanted.init``.
+        changes: In place of ``wanted.config``.
+
+    Raises:
+        OptionError: It cannot be had, is of another kind, lacks weights, or the changes do not fit them.
+    """
+    origin = source or str(wanted.init)
+    revision = wanted.revision if source is None else None
+    try:
+        config = cls.config_class.from_pretrained(origin, revision=revision)
+        kind = config_type(origin, revision)
+        if source is None and kind != cls.config_class.model_type:
+            raise OptionError(
+                f"{origin} is a {kind} model, not {cls.config_class.model_type}: choose another model.init"
+            )
+        config = cls.config_class(
+            **merge_config(cls.config_class, config.to_dict(), wanted.config if changes is None else changes)
+        )
+        model, report = cls.from_pretrained(
+            origin, revision=revision, config=config, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise OptionError(
+            f"cannot start from {origin}: {reason}. Give a folder in Hugging Face layout with safetensors weights, "
+            f"or a "
+            "hub id; without a network, set HF_HUB_OFFLINE=1 to use the cache"
+        ) from error
+    if missing := sorted(report["missing_keys"]):
+        raise OptionError(
+            f"{origin} lacks {len(missing)} weights of {cls.__name__} ({', '.join(missing[:3])}, …): it is another "
+            f"kind of "
+            "model"
+        )
+    return model.float()
+
+
+def config_type(source: str, revision: str | None = None) -> str:
+    """``model_type`` in the configuration of a folder or hub id."""
+    from transformers import PretrainedConfig
+
+    values, _ = PretrainedConfig.get_config_dict(source, revision=revision)
+    return str(values.get("model_type"))
+
+
+def image_spec(source: str, revision: str | None = None) -> ImageSpec:
+    """The image processor's settings of a folder or hub id.
+
+    Raises:
+        OptionError: It has none, or one that rsedge cannot follow.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        from transformers.utils import cached_file
+
+        found = cached_file(
+            source, "preprocessor_config.json", revision=revision, _raise_exceptions_for_missing_entries=False
+        )
+        folder = Path(found).parent if found else folder
+    problems: list[str] = []
+    spec = read_image_spec(folder, problems.append)
+    if spec is None:
+        raise OptionError(f"cannot start from {source}: {'; '.join(problems)}")
+    return spec
+
+
+def merge_config(cls: Any, base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of ``base`` with ``changes``; ``vision``, ``text`` and the like stand for ``vision_config`` …
+
+    Raises:
+        OptionError: A change that the configuration class does not know; all are named.
+    """
+    merged = {name: dict(value) if isinstance(value, Mapping) else value for name, value in base.items()}
+    sections: dict[str, Any] = dict(getattr(cls, "sub_configs", {}))
+    unknown = []
+    for name, value in changes.items():
+        section = name if name in sections else f"{name}_config"
+        if section in sections and isinstance(value, Mapping):
+            known = _section(sections[section], {**merged.get(section, {}), **value})
+            unknown += [f"{name}.{key}" for key in value if key not in known]
+            merged.setdefault(section, {}).update(value)
+        elif name in cls().to_dict():
+            merged[name] = value
+        else:
+            unknown.append(name)
+    if unknown:
+        raise OptionError(
+            f"model.config has {', '.join(unknown)}, which {cls.__name__} does not know; its sections are "
+            f"{', '.join(key.removesuffix('_config') for key in sections) or 'none'}"
+        )
+    return merged
+
+
+def _section(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a section of a configuration may hold."""
+    from transformers import AutoConfig
+
+    if cls is AutoConfig:  # its class depends on its model_type
+        cls = type(AutoConfig.for_model(values.get("model_type", "clip_vision_model")))
+    known: dict[str, Any] = cls().to_dict()
+    return known

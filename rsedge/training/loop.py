@@ -1,0 +1,355 @@
+"""The training loop: the only one, for all families, on whatever accelerate is configured for.
+
+Every random choice is a function of the seed and of where in the run it is made (:mod:`rsedge.training.order`,
+:mod:`rsedge.training.objective`), never of what was drawn before; so a run that goes on from a checkpoint takes the
+same steps as one that was never stopped, and the number of processes, passes and workers changes nothing but rounding.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator, DistributedType, PartialState
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
+from torch.utils.data import DataLoader
+from transformers.utils.logging import disable_progress_bar
+
+from rsedge.errors import BackendError, OptionError, RsedgeError
+from rsedge.training import figures
+from rsedge.training.losses import ExponentialAverage
+from rsedge.training.objective import objective_for
+from rsedge.training.optim import Progress, factor_at, freeze, make_optimizer
+from rsedge.training.order import BatchSampler, Order
+from rsedge.training.run_folder import STATE, RunFolder, read_metrics
+from rsedge.training.samples import TrainingSamples
+from rsedge.training.task import Batch, CaptionTask, Task
+from rsedge.training.validation import Validation
+
+if TYPE_CHECKING:
+    from rsedge.datasets.examples import Example
+    from rsedge.training.recipe import Recipe
+
+_SAMPLES = 12  # validation images in the sample grid
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What the loop tells its observer, on the main process.
+
+    Attributes:
+        step, steps: Optimiser steps done and in all.
+        epoch: Epochs done, with a fraction.
+        values: After a step ``loss``, ``learning_rate`` …; after an evaluation ``val_loss`` and the other monitors.
+        evaluated: Whether these are an evaluation's.
+    """
+
+    step: int
+    steps: int
+    epoch: float
+    values: Mapping[str, float] = field(default_factory=dict)
+    evaluated: bool = False
+
+
+Observer = Callable[[Event], None]
+
+
+class Trainer:
+    """One run.
+
+    Args:
+        recipe: What to do.
+        task: The model, on the CPU, as the recipe's family makes it.
+        training, validation: The examples.
+        accelerator: Where and in which precision; its accumulation steps are set by :func:`make_accelerator`.
+        folder: Of the run; None keeps nothing, for a search or a learning-rate test.
+        observe: Called after logged steps and evaluations.
+
+    Raises:
+        OptionError: Settings that do not fit the model, the data or the number of processes.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        task: Task,
+        training: Sequence[Example],
+        validation: Sequence[Example],
+        accelerator: Accelerator,
+        *,
+        folder: RunFolder | None = None,
+        observe: Observer | None = None,
+    ) -> None:
+        loop = recipe.loop
+        if not validation:
+            raise OptionError("there are no validation images: give a set with a split val, or data.fractions with one")
+        self._recipe, self._accelerator, self._folder, self._observe = recipe, accelerator, folder, observe
+        self._training, self._validation = tuple(training), tuple(validation)
+        self.order = make_order(recipe, len(training), accelerator)
+        steps = loop.epochs * self.order.steps_per_epoch
+        self.steps = min(steps, loop.max_steps) if loop.max_steps else steps
+        self._evaluate_every = loop.evaluate_every or self.order.steps_per_epoch
+        self._checkpoint_every = loop.checkpoint_every or self._evaluate_every
+        self.progress = Progress()
+
+        freeze(task, recipe.model.freeze, task.parts)
+        if recipe.model.gradient_checkpointing:
+            # transformers 5 renames it, and warns of the old name.
+            enable = getattr(task.model, "activation_checkpointing_enable", task.model.gradient_checkpointing_enable)
+            enable({"use_reentrant": False})
+        if loop.ema_decay is not None and accelerator.distributed_type in (
+            DistributedType.FSDP,
+            DistributedType.DEEPSPEED,
+        ):
+            raise OptionError("loop.ema_decay needs whole weights on each device: leave it out with FSDP and DeepSpeed")
+        self._sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        if self._sharded and loop.captions:
+            raise OptionError("loop.captions needs whole weights on each device: set it to 0 with FSDP and DeepSpeed")
+        optimizer = make_optimizer(task, recipe.optimizer, task.parts)
+        self.model, self.optimizer = accelerator.prepare(task, optimizer)
+        self.task: Task = accelerator.unwrap_model(self.model)
+        self._average = ExponentialAverage(self.task, decay=loop.ema_decay) if loop.ema_decay else None
+        if self._average is not None:
+            accelerator.register_for_checkpointing(self._average)
+        self._objective = objective_for(self.task, accelerator, self.order)
+        self._watch = Validation(
+            validation,
+            task,
+            accelerator,
+            chunk=self.order.micro_batch_size,
+            batch_size=loop.batch_size,
+            captions=loop.captions,
+            workers=recipe.data.workers,
+        )
+
+    # The run
+
+    def resume(self) -> bool:
+        """Go back to the last checkpoint of the run folder; False where there is none."""
+        found = self._folder.last() if self._folder else None
+        if found is None:
+            return False
+        checkpoint, self.progress = found
+        self._accelerator.load_state(str(checkpoint / STATE))
+        return True
+
+    def run(self) -> Progress:
+        """Train to the end, evaluating and saving on the way.
+
+        Raises:
+            RsedgeError: The loss is no longer a number.
+        """
+        if self.progress.finished or self.progress.step >= self.steps:
+            return self.progress
+        self.model.train()
+        began, images = time.monotonic(), 0
+        for chunks in self._steps(self.progress.step):
+            values = self.step(chunks)
+            images += self._recipe.loop.batch_size
+            step, last = self.progress.step, self.progress.step == self.steps
+            if step % self._recipe.loop.log_every == 0 or last:
+                values["samples_per_second"] = images / (time.monotonic() - began)
+                self._log({**values, **self._memory()})
+                began, images = time.monotonic(), 0
+            best = False
+            evaluate = step % self._evaluate_every == 0 or last
+            if evaluate:
+                best = self._evaluate()
+            stop = last or self.progress.finished
+            if stop or best or step % self._checkpoint_every == 0:
+                self._save(best=best)
+            if evaluate:
+                began, images = time.monotonic(), 0
+            if stop:
+                break
+        return self.progress
+
+    def step(self, chunks: Sequence[Batch]) -> dict[str, float]:
+        """One optimiser step on this process's chunks of it."""
+        factor = self.progress.plateau * factor_at(self.progress.step, self.steps, self._recipe.schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        return self.step_at_rates(chunks)
+
+    def step_at_rates(self, chunks: Sequence[Batch]) -> dict[str, float]:
+        """One optimiser step at the learning rates that the optimiser's groups have now."""
+        rate = self.optimizer.param_groups[0]["lr"]
+        self.optimizer.zero_grad()
+        values = self._objective.backward(self.model, chunks, self.progress.step)
+        if not math.isfinite(values["loss"]):
+            raise RsedgeError(
+                f"the loss is {values['loss']} at step {self.progress.step + 1}: lower optimizer.learning_rate, set "
+                "optimizer.clip_norm, or use loop.mixed_precision bf16 or no; --resume goes on from the last checkpoint"
+            )
+        if self._recipe.optimizer.clip_norm is not None:
+            norm = self._accelerator.clip_grad_norm_(self.model.parameters(), self._recipe.optimizer.clip_norm)
+            if norm is not None:
+                values["gradient_norm"] = float(norm)
+        self.optimizer.step()
+        self.progress.step += 1
+        self.task.after_step(self.progress.step)
+        if self._average is not None:
+            self._average.update(self.task)
+        return {**values, "learning_rate": rate}
+
+    def _steps(self, start: int) -> Iterator[list[Batch]]:
+        """The chunks of each step from ``start`` on, on this process's device."""
+        data, order = self._recipe.data, self.order
+        samples = TrainingSamples(
+            self._training,
+            self.task.image,
+            augmentation=self._recipe.augmentation,
+            seed=self._recipe.seed,
+            one_caption=self.task.one_caption,
+            paraphrase_probability=data.paraphrase_probability,
+        )
+        loader: DataLoader[Any] = DataLoader(
+            samples,
+            batch_sampler=BatchSampler(order, start, self.steps),
+            collate_fn=self.task.collate,
+            num_workers=data.workers,
+            pin_memory=self._accelerator.device.type == "cuda",
+        )
+        chunks: list[Batch] = []
+        for batch in loader:
+            chunks.append(
+                {name: value.to(self._accelerator.device, non_blocking=True) for name, value in batch.items()}
+            )
+            if len(chunks) == order.chunks:
+                yield chunks
+                chunks = []
+
+    def batches(self) -> Iterator[list[Batch]]:
+        """The chunks of each step from the start of the run, for a learning-rate test."""
+        return self._steps(0)
+
+    # Evaluation and checkpoints
+
+    def _evaluate(self) -> bool:
+        """Evaluate; True if the model is the best so far."""
+        recipe, loop = self._recipe, self._recipe.loop
+        task = self._average.module if self._average is not None else self.task
+        assert isinstance(task, Task)
+        values = self._watch.run(task if self._average is not None else self.model, task)
+        if loop.monitor not in values:
+            raise OptionError(
+                f"loop.monitor is {loop.monitor}, but an evaluation gives {', '.join(values)}: choose one"
+            )
+        best = self.progress.record(
+            values[loop.monitor],
+            better_is_less=loop.monitor_mode == "min",
+            schedule=recipe.schedule,
+            patience=loop.early_stopping,
+        )
+        self._log(values, evaluated=True)
+        if self._folder is not None:
+            self._draw(task)
+        return best
+
+    def _draw(self, task: Task) -> None:
+        """The pictures in the run folder."""
+        assert self._folder is not None
+        shown = self._validation[:: max(1, len(self._validation) // _SAMPLES)][:_SAMPLES]
+        texts = None
+        if isinstance(task, CaptionTask) and not self._sharded:
+            was_training = task.training
+            task.eval()
+            texts = self._watch.generate(task, shown)
+            task.train(was_training)
+        if self._accelerator.is_main_process:
+            figures.draw_losses(read_metrics(self._folder.metrics), self._folder.path / "loss.png")
+            if texts is not None:
+                title = f"validation images after {self.progress.step} steps"
+                figures.draw_samples(shown, texts, self._folder.path / "samples.png", title=title)
+
+    def _save(self, *, best: bool) -> None:
+        if self._folder is None:
+            return
+        accelerator = self._accelerator
+        accelerator.wait_for_everyone()
+        draft = self._folder.draft(self.progress.step) if accelerator.is_main_process else None
+        accelerator.wait_for_everyone()
+        draft = draft or self._folder.draft_path(self.progress.step)
+        accelerator.save_state(str(draft / STATE))
+        if self._average is not None:
+            state: Mapping[str, torch.Tensor] = self._average.module.state_dict()
+        else:
+            state = accelerator.get_state_dict(self.model)
+        if accelerator.is_main_process:
+            self.task.save(draft, state)
+            self._folder.publish(draft, self.progress, self._recipe, best=best)
+        accelerator.wait_for_everyone()
+
+    # Telling
+
+    def _log(self, values: Mapping[str, float], *, evaluated: bool = False) -> None:
+        epoch = self.progress.step / self.order.steps_per_epoch
+        self._accelerator.log(dict(values), step=self.progress.step)
+        if not self._accelerator.is_main_process:
+            return
+        if self._folder is not None:
+            self._folder.append({"step": self.progress.step, "epoch": round(epoch, 4), **values})
+        if self._observe is not None:
+            self._observe(Event(self.progress.step, self.steps, epoch, dict(values), evaluated))
+
+    def _memory(self) -> dict[str, float]:
+        if self._accelerator.device.type != "cuda":
+            return {}
+        return {"gpu_memory_mb": torch.cuda.max_memory_allocated(self._accelerator.device) / 1e6}
+
+
+def make_order(recipe: Recipe, examples: int, state: Accelerator | PartialState) -> Order:
+    """The order of a recipe's run over as many examples, for the process that asks.
+
+    Raises:
+        OptionError: A step cannot be filled, or not be shared evenly.
+    """
+    micro = recipe.loop.micro_batch_size or max(1, recipe.loop.batch_size // state.num_processes)
+    return Order(examples, recipe.loop.batch_size, micro, recipe.seed, state.num_processes, state.process_index)
+
+
+def make_accelerator(
+    recipe: Recipe, *, cpu: bool = False, trackers: Sequence[str] = (), folder: RunFolder | None = None
+) -> Accelerator:
+    """Accelerate as the recipe wants it; the rest (processes, FSDP, DeepSpeed) comes from its own configuration.
+
+    Args:
+        recipe: For precision and accumulation.
+        cpu: Leave GPUs alone.
+        trackers: Names accelerate knows: ``tensorboard``, ``wandb`` …
+        folder: Of the run, for the trackers' logs.
+
+    Raises:
+        BackendError: A tracker is not installed, or the precision is not to be had on this machine.
+        OptionError: The batch cannot be shared evenly.
+    """
+    # What they would say of every checkpoint (tied weights, where each file went) is no news to anyone.
+    for name in ("accelerate.accelerator", "accelerate.checkpointing", "accelerate.utils.other"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    disable_progress_bar()
+    logs = str(folder.path / "logs") if folder else None
+    # How many passes a step takes is known once the processes are.
+    order = make_order(recipe, recipe.loop.batch_size, PartialState(cpu=cpu))
+    try:
+        accelerator = Accelerator(
+            cpu=cpu,
+            mixed_precision=recipe.loop.mixed_precision,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=order.chunks, sync_with_dataloader=False),
+            log_with=list(trackers) or None,
+            project_config=ProjectConfiguration(project_dir=logs, logging_dir=logs),
+        )
+    except (ImportError, ValueError) as error:
+        raise BackendError(
+            f"accelerate cannot start with loop.mixed_precision {recipe.loop.mixed_precision} and trackers "
+            f"{', '.join(trackers) or 'none'}: {error}"
+        ) from error
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        # DeepSpeed reads them from a data loader that it prepares; ours are not its own.
+        config = accelerator.state.deepspeed_plugin.deepspeed_config
+        config["train_micro_batch_size_per_gpu"] = order.micro_batch_size
+    return accelerator

@@ -1,0 +1,168 @@
+"""``rsedge train`` as a function: data, model, loop."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rsedge.errors import OptionError
+from rsedge.training.loop import Observer, Trainer, make_accelerator
+from rsedge.training.run_folder import RunFolder, read_metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from rsedge.datasets.examples import CaptionData
+    from rsedge.training.optim import Progress
+    from rsedge.training.recipe import Recipe
+    from rsedge.training.task import Task
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """What a run came to.
+
+    Attributes:
+        run: Its folder.
+        best: The best checkpoint's.
+        progress: Steps done, best value and step.
+        values: The evaluation of the best checkpoint, as in ``metrics.jsonl``.
+        main: Whether this is the first of the run's processes, which speaks for all.
+    """
+
+    run: Path
+    best: Path
+    progress: Progress
+    values: dict[str, Any]
+    main: bool
+
+
+def train(
+    recipe: Recipe,
+    output: str | Path,
+    *,
+    data: CaptionData | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    cpu: bool = False,
+    trackers: Sequence[str] = ("tensorboard",),
+    observe: Observer | None = None,
+) -> TrainingResult:
+    """Train a model as ``recipe`` says; in a notebook, through ``accelerate.notebook_launcher(train, (recipe,
+    folder))``.
+
+    Args:
+        recipe: The run; its ``data.sources`` are read unless ``data`` is given.
+        output: Folder of the run.
+        data: Examples made elsewhere.
+        resume: Go on in ``output`` from its last checkpoint, or from the start if it has none yet.
+        overwrite: Replace a run that is there.
+        cpu: Leave GPUs alone.
+        trackers: Where accelerate sends the metrics too: ``tensorboard``, ``wandb`` …
+        observe: Called after logged steps and evaluations, on the main process.
+
+    Raises:
+        OptionError: Recipe, data or model do not fit together, or the run to resume is another.
+        OutputError: ``output`` is taken.
+        BackendError: Something needed is not installed, or not to be had on this machine.
+        RsedgeError: The loss is no longer a number.
+    """
+    from accelerate.utils import set_seed
+
+    folder = RunFolder(Path(output))
+    accelerator = make_accelerator(recipe, cpu=cpu, trackers=trackers, folder=folder)
+    if not resume:
+        folder.check_free(overwrite=overwrite)
+    if data is None:
+        data = read_data(recipe, progress=_log.info if accelerator.is_main_process else None)
+    training, validation = data.split("train"), data.split("val")
+    if not training:
+        raise OptionError(f"there are no training images in {', '.join(data.sources) or 'the data'}")
+    about = {"summary": data.summary(), "fingerprint": fingerprint(data)}
+    if resume:
+        folder.check(recipe, about)
+    set_seed(recipe.seed)
+    task = make_task(recipe, data)
+    trainer = Trainer(recipe, task, training, validation, accelerator, folder=folder, observe=observe)
+    if resume:
+        found = trainer.resume()
+        if accelerator.is_main_process:
+            folder.rewind(trainer.progress.step if found else 0)
+    elif accelerator.is_main_process:  # not before all of the above has proved possible
+        folder.create(overwrite=overwrite)
+        folder.begin(recipe, about)
+    accelerator.wait_for_everyone()
+    if trackers:
+        accelerator.init_trackers("rsedge")
+    say = _log.info if accelerator.is_main_process else _log.debug
+    say(
+        "%d training and %d validation images, %d steps of %d images on %s",
+        len(training),
+        len(validation),
+        trainer.steps,
+        recipe.loop.batch_size,
+        accelerator.device,
+    )
+    progress = trainer.run()
+    accelerator.end_training()
+    return _result(folder, progress, main=accelerator.is_main_process)
+
+
+def read_data(recipe: Recipe, *, progress: Callable[[str], None] | None = None) -> CaptionData:
+    """The training and validation examples of a recipe.
+
+    Raises:
+        OptionError: No source is named, or records cannot be used; all are listed.
+    """
+    from rsedge.datasets.layouts import load_examples
+
+    wanted = recipe.data
+    if not wanted.sources:
+        raise OptionError("no data is named: give --data, or data.sources in the recipe")
+    return load_examples(
+        wanted.sources,
+        seed=recipe.seed,
+        fractions=(wanted.fractions[0], wanted.fractions[1], wanted.fractions[2]),
+        limit=wanted.limit,
+        skip_bad=wanted.skip_bad,
+        paraphrases=Path(wanted.paraphrases) if wanted.paraphrases else None,
+        splits=("train", "val"),
+        progress=progress,
+    )
+
+
+def make_task(recipe: Recipe, data: CaptionData) -> Task:
+    """The model of a recipe with its loss; ``data`` is there for a vocabulary to be learnt and texts to be read."""
+    if recipe.family == "blip":
+        from rsedge.training import blip
+
+        return blip.make(recipe, data)
+    if recipe.family == "clip":
+        from rsedge.training import clip
+
+        return clip.make(recipe, data)
+    from rsedge.training import clipcap
+
+    return clipcap.make(recipe, data)
+
+
+def fingerprint(data: CaptionData) -> str:
+    """A hash of keys, splits and texts: what the order of a run and its batches depend on."""
+    digest = blake2b(digest_size=16)
+    for example in sorted(data.examples, key=lambda example: example.key):
+        digest.update(
+            json.dumps([example.key, example.split, example.captions, example.paraphrases], ensure_ascii=False).encode()
+        )
+    return digest.hexdigest()
+
+
+def _result(folder: RunFolder, progress: Progress, *, main: bool) -> TrainingResult:
+    lines = read_metrics(folder.metrics) if folder.metrics.exists() else []
+    best = next((line for line in lines if line["step"] == progress.best_step and "val_loss" in line), {})
+    return TrainingResult(folder.path, folder.path / "best", progress, best, main)

@@ -1,0 +1,354 @@
+"""The loop: what a step does to the weights must not depend on how it is cut, shared, or where the run was resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from safetensors.torch import load_file
+
+from rsedge.errors import BackendError, OptionError, OutputError, RsedgeError
+from rsedge.training.loop import Trainer, make_accelerator
+from rsedge.training.objective import objective_for
+from rsedge.training.optim import Progress
+from rsedge.training.order import Order
+from rsedge.training.run_folder import RunFolder, read_metrics
+from rsedge.training.samples import TrainingSamples
+from rsedge.training.train import fingerprint, make_task, train
+from tests.training.tiny import caption_data, tiny_recipe
+
+DATA = caption_data()
+RSDIX = ("contrastive.rsdix.teacher=ema", "contrastive.rsdix.alpha=0.5")
+STILL = "model.config.text.hidden_dropout_prob=0.0"
+
+
+def run(recipe, folder, **options):
+    return train(recipe, folder, data=DATA, cpu=True, trackers=(), **options)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def same(one: Path, other: Path, *, exactly: bool = True) -> None:
+    tolerance = 0 if exactly else 1e-5
+    for name, value in weights(one).items():
+        torch.testing.assert_close(weights(other)[name], value, rtol=tolerance, atol=tolerance)
+
+
+def losses(folder: Path, key: str = "loss") -> list[float]:
+    return [line[key] for line in read_metrics(folder / "metrics.jsonl") if key in line]
+
+
+NO_DROPOUT = tuple(f"model.config.text.{name}_pdrop=0.0" for name in ("resid", "embd", "attn"))
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"), [("blip", (STILL,)), ("clip", ()), ("clip", RSDIX), ("clipcap", NO_DROPOUT)]
+)
+def test_gradients_do_not_depend_on_the_chunks(family, settings):
+    torch.manual_seed(0)
+    task = make_task(tiny_recipe(family, *settings), DATA).train()
+    samples = TrainingSamples(
+        DATA.split("train"),
+        task.image,
+        augmentation=None,
+        seed=0,
+        one_caption=task.one_caption,
+        paraphrase_probability=0,
+    )
+    found = {}
+    for micro in (8, 2):
+        order, accelerator = Order(24, 8, micro), Accelerator(cpu=True)
+        accelerator.gradient_accumulation_steps = 8 // micro
+        chunks = [task.collate([samples[position] for position in chunk]) for chunk in order.batches(0, 1)]
+        task.zero_grad()
+        values = objective_for(task, accelerator, order).backward(task, chunks, 0)
+        gradients = {name: p.grad.clone() for name, p in task.named_parameters() if p.grad is not None}
+        found[micro] = (values, gradients)
+    assert found[8][0] == pytest.approx(found[2][0], abs=1e-5)
+    assert found[8][1].keys() == found[2][1].keys()
+    assert len(found[8][1]) > 20
+    for name, gradient in found[8][1].items():
+        torch.testing.assert_close(found[2][1][name], gradient, rtol=1e-3, atol=1e-5)
+    # The oracle: one plain backward pass over the whole step.
+    task.zero_grad()
+    chunk = task.collate([samples[position] for position in next(iter(Order(24, 8, 8).batches(0, 1)))])
+    outputs = task(chunk)
+    loss = task.loss(outputs)["loss"] if "image" in outputs else outputs["loss_sum"] / task.tokens(chunk)
+    loss.backward()
+    for name, gradient in found[8][1].items():
+        torch.testing.assert_close(dict(task.named_parameters())[name].grad, gradient, rtol=1e-3, atol=1e-5)
+
+
+SCRIPT = """
+import json, os, signal, sys
+from pathlib import Path
+import torch
+from rsedge.training import run_folder
+from rsedge.training.train import train
+from tests.training.tiny import caption_data, tiny_recipe
+
+family, folder, settings = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
+torch.set_num_threads(1)  # sums depend on how many share them, and forking wants no threads
+
+def run(name, resume=False, observe=None):
+    recipe = tiny_recipe(family, *settings)
+    options = dict(data=caption_data(), cpu=True, trackers=(), resume=resume, observe=observe)
+    return train(recipe, folder / name, **options)
+
+def kill(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def at_step(number):
+    return lambda event: kill() if event.step == number else None
+
+def in_checkpoint():  # the third one is written, but not yet renamed
+    before, count = run_folder._sync, [0]
+    def sync(path):
+        before(path)
+        count[0] += 1
+        if count[0] == 3:
+            kill()
+    run_folder._sync = sync
+
+def between_links():  # renamed, and linked as the best if it is, but not yet as the last
+    before, count = run_folder.RunFolder._link, [0]
+    def link(self, name, target):
+        count[0] += name == "last"
+        if count[0] == 2:
+            kill()
+        before(self, name, target)
+    run_folder.RunFolder._link = link
+
+def killed(name, observe=None, prepare=None):
+    child = os.fork()
+    if child == 0:
+        if prepare:
+            prepare()
+        run(name, observe=observe)
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL, name
+
+killed("first step", observe=at_step(1))
+killed("mid-epoch", observe=at_step(5))
+killed("mid-checkpoint", prepare=in_checkpoint)
+killed("between links", prepare=between_links)
+found = {"whole": run("whole").progress.best}
+for name in ("first step", "mid-epoch", "mid-checkpoint", "between links"):
+    found[name] = run(name, resume=True).progress.best
+print(json.dumps(found))
+"""
+
+
+def python(*arguments: str) -> str:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, *arguments], env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("blip", ("loop.ema_decay=0.9", "data.workers=1", "augmentation.rotation=[0.0, 180.0]")),
+        ("clip", (*RSDIX, "loop.micro_batch_size=4")),
+    ],
+)
+def test_killed_runs_go_on_bit_for_bit(family, settings, tmp_path):
+    every = ("loop.epochs=4", "loop.evaluate_every=4", "loop.checkpoint_every=3")
+    found = json.loads(python("-c", SCRIPT, family, str(tmp_path), *settings, *every).splitlines()[-1])
+    whole = tmp_path / "whole"
+    for name in set(found) - {"whole"}:
+        assert found[name] == found["whole"]
+        for link in ("best", "last"):
+            same(whole / link, tmp_path / name / link)
+        assert losses(tmp_path / name) == losses(whole)
+        assert losses(tmp_path / name, "val_loss") == losses(whole, "val_loss")
+        left = [sorted(path.name for path in (run / "checkpoints").iterdir()) for run in (tmp_path / name, whole)]
+        assert left[0] == left[1]
+
+
+PROCESSES = """
+import sys
+from pathlib import Path
+from rsedge.training.train import train
+from tests.training.tiny import caption_data, tiny_recipe
+folder = Path(sys.argv[1])
+runs = {"clip": ("contrastive.rsdix.teacher=ema", "contrastive.rsdix.alpha=0.5"), "blip": ("loop.captions=4",)}
+for family, settings in runs.items():  # dropout is on in blip: it belongs to the chunk, not to the process
+    recipe = tiny_recipe(family, *settings, "loop.micro_batch_size=4")
+    train(recipe, folder / family, data=caption_data(val=7), cpu=True, trackers=())
+"""
+
+
+def test_two_processes_do_what_one_does(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(PROCESSES)
+    python(str(script), str(tmp_path / "one"))
+    launch = [
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+    ]
+    command = ["-m", "accelerate.commands.launch", *launch, "--main_process_port", "0"]
+    python(*command, str(script), str(tmp_path / "two"))
+    for family in ("clip", "blip"):
+        one, two = tmp_path / "one" / family, tmp_path / "two" / family
+        assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+        assert losses(two, "val_loss") == pytest.approx(losses(one, "val_loss"), rel=1e-5)
+        same(one / "best", two / "best", exactly=False)
+
+
+def test_a_run_leaves_what_it_says(tmp_path):
+    settings = ("loop.captions=4", "loop.epochs=3", "model.gradient_checkpointing=true", "schedule.name=cosine")
+    events = []
+    result = train(
+        tiny_recipe("blip", *settings),
+        tmp_path / "run",
+        data=DATA,
+        cpu=True,
+        trackers=("tensorboard",),
+        observe=events.append,
+    )
+    assert result.progress.step == 9 == max(event.step for event in events)
+    assert sum(event.evaluated for event in events) == 3
+    assert {"recipe.toml", "data.json", "metrics.jsonl", "loss.png", "samples.png", "best", "last", "logs"} <= {
+        path.name for path in result.run.iterdir()
+    }
+    for name in ("loss.png", "samples.png"):
+        assert np.asarray(Image.open(result.run / name).convert("L")).std() > 5
+    assert list((result.run / "logs").rglob("events.out.tfevents*"))
+    assert {"val_loss", "val_bleu_4", "val_cider_d", "val_words"} <= result.values.keys()
+    stored = json.loads((result.run / "data.json").read_text())
+    assert stored["fingerprint"] == fingerprint(DATA)
+    assert not (result.best / "state").exists() or (result.run / "last").resolve() == result.best.resolve()
+    lines = read_metrics(result.run / "metrics.jsonl")
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 10))
+    assert all(line["samples_per_second"] > 0 for line in lines if "loss" in line)
+
+
+def test_training_learns(tmp_path):
+    recipe = tiny_recipe("blip", "loop.epochs=25", "loop.captions=8", "loop.evaluate_every=25")
+    result = run(recipe, tmp_path / "run")
+    found = losses(result.run)
+    assert found[-1] < found[0] / 3
+    assert result.values["val_cider_d"] > 1  # the colours are told apart; chance is well below
+
+
+def test_gradient_checkpointing_and_workers_change_nothing(tmp_path):
+    plain = run(tiny_recipe("blip"), tmp_path / "plain")
+    for name, setting in (("saved", "model.gradient_checkpointing=true"), ("workers", "data.workers=2")):
+        other = run(tiny_recipe("blip", setting), tmp_path / name)
+        assert losses(other.run) == pytest.approx(losses(plain.run), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "setting", ["optimizer.name=adafactor", "loop.mixed_precision=bf16", "model.freeze=['vision']"]
+)
+def test_other_ways_to_train(setting, tmp_path):
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()
+    try:
+        result = run(tiny_recipe("blip", setting, "loop.epochs=6"), tmp_path / "run")
+    finally:
+        AcceleratorState._reset_state()
+    assert losses(result.run)[-1] < losses(result.run)[0]
+    torch.manual_seed(0)
+    if "freeze" in setting:
+        started = run(tiny_recipe("blip", setting, "loop.max_steps=1"), tmp_path / "one")
+        for name, value in weights(started.best).items():
+            equal = torch.equal(value, weights(result.best)[name])
+            assert equal == name.startswith("vision_model."), name
+
+
+def test_early_stopping_keeps_the_best(tmp_path):
+    recipe = tiny_recipe(
+        "clip",
+        "loop.epochs=30",
+        "loop.early_stopping=2",
+        "loop.monitor=val_accuracy",
+        "loop.monitor_mode=max",
+        "learning_rate=1e-9",
+    )
+    result = run(recipe, tmp_path / "run")
+    assert result.progress.finished
+    assert result.progress.step == 9  # the first evaluation is the best, and two are no better
+    assert (result.progress.best_step, result.best.resolve().name) == (3, "step-00000003")
+    assert (result.run / "last").resolve().name == "step-00000009"
+    assert run(recipe, result.run, resume=True).progress == result.progress  # nothing is left to do
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path):
+    with pytest.raises(RsedgeError, match=r"the loss is (nan|inf) at step"):
+        run(tiny_recipe("blip", "learning_rate=1e20", "optimizer.clip_norm=", "loop.epochs=9"), tmp_path / "run")
+
+
+def test_what_does_not_fit_is_refused(tmp_path):
+    small = tiny_recipe("blip", "loop.batch_size=25")
+    with pytest.raises(OptionError, match="there are 24 training images"):
+        run(small, tmp_path / "run")
+    with pytest.raises(OptionError, match=r"loop.monitor is val_bleu_9, but an evaluation gives val_loss"):
+        run(tiny_recipe("blip", "loop.monitor=val_bleu_9", "loop.captions=2"), tmp_path / "run", overwrite=True)
+    with pytest.raises(OptionError, match="no validation images"):
+        train(tiny_recipe("blip"), tmp_path / "none", data=caption_data(val=0), cpu=True, trackers=())
+    with pytest.raises(OptionError, match="no data is named"):
+        train(tiny_recipe("blip"), tmp_path / "nothing", cpu=True, trackers=())
+    with pytest.raises(BackendError, match="trackers nonsense"):
+        make_accelerator(tiny_recipe("blip"), cpu=True, trackers=("nonsense",))
+
+
+def test_a_run_is_never_replaced_or_mixed_unasked(tmp_path):
+    recipe = tiny_recipe("clip", "loop.epochs=1")
+    run(recipe, tmp_path / "run")
+    with pytest.raises(OutputError, match="go on with --resume, start it anew with --overwrite"):
+        run(recipe, tmp_path / "run")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    with pytest.raises(OutputError, match="exists and is no run"):
+        run(recipe, tmp_path / "other", overwrite=True)
+    with pytest.raises(OptionError, match=r"no run in .* to resume"):
+        run(recipe, tmp_path / "fresh", resume=True)
+    with pytest.raises(OptionError, match=r"loop.epochs was 1, now 2") as caught:
+        run(tiny_recipe("clip", "loop.epochs=2", "learning_rate=0.1"), tmp_path / "run", resume=True)
+    assert "optimizer.learning_rate was 0.003, now 0.1" in str(caught.value)
+    with pytest.raises(OptionError, match="the data was"):
+        train(recipe, tmp_path / "run", data=caption_data(train=25), cpu=True, trackers=(), resume=True)
+    assert run(tiny_recipe("clip", "loop.epochs=1", "data.workers=1"), tmp_path / "run", resume=True).progress.step == 3
+    assert run(recipe, tmp_path / "run", overwrite=True).progress.step == 3
+
+
+def test_metrics_cut_off_by_a_kill(tmp_path):
+    folder = RunFolder(tmp_path)
+    for step in range(4):
+        folder.append({"step": step, "loss": 1.0})
+    with folder.metrics.open("a") as file:
+        file.write('{"step": 4, "lo')
+    folder.rewind(2)
+    assert [line["step"] for line in read_metrics(folder.metrics)] == [0, 1, 2]
+
+
+def test_a_trainer_without_a_folder_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = tiny_recipe("clip", "loop.epochs=1")
+    torch.manual_seed(0)
+    trainer = Trainer(
+        recipe, make_task(recipe, DATA), DATA.split("train"), DATA.split("val"), make_accelerator(recipe, cpu=True)
+    )
+    assert isinstance(trainer.run(), Progress)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,117 @@
+"""Recipes: what is refused, presets, files, settings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from rsedge.errors import OptionError
+from rsedge.training.recipe import LoopRecipe, ModelRecipe, Recipe
+from rsedge.training.recipe_files import from_dict, keys, load_recipe, presets, save_recipe, to_dict, with_settings
+
+REFERENCE = {
+    "blip-rsicd", "clip-rsicd", "rsdix-clip-b32", "rsdix-clip-b16", "rsdix-clip-l14", "rsdix-clip-sbert",
+    "rsdix-siglip",
+    "rsdix-clipcap-small", "rsdix-clipcap-medium", "rsdix-clipcap-large", "rsdix-clipcap-xl",
+}  # fmt: skip
+
+
+def family_of(name: str) -> str:
+    if "clipcap" in name:
+        return "clipcap"
+    return "clip" if "clip" in name or "siglip" in name else "blip"
+
+
+def test_the_reference_settings_are_there():
+    assert set(presets()) >= REFERENCE
+    assert all(text.strip() for text in presets().values())
+
+
+@pytest.mark.parametrize("name", sorted(presets()))
+def test_every_preset_loads_and_survives_a_file(name, tmp_path):
+    recipe = load_recipe(name, family=family_of(name))
+    save_recipe(tmp_path / "recipe.toml", recipe)
+    assert load_recipe(tmp_path / "recipe.toml", family=recipe.family) == recipe
+    assert from_dict(to_dict(recipe)) == recipe
+
+
+def test_reference_figures():
+    blip = load_recipe("blip-rsicd", family="blip")
+    assert (blip.optimizer.learning_rate, blip.schedule.name, blip.loop.epochs) == (5e-7, "plateau", 5)
+    assert (blip.model.image_size, blip.loop.mixed_precision) == (224, "fp16")
+    rsdix = load_recipe("rsdix-clip-l14", family="clip")
+    assert rsdix.optimizer.betas == (0.9, 0.99)
+    assert (rsdix.optimizer.learning_rate, rsdix.loop.batch_size) == (4e-4, 512)
+    assert rsdix.augmentation.rotation == (0, 180)
+
+
+def test_settings_by_dotted_and_by_short_key():
+    recipe = load_recipe(
+        "blip-cpu",
+        family="blip",
+        settings=["learning_rate=1e-4", "loop.batch_size=8", "micro_batch_size=", "freeze=['text']"],
+    )
+    assert recipe.optimizer.learning_rate == 1e-4
+    assert (recipe.loop.batch_size, recipe.loop.micro_batch_size) == (8, None)
+    assert recipe.model.freeze == ("text",)
+    assert recipe.model.config["vision"]["hidden_size"] == 128  # the rest stays
+    words = load_recipe(None, family="blip", settings=["tokenizer=captions", "model.config.text.vocab_size=5"])
+    assert (words.model.tokenizer, words.model.config) == ("captions", {"text": {"vocab_size": 5}})
+    assert with_settings(recipe, {"optimizer.learning_rate": 1e-5}).optimizer.learning_rate == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["learning_rat=1"], "did you mean learning_rate"),
+        (["nonsense"], "write key=value"),
+        (["loop.batch_size=many"], "loop.batch_size must be a whole number"),
+        (["optimizer.learning_rate=-1"], "learning_rate is -1"),
+        (["name=adamw"], "optimizer.name or schedule.name"),
+        (["schedule.factor=0.5"], "belong to the schedule plateau"),
+        (["batch_size=10", "micro_batch_size=4"], "not a multiple"),
+        (["paraphrase_probability=0.5"], "rsedge back-translate"),
+        (["contrastive.teacher_decay=0.9"], r"\[contrastive\] belongs to clip"),
+        (["loop.monitor=val_bleu_4", "loop.captions=0"], "set loop.captions above 0"),
+        (["tokenizer="], "there is no tokenizer"),
+        (["model.encoder=x"], "belong to clipcap"),
+        (["optimizer.name=adafactor", "betas=[0.5, 0.9]"], "belong to adamw"),
+        (["augmentation.rotation=[5]"], "rotation is"),
+    ],
+)
+def test_what_is_refused(settings, message):
+    with pytest.raises(OptionError, match=message):
+        load_recipe("blip-cpu", family="blip", settings=settings)
+
+
+def test_everything_wrong_is_named_at_once():
+    with pytest.raises(OptionError) as caught:
+        load_recipe(None, family="clip", settings=["epochs=0", "log_every=0", "betas=[1, 2, 3]", "bogus=1"])
+    for part in ("epochs is 0", "log_every is 0", "betas are", "bogus is not a key"):
+        assert part in str(caught.value)
+
+
+def test_files_of_another_family_or_with_unknown_keys(tmp_path):
+    with pytest.raises(OptionError, match="is a recipe for blip"):
+        load_recipe("blip-cpu", family="clip")
+    with pytest.raises(OptionError, match="give a TOML file or one of blip-cpu"):
+        load_recipe("blip-xpu", family="blip")
+    path = tmp_path / "mine.toml"
+    path.write_text('[model]\ninit = "x"\n[loop]\nepoch = 3\n[optimiser]\nname = "adamw"\n')
+    with pytest.raises(OptionError) as caught:
+        load_recipe(path, family="blip")
+    assert "loop.epoch is not a field rsedge knows; did you mean epochs?" in str(caught.value)
+    assert "optimiser is not a field rsedge knows; did you mean optimizer?" in str(caught.value)
+
+
+def test_keys_are_those_of_the_dataclasses():
+    assert {"family", "model.config", "contrastive.rsdix.alpha", "loop.micro_batch_size"} <= set(keys())
+
+
+def test_a_recipe_checks_across_tables():
+    with pytest.raises(OptionError, match="clip writes no captions"):
+        Recipe(family="clip", model=ModelRecipe(init="x"), loop=LoopRecipe(captions=3))
+    recipe = Recipe(family="blip", model=ModelRecipe(init="x"))
+    with pytest.raises(OptionError, match="seed is -1"):
+        replace(recipe, seed=-1)
