@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -333,6 +334,9 @@ def make_accelerator(
         logging.getLogger(name).setLevel(logging.ERROR)
     disable_progress_bar()
     logs = str(folder.path / "logs") if folder else None
+    # Several processes on a machine without a GPU, as a notebook's launcher starts them, would not know of each other
+    # unless accelerate is told to use the CPU.
+    cpu = cpu or (int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available())
     # How many passes a step takes is known once the processes are.
     order = make_order(recipe, recipe.loop.batch_size, PartialState(cpu=cpu))
     try:

@@ -1,9 +1,9 @@
 """Losses of captions and of contrastive training, RSDiX-CLIP's self-distillation among them, the teacher's weights, and
 monitors.
 
-Those that take embeddings want them of unit length, for a whole batch: row i of the images and row i of the texts belong
-together. Over several processes they are given the embeddings gathered from all of them. They compute in float32 under
-autocast too.
+Those that take embeddings want them of unit length, for a whole batch: row i of the images and row i of the texts
+belong together. Over several processes they are given the embeddings gathered from all of them. They compute in float32
+under autocast too.
 """
 
 from __future__ import annotations

@@ -98,7 +98,9 @@ class ContrastiveTask(Task):
     """A dual encoder: the loss is a function of the embeddings of the whole step."""
 
     one_caption: ClassVar[bool] = True
-    rows: ClassVar[tuple[str, ...]] = ("image", "text", "teacher_image", "teacher_text", "sbert")
+    text_rows: ClassVar[tuple[str, ...]] = ("text", "teacher_text", "sbert")
+    """Which outputs of ``forward`` have a row per caption."""
+    rows: ClassVar[tuple[str, ...]] = ("image", "teacher_image", *text_rows)
     """Which outputs of ``forward`` have a row per image or caption; the others are learnt scalars."""
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from rsedge.metrics.captions import score_captions
 from rsedge.metrics.retrieval import retrieval_scores
-from rsedge.training.losses import in_batch_accuracy
+from rsedge.training.losses import in_batch_accuracy, similarity_mse
 from rsedge.training.samples import PlainSamples
 from rsedge.training.task import Batch, CaptionTask, ContrastiveTask, Task
 
@@ -117,25 +117,26 @@ class Validation:
         self, task: ContrastiveTask, whole: dict[str, Tensor], scalars: dict[str, Tensor], counts: np.ndarray
     ) -> dict[str, float]:
         first = torch.from_numpy(np.concatenate([[0], np.cumsum(counts)[:-1]]))
-        per_text = {name for name in whole if len(whole[name]) != len(counts)} | {"text", "teacher_text"}
         totals: dict[str, float] = {}
         images = len(counts)
         for start in range(0, images, self._batch_size):
             stop = min(start + self._batch_size, images)
             # One caption per image, its first: a loss over rows that belong together would punish the right answer.
             block = {
-                name: value[first[start:stop]] if name in per_text else value[start:stop]
+                name: value[first[start:stop] if name in task.text_rows else slice(start, stop)]
                 for name, value in whole.items()
             }
-            losses = {**task.loss({**block, **scalars}), "accuracy": in_batch_accuracy(block["image"], block["text"])}
-            for name, value in losses.items():
+            found = {**task.loss({**block, **scalars}), "accuracy": in_batch_accuracy(block["image"], block["text"])}
+            if "sbert" in block:
+                found["sbs_mse"] = similarity_mse(block["image"], block["text"], block["sbert"])
+            for name, value in found.items():
                 totals[name] = totals.get(name, 0.0) + float(value) * (stop - start) / images
         values = {f"val_{name}": value for name, value in totals.items()}
         owners = np.repeat(np.arange(images), counts)
-        found = retrieval_scores(whole["image"].numpy(), whole["text"].numpy(), owners)
-        for name, direction in (("image_to_text", found.image_to_text), ("text_to_image", found.text_to_image)):
+        scores = retrieval_scores(whole["image"].numpy(), whole["text"].numpy(), owners)
+        for name, direction in (("image_to_text", scores.image_to_text), ("text_to_image", scores.text_to_image)):
             values |= {f"val_{name}_r{k}": value for k, value in direction.recall.items()}
-        return {**values, "val_mean_recall": found.mean_recall}
+        return {**values, "val_mean_recall": scores.mean_recall}
 
     def _batches(self, examples: Sequence[Example]) -> Iterator[tuple[bool, Batch]]:
         """The chunks of this process, on its device. Every process gets as many, since sharded weights are

@@ -22,7 +22,7 @@ from rsedge.training.optim import matching
 from rsedge.training.positions import interpolate, resize_vision
 from rsedge.training.recipe_files import load_recipe
 from rsedge.training.samples import PlainSamples
-from rsedge.training.train import make_task
+from rsedge.training.train import make_task, train
 from tests.training.tiny import caption_data, tiny_recipe
 
 DATA = caption_data()
@@ -216,3 +216,19 @@ def test_another_kind_of_checkpoint_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
     with pytest.raises(OptionError, match="takes clip or siglip"):
         make_task(load_recipe(None, family="clip", settings=[f"model.init={tmp_path}"]), DATA)
+
+
+def test_sentence_bert_teaches_and_is_compared_with(tmp_path, monkeypatch):
+    width = 6
+    rows = np.random.default_rng(0).standard_normal((1000, width)).astype(np.float32)
+    monkeypatch.setattr(
+        "rsedge.training.clip.sentence_embeddings",
+        lambda model, texts: {text: rows[number] for number, text in enumerate(sorted(set(texts)))},
+    )
+    teacher = ("contrastive.rsdix.teacher=sbert", "contrastive.rsdix.alpha=0.5", "contrastive.sbert=folder")
+    result = train(tiny_recipe("clip", *teacher), tmp_path, data=DATA, cpu=True, trackers=())
+    assert {"val_projection", "val_distillation", "val_sbs_mse"} <= result.values.keys()
+    batch = batch_of(task_of("clip", *teacher), 1)
+    texts = sorted({caption for example in DATA.examples for caption in example.captions})
+    for row, caption in zip(batch["sbert"], DATA.examples[0].captions, strict=True):
+        np.testing.assert_array_equal(row.numpy(), rows[texts.index(caption)])
