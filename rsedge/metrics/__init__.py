@@ -1,0 +1,1 @@
+"""Numbers from predictions: captions, retrieval, zero-shot classification, comparisons. No torch, no files."""

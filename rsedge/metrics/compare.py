@@ -1,0 +1,139 @@
+"""Is one set of captions better than another, beyond chance? Paired tests, and a bootstrap over images."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rsedge.errors import OptionError
+from rsedge.metrics.captions import CaptionScores, Score, corpus_bleu
+
+Floats = NDArray[np.float64]
+
+_BLOCK = 2**22  # elements of a block of resampling weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """One metric of A and of B on the same images.
+
+    Attributes:
+        metric: Its name.
+        a, b, difference: Values of A and B, and B - A.
+        statistic: What was resampled: ``corpus`` for BLEU, whose counts are added up anew for each sample;
+            ``mean of images`` for the rest, METEOR too, whose corpus value cannot be had from its images' scores.
+        low, high: Ends of the bootstrap interval of the difference (percentiles).
+        confidence: Of the interval.
+        t_test_p, wilcoxon_p: Two-sided p-values over images' scores, paired; 1 where no image differs, and the
+            t-test's is 0 where all differ by the same.
+        better, worse, equal: Images for which B scores higher, lower, the same.
+    """
+
+    metric: str
+    a: float
+    b: float
+    difference: float
+    statistic: str
+    low: float
+    high: float
+    confidence: float
+    t_test_p: float
+    wilcoxon_p: float
+    better: int
+    worse: int
+    equal: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return asdict(self)
+
+
+def compare_scores(
+    a: CaptionScores, b: CaptionScores, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
+) -> dict[str, Comparison]:
+    """Metric → comparison, for the metrics that both have; images must stand in the same order in both.
+
+    Args:
+        a, b: Scores of two predictions for the same images and references.
+        resamples: Bootstrap samples, each of as many images as there are, drawn with replacement; every metric is
+            computed on the same ones.
+        confidence: Of the intervals, above 0 and below 1.
+        seed: Of the samples.
+
+    Raises:
+        OptionError: Different images, fewer than two, no metric in common, or a value that is not accepted.
+    """
+    problems = []
+    if a.images != b.images or a.images < 2:
+        problems.append(f"A has {a.images} images and B {b.images}: a paired test needs the same images, at least two")
+    shared = [name for name in a.scores if name in b.scores]
+    if not shared:
+        problems.append("A and B have no metric in common: score both with the same metrics")
+    problems += [
+        f"{name} was computed with {first} for A and {second} for B: score both with the same"
+        for name in shared
+        if (first := _origin(a[name])) != (second := _origin(b[name]))
+    ]
+    if resamples < 100:
+        problems.append(f"resamples is {resamples}, expected at least 100")
+    if not 0 < confidence < 1:
+        problems.append(f"confidence is {confidence}, expected a share above 0 and below 1, such as 0.95")
+    if problems:
+        raise OptionError("; ".join(problems))
+
+    means = [name for name in shared if not name.startswith("bleu_")]
+    each = np.stack([b[name].per_image - a[name].per_image for name in shared], axis=1)
+    sampled = {name: np.empty(resamples) for name in shared}
+    random = np.random.default_rng(seed)
+    block = max(1, _BLOCK // a.images)
+    for start in range(0, resamples, block):
+        rows = slice(start, min(start + block, resamples))
+        # How often each image is drawn says all there is to say of a sample.
+        weights = random.multinomial(a.images, np.full(a.images, 1 / a.images), size=rows.stop - start)
+        averages = weights @ each / a.images
+        for name in means:
+            sampled[name][rows] = averages[:, shared.index(name)]
+        if a.bleu_counts is not None and b.bleu_counts is not None:
+            change = corpus_bleu(weights @ b.bleu_counts) - corpus_bleu(weights @ a.bleu_counts)
+            for name in set(shared) - set(means):
+                sampled[name][rows] = change[:, int(name[-1]) - 1]
+    tails = [50 * (1 - confidence), 50 * (1 + confidence)]
+    return {name: _comparison(a[name], b[name], np.percentile(sampled[name], tails), confidence) for name in shared}
+
+
+def _origin(score: Score) -> str:
+    return f"{score.library} {score.version} ({score.tokenizer})"
+
+
+def _comparison(a: Score, b: Score, ends: Floats, confidence: float) -> Comparison:
+    corpus = a.metric.startswith("bleu_")
+    first, second = (score.value if corpus else score.mean_of_images for score in (a, b))
+    change = np.round(b.per_image - a.per_image, 12)  # equal scores may differ in their last bits
+    t_test, wilcoxon = _p_values(change)
+    return Comparison(
+        metric=a.metric,
+        a=first,
+        b=second,
+        difference=second - first,
+        statistic="corpus" if corpus else "mean of images",
+        low=float(ends[0]),
+        high=float(ends[1]),
+        confidence=confidence,
+        t_test_p=t_test,
+        wilcoxon_p=wilcoxon,
+        better=int((change > 0).sum()),
+        worse=int((change < 0).sum()),
+        equal=int((change == 0).sum()),
+    )
+
+
+def _p_values(change: Floats) -> tuple[float, float]:
+    from scipy import stats
+
+    if not change.any():
+        return 1.0, 1.0
+    t_test = 0.0 if np.ptp(change) == 0 else float(stats.ttest_1samp(change, 0.0).pvalue)
+    return t_test, float(stats.wilcoxon(change).pvalue)

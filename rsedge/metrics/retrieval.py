@@ -1,0 +1,190 @@
+"""How well images find their captions and captions their images.
+
+The protocol of Karpathy and Fei-Fei: image → text counts a query as right at k if any of the image's captions is among
+the k nearest of all captions; text → image asks for the caption's one image among all images. Ranks are pessimistic:
+whatever is as similar as the right answer, to within :data:`TIE`, stands before it. So a model that gives every image
+the same embedding scores 0, and so does a caption that two images share.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rsedge.errors import OptionError
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.floating[Any]]
+
+TIE = 1e-6
+"""Cosines closer than this are equal: float32 products differ by less with the place of a row in its matrix."""
+
+KS = (1, 5, 10)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Direction:
+    """Retrieval one way.
+
+    Attributes:
+        recall: k → share of queries with a right answer among the first k.
+        median_rank: From 1; None where it does not follow from chance alone.
+        queries: How many, those without an embedding included.
+    """
+
+    recall: dict[int, float]
+    median_rank: float | None
+    queries: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON: ``recall_1``, …, ``median_rank``, ``queries``."""
+        recall = {f"recall_{k}": value for k, value in self.recall.items()}
+        return {**recall, "median_rank": self.median_rank, "queries": self.queries}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetrievalScores:
+    """Retrieval both ways; ``mean_recall`` is the mean of all recalls."""
+
+    image_to_text: Direction
+    text_to_image: Direction
+
+    @property
+    def mean_recall(self) -> float:
+        """The mean of the recalls, both ways, at every k."""
+        recalls = [*self.image_to_text.recall.values(), *self.text_to_image.recall.values()]
+        return sum(recalls) / len(recalls)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {
+            "image_to_text": self.image_to_text.to_dict(),
+            "text_to_image": self.text_to_image.to_dict(),
+            "mean_recall": self.mean_recall,
+        }
+
+
+def retrieval_scores(
+    images: Floats,
+    texts: Floats,
+    image_of_text: Sequence[int] | Ints,
+    *,
+    failed: Sequence[int] = (),
+    ks: Sequence[int] = KS,
+    chunk: int = 256,
+) -> RetrievalScores:
+    """Recall at ``ks`` and median rank, in memory that grows with ``chunk`` times the larger side.
+
+    Args:
+        images: float [N, D], normalised here; the rows of ``failed`` do not matter.
+        texts: float [M, D], every image's captions, in any order.
+        image_of_text: For each text the row of its image, int [M]; every image has at least one.
+        failed: Images without an embedding: nothing finds them and they find nothing, and they count all the same.
+        ks: How many answers count.
+        chunk: Queries compared at a time.
+
+    Raises:
+        OptionError: Shapes do not fit, an image has no text, or a vector that is zero or not finite.
+    """
+    owner = np.asarray(image_of_text, np.int64)
+    lost = lost_rows(failed, len(images))
+    images, texts = _checked(images, texts, owner, lost)
+
+    text_ranks = np.empty(len(texts), np.int64)
+    for start in range(0, len(texts), chunk):
+        rows = slice(start, start + chunk)
+        similarity = texts[rows] @ images.T
+        own = np.take_along_axis(similarity, owner[rows, None], axis=1)
+        similarity[:, lost] = -np.inf
+        np.put_along_axis(similarity, owner[rows, None], -np.inf, axis=1)
+        text_ranks[rows] = 1 + (similarity >= own - TIE).sum(axis=1)
+    text_ranks[lost[owner]] = len(images) + 1
+
+    image_ranks = np.empty(len(images), np.int64)
+    for start in range(0, len(images), chunk):
+        rows = slice(start, start + chunk)
+        similarity = images[rows] @ texts.T
+        own = owner[None] == np.arange(len(images))[rows, None]
+        best = np.where(own, similarity, -np.inf).max(axis=1)
+        image_ranks[rows] = 1 + ((similarity >= best[:, None] - TIE) & ~own).sum(axis=1)
+    image_ranks[lost] = len(texts) + 1
+    return RetrievalScores(image_to_text=_direction(image_ranks, ks), text_to_image=_direction(text_ranks, ks))
+
+
+def chance_retrieval(captions_per_image: Sequence[int], *, ks: Sequence[int] = KS) -> RetrievalScores:
+    """What random embeddings score on average, exactly: of M texts in random order, c of them right,
+    the first k hold none with probability C(M - c, k) / C(M, k).
+
+    Raises:
+        OptionError: There is no image, or one without a caption.
+    """
+    if not len(captions_per_image) or min(captions_per_image) < 1:
+        raise OptionError("chance needs at least one image, and at least one caption of each")
+    images, texts = len(captions_per_image), sum(captions_per_image)
+
+    def found(right: int, k: int) -> float:
+        return 1.0 - math.comb(texts - right, k) / math.comb(texts, k) if k < texts else 1.0
+
+    forward = {k: math.fsum(found(count, k) for count in captions_per_image) / images for k in ks}
+    backward = {k: min(k / images, 1.0) for k in ks}
+    return RetrievalScores(
+        image_to_text=Direction(recall=forward, median_rank=None, queries=images),
+        text_to_image=Direction(recall=backward, median_rank=(images + 1) / 2, queries=texts),
+    )
+
+
+def lost_rows(failed: Sequence[int], count: int) -> NDArray[np.bool_]:
+    """Bool [count], true at the rows named.
+
+    Raises:
+        OptionError: There is no such row.
+    """
+    if wrong := [row for row in failed if not 0 <= row < count]:
+        raise OptionError(f"failed names row {wrong[0]}, expected 0 to {count - 1}")
+    lost = np.zeros(count, bool)
+    lost[list(failed)] = True
+    return lost
+
+
+def _direction(ranks: Ints, ks: Sequence[int]) -> Direction:
+    recall = {k: float((ranks <= k).mean()) for k in ks}
+    return Direction(recall=recall, median_rank=float(np.median(ranks)), queries=len(ranks))
+
+
+def _checked(
+    images: Floats, texts: Floats, owner: Ints, lost: NDArray[np.bool_]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Unit vectors, float32; those of lost images are zero."""
+    problems = []
+    if images.ndim != 2 or texts.ndim != 2 or not len(images) or images.shape[1:] != texts.shape[1:]:
+        problems.append(f"embeddings are {list(images.shape)} and {list(texts.shape)}, expected [N, D] and [M, D]")
+    if owner.shape != texts.shape[:1]:
+        problems.append(f"image_of_text is {list(owner.shape)} for {len(texts)} texts: give one row per text")
+    elif len(owner) and not (owner.min() >= 0 and owner.max() < len(images)):
+        problems.append(f"image_of_text goes from {owner.min()} to {owner.max()}, expected 0 to {len(images) - 1}")
+    elif bare := sorted(set(range(len(images))) - set(owner.tolist())):
+        problems.append(f"{len(bare)} of {len(images)} images have no text, the first is number {bare[0]}")
+    if problems:
+        raise OptionError("; ".join(problems))
+    return unit_rows(np.where(lost[:, None], 1.0, images), "image") * ~lost[:, None], unit_rows(texts, "text")
+
+
+def unit_rows(vectors: Floats, what: str) -> NDArray[np.float32]:
+    """Each row over its length, float32.
+
+    Raises:
+        OptionError: A row is zero or not finite: no direction, hence no similarity.
+    """
+    values = np.asarray(vectors, np.float64)
+    length = np.linalg.norm(values, axis=-1, keepdims=True)
+    if bad := np.flatnonzero(~(np.isfinite(length) & (length > 0))).tolist():
+        raise OptionError(
+            f"{len(bad)} of {len(values)} {what} embeddings are zero or not finite, the first is number {bad[0]}: "
+            "the model is broken, or overflows in this precision"
+        )
+    return np.asarray(values / length, np.float32)
