@@ -121,7 +121,9 @@ class Progress:
 
     def record(self, value: float, *, better_is_less: bool, schedule: ScheduleRecipe, patience: int | None) -> bool:
         """Take in a monitored value; True if it is the best so far."""
-        better = self.best is None or (value < self.best if better_is_less else value > self.best)
+        better = (
+            self.best is None or math.isnan(self.best) or (value < self.best if better_is_less else value > self.best)
+        )
         if better:
             self.best, self.best_step, self.evaluations_since_best, self.plateau_wait = value, self.step, 0, 0
             return True

@@ -89,7 +89,7 @@ def with_settings(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
     """
     values = to_dict(recipe)
     for key, value in settings.items():
-        table, name = _locate(key)
+        table, name = locate(key)
         _table(values, table)[name] = list(value) if isinstance(value, tuple) else value
     return from_dict(values)
 
@@ -133,8 +133,12 @@ def _free_table(table: tuple[str, ...]) -> bool:
     return any((table[:end], table[end]) in _keys() for end in range(len(table)))
 
 
-def _locate(key: str) -> _Key:
-    """Table and name of a dotted key, or of a name only one table has."""
+def locate(key: str) -> _Key:
+    """Table and name of a dotted key, or of a name only one table has.
+
+    Raises:
+        OptionError: No such key, or several; says which are near.
+    """
     *table, name = key.split(".")
     known = _keys()
     if (tuple(table), name) in known or (table and _free_table(tuple(table))):
@@ -161,7 +165,7 @@ def _set(values: dict[str, Any], setting: str, report: Any) -> None:
         report(f"{setting!r} is no setting: write key=value")
         return
     try:
-        table, name = _locate(key.strip())
+        table, name = locate(key.strip())
     except OptionError as error:
         report(str(error))
         return

@@ -1,0 +1,209 @@
+"""``rsedge tune``: a recipe and a search space → the recipe that trains best; or a learning rate to start from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rsedge.cli import options
+
+_FAMILIES = ("blip", "clip", "clipcap")
+_OF_SEARCH = (
+    "searches",
+    "search_file",
+    "method",
+    "trials",
+    "metric",
+    "direction",
+    "pruner",
+    "keep",
+    "seed",
+    "timeout",
+    "resume",
+)
+_OF_FINDER = ("min_lr", "max_lr", "steps")
+
+
+@click.command("tune")
+@click.argument("family", type=click.Choice(_FAMILIES))
+@click.option("--data", "sources", multiple=True, help="Caption set; may be given several times.")
+@click.option("--recipe", help="What is searched around: TOML file or preset.  [default: built-in settings]")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change the recipe; several times.")
+@click.option("--limit", type=click.IntRange(min=1), help="At most so many images of each split.")
+@click.option("--skip-bad", is_flag=True, help="Leave out records that cannot be used.")
+@click.option(
+    "-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of the study."
+)
+@click.option("--search", "searches", multiple=True, metavar="KEY=RANGE", help="Search this key; several times.")
+@click.option(
+    "--search-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="TOML file with a table [search] of such keys; --search wins.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(["tpe", "gp", "grid"]),
+    default="tpe",
+    show_default=True,
+    help="Bayesian by density (tpe) or Gaussian process (gp), or every combination.",
+)
+@click.option(
+    "--trials", type=click.IntRange(min=1), help="In all, those before a resume too.  [default: 20, or the whole grid]"
+)
+@click.option("--metric", help="As in metrics.jsonl; a trial's best counts.  [default: the recipe's loop.monitor]")
+@click.option(
+    "--direction",
+    type=click.Choice(["minimize", "maximize"]),
+    help="[default: the recipe's for its own monitor; else minimize a loss, maximize others]",
+)
+@click.option(
+    "--pruner",
+    type=click.Choice(["median", "hyperband", "none"]),
+    default="median",
+    show_default=True,
+    help="What ends trials that fall behind.",
+)
+@click.option(
+    "--keep",
+    type=click.Choice(["best", "all", "none"]),
+    default="best",
+    show_default=True,
+    help="Trials whose checkpoints stay.",
+)
+@click.option("--seed", type=click.IntRange(min=0), help="Of what is tried.  [default: the recipe's]")
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds; then no further trial starts.")
+@click.option("--resume", is_flag=True, help="Go on with the study, and with the trial it was stopped in.")
+@click.option("--find-lr", is_flag=True, help="No search: test growing learning rates and suggest one.")
+@click.option("--min-lr", type=float, default=1e-7, show_default=True, help="First rate of --find-lr.")
+@click.option("--max-lr", type=float, default=1.0, show_default=True, help="Last rate of --find-lr.")
+@click.option("--steps", type=click.IntRange(min=10), default=100, show_default=True, help="Steps of --find-lr.")
+@click.option("--cpu", is_flag=True, help="Leave GPUs alone.")
+@options.overwrite
+@options.as_json
+@click.pass_context
+def command(
+    ctx: click.Context,
+    family: Any,
+    sources: tuple[str, ...],
+    recipe: str | None,
+    settings: tuple[str, ...],
+    limit: int | None,
+    skip_bad: bool,
+    output: Path,
+    searches: tuple[str, ...],
+    search_file: Path | None,
+    method: Any,
+    trials: int | None,
+    metric: str | None,
+    direction: Any,
+    pruner: Any,
+    keep: Any,
+    seed: int | None,
+    timeout: float | None,
+    resume: bool,
+    find_lr: bool,
+    min_lr: float,
+    max_lr: float,
+    steps: int,
+    cpu: bool,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    r"""Search the keys of a recipe for what trains best, or find a learning rate.
+
+    \b
+    RANGE is one of
+      float:LOW:HIGH        evenly, such as optimizer.weight_decay=float:0:0.2
+      log:LOW:HIGH          evenly in the logarithm: learning_rate=log:1e-6:1e-3
+      int:LOW:HIGH[:STEP]   whole numbers, both ends included: batch_size=int:16:64:16
+      A,B,C                 choices, or a TOML list: schedule.name=linear,cosine
+                            an empty one leaves the key out: loop.ema_decay=,0.99
+
+    Writes STUDY/best.toml, for rsedge train --recipe, with a table and pictures of all trials. A search that
+    was interrupted goes on with the same command and --resume. With --find-lr the learning rate grows step by
+    step until the loss breaks out; writes lr-finder.csv and lr-finder.png.
+    """
+    from rsedge.cli.progress import training_progress
+    from rsedge.errors import BackendError, OptionError
+
+    _refuse_unused(ctx, _OF_SEARCH if find_lr else _OF_FINDER, find_lr=find_lr)
+    if resume and overwrite:
+        raise OptionError("--resume goes on with a study, --overwrite replaces it: give one of them")
+    try:
+        from rsedge.training import lr_finder
+        from rsedge.training.recipe_files import load_recipe
+        from rsedge.training.search_space import read_file, read_settings
+        from rsedge.training.tune import tune
+    except ImportError as error:
+        raise BackendError(f"tuning needs {error.name}: pip install 'rsedge[tune]'") from error
+    changes = [*settings]
+    if sources:
+        changes.append(f"data.sources={json.dumps(list(sources))}")
+    if limit is not None:
+        changes.append(f"data.limit={limit}")
+    if skip_bad:
+        changes.append("data.skip_bad=true")
+    loaded = load_recipe(recipe, family=family, settings=changes)
+    if find_lr:
+        lr_finder.curve_files(output, overwrite=overwrite)  # before the work
+        with training_progress() as observe:
+            curve = lr_finder.find_learning_rate(
+                loaded, min_rate=min_lr, max_rate=max_lr, steps=steps, cpu=cpu, observe=observe
+            )
+        table, picture = lr_finder.write_curve(curve, output, overwrite=overwrite)
+        rates = {"suggestion": curve.suggestion, "steepest": curve.steepest, "tenth": curve.tenth_of_minimum}
+        if as_json:
+            click.echo(json.dumps({**rates, "table": str(table), "picture": str(picture)}))
+            return
+        click.echo(f"{picture}  {len(curve.rates)} steps{', the loss broke out' if curve.diverged else ''}")
+        click.echo(f"  steepest slope          {curve.steepest:.2e}")
+        click.echo(f"  a tenth of the minimum  {curve.tenth_of_minimum:.2e}")
+        click.echo(f"next: rsedge train {family} --set learning_rate={curve.suggestion:.1e} …")
+        return
+    space = {**(read_file(search_file) if search_file else {}), **read_settings(searches)}
+    with training_progress() as observe:
+        result = tune(
+            loaded,
+            space,
+            output,
+            method=method,
+            trials=trials,
+            metric=metric,
+            direction=direction,
+            pruner=pruner,
+            seed=seed,
+            keep=keep,
+            timeout=timeout,
+            resume=resume,
+            overwrite=overwrite,
+            cpu=cpu,
+            observe=observe,
+        )
+    states = [trial.state for trial in result.trials]
+    counts = {state: states.count(state) for state in dict.fromkeys(states)}
+    best = result.best
+    if as_json:
+        found = {"best": best.number, "value": best.value, "settings": dict(best.settings)}
+        files = {"study": str(result.study), "recipe": str(result.study / "best.toml")}
+        click.echo(json.dumps({**files, **found, "trials": counts, "importances": dict(result.importances)}))
+        return
+    click.echo(f"{result.study}  {len(states)} trials: {', '.join(f'{n} {state}' for state, n in counts.items())}")
+    click.echo(f"best: trial {best.number}, {result.recipe.loop.monitor} {best.value:.4f}")
+    for key, value in best.settings.items():
+        share = f"  importance {result.importances[key]:.2f}" if key in result.importances else ""
+        shown = f"{value:.4g}" if isinstance(value, float) else "left out" if value is None else value
+        click.echo(f"  {key:<28} {shown!s:<12}{share}".rstrip())
+    click.echo(f"next: rsedge train {family} --recipe {result.study / 'best.toml'} -o RUN")
+
+
+def _refuse_unused(ctx: click.Context, names: tuple[str, ...], *, find_lr: bool) -> None:
+    """Options that the other half of the command has would change nothing."""
+    flags = {parameter.name: parameter.opts[-1] for parameter in ctx.command.params}
+    default = click.core.ParameterSource.DEFAULT
+    given = [str(flags[name]) for name in names if ctx.get_parameter_source(name) != default]
+    if given:
+        reason = "searches nothing: leave it out, or leave out" if find_lr else "is not given, and nothing else uses"
+        raise click.UsageError(f"--find-lr {reason} {', '.join(given)}")

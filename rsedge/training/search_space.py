@@ -1,0 +1,305 @@
+"""What a search may change: recipe keys and the values each may take, read from text or TOML and checked on the recipe.
+
+One syntax for the command line, a TOML table and Python: ``float:LOW:HIGH`` (uniform), ``log:LOW:HIGH`` (uniform in
+the logarithm), ``int:LOW:HIGH`` or ``int:LOW:HIGH:STEP`` (whole numbers, both ends included), or a list of choices,
+``a,b,c`` or as TOML writes it. An empty choice leaves the key out of the recipe, as ``--set KEY=`` does.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from rsedge.errors import OptionError
+from rsedge.tomlfile import read_toml
+from rsedge.training.recipe_files import locate, with_settings
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+if TYPE_CHECKING:
+    from rsedge.training.recipe import Recipe
+
+FORMS = "float:LOW:HIGH, log:LOW:HIGH, int:LOW:HIGH[:STEP], or choices A,B,C"
+_KINDS = ("float", "log", "int")
+# What decides which images there are; they are read once and shared, so that all trials are judged on the same ones.
+_FIXED = ("family", "seed", "data.sources", "data.fractions", "data.limit", "data.skip_bad", "data.paraphrases")
+_MONITOR = ("loop.monitor", "loop.monitor_mode")
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Numbers from ``low`` to ``high``, both included.
+
+    Attributes:
+        kind: ``float`` (uniform), ``log`` (uniform in the logarithm) or ``int``.
+        low, high: The ends.
+        step: Between whole numbers.
+
+    Raises:
+        OptionError: The ends are no range.
+    """
+
+    kind: Literal["float", "log", "int"]
+    low: float
+    high: float
+    step: int = 1
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise OptionError(f"{self} is no range: give a number and a larger one")
+        if self.kind == "log" and self.low <= 0:
+            raise OptionError(f"{self} has no logarithm at {self.low:g}: start above 0, or use float")
+        if self.step < 1:
+            raise OptionError(f"{self} has the step {self.step}: give 1 or more")
+
+    def __str__(self) -> str:
+        step = f":{self.step}" if self.step > 1 else ""
+        return f"{self.kind}:{self.low!r}:{self.high!r}{step}"
+
+    @property
+    def grid(self) -> tuple[Any, ...] | None:
+        """Every value, where they can be counted."""
+        if self.kind != "int":
+            return None
+        return tuple(range(int(self.low), int(self.high) + 1, self.step))
+
+    @property
+    def samples(self) -> tuple[Any, ...]:
+        """Values that stand for all when the recipe is asked what it accepts."""
+        return (self.low, self.high)
+
+    def distribution(self) -> Any:
+        """As Optuna has it."""
+        from optuna.distributions import FloatDistribution, IntDistribution
+
+        if self.kind == "int":
+            # Optuna warns of a last value that no step meets, so the end is moved to the last that one does.
+            last = int(self.low) + (int(self.high) - int(self.low)) // self.step * self.step
+            return IntDistribution(int(self.low), last, step=self.step)
+        return FloatDistribution(self.low, self.high, log=self.kind == "log")
+
+    def encode(self, value: Any) -> Any:
+        """A value as Optuna stores it."""
+        return value
+
+    def decode(self, stored: Any) -> Any:
+        """The value that Optuna stores as ``stored``."""
+        return stored
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """One of several values: text, numbers, truth values, lists; None leaves the key out of the recipe.
+
+    Raises:
+        OptionError: There are fewer than two, or one stands twice.
+    """
+
+    values: tuple[Any, ...]
+
+    def __post_init__(self) -> None:
+        shown = [json.dumps(value) for value in self.values]
+        if len(shown) < 2:
+            raise OptionError(f"[{', '.join(shown)}] is no choice: give two values or more; --set fixes a single one")
+        if twice := sorted({text for text in shown if shown.count(text) > 1}):
+            raise OptionError(f"[{', '.join(shown)}] holds {', '.join(twice)} more than once")
+
+    def __str__(self) -> str:
+        return ",".join("" if value is None else str(self.encode(value)) for value in self.values)
+
+    @property
+    def grid(self) -> tuple[Any, ...]:
+        """All of them."""
+        return self.values
+
+    @property
+    def samples(self) -> tuple[Any, ...]:
+        """All of them."""
+        return self.values
+
+    def distribution(self) -> Any:
+        """As Optuna has it."""
+        from optuna.distributions import CategoricalDistribution
+
+        return CategoricalDistribution([self.encode(value) for value in self.values])
+
+    def encode(self, value: Any) -> Any:
+        """A value as Optuna stores it: it takes no lists."""
+        return json.dumps(value) if isinstance(value, (list, dict)) else value
+
+    def decode(self, stored: Any) -> Any:
+        """The value that Optuna stores as ``stored``."""
+        return next(value for value in self.values if json.dumps(self.encode(value)) == json.dumps(stored))
+
+
+Space = dict[str, Range | Choices]
+
+
+def read_settings(settings: Sequence[str]) -> dict[str, str]:
+    """``KEY=RANGE`` texts of a command line as a mapping for :func:`parse_space`.
+
+    Raises:
+        OptionError: One has no ``=``, or a key stands twice; all such are named.
+    """
+    found: dict[str, str] = {}
+    problems = []
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            problems.append(f"{setting!r} names no range: write KEY=RANGE with {FORMS}")
+        elif key.strip() in found:
+            problems.append(f"{key.strip()} is given twice")
+        found[key.strip()] = text.strip()
+    _refuse(problems)
+    return found
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The table ``[search]`` of a TOML file, keys as long as they are written: ``optimizer.learning_rate`` or a table.
+
+    Raises:
+        OptionError: It cannot be read, or has another table or none.
+    """
+    values = read_toml(path)
+    table = values.pop("search", None)
+    if values or not isinstance(table, dict):
+        raise OptionError(f"{path} must have the table [search] and nothing else: write KEY = RANGE with {FORMS}")
+    return _flat(table)
+
+
+def parse_space(space: Mapping[str, Any], recipe: Recipe, *, grid: bool = False) -> Space:
+    """A search space, every key in its long form, checked against the recipe it changes.
+
+    Args:
+        space: Recipe key → text, list of choices, :class:`Range` or :class:`Choices`.
+        recipe: What is searched around.
+        grid: Whether every value must be countable.
+
+    Raises:
+        OptionError: Everything wrong at once: unknown keys, bad ranges, values that the recipe never accepts.
+    """
+    problems: list[str] = []
+    found: Space = {}
+    if not space:
+        problems.append(f"nothing is searched: give KEY=RANGE with {FORMS}")
+    for key, value in space.items():
+        problems += _add(found, key, value, grid=grid)
+    _refuse(problems)
+    _refuse(list(_never_accepted(found, recipe)))
+    return dict(sorted(found.items()))  # so that the order they were written in does not change what is proposed
+
+
+def to_toml(space: Space) -> dict[str, Any]:
+    """The space as a TOML table that :func:`parse_space` takes."""
+    return {
+        key: [("" if value is None else value) for value in entry.values] if isinstance(entry, Choices) else str(entry)
+        for key, entry in space.items()
+    }
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise OptionError("\n".join(["this cannot be searched:", *(f"  - {problem}" for problem in problems)]))
+
+
+def _add(space: Space, key: str, value: Any, *, grid: bool) -> list[str]:
+    """Add a key to the space; gives what is wrong with it."""
+    try:
+        table, name = locate(key)
+        dotted = ".".join((*table, name))
+        if dotted in space:
+            raise OptionError(f"{dotted} is searched already, under another spelling")
+        _check_free(dotted)
+        space[dotted] = _parse(value)
+        if grid and space[dotted].grid is None:
+            raise OptionError(f"{space[dotted]} cannot be counted: a grid needs choices A,B,C or int:LOW:HIGH")
+    except OptionError as error:
+        return [str(error) if str(error).startswith(key) else f"{key}: {error}"]
+    return []
+
+
+def _check_free(key: str) -> None:
+    if key in _FIXED:
+        raise OptionError("it decides which images there are, and those are the same for all trials: use --set")
+    if key in _MONITOR:
+        raise OptionError("it is what trials are compared by: use --metric and --direction")
+
+
+def _parse(value: Any) -> Range | Choices:
+    if isinstance(value, (Range, Choices)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return Choices(tuple(None if entry == "" else entry for entry in value))
+    if not isinstance(value, str):
+        raise OptionError(f"{value!r} is no range: give {FORMS}")
+    kind, *ends = value.split(":")
+    if kind.strip() in _KINDS:
+        return _range(value, kind.strip(), ends)
+    if value.startswith("["):
+        try:
+            return _parse(tomllib.loads(f"value = {value}")["value"])
+        except ValueError as error:
+            raise OptionError(f"{value!r} is no list: {error}") from error
+    entries = [entry.strip() for entry in value.split(",")]
+    if len(entries) < 2 or "(" in value:  # a comma in loguniform(1, 2) separates no choices
+        raise OptionError(f"{value!r} is no range: give {FORMS}")
+    return Choices(tuple(_choice(entry) for entry in entries))
+
+
+def _range(text: str, kind: str, ends: list[str]) -> Range:
+    number: Callable[[str], float] = int if kind == "int" else float
+    try:
+        numbers = [number(end) for end in ends]
+        if len(numbers) != 2 and not (kind == "int" and len(numbers) == 3):
+            raise ValueError
+    except ValueError:
+        expected = "int:LOW:HIGH or int:LOW:HIGH:STEP with whole numbers" if kind == "int" else f"{kind}:LOW:HIGH"
+        raise OptionError(f"{text!r} is no range: give {expected}") from None
+    step = int(numbers[2]) if len(numbers) == 3 else 1
+    return Range(cast("Literal['float', 'log', 'int']", kind), numbers[0], numbers[1], step)
+
+
+def _choice(text: str) -> Any:
+    """A value as ``--set`` takes it."""
+    if not text:
+        return None
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except ValueError:
+        return text  # a word without quotes
+
+
+def _never_accepted(space: Space, recipe: Recipe) -> Iterator[str]:
+    """What is wrong with values that the recipe refuses by themselves and beside any other value searched.
+
+    Values that contradict each other only in some combinations are no fault: those trials fail and the others run.
+    """
+
+    def refusal(settings: dict[str, Any]) -> str | None:
+        try:
+            with_settings(recipe, settings)
+        except OptionError as error:
+            return str(error)
+        return None
+
+    for key, entry in space.items():
+        for value in entry.samples:
+            problem = refusal({key: value})
+            others = ({key: value, name: side} for name in space if name != key for side in space[name].samples)
+            if problem and all(refusal(settings) for settings in others):
+                yield f"{key} = {json.dumps(value)}: {problem}"
