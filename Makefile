@@ -37,6 +37,7 @@ format: setup
 
 docs: setup
 	$(BIN)/python tools/cli_reference.py
+	$(BIN)/python tools/layout.py
 	$(BIN)/python tools/readme_figures.py
 
 demo-model: setup

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import PurePosixPath
@@ -21,6 +22,7 @@ from rsedge.errors import BundleError
 
 FORMAT_VERSION = 1
 MAX_BEAMS = 64
+_DEFAULT_NEW_TOKENS = 20  # what transformers generates where nothing else is said
 
 Family = Literal["blip", "clip", "clipcap"]
 Precision = Literal["fp32", "fp16", "int8"]
@@ -209,6 +211,29 @@ class GenerationDefaults:
 
     def __post_init__(self) -> None:
         _require(*((False, problem) for problem in self.problems()))
+
+    @staticmethod
+    def from_transformers(config: Mapping[str, Any], *, positions: int) -> GenerationDefaults:
+        """What ``generation_config.json`` says; there lengths count the start token, and sampling without a ``top_k``
+        keeps 50 tokens.
+
+        Args:
+            config: The file's object, empty where there is none.
+            positions: What the decoder has; no caption is longer.
+
+        Raises:
+            BundleError: Values that no caption can have.
+            TypeError: Values of the wrong kind.
+        """
+        names = ("num_beams", "length_penalty", "early_stopping", "repetition_penalty", "no_repeat_ngram_size")
+        given = {name: config[name] for name in names if config.get(name) is not None}
+        if config.get("do_sample"):
+            sampling = ("do_sample", "temperature", "top_k", "top_p")
+            given = {name: value for name, value in given.items() if name != "num_beams"}
+            given |= {"top_k": 50} | {name: config[name] for name in sampling if config.get(name) is not None}
+        longest = config.get("max_new_tokens") or (config.get("max_length") or _DEFAULT_NEW_TOKENS + 1) - 1
+        shortest = config.get("min_new_tokens") or max((config.get("min_length") or 1) - 1, 0)
+        return GenerationDefaults(max_new_tokens=min(longest, positions), min_new_tokens=shortest, **given)
 
     def problems(self) -> list[str]:
         """Every value that is not accepted, as a sentence."""

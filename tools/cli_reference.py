@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rsedge.cli.main import COMMANDS
+import click
+
+from rsedge.cli.main import COMMANDS, cli
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "cli.md"
 WIDTH = "100"
@@ -18,9 +20,20 @@ def reference() -> str:
     """The whole page."""
     parts = [
         "# Command line\n\nGenerated from `--help` by `make docs`.\n",
-        *(section(name) for name in ("", *COMMANDS)),
+        *(section(name) for name in ("", *commands())),
     ]
     return "\n".join(parts)
+
+
+def commands() -> list[str]:
+    """Every command, and after a group those within it."""
+    names = []
+    for name in COMMANDS:
+        command = cli.get_command(click.Context(cli), name)
+        names.append(name)
+        if isinstance(command, click.Group):
+            names += [f"{name} {inner}" for inner in command.commands]
+    return names
 
 
 def section(name: str) -> str:

@@ -274,7 +274,9 @@ def package(checkpoint: Path, output: Path, precision: Precision, tests: dict[st
 def main() -> None:
     """Generate, train, and package."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("-o", "--output", type=Path, default=Path("rsedge/data/demo.rsedge"), help="bundle to write")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("rsedge/builtin/sentinel2-rgb.rsedge"), help="bundle to write"
+    )
     parser.add_argument("--checkpoint", type=Path, default=Path("out/demo"), help="checkpoint folder to write")
     parser.add_argument("--precision", choices=["fp32", "fp16", "int8"], default="int8")
     parser.add_argument("--scenes", type=int, default=40, help="training scenes")

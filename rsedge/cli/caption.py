@@ -41,7 +41,7 @@ def command(
     ctx: click.Context,
     /,
     scenes: tuple[str, ...],
-    model: Path,
+    model: Path | None,
     output: str | None,
     file_format: str | None,
     tile_size: int,
@@ -82,7 +82,8 @@ def command(
             output = f"{opened[0].name}.geojson"
         for scene in opened:
             options.note(f"{scene.name}: {scene.width} x {scene.height} px, {scene.bands_reason}; {scene.rule}")
-        captioner = Captioner.load(model, device=device, threads=threads, batch_size=batch_size)
+        bundle = options.chosen_bundle(model)
+        captioner = Captioner.load(bundle, device=device, threads=threads, batch_size=batch_size)
         task = captioner.with_options(**generation)
         settings = {
             **dataclasses.asdict(task.options),
@@ -105,7 +106,7 @@ def command(
                 progress=progress,
             )
     if output != "-":
-        _save_config(ctx, Path(output), captioner, task.options)
+        _save_config(ctx, Path(output), captioner, task.options, bundle)
     _report(summary, captioner, as_json=as_json)
     return SOME_TILES_FAILED if summary.read_errors else 0
 
@@ -122,7 +123,9 @@ def _resumable(output: str) -> Iterator[None]:
         raise
 
 
-def _save_config(ctx: click.Context, output: Path, captioner: Captioner, options_used: DecodingOptions) -> None:
+def _save_config(
+    ctx: click.Context, output: Path, captioner: Captioner, options_used: DecodingOptions, bundle: Path
+) -> None:
     """Keep the resolved options beside the output, in a file that ``--config`` takes for the very same run."""
     from rsedge.errors import OutputError
     from rsedge.tomlfile import write_toml
@@ -134,7 +137,8 @@ def _save_config(ctx: click.Context, output: Path, captioner: Captioner, options
     idle |= {"length_penalty", "early_stopping"} if options_used.num_beams == 1 else set()
     resolved = {name: None if name in idle else value for name, value in used.items()}
     values = {**ctx.params, **resolved, "device": captioner.device, "batch_size": captioner.batch_size}
-    values["output"] = str(output)
+    # The default model may be another tomorrow.
+    values |= {"output": str(output), "model": str(bundle)}
     path = output.with_name(f"{output.name}.config.toml")
     try:
         write_toml(path, options.to_config(ctx.command, values))

@@ -1,4 +1,4 @@
-"""``rsedge demo``: make a scene and caption it with the packaged model, offline."""
+"""``rsedge demo``: make a scene and caption it with the built-in model, offline."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 from rsedge.cli import options
 from rsedge.cli.progress import tile_progress
 
-CAVEAT = "The demo model has seen generated scenes only; it is not for real imagery."
+CAVEAT = "The built-in model has seen generated scenes only; it is not for real imagery."
 
 
 @click.command("demo")
@@ -27,16 +27,17 @@ CAVEAT = "The demo model has seen generated scenes only; it is not for real imag
 def command(output: Path, seed: int, device: str, threads: int | None) -> None:
     """Make a scene of 18 by 13 km and caption its tiles, without network or torch.
 
-    The land is generated and the demo model has seen nothing else: it shows how rsedge works, and is not for real
+    The land is generated and the built-in model has seen nothing else: it shows how rsedge works, and is not for real
     imagery.
     """
     from rsedge.errors import OutputError
     from rsedge.runtime.captioner import Captioner
+    from rsedge.runtime.default_model import built_in_model
     from rsedge.runtime.pipeline import run
     from rsedge.runtime.scene import Scene
     from rsedge.runtime.synthetic import write_scene
 
-    captioner = Captioner.load(packaged_bundle(), device=device, threads=threads)
+    captioner = Captioner.load(built_in_model(), device=device, threads=threads)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -50,13 +51,6 @@ def command(output: Path, seed: int, device: str, threads: int | None) -> None:
         f"{target}: {summary.ok} captions, {summary.nodata} tiles without data; "
         f"{summary.seconds:.1f} s on {captioner.device}\n{CAVEAT}"
     )
-
-
-def packaged_bundle() -> Path:
-    """The bundle that is installed with rsedge."""
-    from importlib.resources import files
-
-    return Path(str(files("rsedge").joinpath("data", "demo.rsedge")))
 
 
 def _print_table(captions: Path) -> None:

@@ -19,11 +19,12 @@ from rsedge.errors import RsedgeError
 COMMANDS = {
     "back-translate": "Reword the captions of a set by translating them there and back.",
     "caption": "Caption every tile of a scene, in map coordinates.",
-    "demo": "Make a scene and caption it with the demo model, offline.",
-    "evaluate": "Score captions, zero-shot classes or retrieval of a checkpoint or bundle.",
+    "config": "Show and change your settings, such as the default model.",
+    "demo": "Make a scene and caption it with the built-in model, offline.",
     "export": "Export a BLIP checkpoint to a bundle, proved against torch.",
     "import-rsdix": "Turn a published RSDiX checkpoint into Hugging Face layout.",
     "train": "Fine-tune a captioner or a dual encoder on images and captions.",
+    "tune": "Search a recipe's settings, or find a learning rate to start from.",
 }
 """Command → its line in ``rsedge --help``: command = module = test. Here, so that help imports no command."""
 

@@ -91,7 +91,12 @@ config = click.option(
     expose_value=False,
     help="TOML file with any of these options; flags win.",
 )
-bundle = click.option("-m", "--model", type=click.Path(path_type=Path), required=True, help="Bundle, NAME.rsedge.")
+bundle = click.option(
+    "-m",
+    "--model",
+    type=click.Path(path_type=Path),
+    help="Bundle, NAME.rsedge.  [default: RSEDGE_MODEL, else rsedge config get model, else the built-in one]",
+)
 device = click.option(
     "--device", default="auto", show_default=True, help="auto (CUDA if usable, else CPU), cpu, cuda or cuda:N."
 )
@@ -161,6 +166,17 @@ def tiling(function: Decorated) -> Decorated:
     for option in reversed(_TILING):
         function = option(function)
     return function
+
+
+def chosen_bundle(model: Path | None) -> Path:
+    """The bundle of ``-m``, else the default one, saying which and why."""
+    if model is not None:
+        return model
+    from rsedge.runtime.default_model import default_model
+
+    path, reason = default_model()
+    note(f"model: {path} ({reason})")
+    return path
 
 
 def note(text: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -39,8 +39,6 @@ from rsedge.pixels import ReflectanceRule
 from rsedge.tomlfile import read_toml
 
 TOKENIZER = "tokenizer.json"
-DEFAULT_NEW_TOKENS = 20
-"""What transformers generates where neither the checkpoint nor the caller gives a length."""
 
 _LIBRARIES = ("rsedge", "torch", "transformers", "tokenizers", "onnx", "numpy")
 
@@ -198,20 +196,8 @@ def _recipe(checkpoint: Checkpoint) -> dict[str, Any] | None:
 
 
 def _generation(checkpoint: Checkpoint, positions: int) -> GenerationDefaults:
-    """Generation defaults as ``generation_config.json`` has them; lengths are counted without the start
-    token, and sampling without a ``top_k`` keeps 50 tokens, as transformers has it.
-    """
-    config: Mapping[str, Any] = checkpoint.generation_config
-    names = ("num_beams", "length_penalty", "early_stopping", "repetition_penalty", "no_repeat_ngram_size")
-    given = {name: config[name] for name in names if config.get(name) is not None}
-    if config.get("do_sample"):
-        sampling = ("do_sample", "temperature", "top_k", "top_p")
-        given = {name: value for name, value in given.items() if name != "num_beams"}
-        given |= {"top_k": 50} | {name: config[name] for name in sampling if config.get(name) is not None}
     try:
-        longest = config.get("max_new_tokens") or (config.get("max_length") or DEFAULT_NEW_TOKENS + 1) - 1
-        shortest = config.get("min_new_tokens") or max((config.get("min_length") or 1) - 1, 0)
-        return GenerationDefaults(max_new_tokens=min(longest, positions), min_new_tokens=shortest, **given)
+        return GenerationDefaults.from_transformers(checkpoint.generation_config, positions=positions)
     except (BundleError, TypeError) as error:
         problem = f"generation_config.json asks for what no caption can be: {error}; mend or delete it"
         raise CheckpointError(checkpoint.source, [problem]) from error

@@ -183,8 +183,18 @@ def test_missing_scenes_and_bundles_say_what_to_do(scene, bundle_path, capsys):
     assert "absent.tif" in capsys.readouterr().err
     assert caption(scene, Path("absent.rsedge")) == 1
     assert "rsedge export CHECKPOINT" in capsys.readouterr().err
-    assert run(["caption", str(scene)]) == 2
-    assert "--model" in capsys.readouterr().err
+
+
+def test_without_m_the_default_model_is_used_named_and_kept(scene, bundle_path, capsys, caplog, monkeypatch):
+    assert caption(scene, bundle_path, "-o", "named.geojson") == 0
+    monkeypatch.setenv("RSEDGE_MODEL", str(bundle_path))
+    assert run(["caption", str(scene), "--tile-size", "32", "--device", "cpu"]) == 0
+    assert f"model: {bundle_path} (RSEDGE_MODEL in the environment)" in caplog.messages
+    assert Path("scene.geojson").read_bytes() == Path("named.geojson").read_bytes()
+    assert f'model = "{bundle_path}"' in Path("scene.geojson.config.toml").read_text()
+    monkeypatch.setenv("RSEDGE_MODEL", "absent.rsedge")
+    assert run(["caption", str(scene), "-o", "other.geojson"]) == 1
+    assert "unset it" in capsys.readouterr().err
 
 
 def test_unreadable_tiles_are_recorded_and_the_exit_code_is_3(tmp_path, bundle_path, monkeypatch, capsys):

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from rsedge.bundle import read_bundle
-from rsedge.cli.demo import CAVEAT, packaged_bundle
+from rsedge.cli.demo import CAVEAT
 from rsedge.cli.main import run
+from rsedge.runtime.default_model import built_in_model
 from rsedge.runtime.synthetic import CLASSES, compose_scene
 
 WORDS = {
@@ -125,7 +126,7 @@ def test_an_output_that_is_a_file_is_refused(tmp_path, capsys):
 
 
 def test_the_packaged_bundle_is_small_and_says_what_it_was_trained_on():
-    bundle = read_bundle(packaged_bundle())
+    bundle = read_bundle(built_in_model())
     assert sum(path.stat().st_size for path in bundle.path.iterdir()) < 4e6
     assert "no real imagery" in bundle.manifest.provenance.recipe["data"]
     assert "not for real images" in (bundle.path / "README.md").read_text(encoding="utf-8")

@@ -1,0 +1,68 @@
+"""``rsedge config``: the user's settings."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.group("config")
+def command() -> None:
+    """Show and change your settings: the model that commands use where no -m is given.
+
+    RSEDGE_MODEL in the environment wins over the setting; without either it is the model built into rsedge.
+    """
+
+
+@command.command("show")
+def show() -> None:
+    """Print every setting, and which model is used by default."""
+    from rsedge.runtime.default_model import SETTINGS, default_model, read_settings, settings_path
+
+    values = read_settings()
+    click.echo(f"# {settings_path()}")
+    for name, meaning in SETTINGS.items():
+        click.echo(f"{name} = {values.get(name, '(not set)')}  # {meaning}")
+    path, reason = default_model()
+    click.echo(f"default model: {path} ({reason})")
+
+
+@command.command("get")
+@click.argument("name")
+def get(name: str) -> int:
+    """Print the value of the setting NAME; exit code 1 if it is not set."""
+    from rsedge.errors import OptionError
+    from rsedge.runtime.default_model import SETTINGS, read_settings
+
+    if name not in SETTINGS:
+        raise OptionError(f"there is no setting {name!r}: there is {', '.join(SETTINGS)}")
+    value = read_settings().get(name)
+    if value is not None:
+        click.echo(value)
+    return 0 if value is not None else 1
+
+
+@command.command("set")
+@click.argument("name")
+@click.argument("value")
+def set_(name: str, value: str) -> None:
+    """Set NAME to VALUE: a bundle, for the setting model."""
+    from rsedge.runtime.default_model import change_setting
+
+    change_setting(name, value)
+
+
+@command.command("unset")
+@click.argument("name")
+def unset(name: str) -> None:
+    """Remove the setting NAME."""
+    from rsedge.runtime.default_model import change_setting
+
+    change_setting(name, None)
+
+
+@command.command("path")
+def path() -> None:
+    """Print where the settings are kept."""
+    from rsedge.runtime.default_model import settings_path
+
+    click.echo(str(settings_path()))
