@@ -247,8 +247,12 @@ def test_an_interruption_keeps_the_journal_and_exits_130(tmp_path, bundle_path, 
     data = np.random.default_rng(0).integers(0, 255, (3, 32 * 40, 32 * 60), dtype=np.uint8)
     scene = scenes.write(tmp_path / "large.tif", data)
     options = ["-m", str(bundle_path), "--tile-size", "32", "--beams", "5", "--device", "cpu"]
+    # Started in the background of a shell, the tests would hand down that SIGINT is ignored.
     process = subprocess.Popen(
-        [sys.executable, "-m", "rsedge", "caption", str(scene), *options], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "rsedge", "caption", str(scene), *options],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     journal = Path("large.geojson.journal")
     deadline = time.monotonic() + 60
