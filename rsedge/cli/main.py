@@ -21,6 +21,7 @@ COMMANDS = {
     "caption": "Caption every tile of a scene, in map coordinates.",
     "config": "Show and change your settings, such as the default model.",
     "demo": "Make a scene and caption it with the built-in model, offline.",
+    "evaluate": "Score captions, zero-shot classes or retrieval of a checkpoint or bundle.",
     "export": "Export a BLIP checkpoint to a bundle, proved against torch.",
     "import-rsdix": "Turn a published RSDiX checkpoint into Hugging Face layout.",
     "train": "Fine-tune a captioner or a dual encoder on images and captions.",

@@ -115,3 +115,33 @@ def _step(event: Event) -> str:
 def _evaluation(event: Event) -> str:
     values = "  ".join(f"{name.removeprefix('val_')} {value:.4g}" for name, value in event.values.items())
     return f"step {event.step}: {values}"
+
+
+@contextmanager
+def image_progress() -> Iterator[Callable[[int, int], None] | None]:
+    """What to call with the images done and their number."""
+    if not logging.getLogger("rsedge").isEnabledFor(logging.INFO):
+        yield None
+    elif not sys.stderr.isatty():
+        yield _image_lines()
+    else:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeRemainingColumn())
+        with Bar(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task("", total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _image_lines() -> Callable[[int, int], None]:
+    last = time.monotonic()
+
+    def update(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _LINE_EVERY:
+            last = time.monotonic()
+            options.note(f"{done} of {total} images")
+
+    return update

@@ -103,7 +103,8 @@ def retrieval_scores(
         similarity[:, lost] = -np.inf
         np.put_along_axis(similarity, owner[rows, None], -np.inf, axis=1)
         text_ranks[rows] = 1 + (similarity >= own - TIE).sum(axis=1)
-    text_ranks[lost[owner]] = len(images) + 1
+    beyond = max(len(images), len(texts), *ks) + 1  # a rank that no k reaches, however few images there are
+    text_ranks[lost[owner]] = beyond
 
     image_ranks = np.empty(len(images), np.int64)
     for start in range(0, len(images), chunk):
@@ -112,7 +113,7 @@ def retrieval_scores(
         own = owner[None] == np.arange(len(images))[rows, None]
         best = np.where(own, similarity, -np.inf).max(axis=1)
         image_ranks[rows] = 1 + ((similarity >= best[:, None] - TIE) & ~own).sum(axis=1)
-    image_ranks[lost] = len(texts) + 1
+    image_ranks[lost] = beyond
     return RetrievalScores(image_to_text=_direction(image_ranks, ks), text_to_image=_direction(text_ranks, ks))
 
 

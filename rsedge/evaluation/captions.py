@@ -1,0 +1,133 @@
+"""Captions of a data set: predicted, then scored beside what they look like and what a fixed caption would score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+from rsedge.evaluation.batches import Progress, read_blocks
+from rsedge.evaluation.predictions import Prediction
+from rsedge.metrics.baselines import consensus_caption, most_frequent_caption
+from rsedge.metrics.captions import CaptionScores, score_captions
+from rsedge.metrics.text import TextStatistics, text_statistics
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rsedge.datasets.examples import Example
+    from rsedge.evaluation.models import CaptionModel
+    from rsedge.metrics.tokens import TokenizerName
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Baseline:
+    """One caption, the same for every image, and its scores."""
+
+    caption: str
+    scores: CaptionScores
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {"caption": self.caption, "scores": self.scores.to_dict()["scores"]}
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class CaptionReport:
+    """How good predicted captions are.
+
+    Attributes:
+        scores: Of the predictions.
+        predictions, references: What both look like.
+        baselines: ``most_frequent`` and ``consensus`` training caption; none without training captions.
+        failed: Key → why there is no caption; scored as an empty one.
+    """
+
+    scores: CaptionScores
+    predictions: TextStatistics
+    references: TextStatistics
+    baselines: dict[str, Baseline]
+    failed: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {
+            **self.scores.to_dict(),
+            "text": {"predictions": self.predictions.to_dict(), "references": self.references.to_dict()},
+            "baselines": {name: baseline.to_dict() for name, baseline in self.baselines.items()},
+            "failed": self.failed,
+        }
+
+
+def predict_captions(
+    model: CaptionModel, examples: Sequence[Example], *, skip_bad: bool = False, progress: Progress | None = None
+) -> tuple[Prediction, ...]:
+    """A prediction per example, in order.
+
+    Args:
+        model: As :func:`rsedge.evaluation.models.open_captioner` gives it. Sampling is seeded by the example's key, so
+            that an image's caption does not depend on which others are evaluated.
+        examples: With their captions, which become the references.
+        skip_bad: Give an image that cannot be read an empty caption and an error, instead of failing.
+        progress: Told how far it is.
+
+    Raises:
+        OptionError: Images cannot be read, or there are none.
+    """
+    captions: dict[int, str] = {}
+    errors: dict[int, str] = {}
+    for indices, images, failed in read_blocks(examples, skip_bad=skip_bad, progress=progress):
+        keys = [crc32(examples[index].key.encode()) for index in indices]
+        captions.update(zip(indices, model.caption(images, keys=keys), strict=True))
+        errors |= failed
+    return tuple(
+        Prediction(example.key, captions.get(index, ""), example.captions, errors.get(index))
+        for index, example in enumerate(examples)
+    )
+
+
+def score_predictions(
+    predictions: Sequence[Prediction],
+    *,
+    metrics: Sequence[str] | None = None,
+    tokenizer: TokenizerName = "treebank",
+    sbert: str | None = None,
+    device: str = "cpu",
+    training_captions: Sequence[str] = (),
+) -> CaptionReport:
+    """Score predictions against their references.
+
+    Args:
+        predictions: Each with at least one reference.
+        metrics, tokenizer, sbert, device: As for :func:`rsedge.metrics.captions.score_captions`.
+        training_captions: What the baselines are taken from, and what words count as seen; none: no baselines.
+
+    Raises:
+        OptionError, BackendError: As there.
+    """
+    texts = [prediction.caption for prediction in predictions]
+    references = [prediction.references for prediction in predictions]
+
+    def score(captions: Sequence[str], chosen: Sequence[str] | None) -> CaptionScores:
+        return score_captions(captions, references, metrics=chosen, tokenizer=tokenizer, sbert=sbert, device=device)
+
+    scores = score(texts, metrics)
+    known = list(training_captions)
+    fixed = {}
+    if known:
+        fixed = {
+            "most_frequent": most_frequent_caption(known, tokenizer=tokenizer),
+            "consensus": consensus_caption(known, tokenizer=tokenizer),
+        }
+    return CaptionReport(
+        scores=scores,
+        predictions=text_statistics(texts, known=known or None, tokenizer=tokenizer),
+        references=text_statistics(
+            [text for group in references for text in group], known=known or None, tokenizer=tokenizer
+        ),
+        baselines={
+            name: Baseline(caption=caption, scores=score([caption] * len(texts), metrics))
+            for name, caption in fixed.items()
+        },
+        failed={prediction.key: prediction.error for prediction in predictions if prediction.error is not None},
+    )

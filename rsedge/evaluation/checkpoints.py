@@ -1,0 +1,208 @@
+"""Checkpoints in torch, as the models that evaluation knows: the same pixels and settings as their bundles get."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rsedge.errors import BackendError, BundleError, OptionError
+from rsedge.evaluation.models import CaptionModel, ModelInfo
+from rsedge.manifest import GenerationDefaults, ImageSpec
+from rsedge.pixels import UInt8, resize
+from rsedge.runtime.options import DecodingOptions
+from rsedge.training.loading import config_type, image_spec, load_pretrained
+from rsedge.training.recipe import ModelRecipe
+from rsedge.training.tokenizers import open_tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+
+def open_checkpoint_captioner(
+    path: str, name: str, device: str, batch_size: int, options: dict[str, Any]
+) -> CaptionModel:
+    """The BLIP or CLIPCap captioner in ``path``.
+
+    Raises:
+        OptionError: It is no captioner, or options do not fit.
+    """
+    kind = _kind(path)
+    if kind == "blip":
+        return _Blip(path, name, device, batch_size, options)
+    if kind == "clipcap":
+        return _ClipCap(path, name, device, batch_size, options)
+    raise OptionError(f"{name} is a {kind} model, which writes no captions: give a BLIP or CLIPCap checkpoint")
+
+
+class _Checkpoint:
+    def __init__(self, path: str, name: str, device: str, batch_size: int) -> None:
+        self._batch_size, self._device = batch_size, _device(device)
+        self.info = ModelInfo(name, "checkpoint", path, self._device)
+        self._image = image_spec(path)
+        self._tokenizer = open_tokenizer(path)
+
+    def _batches(self, images: Sequence[UInt8]) -> Iterator[Tensor]:
+        for start in range(0, len(images), self._batch_size):
+            yield normalized(images[start : start + self._batch_size], self._image).to(self._device)
+
+
+class _Blip(_Checkpoint):
+    def __init__(self, path: str, name: str, device: str, batch_size: int, options: dict[str, Any]) -> None:
+        from transformers import BlipForConditionalGeneration
+
+        super().__init__(path, name, device, batch_size)
+        self._model = load_pretrained(BlipForConditionalGeneration, ModelRecipe(init=path)).eval().to(self._device)
+        positions = self._model.config.text_config.max_position_embeddings
+        self._options = DecodingOptions.resolve(_defaults(path, positions), options)
+        self.info = replace(self.info, options=asdict(self._options))
+
+        if self._options.do_sample:
+            raise OptionError(
+                "transformers draws for a whole batch at once, so a caption would depend on its neighbours: evaluate "
+                "the "
+                "checkpoint with beams, or export it and sample with the bundle"
+            )
+
+    @torch.no_grad()
+    def caption(self, images: Sequence[UInt8], *, keys: Sequence[int] | None = None) -> list[str]:  # noqa: ARG002
+        """Captions by ``transformers.generate``, which does not sample here and needs no keys."""
+        options, texts = self._options, []
+        settings: dict[str, Any] = {
+            "num_beams": options.num_beams,
+            "max_new_tokens": options.max_new_tokens,
+            "min_new_tokens": options.min_new_tokens or None,
+            "repetition_penalty": options.repetition_penalty,
+            "no_repeat_ngram_size": options.no_repeat_ngram_size,
+            "do_sample": False,
+        }
+        if options.num_beams > 1:
+            settings |= {"length_penalty": options.length_penalty, "early_stopping": options.early_stopping}
+        for pixels in self._batches(images):
+            ids = self._model.generate(pixel_values=pixels, **settings)
+            texts += [text.strip() for text in self._tokenizer.batch_decode(ids, skip_special_tokens=True)]
+        return texts
+
+
+class _ClipCap(_Checkpoint):
+    def __init__(self, path: str, name: str, device: str, batch_size: int, options: dict[str, Any]) -> None:
+        from rsedge.training.clipcap_decode import DEFAULTS
+        from rsedge.training.clipcap_model import ClipCapModel
+
+        super().__init__(path, name, device, batch_size)
+        self._model = load_pretrained(ClipCapModel, ModelRecipe(init=path)).eval().to(self._device)
+        config = self._model.config
+        room = config.text_config.n_positions - config.prefix_length
+        longest = min(DEFAULTS.max_new_tokens, room)
+        self._options = DecodingOptions.resolve(
+            GenerationDefaults(max_new_tokens=longest, num_beams=DEFAULTS.num_beams), options
+        )
+        self.info = replace(self.info, options=asdict(self._options))
+
+    @torch.no_grad()
+    def caption(self, images: Sequence[UInt8], *, keys: Sequence[int] | None = None) -> list[str]:
+        """Captions by :func:`rsedge.training.clipcap_decode.generate`."""
+        from rsedge.training.clipcap_decode import generate
+
+        texts: list[str] = []
+        for pixels in self._batches(images):
+            embeddings = self._model.embed_images(pixels)
+            rows = slice(len(texts), len(texts) + len(pixels))
+            found = generate(
+                self._model,
+                embeddings,
+                self._options,
+                keys=keys[rows] if keys is not None else range(rows.start, rows.stop),
+            )
+            texts += [self._tokenizer.decode(caption.token_ids).strip() for caption in found]
+        return texts
+
+
+class CheckpointEmbedder(_Checkpoint):
+    """The CLIP or SigLIP model in ``path``.
+
+    Raises:
+        OptionError: It is another kind of model.
+    """
+
+    def __init__(self, path: str, name: str, device: str, batch_size: int) -> None:
+        from transformers import CLIPModel, SiglipModel
+
+        kind = _kind(path)
+        if kind not in ("clip", "siglip"):
+            raise OptionError(f"{name} is a {kind} model, which does not embed: give a CLIP or SigLIP checkpoint")
+        super().__init__(path, name, device, batch_size)
+        model = load_pretrained(CLIPModel if kind == "clip" else SiglipModel, ModelRecipe(init=path))
+        self._model = model.eval().to(self._device)
+        # SigLIP was trained on texts of one length, its padding seen like any other token.
+        self._padding = "max_length" if kind == "siglip" else "longest"
+
+    @torch.no_grad()
+    def embed_images(self, images: Sequence[UInt8]) -> NDArray[np.float32]:
+        """Float32 [N, D] of unit length."""
+        from rsedge.training.clip import embed_pixels
+
+        rows = [_unit(embed_pixels(self._model, pixels)) for pixels in self._batches(images)]
+        return np.concatenate(rows)
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Float32 [N, D] of unit length."""
+        from rsedge.training.clip import embed_tokens
+
+        rows, longest = [], self._model.config.text_config.max_position_embeddings
+        for start in range(0, len(texts), self._batch_size):
+            tokens = self._tokenizer(
+                list(texts[start : start + self._batch_size]),
+                padding=self._padding,
+                truncation=True,
+                max_length=longest,
+                return_tensors="pt",
+                return_attention_mask=True,
+            )
+            rows.append(_unit(embed_tokens(self._model, {name: tokens[name].to(self._device) for name in tokens})))
+        return np.concatenate(rows)
+
+
+def normalized(images: Sequence[UInt8], image: ImageSpec) -> Tensor:
+    """float32 [B, 3, S, S] as the model wants it: resized and normalised as in training and in the bundle."""
+    stack = np.stack([resize(pixels, image.size, image.resample) for pixels in images])
+    values = (torch.from_numpy(stack).float() / 255 - torch.tensor(image.mean)) / torch.tensor(image.std)
+    return values.permute(0, 3, 1, 2).contiguous()
+
+
+def _unit(rows: Tensor) -> NDArray[np.float32]:
+    unit: NDArray[np.float32] = torch.nn.functional.normalize(rows.float(), dim=-1).cpu().numpy()
+    return unit
+
+
+def _kind(path: str) -> str:
+    try:
+        return config_type(path)
+    except (OSError, ValueError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise OptionError(f"cannot open {path}: {reason}") from error
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise BackendError(f"device is {name}, but torch sees no CUDA GPU here: use --device cpu")
+    return name
+
+
+def _defaults(path: str, positions: int) -> GenerationDefaults:
+    file = Path(path) / "generation_config.json"
+    try:
+        config = json.loads(file.read_bytes()) if file.is_file() else {}
+        return GenerationDefaults.from_transformers(config, positions=positions)
+    except (BundleError, TypeError, ValueError) as error:
+        raise OptionError(f"{file} cannot be used: {error}; mend or delete it") from error

@@ -1,0 +1,178 @@
+"""Open what is to be evaluated: a bundle (runtime, no torch), a checkpoint or a run of training (torch)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+
+from rsedge.errors import BackendError, BundleError, OptionError
+from rsedge.pixels import UInt8, resize
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+Kind = Literal["bundle", "checkpoint"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What was evaluated.
+
+    Attributes:
+        name: The bundle's ``name@hash12``, or the checkpoint as it was named.
+        kind: ``bundle`` or ``checkpoint``.
+        path: Folder, or hub id.
+        device: Where it ran.
+        precision: The bundle's, or fp32.
+        options: Decoding options, of captioners.
+    """
+
+    name: str
+    kind: Kind
+    path: str
+    device: str
+    precision: str = "fp32"
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return asdict(self)
+
+
+class CaptionModel(Protocol):
+    """Writes captions."""
+
+    info: ModelInfo
+
+    def caption(self, images: Sequence[UInt8], *, keys: Sequence[int] | None = None) -> list[str]:
+        """A caption per uint8 [H, W, 3]; ``keys``, a number per image, seed its sampling."""
+        ...
+
+
+class EmbeddingModel(Protocol):
+    """Embeds images and texts in one space."""
+
+    info: ModelInfo
+
+    def embed_images(self, images: Sequence[UInt8]) -> NDArray[np.float32]:
+        """Float32 [N, D] of unit length."""
+        ...
+
+    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Float32 [N, D] of unit length."""
+        ...
+
+
+def locate(source: str | Path) -> tuple[Kind, str]:
+    """What ``source`` is, and where: a run folder stands for its best checkpoint, what is no folder is a hub id.
+
+    Raises:
+        OptionError: A folder that holds none of them.
+    """
+    path = Path(source)
+    if not path.exists():
+        return "checkpoint", str(source)
+    if (path / "manifest.json").is_file():
+        return "bundle", str(path)
+    if (path / "best" / "config.json").is_file():
+        return "checkpoint", str(path / "best")
+    if (path / "config.json").is_file():
+        return "checkpoint", str(path)
+    raise OptionError(
+        f"{source} is neither a bundle (manifest.json), nor a checkpoint (config.json), nor a run (best/): give one of "
+        "them, or a hub id"
+    )
+
+
+def open_captioner(
+    source: str | Path,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    batch_size: int | None = None,
+    **options: Any,
+) -> CaptionModel:
+    """The captioner at ``source``.
+
+    Args:
+        source: Bundle, checkpoint folder, run folder or hub id.
+        device: ``auto``, ``cpu`` or ``cuda[:N]``.
+        threads: CPU threads; None takes all cores.
+        batch_size: Images decoded together.
+        options: Decoding options over the model's own defaults, None where the default holds;
+            see :class:`~rsedge.runtime.options.DecodingOptions`.
+
+    Raises:
+        OptionError, BundleError, BackendError: It cannot be opened, or options do not fit.
+    """
+    kind, path = locate(source)
+    if kind == "bundle":
+        return _BundleCaptioner(path, device, threads, batch_size, options)
+    _need_torch(threads)
+    from rsedge.evaluation.checkpoints import open_checkpoint_captioner
+
+    return open_checkpoint_captioner(path, str(source), device, batch_size or 16, options)
+
+
+def open_embedder(
+    source: str | Path, *, device: str = "auto", threads: int | None = None, batch_size: int | None = None
+) -> EmbeddingModel:
+    """The CLIP or SigLIP model at ``source``; arguments and errors as :func:`open_captioner`.
+
+    Raises:
+        BundleError: A bundle: this version exports captioners only, so none can embed.
+    """
+    kind, path = locate(source)
+    if kind == "bundle":
+        family = json.loads((Path(path) / "manifest.json").read_bytes()).get("family")
+        raise BundleError(f"{source} is a {family} bundle, which does not embed: give a CLIP or SigLIP checkpoint")
+    _need_torch(threads)
+    from rsedge.evaluation.checkpoints import CheckpointEmbedder
+
+    return CheckpointEmbedder(path, str(source), device, batch_size or 64)
+
+
+class _BundleCaptioner:
+    def __init__(
+        self, path: str, device: str, threads: int | None, batch_size: int | None, options: dict[str, Any]
+    ) -> None:
+        from rsedge.runtime.captioner import Captioner
+
+        self._captioner = Captioner.load(path, device=device, threads=threads, batch_size=batch_size)
+        self._options = options
+        settled = self._captioner.options(**options)  # refused before the images are read
+        self.info = ModelInfo(
+            self._captioner.model,
+            "bundle",
+            path,
+            self._captioner.device,
+            self._captioner.bundle.manifest.precision,
+            asdict(settled),
+        )
+
+    def caption(self, images: Sequence[UInt8], *, keys: Sequence[int] | None = None) -> list[str]:
+        """As :class:`CaptionModel`."""
+        size, resample = self._captioner.image_size, self._captioner.resample
+        stack = np.stack([resize(image, size, resample) for image in images])
+        return [caption.text for caption in self._captioner.caption(stack, keys=keys, **self._options)]
+
+
+def _need_torch(threads: int | None) -> None:
+    import importlib.util
+
+    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise BackendError(
+            f"evaluating a checkpoint needs {' and '.join(missing)}: pip install 'rsedge[train]', or export it and "
+            "evaluate the bundle"
+        )
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)

@@ -1,0 +1,169 @@
+"""Predicted captions as files: JSON lines of our own, and COCO's results for tools that score those.
+
+A line is ``{"key": …, "caption": …, "references": […]}``, and ``"error"`` where there is no caption.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rsedge.errors import OptionError, OutputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a model said of one image.
+
+    Attributes:
+        key: Of the example.
+        caption: Empty where there is none.
+        references: The captions it is scored against; perhaps none in a file written elsewhere.
+        error: Why there is no caption.
+
+    Raises:
+        OptionError: The key is empty.
+    """
+
+    key: str
+    caption: str
+    references: tuple[str, ...] = ()
+    error: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.key:
+            raise OptionError("a prediction has an empty key, expected that of its image")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        values: dict[str, Any] = {"key": self.key, "caption": self.caption, "references": list(self.references)}
+        return values if self.error is None else {**values, "error": self.error}
+
+
+def write_predictions(path: str | Path, predictions: Sequence[Prediction]) -> None:
+    """Write JSON lines, or for a name that ends in ``.json`` COCO's results, with the references as COCO annotations
+    beside them in ``NAME.references.json``. Nothing is left half written.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".json":
+        results, annotations = _coco(predictions)
+        _write(path.with_name(f"{path.stem}.references.json"), json.dumps(annotations, ensure_ascii=False) + "\n")
+        _write(path, json.dumps(results, ensure_ascii=False) + "\n")
+    else:
+        lines = (json.dumps(prediction.to_dict(), ensure_ascii=False) for prediction in predictions)
+        _write(path, "".join(f"{line}\n" for line in lines))
+
+
+def read_predictions(path: str | Path) -> tuple[Prediction, ...]:
+    """The predictions in a file of JSON lines.
+
+    Raises:
+        OptionError: It cannot be read, is empty, or has bad lines or a key twice; all are listed.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f"cannot read the predictions {path}: {error}") from error
+    found: list[Prediction] = []
+    problems: list[str] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+            found.append(_prediction(values))
+        except (OptionError, ValueError) as error:
+            problems.append(f"line {number}: {error}")
+    problems += [f"{key} is there {n} times" for key, n in Counter(p.key for p in found).items() if n > 1]
+    if not found and not problems:
+        problems.append("it is empty")
+    if problems:
+        raise OptionError(
+            f"{path} is no file of predictions; a line is {{'key': …, 'caption': …, 'references': […]}}:\n"
+            + _listed(problems)
+        )
+    return tuple(found)
+
+
+def with_references(
+    predictions: Sequence[Prediction], references: Mapping[str, Sequence[str]]
+) -> tuple[Prediction, ...]:
+    """The predictions against other references, in the order of these. An image without a prediction gets an empty
+    one with an error: it counts.
+
+    Raises:
+        OptionError: A prediction is of an image that has no references.
+    """
+    known = {prediction.key: prediction for prediction in predictions}
+    if strange := [key for key in known if key not in references]:
+        raise OptionError(
+            f"{len(strange)} of {len(known)} predictions are of images that are not in this data and split:\n"
+            + _listed(strange)
+        )
+    absent = "there is no prediction of this image"
+    return tuple(
+        Prediction(key, known[key].caption, tuple(texts), known[key].error)
+        if key in known
+        else Prediction(key, "", tuple(texts), absent)
+        for key, texts in references.items()
+    )
+
+
+def _prediction(values: Any) -> Prediction:
+    if not isinstance(values, dict):
+        raise OptionError("expected a JSON object")
+    problems = [f"it has no {name}" for name in ("key", "caption") if name not in values]
+    problems += [f"unknown field {name}" for name in values if name not in ("key", "caption", "references", "error")]
+    problems += [
+        f"{name} is {values[name]!r}, expected a text"
+        for name in ("key", "caption", "error")
+        if name in values and not isinstance(values[name], str)
+    ]
+    references = values.get("references", [])
+    if not isinstance(references, list) or not all(isinstance(text, str) for text in references):
+        problems.append("references must be a list of texts")
+    if problems:
+        raise OptionError("; ".join(problems))
+    return Prediction(values["key"], values["caption"], tuple(references), values.get("error"))
+
+
+def _coco(predictions: Sequence[Prediction]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """COCO's results and annotations; images are numbered from 1 in order, their keys are the file names."""
+    numbered = list(enumerate(predictions, 1))
+    results = [{"image_id": number, "caption": prediction.caption} for number, prediction in numbered]
+    texts = [(number, text) for number, prediction in numbered for text in prediction.references]
+    annotations = {
+        "info": {},
+        "licenses": [],
+        "type": "captions",
+        "images": [{"id": number, "file_name": prediction.key} for number, prediction in numbered],
+        "annotations": [{"id": i, "image_id": number, "caption": text} for i, (number, text) in enumerate(texts, 1)],
+    }
+    return results, annotations
+
+
+def _listed(lines: Sequence[str]) -> str:
+    more = [f"  and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+    return "\n".join([*(f"  {line}" for line in lines[:_SHOWN]), *more])
+
+
+def _write(path: Path, text: str) -> None:
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
