@@ -1,12 +1,15 @@
 # make setup   .venv with everything for development      make demo   caption a generated scene (offline, no torch)
 # make test    lint, then all tests                       make bench  the benchmarks behind the README's figures
+# make builtin-model EUROSAT=eurosat_rgb.zip   train, measure and pack the captioner that ships with rsedge
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_VENV := .venv-demo
+EUROSAT ?= ../shared/data/eurosat/eurosat_rgb.zip
+SCENES ?= ../shared/data/scenes
 PIP_INSTALL := pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup demo test lint format bench docs demo-model clean
+.PHONY: setup demo test lint format bench docs builtin-model clean
 
 setup: $(VENV)/.installed
 
@@ -40,8 +43,9 @@ docs: setup
 	$(BIN)/python tools/layout.py
 	$(BIN)/python tools/readme_figures.py
 
-demo-model: setup
-	$(BIN)/python tools/demo_model.py
+# About an hour on two cores; goes on where it was interrupted.
+builtin-model: setup
+	$(BIN)/python -m tools.builtin_model --eurosat $(EUROSAT) $(if $(wildcard $(SCENES)),--scenes $(SCENES))
 
 bench: setup
 	$(BIN)/python bench/caption_cpu.py

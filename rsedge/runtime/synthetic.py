@@ -61,18 +61,14 @@ def compose_scene(*, seed: int = 7, tiles: tuple[int, int] = (6, 8), tile_size: 
     return _blank(land, x + 0.5 * y < 1.5)
 
 
-def compose_tile(rng: np.random.Generator, size: int = 224) -> tuple[UInt8, dict[str, float]]:
-    """A tile of random land.
-
-    Returns:
-        The image, uint8 [size, size, 3], and the share of each class in it, the largest first.
-    """
+def compose_tile(rng: np.random.Generator, size: int = 224) -> Landscape:
+    """A tile of random land, ``size`` pixels square, sometimes at a swath edge."""
     land = Landscape(*paint(rng, size, size, _tile_plan(rng, size)))
-    if rng.random() < 0.06:  # at a swath edge
+    if rng.random() < 0.06:
         y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size - 0.5
         angle = rng.uniform(0, 2 * np.pi)
         land = _blank(land, x * math.cos(angle) + y * math.sin(angle) > rng.uniform(0.1, 0.4))
-    return land.image, land.shares()
+    return land
 
 
 def write_scene(path: str | Path, *, seed: int = 7, tiles: tuple[int, int] = (6, 8), tile_size: int = 224) -> Path:
@@ -115,13 +111,14 @@ def _scene_plan(rng: np.random.Generator, height: int, width: int) -> Plan:
     dry = seaward + np.pi + rng.uniform(-0.6, 0.6)
     taken: list[tuple[Point, float]] = []
 
-    def place(radius: float) -> tuple[Point, float]:
-        """A spot on dry land, clear of those taken, as far as 60 tries find one."""
+    def place(radius: float, *, cool: bool = False) -> tuple[Point, float]:
+        """A spot off the sea, clear of those taken, far from the desert if ``cool``; as far as 60 tries find one."""
         for _ in range(60):
             x, y = rng.uniform(0.06, 0.94) * width, rng.uniform(0.06, 0.94) * height
             towards = (x - width / 2) * math.cos(seaward) + (y - height / 2) * math.sin(seaward)
             clear = all(math.dist((x, y), spot) > 1.1 * (radius + other) for spot, other in taken)
-            if clear and towards < coast - 0.5 * radius - 30:
+            warmth = (x - width / 2) * math.cos(dry) + (y - height / 2) * math.sin(dry)
+            if clear and towards < coast - 0.5 * radius - 30 and not (cool and warmth > -0.1 * half):
                 break
         taken.append(((x, y), radius))
         return (x, y), radius
@@ -148,6 +145,8 @@ def _scene_plan(rng: np.random.Generator, height: int, width: int) -> Plan:
         works=works,
         rivers=[(river, seaward + rng.uniform(-0.4, 0.4), rng.uniform(6, 10))],
         roads=roads,
+        snows=[place(rng.uniform(150, 220), cool=True)],
+        clouds=[place(rng.uniform(150, 220)) for _ in range(max(1, round(2 * scale)))],
     )
 
 
@@ -160,7 +159,8 @@ def _tile_plan(rng: np.random.Generator, size: int) -> Plan:
     def spot() -> Point:
         return rng.uniform(0, size), rng.uniform(0, size)
 
-    theme = rng.choice(["fields", "forest", "meadow", "desert", "town", "works", "lake", "sea", "mixed"])
+    themes = ("fields", "forest", "meadow", "desert", "town", "works", "lake", "sea", "snow", "cloud", "mixed")
+    theme = str(rng.choice(themes))
     plan = Plan(
         dryness=rng.uniform(-1, 0.3),
         dry_slope=(rng.normal(0, 2), rng.normal(0, 2)),
@@ -171,6 +171,8 @@ def _tile_plan(rng: np.random.Generator, size: int) -> Plan:
         lakes=[(spot(), rng.uniform(30, 70))] if chance(0.12) else [],
         towns=[(spot(), rng.uniform(40, 100))] if chance(0.15) else [],
         works=[(spot(), rng.uniform(30, 60))] if chance(0.08) else [],
+        snows=[(spot(), rng.uniform(40, 160))] if chance(0.05) else [],
+        clouds=[(spot(), rng.uniform(40, 160))] if chance(0.08) else [],
     )
     if theme == "forest":
         plan.woods = rng.uniform(0.3, 2.5)
@@ -184,6 +186,10 @@ def _tile_plan(rng: np.random.Generator, size: int) -> Plan:
         plan.works.append((spot(), rng.uniform(50, 140)))
     elif theme == "lake":
         plan.lakes.append((spot(), rng.uniform(60, 200)))
+    elif theme == "snow":
+        plan.snows.append((spot(), rng.uniform(150, 600)))
+    elif theme == "cloud":
+        plan.clouds.append((spot(), rng.uniform(150, 600)))
     elif theme == "sea":
         plan.sea = (rng.uniform(0, 2 * np.pi), rng.uniform(-1.0, 0.3) * size)
     return plan

@@ -29,10 +29,13 @@ CLASSES = (
     "sea",
     "river",
     "road",
+    "snow",
+    "cloud",
 )
 """Land cover by its number in ``Landscape.cover``; ``NO_DATA`` is none of them."""
 NO_DATA = 255
-_FARMLAND, _FOREST, _GRASSLAND, _DESERT, _TOWN, _INDUSTRIAL, _LAKE, _SEA, _RIVER, _ROAD = range(len(CLASSES))
+_FARMLAND, _FOREST, _GRASSLAND, _DESERT, _TOWN, _INDUSTRIAL = range(6)
+_LAKE, _SEA, _RIVER, _ROAD, _SNOW, _CLOUD = range(6, len(CLASSES))
 
 # Colours below are grey levels of a true-colour image, 0 to 255.
 _CROPS = (
@@ -49,7 +52,7 @@ _ROOFS = (
     (112, 108, 106),
 )
 _HALLS = ((218, 218, 216), (180, 182, 186), (150, 166, 190), (202, 188, 174), (122, 114, 106), (232, 230, 226))
-_RELIEF = (0.10, 0.45, 0.45, 0.60, 0.04, 0.0, 0.0, 0.0, 0.0, 0.0)  # how much hill shading each class shows
+_RELIEF = (0.10, 0.45, 0.45, 0.60, 0.04, 0.0, 0.0, 0.0, 0.0, 0.0, 0.6, 0.0)  # how much hill shading each class shows
 
 
 @dataclass(slots=True, kw_only=True)
@@ -66,6 +69,8 @@ class Plan:
     works: list[tuple[Point, float]] = field(default_factory=list)
     rivers: list[tuple[Point, float, float]] = field(default_factory=list)  # a point, direction, half width
     roads: list[tuple[Point, float]] = field(default_factory=list)  # a point, direction
+    snows: list[tuple[Point, float]] = field(default_factory=list)  # middle, radius
+    clouds: list[tuple[Point, float]] = field(default_factory=list)
 
 
 def paint(rng: np.random.Generator, height: int, width: int, plan: Plan) -> tuple[npt.NDArray[np.uint16], UInt8]:
@@ -144,9 +149,52 @@ def paint(rng: np.random.Generator, height: int, width: int, plan: Plan) -> tupl
         _tint(colour, (away < 2.5) & land, (62, 74, 48), 2 * fine, (1, 1, 1))
         _tint(colour, (away < 1.5) & land, (178, 172, 166), 3 * fine, (1, 1, 1))
 
+    for (px, py), radius in plan.snows:
+        depth = 4 * (1 - np.hypot(x - px, y - py) / radius) + 0.8 * edge
+        colour, white = under_snow(rng, colour, depth * (cover != _SEA))
+        cover[white] = _SNOW
     light = np.gradient(relief, axis=1) + np.gradient(relief, axis=0)
     colour *= (1 + 14 * light * _f32(_RELIEF)[cover] / 1.6).clip(0.6, 1.5)[..., None]
+    for (px, py), radius in plan.clouds:
+        thickness = 2 * (1 - np.hypot(x - px, y - py) / radius) + _noise(rng, shape, 60, octaves=4)
+        colour, white = under_clouds(rng, colour, thickness)
+        cover[white] = _CLOUD
     return _observe(rng, colour), cover
+
+
+def under_snow(rng: np.random.Generator, colour: Floats, depth: Floats) -> tuple[Floats, Mask]:
+    """Snow wherever ``depth`` [H, W] is above 0, closed from 0.3 on; dark land shows through a little.
+
+    Args:
+        rng: Draws brightness and texture.
+        colour: Grey levels of the land, float32 [H, W, 3].
+
+    Returns:
+        Colours, float32 [H, W, 3], and where more than half is snow, bool [H, W].
+    """
+    shape = (colour.shape[0], colour.shape[1])
+    drifts = 7 * _noise(rng, shape, 40, octaves=2) + 2 * _noise(rng, shape, 3)
+    white = _f32((226, 231, 240)) * np.float32(rng.uniform(0.88, 1.1)) + drifts[..., None]
+    white += np.float32(rng.uniform(0.05, 0.45)) * (colour - 100)
+    return _over(colour, white, (depth / 0.3).clip(0, 1))
+
+
+def under_clouds(rng: np.random.Generator, colour: Floats, thickness: Floats) -> tuple[Floats, Mask]:
+    """Clouds wherever ``thickness`` [H, W] is above 0, opaque from 1 on, and their shadows.
+
+    Args, Returns: as :func:`under_snow`.
+    """
+    shape = (colour.shape[0], colour.shape[1])
+    opacity = thickness.clip(0, 1)
+    rows, cols = (np.arange(size) + rng.integers(8, 30) * rng.choice([-1, 1]) for size in shape)
+    shadow = opacity[rows.clip(0, shape[0] - 1)[:, None], cols.clip(0, shape[1] - 1)]
+    lumps = 9 * _noise(rng, shape, 24, octaves=4) + 12 * thickness.clip(0, 2)
+    white = np.repeat(np.float32(rng.uniform(205, 245)) + lumps[..., None], 3, axis=-1)
+    return _over(colour * (1 - np.float32(0.55) * shadow[..., None]), white, opacity)
+
+
+def _over(under: Floats, over: Floats, opacity: Floats) -> tuple[Floats, Mask]:
+    return _f32(under + opacity[..., None] * (over - under)), np.asarray(opacity > 0.5)
 
 
 def _f32(values: Any) -> Floats:

@@ -8,26 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from rsedge.bundle import read_bundle
-from rsedge.cli.demo import CAVEAT
 from rsedge.cli.main import run
 from rsedge.runtime.default_model import built_in_model
-from rsedge.runtime.synthetic import CLASSES, compose_scene
+from rsedge.runtime.synthetic import compose_scene
+from tools.builtin_model.compose import GENERATED
+from tools.builtin_model.words import WORDS, covers, named_covers
 
-WORDS = {
-    "farmland": {"farmland", "fields"},
-    "forest": {"forest", "woodland"},
-    "grassland": {"grassland", "meadows"},
-    "desert": {"desert"},
-    "town": {"town", "houses"},
-    "industrial area": {"industrial"},
-    "lake": {"lake"},
-    "sea": {"sea"},
-    "river": {"river"},
-    "road": {"road"},
-}
 TILES = 6 * 8
 
 _WITHOUT_TORCH = """
@@ -60,11 +51,6 @@ def land():
     return compose_scene(seed=7)
 
 
-def named(caption: str) -> set[str]:
-    words = set(caption.replace(",", " ").split())
-    return {name for name, synonyms in WORDS.items() if words & synonyms}
-
-
 def test_it_captions_every_tile_that_has_data(demo):
     _, _, records = demo
     assert len(records) == TILES
@@ -80,10 +66,11 @@ def test_captions_name_what_is_there(demo, land):
     for record in records:
         if record["caption"] is None:
             continue
-        shares = land.shares(record["row_off"], record["col_off"], 224)
-        classes = named(record["caption"])
-        hits.append(next(iter(shares)) in classes)
-        there += [name in shares for name in classes]
+        found = land.shares(record["row_off"], record["col_off"], 224)
+        shares = covers({GENERATED[name]: share for name, share in found.items()})
+        named = named_covers(record["caption"])
+        hits.append(max(shares, key=shares.__getitem__) in named)
+        there += [name in shares for name in named]
     assert len(hits) > 40
     assert sum(hits) / len(hits) >= 0.8
     assert sum(there) / len(there) >= 0.8
@@ -91,14 +78,27 @@ def test_captions_name_what_is_there(demo, land):
 
 def test_captions_vary(demo):
     _, _, records = demo
-    assert len({record["caption"] for record in records}) > 10
-    assert len(set.union(*(named(record["caption"]) for record in records if record["caption"]))) >= len(CLASSES) - 2
+    texts = [record["caption"] for record in records if record["caption"]]
+    assert len(set(texts)) > 10
+    shown = {next(iter(covers({name: 1.0}))) for name in GENERATED.values()}
+    assert len(shown & set.union(*map(named_covers, texts))) >= len(shown) - 2
+
+
+def test_the_sheet_shows_the_tiles_where_they_lie(demo, land):
+    _, folder, _ = demo
+    sheet = np.asarray(Image.open(folder / "sheet.png"))
+    height, width = (sheet.shape[0] - 8) // 6, (sheet.shape[1] - 8) // 8
+    assert width > 150
+    tile = np.asarray(Image.fromarray(land.image[3 * 224 : 4 * 224, 5 * 224 : 6 * 224]).resize((200, 200)), np.int16)
+    corner = sheet[3 * height : 4 * height, 5 * width : 6 * width][8:208, 8:208].astype(np.int16)
+    assert np.abs(corner - tile).mean() < 12
 
 
 def test_it_prints_a_line_per_tile_and_says_what_it_is(demo):
     process, folder, records = demo
     lines = process.stdout.splitlines()
-    assert lines[-1] == CAVEAT
+    assert str(folder / "sheet.png") in lines[-1]
+    assert records[0]["model"] in lines[-1]
     table = [line.split(maxsplit=4) for line in lines[1 : TILES + 1]]
     assert [(int(row), int(col)) for row, col, *_ in table] == [(record["row"], record["col"]) for record in records]
     assert [row[4] for row in table] == [record["caption"] or f"({record['message']})" for record in records]
@@ -114,7 +114,12 @@ def test_a_second_demo_replaces_the_first(tmp_path: Path, monkeypatch, capsys):
     assert run(["demo", "--seed", "8", "--device", "cpu"]) == 0
     assert "generated from seed 8" in capsys.readouterr().out
     assert len(json.loads(Path("demo-out/captions.geojson").read_text())["features"]) == TILES
-    assert {path.name for path in Path("demo-out").iterdir()} == {"captions.geojson", "notes.txt", "scene.tif"}
+    assert {path.name for path in Path("demo-out").iterdir()} == {
+        "captions.geojson",
+        "notes.txt",
+        "scene.tif",
+        "sheet.png",
+    }
 
 
 def test_an_output_that_is_a_file_is_refused(tmp_path, capsys):
@@ -125,8 +130,11 @@ def test_an_output_that_is_a_file_is_refused(tmp_path, capsys):
     assert "choose another" in capsys.readouterr().err
 
 
-def test_the_packaged_bundle_is_small_and_says_what_it_was_trained_on():
+def test_the_built_in_model_is_small_and_its_card_says_what_it_is():
     bundle = read_bundle(built_in_model())
-    assert sum(path.stat().st_size for path in bundle.path.iterdir()) < 4e6
-    assert "no real imagery" in bundle.manifest.provenance.recipe["data"]
-    assert "not for real images" in (bundle.path / "README.md").read_text(encoding="utf-8")
+    assert sum(path.stat().st_size for path in bundle.path.iterdir()) < 10e6
+    card = (bundle.path / "README.md").read_text(encoding="utf-8")
+    for part in ("EuroSAT", "Helber", "MIT licence", "modified Copernicus Sentinel data", "never entered training"):
+        assert part in card, part
+    for words in WORDS.values():
+        assert any(word in card for word in words)

@@ -7,6 +7,7 @@ import rasterio
 from rsedge.pixels import ReflectanceRule
 from rsedge.runtime.scene import Scene
 from rsedge.runtime.synthetic import CLASSES, NO_DATA, compose_scene, compose_tile, write_scene
+from rsedge.runtime.terrain import under_clouds, under_snow
 
 
 @pytest.fixture(scope="module")
@@ -99,13 +100,13 @@ def test_a_scene_is_continuous_and_shows_every_class(whole):
 def test_tiles_are_seeded_and_all_classes_come_up_as_the_largest():
     rng, again = np.random.default_rng(5), np.random.default_rng(5)
     largest = set()
-    for _ in range(60):
-        image, shares = compose_tile(rng, 64)
-        twin, twin_shares = compose_tile(again, 64)
-        assert image.shape == (64, 64, 3)
-        assert image.dtype == np.uint8
-        assert np.array_equal(image, twin)
-        assert shares == twin_shares
+    for _ in range(80):
+        land, twin = compose_tile(rng, 64), compose_tile(again, 64)
+        assert land.image.shape == (64, 64, 3)
+        assert land.image.dtype == np.uint8
+        assert np.array_equal(land.image, twin.image)
+        assert np.array_equal(land.cover, twin.cover)
+        shares = land.shares()
         assert sum(shares.values()) == pytest.approx(1)
         largest.add(next(iter(shares)))
     assert largest >= set(CLASSES) - {"river", "road"}
@@ -121,3 +122,20 @@ def test_land_covers_look_their_part(whole):
     assert mean["desert"][0] > mean["desert"][2]
     assert mean["grassland"][1] > mean["grassland"][2]
     assert mean["industrial area"].sum() > mean["town"].sum()
+    for name in ("snow", "cloud"):
+        assert mean[name].min() > 170, name
+        assert np.ptp(mean[name]) < 25, name
+
+
+def test_snow_and_clouds_cover_where_they_are_thick_and_nowhere_else():
+    land = np.full((64, 64, 3), 60, np.float32)
+    thickness = np.zeros((64, 64), np.float32)
+    thickness[:, 24:40] = 2
+    for change in (under_snow, under_clouds):
+        image, white = change(np.random.default_rng(0), land, thickness)
+        assert white[:, 24:40].all()
+        assert white.mean() == 0.25
+        assert image[:, 24:40].min() > 150
+        beside = np.delete(image, np.s_[24:40], axis=1)
+        assert beside.max() <= 60
+    assert beside.min() < 60, "clouds cast shadows"
