@@ -107,7 +107,8 @@ def _training_lines() -> Callable[[Event], None]:
 def _step(event: Event) -> str:
     """The values of a training step, as one short text."""
     text = f"epoch {event.epoch:.2f}  loss {event.values['loss']:.4f}  lr {event.values['learning_rate']:.2g}"
-    text += f"  {event.values['samples_per_second']:.1f} images/s"
+    if (speed := event.values.get("samples_per_second")) is not None:  # a learning-rate test measures none
+        text += f"  {speed:.1f} images/s"
     memory = event.values.get("gpu_memory_mb")
     return f"{text}  {memory:.0f} MB" if memory is not None else text
 

@@ -37,6 +37,7 @@ _STATISTICS = {
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "siglip": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
+_PROVENANCE = "import.json"
 _SLACK = 256  # a vocabulary may be padded to a round size
 
 
@@ -80,7 +81,7 @@ def import_rsdix(
         tokenizer: Folder or hub id to copy the tokenizer from; None: the one the published models have,
             :data:`TOKENIZERS`.
         weights: Those of the student, or of the teacher, its moving average.
-        overwrite: Replace a checkpoint that is there already.
+        overwrite: Replace an imported checkpoint that is there already.
         progress: Called with a line before each stage.
 
     Raises:
@@ -130,7 +131,7 @@ def import_rsdix(
                 max_new_tokens=DEFAULTS.max_new_tokens,
                 eos_token_id=model.config.stop_token_id,
             ).save_pretrained(folder)
-        (folder / "import.json").write_text(json.dumps(_provenance(checkpoint, report), indent=2) + "\n", "utf-8")
+        (folder / _PROVENANCE).write_text(json.dumps(_provenance(checkpoint, report), indent=2) + "\n", "utf-8")
 
     _write(target, fill)
     return report
@@ -218,8 +219,10 @@ def _check_target(target: Path, overwrite: bool) -> None:
         raise OutputError(f"the folder {target.resolve().parent} does not exist: create it first")
     if not target.exists():
         return
-    if not (target / "config.json").is_file():
-        raise OutputError(f"{target} exists and is not a checkpoint: rsedge will not replace it; choose another name")
+    if not (target / _PROVENANCE).is_file():  # a config.json is in many folders that are someone's work
+        raise OutputError(
+            f"{target} exists and is not a checkpoint of import-rsdix: rsedge will not replace it; choose another name"
+        )
     if not overwrite:
         raise OutputError(f"{target} exists already: choose another name, or allow overwriting with --overwrite")
 

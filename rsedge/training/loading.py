@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from rsedge.errors import OptionError
 from rsedge.preprocessor import read_image_spec
 
@@ -43,18 +45,16 @@ def load_pretrained(
         model, report = cls.from_pretrained(
             origin, revision=revision, config=config, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise OptionError(
             f"cannot start from {origin}: {reason}. Give a folder in Hugging Face layout with safetensors weights, "
-            f"or a "
-            "hub id; without a network, set HF_HUB_OFFLINE=1 to use the cache"
+            "or a hub id; without a network, set HF_HUB_OFFLINE=1 to use the cache"
         ) from error
     if missing := sorted(report["missing_keys"]):
         raise OptionError(
             f"{origin} lacks {len(missing)} weights of {cls.__name__} ({', '.join(missing[:3])}, …): it is another "
-            f"kind of "
-            "model"
+            "kind of model"
         )
     return model.float()
 

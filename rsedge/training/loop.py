@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator, DistributedType, PartialState
-from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import GradientAccumulationPlugin, LoggerType, ProjectConfiguration
 from torch.utils.data import DataLoader
 from transformers.utils.logging import disable_progress_bar
 
@@ -88,7 +89,10 @@ class Trainer:
     ) -> None:
         loop = recipe.loop
         if not validation:
-            raise OptionError("there are no validation images: give a set with a split val, or data.fractions with one")
+            raise OptionError(
+                "there are no validation images: add a set with a split val, or one without splits, which "
+                "data.fractions divide"
+            )
         self._recipe, self._accelerator, self._folder, self._observe = recipe, accelerator, folder, observe
         self._training, self._validation = tuple(training), tuple(validation)
         self.order = make_order(recipe, len(training), accelerator)
@@ -237,10 +241,6 @@ class Trainer:
         task = self._average.module if self._average is not None else self.task
         assert isinstance(task, Task)
         values = self._watch.run(task if self._average is not None else self.model, task)
-        if loop.monitor not in values:
-            raise OptionError(
-                f"loop.monitor is {loop.monitor}, but an evaluation gives {', '.join(values)}: choose one"
-            )
         best = self.progress.record(
             values[loop.monitor],
             better_is_less=loop.monitor_mode == "min",
@@ -327,8 +327,9 @@ def make_accelerator(
 
     Raises:
         BackendError: A tracker is not installed, or the precision is not to be had on this machine.
-        OptionError: The batch cannot be shared evenly.
+        OptionError: There is no such tracker, or the batch cannot be shared evenly.
     """
+    _check_trackers(trackers)
     # What they would say of every checkpoint (tied weights, where each file went) is no news to anyone.
     for name in ("accelerate.accelerator", "accelerate.checkpointing", "accelerate.utils.other"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -349,11 +350,20 @@ def make_accelerator(
         )
     except (ImportError, ValueError) as error:
         raise BackendError(
-            f"accelerate cannot start with loop.mixed_precision {recipe.loop.mixed_precision} and trackers "
-            f"{', '.join(trackers) or 'none'}: {error}"
+            f"accelerate cannot start with loop.mixed_precision {recipe.loop.mixed_precision}: {error}"
         ) from error
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         # DeepSpeed reads them from a data loader that it prepares; ours are not its own.
         config = accelerator.state.deepspeed_plugin.deepspeed_config
         config["train_micro_batch_size_per_gpu"] = order.micro_batch_size
     return accelerator
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    """Accelerate leaves out, with a word at most, a tracker that is not installed."""
+    known = [str(name.value) for name in LoggerType]
+    if unknown := [name for name in names if name not in known]:
+        raise OptionError(f"there is no tracker {', '.join(unknown)}: give some of {', '.join(known)}, or none")
+    installed = ["all", *(str(name.value) for name in get_available_trackers())]
+    if absent := [name for name in names if name not in installed]:
+        raise BackendError(f"trackers {', '.join(absent)} are not installed: pip install {' '.join(absent)}")

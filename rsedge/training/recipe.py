@@ -13,6 +13,7 @@ from typing import Any, Literal
 from rsedge.errors import OptionError
 from rsedge.training.augment import ImageAugmentation  # noqa: TC001 - read at run time, from the annotations
 from rsedge.training.losses import RsdixSettings
+from rsedge.training.monitors import monitors
 
 Family = Literal["blip", "clip", "clipcap"]
 
@@ -126,7 +127,8 @@ class OptimizerRecipe:
 
     Attributes:
         name: ``adamw`` or ``adafactor``.
-        learning_rate: The highest of the schedule.
+        learning_rate: The highest of the schedule. With ``adafactor`` it is relative: a weight moves by it times the
+            root mean square of its tensor.
         learning_rates: Other rates for parts or patterns of parameter names; the first that fits wins.
         weight_decay: Decoupled; not for biases and other vectors (norms, learnt scalars).
         betas, eps: Of AdamW.
@@ -191,6 +193,10 @@ class ScheduleRecipe:
             self.name != "warmup" or self.warmup_steps > 0, "the schedule warmup needs warmup_steps above 0"
         )
         problems.unless(
+            self.warmup_steps > 0 or self.start_factor == 0,
+            f"start_factor is {self.start_factor}, but there is no warm-up: set warmup_steps above 0, or leave it out",
+        )
+        problems.unless(
             self.name == "plateau" or (self.factor == 0.1 and self.patience == 1),
             f"factor and patience belong to the schedule plateau, not to {self.name}: leave them out",
         )
@@ -211,7 +217,8 @@ class LoopRecipe:
         mixed_precision: ``no``, ``fp16`` or ``bf16``.
         evaluate_every: Optimiser steps between evaluations; None: once per epoch.
         checkpoint_every: Optimiser steps between checkpoints; None: at every evaluation.
-        monitor: The value that decides which checkpoint is best, the plateau and early stopping.
+        monitor: The value that decides which checkpoint is best, the plateau and early stopping; one of
+            :func:`rsedge.training.monitors.monitors`.
         monitor_mode: Whether a smaller (``min``) or a larger (``max``) value is better.
         early_stopping: Evaluations without improvement after which the run ends; None: never.
         ema_decay: Average the weights over the steps and evaluate and save the average; None: do not.
@@ -335,9 +342,20 @@ class Recipe:
             captioner or self.loop.captions == 0,
             f"loop.captions is {self.loop.captions}, but clip writes no captions: 0",
         )
+        known = monitors(
+            self.family, captions=self.loop.captions, contrastive=self.contrastive or ContrastiveObjective()
+        )
+        monitor, mode = self.loop.monitor, self.loop.monitor_mode
+        scores = ", or set loop.captions above 0 to score generated captions" * (captioner and not self.loop.captions)
         problems.unless(
-            not captioner or self.loop.monitor == "val_loss" or self.loop.captions > 0,
-            f"loop.monitor is {self.loop.monitor}, which needs generated captions: set loop.captions above 0",
+            monitor in known,
+            f"loop.monitor is {monitor}, but an evaluation gives {', '.join(known)}: choose one{scores}",
+        )
+        better = known.get(monitor) or mode
+        problems.unless(
+            better == mode,
+            f"loop.monitor_mode is {mode}, but {monitor} is better the {'larger' if better == 'max' else 'smaller'} it "
+            f"is: set loop.monitor_mode to {better}",
         )
         if self.family == "clipcap":
             parts = (model.encoder, model.language_model)

@@ -45,7 +45,7 @@ def load_recipe(source: str | Path | None, *, family: Family, settings: Sequence
         OptionError: Everything wrong at once: unknown keys by name, values of the wrong kind, contradictions.
     """
     values = _values(source) if source is not None else {}
-    if (stated := values.setdefault("family", family)) != family:
+    if (stated := values.setdefault("family", family)) != family and stated in get_args(Family):
         raise OptionError(f"{source} is a recipe for {stated}, not for {family}: run rsedge train {stated}")
     problems: list[str] = []
     for setting in settings:
@@ -154,8 +154,10 @@ def locate(key: str) -> _Key:
 
 
 def _table(values: dict[str, Any], table: tuple[str, ...]) -> dict[str, Any]:
-    for name in table:
+    for end, name in enumerate(table, 1):
         values = values.setdefault(name, {})
+        if not isinstance(values, dict):
+            raise OptionError(f"{'.'.join(table[:end])} is {values!r}, expected a table")
     return values
 
 
@@ -165,15 +167,16 @@ def _set(values: dict[str, Any], setting: str, report: Any) -> None:
         report(f"{setting!r} is no setting: write key=value")
         return
     try:
-        table, name = locate(key.strip())
-    except OptionError as error:
-        report(str(error))
-        return
-    try:
         value = tomllib.loads(f"value = {text}")["value"]
     except ValueError:
         value = text.strip()  # a word without quotes
+    try:
+        table, name = locate(key.strip())
+        place = _table(values, table)
+    except OptionError as error:
+        report(str(error))
+        return
     if value == "":  # TOML has no word for nothing; leaving a key out is how a recipe says so
-        _table(values, table).pop(name, None)
+        place.pop(name, None)
     else:
-        _table(values, table)[name] = value
+        place[name] = value

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from rsedge.training.recipe import Recipe
 
 STATE = "state"
+_MADE = ("recipe.toml", "data.json", "checkpoints")  # what every run has
+_LATER = ("metrics.jsonl", "loss.png", "samples.png", "logs", "best", "last")
 _FREE_ON_RESUME = ("data.workers", "data.sources")  # sources may have moved; the fingerprint holds what they must be
 
 
@@ -59,7 +61,7 @@ class RunFolder:
             OutputError: Something is there already.
         """
         if self.path.exists() and any(self.path.iterdir() if self.path.is_dir() else [self.path]):
-            if not (self.path / "recipe.toml").is_file():
+            if not self._is_run():
                 raise OutputError(f"{self.path} exists and is no run: choose another folder with -o")
             if not overwrite:
                 raise OutputError(
@@ -68,16 +70,24 @@ class RunFolder:
                     "folder with -o"
                 )
 
+    def _is_run(self) -> bool:
+        """Whether a run was begun here; a folder that only holds someone's recipe.toml is none."""
+        return all((self.path / name).exists() for name in _MADE)
+
     def create(self, *, overwrite: bool) -> None:
-        """Make the folder, in place of a run that is there.
+        """Make the folder, in place of a run that is there; what else it holds stays.
 
         Raises:
             OutputError: Something is there already, or it cannot be made.
         """
         self.check_free(overwrite=overwrite)
-        if overwrite:
-            shutil.rmtree(self.path, ignore_errors=True)
         try:
+            if overwrite:
+                for entry in (self.path / name for name in (*_LATER, *_MADE)):
+                    if entry.is_dir() and not entry.is_symlink():
+                        shutil.rmtree(entry)
+                    else:
+                        entry.unlink(missing_ok=True)
             self.checkpoints.mkdir(parents=True)
         except OSError as error:
             raise OutputError(
@@ -91,15 +101,14 @@ class RunFolder:
         Raises:
             OptionError: There is no run here.
         """
-        path = self.path / "recipe.toml"
-        if not path.is_file():
+        if not self._is_run():
             raise OptionError(f"there is no run in {self.path} to resume: start one without --resume")
-        return path
+        return self.path / "recipe.toml"
 
     def begin(self, recipe: Recipe, data: Mapping[str, Any]) -> None:
         """Write what the run is made of."""
-        save_recipe(self.path / "recipe.toml", recipe)
         _write(self.path / "data.json", json.dumps(data, indent=2) + "\n")
+        save_recipe(self.path / "recipe.toml", recipe)
 
     def check(self, recipe: Recipe, data: Mapping[str, Any]) -> None:
         """See that a resumed run means the same as the one that began here.

@@ -9,7 +9,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rsedge.errors import OptionError
+from rsedge.errors import BackendError, OptionError, OutputError
 from rsedge.training.loop import Observer, Trainer, make_accelerator
 from rsedge.training.run_folder import RunFolder, read_metrics
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rsedge.training.task import Task
 
 _log = logging.getLogger(__name__)
+_SHOWN = 20  # records left out that are listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +70,8 @@ def train(
 
     Raises:
         OptionError: Recipe, data or model do not fit together, or the run to resume is another.
-        OutputError: ``output`` is taken.
-        BackendError: Something needed is not installed, or not to be had on this machine.
+        OutputError: ``output`` is taken, or its disk is full.
+        BackendError: Something needed is not installed, or not to be had on this machine, memory included.
         RsedgeError: The loss is no longer a number.
     """
     from accelerate.utils import set_seed
@@ -109,9 +110,34 @@ def train(
         recipe.loop.batch_size,
         accelerator.device,
     )
-    progress = trainer.run()
+    if recipe.schedule.warmup_steps >= trainer.steps and accelerator.is_main_process:
+        _log.warning(
+            "schedule.warmup_steps is %d, but the run has %d steps: the learning rate never reaches %g",
+            recipe.schedule.warmup_steps,
+            trainer.steps,
+            recipe.optimizer.learning_rate,
+        )
+    progress = _run(trainer, folder)
     accelerator.end_training()
     return _result(folder, progress, main=accelerator.is_main_process)
+
+
+def _run(trainer: Trainer, folder: RunFolder) -> Progress:
+    """Train, and say what to do where the machine is too small."""
+    from torch.cuda import OutOfMemoryError
+
+    try:
+        return trainer.run()
+    except OutOfMemoryError as error:
+        raise BackendError(
+            f"the GPU's memory is full ({error}): set loop.micro_batch_size to less than "
+            f"{trainer.order.micro_batch_size}, or model.gradient_checkpointing to true, in a new run"
+        ) from error
+    except OSError as error:
+        raise OutputError(
+            f"the run cannot go on in {folder.path} ({error}): make room, then --resume goes on from the last "
+            "checkpoint"
+        ) from error
 
 
 def read_data(recipe: Recipe, *, progress: Callable[[str], None] | None = None) -> CaptionData:
@@ -125,7 +151,7 @@ def read_data(recipe: Recipe, *, progress: Callable[[str], None] | None = None) 
     wanted = recipe.data
     if not wanted.sources:
         raise OptionError("no data is named: give --data, or data.sources in the recipe")
-    return load_examples(
+    data = load_examples(
         wanted.sources,
         seed=recipe.seed,
         fractions=(wanted.fractions[0], wanted.fractions[1], wanted.fractions[2]),
@@ -135,6 +161,9 @@ def read_data(recipe: Recipe, *, progress: Callable[[str], None] | None = None) 
         splits=("train", "val"),
         progress=progress,
     )
+    if data.bad and progress is not None:
+        progress("\n".join([f"left out {len(data.bad)} records:", *(f"  {record}" for record in data.bad[:_SHOWN])]))
+    return data
 
 
 def make_task(recipe: Recipe, data: CaptionData) -> Task:

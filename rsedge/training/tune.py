@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rsedge.errors import BackendError, OptionError, RsedgeError
+from rsedge.training.monitors import monitors
+from rsedge.training.recipe import ContrastiveObjective
 from rsedge.training.recipe_files import to_dict, with_settings
 from rsedge.training.run_folder import read_metrics
 from rsedge.training.search_space import parse_space, to_toml
@@ -156,7 +158,10 @@ def tune(
 def _direction(recipe: Recipe, metric: str) -> Direction:
     if metric == recipe.loop.monitor:
         return "minimize" if recipe.loop.monitor_mode == "min" else "maximize"
-    return "minimize" if metric.endswith("loss") else "maximize"
+    known = monitors(
+        recipe.family, captions=recipe.loop.captions, contrastive=recipe.contrastive or ContrastiveObjective()
+    )
+    return "minimize" if known.get(metric) == "min" else "maximize"
 
 
 class _Search:

@@ -361,8 +361,10 @@ def test_a_target_is_replaced_only_when_asked_and_only_a_checkpoint(tmp_path: Pa
     imported(*arguments, "--overwrite")
     assert not (out / "mark").exists()
     (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")  # someone's own
     with pytest.raises(OutputError, match="not a checkpoint"):
         imported(file, "-o", tmp_path / "mine", "--tokenizer", clip_words, "--overwrite")
+    assert (tmp_path / "mine" / "config.json").exists()
     with pytest.raises(OutputError, match="create it first"):
         imported(file, "-o", tmp_path / "no" / "out", "--tokenizer", clip_words)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ckpt", "mine", "out"]

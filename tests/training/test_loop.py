@@ -12,14 +12,17 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.utils import LoggerType
 from PIL import Image
 from safetensors.torch import load_file
 
 from rsedge.errors import BackendError, OptionError, OutputError, RsedgeError
 from rsedge.training.loop import Trainer, make_accelerator
+from rsedge.training.monitors import monitors
 from rsedge.training.objective import objective_for
 from rsedge.training.optim import Progress
 from rsedge.training.order import Order
+from rsedge.training.recipe import ContrastiveObjective
 from rsedge.training.run_folder import RunFolder, read_metrics
 from rsedge.training.samples import TrainingSamples
 from rsedge.training.train import fingerprint, make_task, train
@@ -27,6 +30,11 @@ from tests.training.tiny import caption_data, tiny_recipe
 
 DATA = caption_data()
 RSDIX = ("contrastive.rsdix.teacher=ema", "contrastive.rsdix.alpha=0.5")
+SIGMOID = (
+    "contrastive.rsdix.use_sigmoid_loss=true",
+    "contrastive.rsdix.teacher=none",
+    "contrastive.rsdix.alpha=1.0",
+)
 STILL = "model.config.text.hidden_dropout_prob=0.0"
 
 
@@ -309,8 +317,28 @@ def test_what_does_not_fit_is_refused(tmp_path):
         train(tiny_recipe("blip"), tmp_path / "none", data=caption_data(val=0), cpu=True, trackers=())
     with pytest.raises(OptionError, match="no data is named"):
         train(tiny_recipe("blip"), tmp_path / "nothing", cpu=True, trackers=())
-    with pytest.raises(BackendError, match="trackers nonsense"):
-        make_accelerator(tiny_recipe("blip"), cpu=True, trackers=("nonsense",))
+
+
+def test_trackers_that_cannot_be_had_are_refused(monkeypatch):
+    recipe = tiny_recipe("blip")
+    with pytest.raises(OptionError, match=r"there is no tracker nonsense: give some of .*tensorboard"):
+        make_accelerator(recipe, cpu=True, trackers=("tensorboard", "nonsense"))
+    monkeypatch.setattr("rsedge.training.loop.get_available_trackers", lambda: [LoggerType.TENSORBOARD])
+    with pytest.raises(BackendError, match="wandb are not installed: pip install wandb"):
+        make_accelerator(recipe, cpu=True, trackers=("tensorboard", "wandb"))
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [("blip", ()), ("clipcap", ("loop.captions=2",)), ("clip", ()), ("clip", RSDIX), ("siglip", SIGMOID)],
+)
+def test_the_monitors_of_a_recipe_are_what_an_evaluation_gives(family, settings, tmp_path):
+    recipe = tiny_recipe(family.replace("siglip", "clip"), "max_steps=1", *settings, siglip=family == "siglip")
+    objective = recipe.contrastive or ContrastiveObjective()
+    known = monitors(recipe.family, captions=recipe.loop.captions, contrastive=objective)
+    lines = read_metrics(run(recipe, tmp_path / "run").run / "metrics.jsonl")
+    line = next(line for line in lines if "val_loss" in line)
+    assert [name for name in line if name.startswith("val_")] == list(known)
 
 
 def test_a_run_is_never_replaced_or_mixed_unasked(tmp_path):
@@ -319,9 +347,13 @@ def test_a_run_is_never_replaced_or_mixed_unasked(tmp_path):
     with pytest.raises(OutputError, match="go on with --resume, start it anew with --overwrite"):
         run(recipe, tmp_path / "run")
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "file").touch()
+    (tmp_path / "other" / "recipe.toml").touch()  # someone's own, no run's
+    (tmp_path / "other" / "thesis.txt").touch()
     with pytest.raises(OutputError, match="exists and is no run"):
         run(recipe, tmp_path / "other", overwrite=True)
+    with pytest.raises(OptionError, match=r"no run in .* to resume"):
+        run(recipe, tmp_path / "other", resume=True)
+    assert len(list((tmp_path / "other").iterdir())) == 2
     with pytest.raises(OptionError, match=r"no run in .* to resume"):
         run(recipe, tmp_path / "fresh", resume=True)
     with pytest.raises(OptionError, match=r"loop.epochs was 1, now 2") as caught:
@@ -330,7 +362,10 @@ def test_a_run_is_never_replaced_or_mixed_unasked(tmp_path):
     with pytest.raises(OptionError, match="the data was"):
         train(recipe, tmp_path / "run", data=caption_data(train=25), cpu=True, trackers=(), resume=True)
     assert run(tiny_recipe("clip", "loop.epochs=1", "data.workers=1"), tmp_path / "run", resume=True).progress.step == 3
+    (tmp_path / "run" / "notes.txt").touch()
     assert run(recipe, tmp_path / "run", overwrite=True).progress.step == 3
+    assert (tmp_path / "run" / "notes.txt").exists()
+    assert len(losses(tmp_path / "run")) == 3  # the former run's are gone
 
 
 def test_metrics_cut_off_by_a_kill(tmp_path):
@@ -352,3 +387,24 @@ def test_a_trainer_without_a_folder_writes_nothing(tmp_path, monkeypatch):
     )
     assert isinstance(trainer.run(), Progress)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_warm_up_that_outlasts_the_run_is_told(tmp_path, caplog):
+    run(tiny_recipe("clip", "max_steps=2", "warmup_steps=2"), tmp_path / "run")
+    assert "warmup_steps is 2, but the run has 2 steps: the learning rate never reaches 0.003" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "message"),
+    [
+        (OSError(28, "No space left on device"), OutputError, "make room, then --resume"),
+        (torch.OutOfMemoryError("CUDA out of memory"), BackendError, "micro_batch_size to less than 8"),
+    ],
+)
+def test_a_machine_that_is_too_small_is_told_apart_from_a_fault(fault, error, message, tmp_path, monkeypatch):
+    def fail(*_):
+        raise fault
+
+    monkeypatch.setattr(RunFolder, "publish" if isinstance(fault, OSError) else "append", fail)
+    with pytest.raises(error, match=message):
+        run(tiny_recipe("clip", "max_steps=1"), tmp_path / "run")

@@ -74,6 +74,10 @@ def test_settings_by_dotted_and_by_short_key():
         (["paraphrase_probability=0.5"], "rsedge back-translate"),
         (["contrastive.teacher_decay=0.9"], r"\[contrastive\] belongs to clip"),
         (["loop.monitor=val_bleu_4", "loop.captions=0"], "set loop.captions above 0"),
+        (["loop.monitor=val_blue_4", "loop.captions=4"], "an evaluation gives val_loss, val_bleu_1"),
+        (["loop.monitor=val_bleu_4", "loop.captions=4"], "set loop.monitor_mode to max"),
+        (["loop.monitor_mode=max"], "val_loss is better the smaller it is: set loop.monitor_mode to min"),
+        (["schedule.start_factor=0.5", "warmup_steps=0"], "there is no warm-up"),
         (["tokenizer="], "there is no tokenizer"),
         (["model.encoder=x"], "belong to clipcap"),
         (["optimizer.name=adafactor", "betas=[0.5, 0.9]"], "belong to adamw"),
@@ -103,6 +107,18 @@ def test_files_of_another_family_or_with_unknown_keys(tmp_path):
         load_recipe(path, family="blip")
     assert "loop.epoch is not a field rsedge knows; did you mean epochs?" in str(caught.value)
     assert "optimiser is not a field rsedge knows; did you mean optimizer?" in str(caught.value)
+    path.write_text('family = "blap"\n')
+    with pytest.raises(OptionError, match=r'family must be .*, got "blap"'):
+        load_recipe(path, family="blip")
+
+
+def test_a_setting_within_what_is_no_table(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("loop = 5\n[model]\nconfig = 3\n")
+    with pytest.raises(OptionError) as caught:
+        load_recipe(path, family="blip", settings=["loop.epochs=1", "model.config.vision.hidden_size=8"])
+    assert "loop is 5, expected a table" in str(caught.value)
+    assert "model.config is 3, expected a table" in str(caught.value)
 
 
 def test_keys_are_those_of_the_dataclasses():

@@ -191,11 +191,23 @@ def test_the_metric_decides_the_direction_and_the_checkpoint(stand_in, data, tmp
     values = [trial.value for trial in result.trials]
     assert result.best.value == max(values)
     assert (result.recipe.loop.monitor, result.recipe.loop.monitor_mode) == ("val_accuracy", "max")
-    worst = tune(
-        make_recipe(), SPACE, tmp_path / "t", data=data, metric="val_accuracy", direction="minimize", trials=6,
-        pruner="none",
-    )  # fmt: skip
-    assert worst.best.value == min(values)
+    with pytest.raises(OptionError, match="val_accuracy is better the larger it is"):
+        tune(make_recipe(), SPACE, tmp_path / "t", data=data, metric="val_accuracy", direction="minimize")
+    with pytest.raises(OptionError, match=r"loop.monitor is val_acuracy, but an evaluation gives val_loss"):
+        tune(make_recipe(), SPACE, tmp_path / "t", data=data, metric="val_acuracy")
+
+
+def test_a_loss_by_any_name_is_minimised(stand_in, data, tmp_path, monkeypatch):
+    def train(recipe, output, *, observe, **options):
+        output.mkdir(parents=True)
+        value = recipe.optimizer.weight_decay
+        observe(Event(1, 1, 1.0, {"val_contrastive": value}, evaluated=True))
+        return TrainingResult(output, output, Progress(step=1, best=value, best_step=1), {}, True)
+
+    monkeypatch.setattr(module, "train", train)
+    space = {"optimizer.weight_decay": [0.1, 0.2]}
+    result = tune(make_recipe(), space, tmp_path / "s", data=data, metric="val_contrastive", method="grid")
+    assert result.best.settings == {"optimizer.weight_decay": 0.1}
 
 
 @pytest.mark.parametrize("pruner", ["median", "hyperband"])
