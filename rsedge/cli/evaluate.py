@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from rsedge.cli import options
 from rsedge.cli.progress import image_progress
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from rsedge.evaluation.predictions import Prediction
 
 SOME_FAILED = 3
-_LINE_EVERY = 30.0  # seconds
 _METRICS = "bleu, meteor, rouge_l, cider_d, spice, sbert"
 
 _sources = click.option("--data", "sources", multiple=True, help="Data set; may be given several times.")
@@ -111,19 +111,21 @@ def captions(
     if model is not None and not sources:
         raise click.UsageError("a MODEL needs --data to be evaluated on")
     if predicted is not None:
-        given = {**generation, "threads": threads, "batch_size": batch_size}
-        if named := [name for name, value in given.items() if value is not None]:
-            raise click.UsageError(f"with --from no captions are made: leave out {', '.join(_flags(named))}")
-        if not sources and (limit is not None or skip_bad):
-            raise click.UsageError("--limit and --skip-bad choose among --data, which is not given")
+        if named := _given(*generation, "threads", "batch_size"):
+            raise click.UsageError(f"with --from no captions are made: leave out {', '.join(named)}")
+        if not sources and (named := _given("split", "limit", "skip_bad", "baselines")):
+            raise click.UsageError(f"{', '.join(named)} are about --data, which is not given")
+        if sbert is None and _given("device"):
+            raise click.UsageError("with --from only --sbert runs on a --device: leave it out")
     from rsedge.evaluation.captions import predict_captions, score_predictions
     from rsedge.evaluation.models import open_captioner
-    from rsedge.evaluation.predictions import read_predictions, with_references, write_predictions
+    from rsedge.evaluation.predictions import check_outputs, read_predictions, with_references, write_predictions
     from rsedge.evaluation.tables import caption_lines
     from rsedge.metrics.captions import check_metrics
 
     chosen = _names(metrics)
     check_metrics(chosen, sbert=sbert, tokenizer=tokenizer)  # before captioning for an hour
+    check_outputs(output, predictions)
     found: Sequence[Prediction]
     about: dict[str, Any] | None = None
     captioner = None
@@ -197,20 +199,25 @@ def zero_shot(
 
     The default prompt is "An aerial photograph of {category}". Images of class folders are all of the split test.
     """
-    from rsedge.evaluation.embeddings import evaluate_zero_shot
+    from rsedge.evaluation.embeddings import classes_of, evaluate_zero_shot
     from rsedge.evaluation.models import open_embedder
+    from rsedge.evaluation.predictions import check_outputs
     from rsedge.evaluation.tables import zero_shot_lines
-    from rsedge.metrics.zero_shot import ENSEMBLE, TEMPLATES
+    from rsedge.runtime.prompts import ENSEMBLE, TEMPLATES, read_labels
 
     if ensemble and templates:
         raise click.UsageError("--ensemble has templates of its own: leave --template out")
+    check_outputs(output)
+    classes = None if labels is None else read_labels(labels)
     embedder = open_embedder(model, device=device, threads=threads, batch_size=batch_size)
     examples, left_out = _load_labelled(source, split, limit=limit, skip_bad=skip_bad)
+    if classes is None and limit is not None:
+        classes = classes_of(source, split)
     with image_progress() as progress:
         report = evaluate_zero_shot(
             embedder,
             examples,
-            labels=None if labels is None else _labels(labels),
+            labels=classes,
             templates=ENSEMBLE if ensemble else templates or TEMPLATES,
             skip_bad=skip_bad,
             progress=progress,
@@ -257,8 +264,10 @@ def retrieval(
         raise click.UsageError("a MODEL needs --data to be evaluated on")
     from rsedge.evaluation.embeddings import evaluate_retrieval
     from rsedge.evaluation.models import open_embedder
+    from rsedge.evaluation.predictions import check_outputs
     from rsedge.evaluation.tables import retrieval_lines
 
+    check_outputs(output)
     embedder = open_embedder(model, device=device, threads=threads, batch_size=batch_size)
     data = _load(sources, split, limit=limit, skip_bad=skip_bad)
     with image_progress() as progress:
@@ -278,7 +287,13 @@ def retrieval(
 @click.option(
     "--resamples", type=click.IntRange(min=100), default=2000, show_default=True, help="Of the bootstrap over images."
 )
-@click.option("--confidence", type=float, default=0.95, show_default=True, help="Of the intervals.")
+@click.option(
+    "--confidence",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.95,
+    show_default=True,
+    help="Of the intervals.",
+)
 @click.option(
     "--sensitivity", is_flag=True, help="Score A's captions spoilt in several ways too; the default without B."
 )
@@ -303,12 +318,15 @@ def compare(
     A and B are files of evaluate captions --predictions, for the same images. With A alone, or --sensitivity, it is
     shown how far each metric falls when A's captions are spoilt.
     """
+    if b is None and (named := _given("resamples", "confidence")):
+        raise click.UsageError(f"{', '.join(named)} are about the difference to B, which is not given")
     from rsedge.evaluation.compare import compare_predictions
-    from rsedge.evaluation.predictions import read_predictions
+    from rsedge.evaluation.predictions import check_outputs, read_predictions
     from rsedge.evaluation.tables import comparison_lines, sensitivity_lines
     from rsedge.metrics.captions import score_captions
     from rsedge.metrics.perturb import sensitivity as spoil
 
+    check_outputs(output)
     first, chosen = read_predictions(a), _names(metrics)
     settings: dict[str, Any] = {"metrics": chosen, "tokenizer": tokenizer, "sbert": sbert}
     values: dict[str, Any] = {"task": "compare", "a": str(a), "b": None if b is None else str(b)}
@@ -398,15 +416,11 @@ def _names(metrics: str | None) -> list[str] | None:
     return None if metrics is None else [name.strip() for name in metrics.split(",") if name.strip()]
 
 
-def _labels(value: str) -> list[str]:
-    """Classes from a file with one per line, or from a list with commas."""
-    path = Path(value)
-    text = path.read_text(encoding="utf-8").splitlines() if path.is_file() else value.split(",")
-    return [label.strip() for label in text if label.strip()]
-
-
-def _flags(names: Sequence[str]) -> list[str]:
-    return [f"--{'beams' if name == 'num_beams' else name.replace('_', '-')}" for name in names]
+def _given(*names: str) -> list[str]:
+    """Those of the options that the caller gave, as they are written."""
+    context = click.get_current_context()
+    named = [name for name in names if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    return [parameter.opts[0] for parameter in context.command.params if parameter.name in named]
 
 
 def _torch_device(device: str) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
+from rsedge.errors import OptionError
 from rsedge.evaluation.batches import Progress, read_blocks
 from rsedge.evaluation.predictions import Prediction
 from rsedge.metrics.baselines import consensus_caption, most_frequent_caption
@@ -105,6 +106,11 @@ def score_predictions(
     Raises:
         OptionError, BackendError: As there.
     """
+    if bare := [prediction.key for prediction in predictions if not prediction.references]:
+        raise OptionError(
+            f"{len(bare)} of {len(predictions)} predictions have no references, the first is of {bare[0]}: give the "
+            "data set they are of (--data), or references in the file"
+        )
     texts = [prediction.caption for prediction in predictions]
     references = [prediction.references for prediction in predictions]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,16 @@ class _Checkpoint:
         self._image = image_spec(path)
         self._tokenizer = open_tokenizer(path)
 
+    def _load(self, cls: Any, path: str) -> Any:
+        from safetensors import SafetensorError
+
+        try:
+            with _no_progress_bar():
+                model = load_pretrained(cls, ModelRecipe(init=path))
+        except SafetensorError as error:
+            raise OptionError(f"the weights in {path} are damaged ({error}): copy or download them again") from error
+        return model.eval().to(self._device)
+
     def _batches(self, images: Sequence[UInt8]) -> Iterator[Tensor]:
         for start in range(0, len(images), self._batch_size):
             yield normalized(images[start : start + self._batch_size], self._image).to(self._device)
@@ -59,7 +70,7 @@ class _Blip(_Checkpoint):
         from transformers import BlipForConditionalGeneration
 
         super().__init__(path, name, device, batch_size)
-        self._model = load_pretrained(BlipForConditionalGeneration, ModelRecipe(init=path)).eval().to(self._device)
+        self._model = self._load(BlipForConditionalGeneration, path)
         positions = self._model.config.text_config.max_position_embeddings
         self._options = DecodingOptions.resolve(_defaults(path, positions), options)
         self.info = replace(self.info, options=asdict(self._options))
@@ -67,8 +78,7 @@ class _Blip(_Checkpoint):
         if self._options.do_sample:
             raise OptionError(
                 "transformers draws for a whole batch at once, so a caption would depend on its neighbours: evaluate "
-                "the "
-                "checkpoint with beams, or export it and sample with the bundle"
+                "the checkpoint with beams, or export it and sample with the bundle"
             )
 
     @torch.no_grad()
@@ -97,9 +107,9 @@ class _ClipCap(_Checkpoint):
         from rsedge.training.clipcap_model import ClipCapModel
 
         super().__init__(path, name, device, batch_size)
-        self._model = load_pretrained(ClipCapModel, ModelRecipe(init=path)).eval().to(self._device)
+        self._model = self._load(ClipCapModel, path)
         config = self._model.config
-        room = config.text_config.n_positions - config.prefix_length
+        room = config.text_config.n_positions - config.prefix_length + 1  # the last token is not run
         longest = min(DEFAULTS.max_new_tokens, room)
         self._options = DecodingOptions.resolve(
             GenerationDefaults(max_new_tokens=longest, num_beams=DEFAULTS.num_beams), options
@@ -121,7 +131,7 @@ class _ClipCap(_Checkpoint):
                 self._options,
                 keys=keys[rows] if keys is not None else range(rows.start, rows.stop),
             )
-            texts += [self._tokenizer.decode(caption.token_ids).strip() for caption in found]
+            texts += [self._tokenizer.decode(caption.token_ids, skip_special_tokens=True).strip() for caption in found]
         return texts
 
 
@@ -139,8 +149,7 @@ class CheckpointEmbedder(_Checkpoint):
         if kind not in ("clip", "siglip"):
             raise OptionError(f"{name} is a {kind} model, which does not embed: give a CLIP or SigLIP checkpoint")
         super().__init__(path, name, device, batch_size)
-        model = load_pretrained(CLIPModel if kind == "clip" else SiglipModel, ModelRecipe(init=path))
-        self._model = model.eval().to(self._device)
+        self._model = self._load(CLIPModel if kind == "clip" else SiglipModel, path)
         # SigLIP was trained on texts of one length, its padding seen like any other token.
         self._padding = "max_length" if kind == "siglip" else "longest"
 
@@ -183,6 +192,20 @@ def _unit(rows: Tensor) -> NDArray[np.float32]:
     return unit
 
 
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Weights load in a moment: a bar would only stand in the way of what is printed. Set back after, for notebooks."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def _kind(path: str) -> str:
     try:
         return config_type(path)
@@ -192,10 +215,14 @@ def _kind(path: str) -> str:
 
 
 def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise BackendError(f"device is {name}, but torch sees no CUDA GPU here: use --device cpu")
+    kind, colon, number = name.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (colon and not (kind == "cuda" and number.isdecimal())):
+        raise OptionError(f"device is {name!r}, expected auto, cpu, cuda or cuda:N")
+    count = torch.cuda.device_count()
+    if kind == "auto":
+        return "cuda" if count else "cpu"
+    if kind == "cuda" and int(number or 0) >= count:
+        raise BackendError(f"device is {name}, but torch sees {count or 'no'} CUDA GPUs here: use --device cpu")
     return name
 
 

@@ -10,7 +10,8 @@ import numpy as np
 from rsedge.errors import OptionError
 from rsedge.evaluation.batches import Progress, read_blocks
 from rsedge.metrics.retrieval import RetrievalScores, chance_retrieval, retrieval_scores
-from rsedge.metrics.zero_shot import TEMPLATES, ZeroShotScores, class_embeddings, zero_shot_scores
+from rsedge.metrics.zero_shot import ZeroShotScores, zero_shot_scores
+from rsedge.runtime.prompts import TEMPLATES, class_embeddings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,6 +67,19 @@ class RetrievalReport:
             "chance": self.chance.to_dict(),
             "failed": self.failed,
         }
+
+
+def classes_of(source: str, split: str) -> list[str]:
+    """The classes of a whole split, sorted, for a part of it: fewer images make the test smaller, not easier.
+
+    Raises:
+        OptionError: The split cannot be read.
+    """
+    from rsedge.datasets.layouts import load_labelled
+
+    return sorted(
+        {str(example.label) for example in load_labelled(source, splits=(split,), skip_bad=True, check=False)}
+    )
 
 
 def evaluate_zero_shot(

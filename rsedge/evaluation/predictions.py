@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _SHOWN = 20
+_ABSENT = "there is no prediction of this image"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,16 @@ class Prediction:
         return values if self.error is None else {**values, "error": self.error}
 
 
+def check_outputs(*paths: Path | None) -> None:
+    """Refuse now what could not be written after an hour of work.
+
+    Raises:
+        OutputError: A path is in a folder that is not there.
+    """
+    if wrong := [path for path in paths if path is not None and not path.parent.is_dir()]:
+        raise OutputError("\n".join(f"cannot write {path}: there is no folder {path.parent}" for path in wrong))
+
+
 def write_predictions(path: str | Path, predictions: Sequence[Prediction]) -> None:
     """Write JSON lines, or for a name that ends in ``.json`` COCO's results, with the references as COCO annotations
     beside them in ``NAME.references.json``. Nothing is left half written.
@@ -59,7 +70,7 @@ def write_predictions(path: str | Path, predictions: Sequence[Prediction]) -> No
     path = Path(path)
     if path.suffix.lower() == ".json":
         results, annotations = _coco(predictions)
-        _write(path.with_name(f"{path.stem}.references.json"), json.dumps(annotations, ensure_ascii=False) + "\n")
+        _write(_beside(path), json.dumps(annotations, ensure_ascii=False) + "\n")
         _write(path, json.dumps(results, ensure_ascii=False) + "\n")
     else:
         lines = (json.dumps(prediction.to_dict(), ensure_ascii=False) for prediction in predictions)
@@ -67,15 +78,16 @@ def write_predictions(path: str | Path, predictions: Sequence[Prediction]) -> No
 
 
 def read_predictions(path: str | Path) -> tuple[Prediction, ...]:
-    """The predictions in a file of JSON lines.
+    """The predictions in a file of JSON lines, or in COCO's results with ``NAME.references.json`` beside them, as
+    :func:`write_predictions` writes them (COCO has no place for why a caption is missing).
 
     Raises:
         OptionError: It cannot be read, is empty, or has bad lines or a key twice; all are listed.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"cannot read the predictions {path}: {error}") from error
+    path = Path(path)
+    if path.suffix.lower() == ".json":
+        return _from_coco(path)
+    text = _text(path)
     found: list[Prediction] = []
     problems: list[str] = []
     for number, line in enumerate(text.split("\n"), 1):
@@ -112,11 +124,10 @@ def with_references(
             f"{len(strange)} of {len(known)} predictions are of images that are not in this data and split:\n"
             + _listed(strange)
         )
-    absent = "there is no prediction of this image"
     return tuple(
         Prediction(key, known[key].caption, tuple(texts), known[key].error)
         if key in known
-        else Prediction(key, "", tuple(texts), absent)
+        else Prediction(key, "", tuple(texts), _ABSENT)
         for key, texts in references.items()
     )
 
@@ -152,6 +163,53 @@ def _coco(predictions: Sequence[Prediction]) -> tuple[list[dict[str, Any]], dict
         "annotations": [{"id": i, "image_id": number, "caption": text} for i, (number, text) in enumerate(texts, 1)],
     }
     return results, annotations
+
+
+def _from_coco(path: Path) -> tuple[Prediction, ...]:
+    """A prediction per image of the annotations, in their order; one without a result counts, with an error."""
+    beside = _beside(path)
+    if not beside.is_file():
+        raise OptionError(
+            f"{path} has image numbers and captions, and {beside.name}, which says what images they are of, is not "
+            "beside it: copy it too, or give a file of JSON lines"
+        )
+    try:
+        results, annotations = json.loads(_text(path)), json.loads(_text(beside))
+        names = {image["id"]: image["file_name"] for image in annotations["images"]}
+        texts: dict[Any, list[str]] = {number: [] for number in names}
+        for annotation in annotations["annotations"]:
+            texts[annotation["image_id"]].append(annotation["caption"])
+        numbers = [result["image_id"] for result in results]
+        captions = {result["image_id"]: result["caption"] for result in results}
+    except (KeyError, TypeError, ValueError) as error:
+        raise OptionError(
+            f"{path} and {beside.name} are no COCO results with their annotations ({type(error).__name__}: {error})"
+        ) from error
+    problems = [f"image {number} is there {n} times" for number, n in Counter(numbers).items() if n > 1]
+    problems += [f"image {number} is not in {beside.name}" for number in captions if number not in names]
+    problems += [f"{name} is the file of {n} images" for name, n in Counter(names.values()).items() if n > 1]
+    spoken = [*names.values(), *captions.values(), *(text for group in texts.values() for text in group)]
+    problems += [f"{text!r} is no text" for text in spoken if not isinstance(text, str)]
+    if not names:
+        problems.append(f"{beside.name} has no image")
+    if problems:
+        raise OptionError(f"{path} cannot be used:\n{_listed(problems)}")
+    return tuple(
+        Prediction(name, captions.get(number, ""), tuple(texts[number]), None if number in captions else _ABSENT)
+        for number, name in names.items()
+    )
+
+
+def _beside(path: Path) -> Path:
+    """Where the annotations of COCO results are."""
+    return path.with_name(f"{path.stem}.references.json")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f"cannot read the predictions {path}: {error}") from error
 
 
 def _listed(lines: Sequence[str]) -> str:

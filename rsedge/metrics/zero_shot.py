@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,17 +15,6 @@ from rsedge.metrics.retrieval import TIE, lost_rows, unit_rows
 Floats = NDArray[np.floating[Any]]
 
 KS = (1, 3, 5, 10)
-TEMPLATES = ("An aerial photograph of {category}",)
-"""The prompt of the first CLIP fine-tuned on RSICD, whose published figures are with it alone."""
-
-ENSEMBLE = (
-    "An aerial photograph of {category}",
-    "a satellite image of {category}",
-    "a satellite photo of {category}",
-    "an aerial view of {category}",
-    "a remote sensing image of {category}",
-)
-"""Several wordings, averaged."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -62,52 +51,6 @@ class ZeroShotScores:
             "labels": list(self.labels),
             "confusion": self.confusion.tolist(),
         }
-
-
-def prompts(label: str, templates: Sequence[str] = TEMPLATES) -> list[str]:
-    """The label in each template, as words: ``SparseResidential`` and ``sparse_residential`` are sparse residential.
-
-    Raises:
-        OptionError: A template has no ``{category}``.
-    """
-    if bad := [template for template in templates if "{category}" not in template]:
-        raise OptionError(f"template {bad[0]!r} has no {{category}}: write one such as {TEMPLATES[0]!r}")
-    if not templates:
-        raise OptionError(f"there is no template: give at least one, such as {TEMPLATES[0]!r}")
-    return [template.replace("{category}", as_words(label)) for template in templates]
-
-
-def as_words(label: str) -> str:
-    """A class name as folders have it, written as words: lower case, no underscores, no camel case."""
-    parts: list[str] = []
-    for word in label.replace("_", " ").replace("-", " ").split():
-        start = 0
-        for index in range(1, len(word)):
-            if word[index].isupper() and word[index - 1].islower():
-                parts.append(word[start:index])
-                start = index
-        parts.append(word[start:])
-    return " ".join(parts).lower()
-
-
-def class_embeddings(
-    labels: Sequence[str], embed: Callable[[list[str]], Floats], templates: Sequence[str] = TEMPLATES
-) -> NDArray[np.float32]:
-    """One unit vector per class: the mean of its prompts' unit vectors, normalised again. float32 [C, D].
-
-    Args:
-        labels: At least two different classes.
-        embed: Texts → float [N, D].
-        templates: Each with ``{category}``.
-
-    Raises:
-        OptionError: Fewer than two classes, one twice, or a bad template.
-    """
-    if len(labels) < 2 or len(set(labels)) < len(labels):
-        raise OptionError(f"labels are {', '.join(labels) or 'none'}: give at least two classes, each once")
-    texts = [text for label in labels for text in prompts(label, templates)]
-    vectors = unit_rows(embed(texts), "prompt").reshape(len(labels), len(templates), -1)
-    return unit_rows(vectors.mean(axis=1), "class")
 
 
 def zero_shot_scores(

@@ -8,50 +8,9 @@ import numpy as np
 import pytest
 
 from rsedge.errors import OptionError
-from rsedge.metrics.zero_shot import ENSEMBLE, TEMPLATES, as_words, class_embeddings, prompts, zero_shot_scores
+from rsedge.metrics.zero_shot import zero_shot_scores
 
 LABELS = ("river", "forest", "port", "road")
-
-
-@pytest.mark.parametrize(
-    ("label", "words"),
-    [
-        ("SparseResidential", "sparse residential"),
-        ("sparse_residential", "sparse residential"),
-        ("storage-tanks", "storage tanks"),
-        ("AnnualCrop", "annual crop"),
-        ("SeaLake", "sea lake"),
-        ("baseball field", "baseball field"),
-        ("Port", "port"),
-    ],
-)
-def test_labels_as_words(label, words):
-    assert as_words(label) == words
-
-
-def test_prompts():
-    assert prompts("SeaLake") == ["An aerial photograph of sea lake"]
-    assert prompts("road", ("{category} and {category}", "a {category}")) == ["road and road", "a road"]
-    assert len(prompts("road", ENSEMBLE)) == len(ENSEMBLE)
-    assert ENSEMBLE[0] == TEMPLATES[0]
-    with pytest.raises(OptionError, match=r"template 'a photo' has no \{category\}"):
-        prompts("road", ("a {category}", "a photo"))
-    with pytest.raises(OptionError, match="there is no template"):
-        prompts("road", ())
-
-
-def test_class_embeddings_by_hand():
-    vectors = {"a x": [3, 0], "b x": [0, 1], "a y": [-2, 0], "b y": [-1, 0]}
-    templates = ("a {category}", "b {category}")
-    found = class_embeddings(["X", "Y"], lambda texts: np.array([vectors[text] for text in texts]), templates)
-    # Of unit vectors, so the 3 weighs no more than the 1; and the mean, shorter than 1, is made a unit vector again.
-    np.testing.assert_allclose(found, [[0.5**0.5, 0.5**0.5], [-1, 0]], atol=1e-7)
-
-
-@pytest.mark.parametrize("labels", [[], ["a"], ["a", "b", "a"]])
-def test_labels_that_make_no_choice(labels):
-    with pytest.raises(OptionError, match="at least two classes, each once"):
-        class_embeddings(labels, lambda texts: np.ones((len(texts), 2)))
 
 
 def hand_made():
