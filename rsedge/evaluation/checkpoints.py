@@ -51,14 +51,8 @@ class _Checkpoint:
         self._tokenizer = open_tokenizer(path)
 
     def _load(self, cls: Any, path: str) -> Any:
-        from safetensors import SafetensorError
-
-        try:
-            with _no_progress_bar():
-                model = load_pretrained(cls, ModelRecipe(init=path))
-        except SafetensorError as error:
-            raise OptionError(f"the weights in {path} are damaged ({error}): copy or download them again") from error
-        return model.eval().to(self._device)
+        with _no_progress_bar():
+            return load_pretrained(cls, ModelRecipe(init=path)).eval().to(self._device)
 
     def _batches(self, images: Sequence[UInt8]) -> Iterator[Tensor]:
         for start in range(0, len(images), self._batch_size):

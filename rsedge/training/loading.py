@@ -45,12 +45,14 @@ def load_pretrained(
         model, report = cls.from_pretrained(
             origin, revision=revision, config=config, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise OptionError(
             f"cannot start from {origin}: {reason}. Give a folder in Hugging Face layout with safetensors weights, "
             "or a hub id; without a network, set HF_HUB_OFFLINE=1 to use the cache"
         ) from error
+    except SafetensorError as error:
+        raise OptionError(f"the weights in {origin} are damaged ({error}): copy or download them again") from error
     if missing := sorted(report["missing_keys"]):
         raise OptionError(
             f"{origin} lacks {len(missing)} weights of {cls.__name__} ({', '.join(missing[:3])}, …): it is another "

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 from transformers.utils import logging
 
 from rsedge.cli.main import run
-from rsedge.metrics.zero_shot import ENSEMBLE
+from rsedge.runtime.prompts import ENSEMBLE
 from rsedge.training.tokenizers import learn_clip_bpe
 from tests.models import random_images, save_image_processor
 
@@ -223,7 +223,7 @@ def test_no_bar_for_weights(clip, folders, capsys, shown):
     ("options", "code", "message"),
     [
         (["--labels", "Forest,River"], 2, "AnnualCrop, SeaLake, which is not among the labels Forest, River"),
-        (["--labels", "labels.txt"], 2, "there is no such file"),
+        (["--labels", "labels.txt"], 2, "neither a file nor a list"),
         (["--labels", "Forest,Forest,AnnualCrop,River,SeaLake"], 2, "each once"),
         (["--template", "a photo"], 2, "'a photo' has no {category}"),
         (["--template", "{category}", "--ensemble"], 2, "leave --template out"),

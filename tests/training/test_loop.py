@@ -402,7 +402,7 @@ def test_a_warm_up_that_outlasts_the_run_is_told(tmp_path, caplog):
     ],
 )
 def test_a_machine_that_is_too_small_is_told_apart_from_a_fault(fault, error, message, tmp_path, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise fault
 
     monkeypatch.setattr(RunFolder, "publish" if isinstance(fault, OSError) else "append", fail)

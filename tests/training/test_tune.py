@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import fcntl
 import math
 import multiprocessing
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 from rsedge.datasets.examples import CaptionData, Example
-from rsedge.errors import OptionError, OutputError, RsedgeError
+from rsedge.errors import OptionError, OutputError, RsedgeError, SceneError
 from rsedge.training import tune as module
 from rsedge.training.loop import Event
 from rsedge.training.optim import Progress
@@ -261,11 +262,21 @@ def test_failed_trials_are_told_and_the_search_goes_on(stand_in, data, tmp_path,
     assert rows[failed[0].number]["reason"] == failed[0].reason
 
 
-def test_a_fault_of_no_setting_ends_the_search(data, tmp_path):
-    with pytest.raises(RsedgeError, match=r"no trial was completed.*trials.csv") as error:
+def test_a_metric_that_no_evaluation_gives_is_refused_at_once(data, tmp_path):
+    with pytest.raises(OptionError, match="val_bleu_4") as error:
         tune(make_recipe(), SPACE, tmp_path / "s", data=data, metric="val_bleu_4", trials=20, cpu=True)
-    assert "val_bleu_4" in str(error.value)
     assert "val_mean_recall" in str(error.value)  # what there is
+
+
+class Unreadable:
+    def read(self):
+        raise SceneError("disk.png cannot be read: Input/output error")
+
+
+def test_a_fault_of_no_setting_ends_the_search(data, tmp_path):
+    examples = [dataclasses.replace(example, image=Unreadable()) for example in data.examples]
+    with pytest.raises(RsedgeError, match=r"no trial was completed.*trials.csv"):
+        tune(make_recipe(), SPACE, tmp_path / "s", data=CaptionData(tuple(examples)), trials=20, cpu=True)
     assert [row["state"] for row in table(tmp_path / "s")] == ["failed"] * 3
 
 
