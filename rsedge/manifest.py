@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import PurePosixPath
@@ -19,10 +17,9 @@ from typing import Any, Literal
 
 from rsedge import jsonvalues
 from rsedge.errors import BundleError
+from rsedge.generation import GenerationDefaults as GenerationDefaults  # noqa: TC001 - from_json reads the hints
 
 FORMAT_VERSION = 1
-MAX_BEAMS = 64
-_DEFAULT_NEW_TOKENS = 20  # what transformers generates where nothing else is said
 
 Family = Literal["blip", "clip", "clipcap"]
 Precision = Literal["fp32", "fp16", "int8"]
@@ -182,83 +179,6 @@ class TokenSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationDefaults:
-    """Decoding settings used where the caller gives none; each means what it means to ``transformers.generate``.
-
-    Attributes:
-        max_new_tokens, min_new_tokens: Counted without the start token, the end token included.
-        num_beams: Hypotheses kept per image; 1 is greedy search, or sampling with ``do_sample``.
-        length_penalty: Exponent of the length a beam's score is divided by.
-        early_stopping: ``True`` ends when ``num_beams`` captions are complete, ``False`` when a better one is
-            unlikely, ``"never"`` when none can come.
-        repetition_penalty: Above 1 makes tokens already present less likely; 1 does nothing.
-        no_repeat_ngram_size: No n-gram of this size occurs twice; 0 does nothing.
-        do_sample: Draw each token from the filtered distribution instead of searching.
-        temperature, top_k, top_p: The filter, applied in this order; ``top_k`` 0 and ``top_p`` 1 keep every token.
-    """
-
-    max_new_tokens: int
-    min_new_tokens: int = 0
-    num_beams: int = 1
-    length_penalty: float = 1.0
-    early_stopping: bool | Literal["never"] = False
-    repetition_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0
-    do_sample: bool = False
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        _require(*((False, problem) for problem in self.problems()))
-
-    @staticmethod
-    def from_transformers(config: Mapping[str, Any], *, positions: int) -> GenerationDefaults:
-        """What ``generation_config.json`` says; there lengths count the start token, and sampling without a ``top_k``
-        keeps 50 tokens.
-
-        Args:
-            config: The file's object, empty where there is none.
-            positions: What the decoder has; no caption is longer.
-
-        Raises:
-            BundleError: Values that no caption can have.
-            TypeError: Values of the wrong kind.
-        """
-        names = ("num_beams", "length_penalty", "early_stopping", "repetition_penalty", "no_repeat_ngram_size")
-        given = {name: config[name] for name in names if config.get(name) is not None}
-        if config.get("do_sample"):
-            sampling = ("do_sample", "temperature", "top_k", "top_p")
-            given = {name: value for name, value in given.items() if name != "num_beams"}
-            given |= {"top_k": 50} | {name: config[name] for name in sampling if config.get(name) is not None}
-        longest = config.get("max_new_tokens") or (config.get("max_length") or _DEFAULT_NEW_TOKENS + 1) - 1
-        shortest = config.get("min_new_tokens") or max((config.get("min_length") or 1) - 1, 0)
-        return GenerationDefaults(max_new_tokens=min(longest, positions), min_new_tokens=shortest, **given)
-
-    def problems(self) -> list[str]:
-        """Every value that is not accepted, as a sentence."""
-        checks = (
-            ("num_beams", 1 <= self.num_beams <= MAX_BEAMS, f"1 (greedy) to {MAX_BEAMS}"),
-            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
-            (
-                "min_new_tokens",
-                0 <= self.min_new_tokens <= self.max_new_tokens,
-                f"0 to max_new_tokens ({self.max_new_tokens})",
-            ),
-            ("early_stopping", self.early_stopping in (True, False, "never"), "True, False or 'never'"),
-            ("length_penalty", math.isfinite(self.length_penalty), "a finite number"),
-            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "a finite number above 0"),
-            ("no_repeat_ngram_size", self.no_repeat_ngram_size >= 0, "0 (off) or more"),
-            ("temperature", 1e-3 <= self.temperature < math.inf, "a finite number, 0.001 or more"),
-            ("top_k", self.top_k >= 0, "0 (off) or more"),
-            ("top_p", 0 < self.top_p <= 1, "a share above 0 and at most 1"),
-        )
-        return [
-            f"{name} is {getattr(self, name)!r}, expected {accepted}" for name, holds, accepted in checks if not holds
-        ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderSpec:
     """Sizes of the decoder's caches.
 
@@ -287,7 +207,9 @@ class EmbeddingSpec:
         dim: Length of an embedding.
         normalized: Whether the graphs give unit-length vectors.
         logit_scale, logit_bias: Similarity × scale + bias is the model's own logit, where it has one.
-        context_length: Tokens a text is cut or padded to, for models with a text tower.
+        context_length: Tokens a text is cut to, its end token kept, for models with a text tower.
+        pad_to_context: Whether every text is filled to ``context_length``; else to the longest it is computed with.
+        pad_id: Token that fills a text, behind its end, for models with a text tower.
     """
 
     dim: int
@@ -295,9 +217,21 @@ class EmbeddingSpec:
     logit_scale: float | None = None
     logit_bias: float | None = None
     context_length: int | None = None
+    pad_to_context: bool = False
+    pad_id: int | None = None
 
     def __post_init__(self) -> None:
-        _require((self.dim > 0, f"embedding dim must be positive, got {self.dim}"))
+        text = self.context_length is not None
+        _require(
+            (self.dim > 0, f"embedding dim must be positive, got {self.dim}"),
+            (
+                self.context_length is None or self.context_length > 0,
+                f"context_length must be positive, got {self.context_length}",
+            ),
+            (text == (self.pad_id is not None), "context_length and pad_id belong together: give both or neither"),
+            (self.pad_id is None or self.pad_id >= 0, f"pad_id must be 0 or more, got {self.pad_id}"),
+            (text or not self.pad_to_context, "pad_to_context needs a context_length"),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -345,8 +279,9 @@ class Manifest:
     Attributes:
         name: Short name: letters, digits, ``.``, ``_``, ``-``.
         graphs: Role (``vision``, ``step``, …) → graph.
-        tokens, generation, decoder, tokenizer: Present for captioners.
+        tokens, generation, decoder: Present for captioners.
         embedding: Present for embedding models.
+        tokenizer: Present for captioners, and for embedding models with a text graph.
         parity: The report of the comparison with torch, JSON values.
     """
 
@@ -374,6 +309,12 @@ class Manifest:
             ),
             (bool(self.graphs), "graphs must not be empty"),
             *((getattr(self, part) is not None, f"a {self.family} bundle needs {part!r}") for part in needed),
+            (
+                self.embedding is None
+                or "text" not in self.graphs
+                or (self.tokenizer is not None and self.embedding.context_length is not None),
+                "a text graph needs a tokenizer and an embedding.context_length",
+            ),
             *self._one_hash_per_file(),
         )
 

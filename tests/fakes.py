@@ -31,3 +31,22 @@ class FakeCaptioner:
         return Caption(
             text=f"a field numbered {checksum}", score=-(checksum % 100003) / 7e4, token_ids=(checksum % 97,)
         )
+
+
+class FakeEmbedder:
+    """Embeddings that are a pure function of the pixels: equal ones mean equal images."""
+
+    def __init__(self, image_size: int = 32, dim: int = 8, model: str = "eye@abcdefabcdef") -> None:
+        self.image_size = image_size
+        self.resample = "bicubic"
+        self.dim = dim
+        self.model = model
+        self.hash = "abcdefabcdef" + 52 * "0"
+        self.batches: list[int] = []
+
+    def embed_images(self, images: np.ndarray) -> np.ndarray:
+        assert images.dtype == np.uint8
+        assert images.shape == (len(images), self.image_size, self.image_size, 3)
+        self.batches.append(len(images))
+        vectors = [np.random.default_rng(zlib.crc32(image.tobytes())).standard_normal(self.dim) for image in images]
+        return np.array([vector / np.linalg.norm(vector) for vector in vectors], np.float32).reshape(-1, self.dim)

@@ -34,9 +34,10 @@ def command(
 ) -> None:
     """Export CHECKPOINT to a bundle and prove it against torch.
 
-    CHECKPOINT is a BLIP captioning model: a folder in Hugging Face layout, or a hub id such as
-    Salesforce/blip-image-captioning-base. Nothing is written if the bundle's encoder output or captions
-    stray from torch's beyond the tolerance of the precision.
+    CHECKPOINT is a BLIP, CLIPCap, CLIP or SigLIP model: a folder in Hugging Face layout, as rsedge train and
+    rsedge import-rsdix write it, or a hub id such as Salesforce/blip-image-captioning-base or
+    openai/clip-vit-base-patch32. Nothing is written if the bundle's captions or embeddings stray from torch's
+    beyond the tolerance of the precision.
     """
     from rsedge.errors import BackendError
 
@@ -63,15 +64,30 @@ def command(
         return
     click.echo(f"{output}  {bundle.model}  {precision}  {bundle.manifest.image.size} px")
     click.echo(f"parity with torch on {report['images']} seeded images ({report['device']}):")
+    for line in _caption_lines(report) if "encoder" in report else _embedding_lines(report):
+        click.echo(f"  {line}")
+
+
+def _caption_lines(report: dict[str, Any]) -> list[str]:
     encoder, limits = report["encoder"], report["tolerance"]
     limit = limits["encoder_mean_over_magnitude"] * encoder["mean_magnitude"]
-    click.echo(
-        f"  encoder output   max error {encoder['max']:.3g}, mean {encoder['mean']:.3g} (accepted mean {limit:.3g})"
-    )
-    click.echo(f"  next token       {report['next_token']:.2%} equal (accepted {limits['next_token']:.0%})")
+    lines = [
+        f"encoder output   max error {encoder['max']:.3g}, mean {encoder['mean']:.3g} (accepted mean {limit:.3g})",
+        f"next token       {report['next_token']:.2%} equal (accepted {limits['next_token']:.0%})",
+    ]
     for search in ("greedy", "beam3"):
         agreement = report[search]
-        click.echo(
-            f"  {search:<7} captions {agreement['captions']:.2%} identical, tokens {agreement['caption_tokens']:.2%} "
+        lines.append(
+            f"{search:<7} captions {agreement['captions']:.2%} identical, tokens {agreement['caption_tokens']:.2%} "
             f"equal (accepted {limits['caption_tokens']:.0%})"
         )
+    return lines
+
+
+def _embedding_lines(report: dict[str, Any]) -> list[str]:
+    limit = report["tolerance"]["cosine_min"]
+    return [
+        f"{name}  cosine {report[key]['cosine_min']:.7f} at least, {report[key]['cosine_mean']:.7f} on average "
+        f"(accepted {limit:g}); {report[key]['centred_min']:.5f} at least without the mean embedding"
+        for key, name in (("image_embeds", "images"), ("text_embeds", "texts "))
+    ]

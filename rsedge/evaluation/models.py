@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from rsedge.errors import BackendError, BundleError, OptionError
+from rsedge.errors import BackendError, OptionError
 from rsedge.pixels import UInt8, resize
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Kind = Literal["bundle", "checkpoint"]
+
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(?<!\.rsedge)")  # and not the bundle that is missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +75,15 @@ def locate(source: str | Path) -> tuple[Kind, str]:
     """What ``source`` is, and where: a run folder stands for its best checkpoint, what is no folder is a hub id.
 
     Raises:
-        OptionError: A folder that holds none of them.
+        OptionError: A folder that holds none of them, or no folder and no hub id either.
     """
     path = Path(source)
     if not path.exists():
+        if not _HUB_ID.fullmatch(str(source)):
+            raise OptionError(
+                f"there is no {source}: give a bundle, a checkpoint folder, a run of training, or a hub id such as "
+                "openai/clip-vit-base-patch32"
+            )
         return "checkpoint", str(source)
     if (path / "manifest.json").is_file():
         return "bundle", str(path)
@@ -123,15 +130,10 @@ def open_captioner(
 def open_embedder(
     source: str | Path, *, device: str = "auto", threads: int | None = None, batch_size: int | None = None
 ) -> EmbeddingModel:
-    """The CLIP or SigLIP model at ``source``; arguments and errors as :func:`open_captioner`.
-
-    Raises:
-        BundleError: A bundle: this version exports captioners only, so none can embed.
-    """
+    """The CLIP or SigLIP model at ``source``; arguments and errors as :func:`open_captioner`."""
     kind, path = locate(source)
     if kind == "bundle":
-        family = json.loads((Path(path) / "manifest.json").read_bytes()).get("family")
-        raise BundleError(f"{source} is a {family} bundle, which does not embed: give a CLIP or SigLIP checkpoint")
+        return _BundleEmbedder(path, device, threads, batch_size)
     _need_torch(threads)
     from rsedge.evaluation.checkpoints import CheckpointEmbedder
 
@@ -161,6 +163,24 @@ class _BundleCaptioner:
         size, resample = self._captioner.image_size, self._captioner.resample
         stack = np.stack([resize(image, size, resample) for image in images])
         return [caption.text for caption in self._captioner.caption(stack, keys=keys, **self._options)]
+
+
+class _BundleEmbedder:
+    def __init__(self, path: str, device: str, threads: int | None, batch_size: int | None) -> None:
+        from rsedge.runtime.embedder import Embedder
+
+        self._embedder = Embedder.load(path, device=device, threads=threads, batch_size=batch_size)
+        precision = self._embedder.bundle.manifest.precision
+        self.info = ModelInfo(self._embedder.model, "bundle", path, self._embedder.device, precision)
+
+    def embed_images(self, images: Sequence[UInt8]) -> NDArray[np.float32]:
+        """As :class:`EmbeddingModel`."""
+        size, resample = self._embedder.image_size, self._embedder.resample
+        return self._embedder.embed_images(np.stack([resize(image, size, resample) for image in images]))
+
+    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """As :class:`EmbeddingModel`."""
+        return self._embedder.embed_texts(texts)
 
 
 def _need_torch(threads: int | None) -> None:

@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from rsedge.bundle import ImageSpec
+from rsedge.export.encoder import embed_patches, prepend_token
 from rsedge.export.graph import GraphBuilder
 from rsedge.export.precision import Layers, Precision
 
 if TYPE_CHECKING:
+    from rsedge.export.blip_layout import BlipSettings
     from rsedge.export.checkpoint import Checkpoint
 
 Tensors = Mapping[str, NDArray[np.float32]]
@@ -64,7 +67,7 @@ class BlipShape:
         return self.width // self.heads
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint, image_size: int) -> BlipShape:
+    def from_checkpoint(cls, checkpoint: Checkpoint[BlipSettings], image_size: int) -> BlipShape:
         """The checkpoint's numbers, at another image size if ``image_size`` says so."""
         vision, text = checkpoint.settings.vision, checkpoint.settings.text
         vision_config = checkpoint.config.get("vision_config") or {}
@@ -85,22 +88,6 @@ class BlipShape:
             positions=text["max_position_embeddings"],
             vocab_size=text["vocab_size"],
         )
-
-
-def interpolate_positions(positions: NDArray[np.float32], grid: int) -> NDArray[np.float32]:
-    """Position embeddings [1 + g², D] at another grid, as transformers' ``interpolate_pos_encoding`` has them.
-
-    Returns:
-        float32 [1 + grid², D]; the very same values where the grid stays.
-    """
-    import torch
-
-    old = round((len(positions) - 1) ** 0.5)
-    if old == grid:
-        return positions
-    square = torch.from_numpy(positions[1:]).reshape(1, old, old, -1).permute(0, 3, 1, 2)
-    resized = torch.nn.functional.interpolate(square, size=(grid, grid), mode="bicubic", align_corners=False)
-    return np.concatenate([positions[:1], resized.permute(0, 2, 3, 1).reshape(grid * grid, -1).numpy()])
 
 
 def vision_graph(
@@ -154,32 +141,11 @@ def _patches(
     std: tuple[float, ...],
 ) -> str:
     """uint8 pixels → embedded patches with class token and positions, [B·S, D]."""
-    graph, size, patch, grid, width = nn.graph, shape.image_size, shape.patch_size, shape.grid, shape.vision_width
-    x = graph.cast(graph.input("pixels", "uint8", ["batch", size, size, 3]), "float32")
-    deviation = np.asarray(std, np.float64)
-    x = graph.op("Mul", x, graph.const(1.0 / (255.0 * deviation), "float32"))
-    x = graph.op("Add", x, graph.const(-np.asarray(mean, np.float64) / deviation, "float32"))
-    # Patches do not overlap, so the convolution is a matrix product over their pixels. A trailing margin narrower
-    # than a patch is ignored, as the convolution ignores it.
-    if size != grid * patch:
-        edge = graph.ints(grid * patch, grid * patch)
-        x = graph.op("Slice", x, graph.ints(0, 0), edge, graph.ints(1, 2))
-    x = graph.reshape(x, -1, grid, patch, grid, patch * 3)
-    x = graph.reshape(graph.transpose(x, 0, 1, 3, 2, 4), -1, patch * patch * 3)
-    name = "vision_model.embeddings"
-    kernel = tensors[f"{name}.patch_embedding.weight"].transpose(2, 3, 1, 0).reshape(patch * patch * 3, width)
-    x = graph.op(
-        "Gemm",
-        nn.from_float32(x),
-        nn.array("patch_embedding.weight", kernel),
-        nn.array("patch_embedding.bias", tensors[f"{name}.patch_embedding.bias"]),
-    )
-    x = graph.reshape(x, -1, grid * grid, width)
-    batch = graph.op("Shape", x, start=0, end=1)
-    first = nn.array("class_embedding", tensors[f"{name}.class_embedding"].reshape(1, 1, width))
-    first = graph.op("Expand", first, graph.op("Concat", batch, graph.ints(1, width), axis=0))
-    x = graph.op("Add", graph.op("Concat", first, x, axis=1), nn.array("positions", positions))
-    return graph.reshape(x, -1, width)
+    graph, name, width = nn.graph, "vision_model.embeddings", shape.vision_width
+    kernel, bias = (tensors[f"{name}.patch_embedding.{part}"] for part in ("weight", "bias"))
+    x = embed_patches(nn, ImageSpec(size=shape.image_size, mean=mean, std=std), shape.patch_size, kernel, bias)
+    x = prepend_token(nn, x, tensors[f"{name}.class_embedding"].reshape(width))
+    return graph.reshape(graph.op("Add", x, nn.array("positions", positions)), -1, width)
 
 
 def _vision_layer(nn: Layers, shape: BlipShape, tensors: Tensors, prefix: str, x: str) -> str:

@@ -7,11 +7,12 @@ modeling_blip_text.py); the defaults those of its BlipVisionConfig and BlipTextC
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rsedge.export.precision import ACTIVATIONS
+from rsedge.bundle import TokenSpec
+from rsedge.export.layout import Shapes, check_tower, check_unquantised, linear, norm, section, select, sizes
 
 if TYPE_CHECKING:
     from rsedge.export.weights import Report, StoredTensor
@@ -56,34 +57,51 @@ class BlipSettings:
     tied: bool
 
     @property
+    def image_size(self) -> int:
+        """Pixels along an edge."""
+        return self.vision["image_size"]
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels along an edge of a patch."""
+        return self.vision["patch_size"]
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens the embeddings have room for."""
+        return self.text["vocab_size"]
+
+    @property
+    def needed_tokens(self) -> dict[int, str]:
+        """Ids the tokenizer must have, and what for."""
+        return {self.tokens["sep_token_id"]: "which ends a caption (text_config.sep_token_id)"}
+
+    @property
+    def token_spec(self) -> TokenSpec:
+        """What a caption starts and ends with."""
+        bos, eos, pad = (self.tokens[name] for name in ("bos_token_id", "sep_token_id", "pad_token_id"))
+        return TokenSpec(bos=bos, eos=eos, pad=pad, vocab_size=self.vocab_size)
+
+    @property
     def image_tokens(self) -> int:
         """Patches and the class token at the checkpoint's own image size."""
-        return int((self.vision["image_size"] // self.vision["patch_size"]) ** 2 + 1)
+        return int((self.image_size // self.patch_size) ** 2 + 1)
 
 
 def read_settings(config: Mapping[str, Any], report: Report) -> BlipSettings | None:
     """The settings in ``config.json``, or None after a report where one cannot be used."""
     trouble: list[str] = []
-    vision, text = _section(config, "vision_config"), _section(config, "text_config")
-    sizes = {"vision_config": _sizes(vision, _VISION, "vision_config", trouble)}
-    sizes["text_config"] = _sizes(text, _TEXT, "text_config", trouble)
-    for section, values in (("vision_config", vision), ("text_config", text)):
-        act = values.get("hidden_act", "gelu")
-        if act not in ACTIVATIONS:
-            trouble.append(f"{section}.hidden_act is {act!r}; rsedge exports {', '.join(ACTIVATIONS)}")
-        width, heads = sizes[section].get("hidden_size", 1), sizes[section].get("num_attention_heads", 1)
-        if width % heads:
-            trouble.append(
-                f"{section}.hidden_size ({width}) is not a multiple of its num_attention_heads ({heads}): "
-                "the config is damaged"
-            )
+    vision, text = section(config, "vision_config"), section(config, "text_config")
+    found = {"vision_config": sizes(vision, _VISION, "vision_config", trouble.append)}
+    found["text_config"] = sizes(text, _TEXT, "text_config", trouble.append)
+    for name, values in (("vision_config", vision), ("text_config", text)):
+        check_tower(values, found[name], name, "gelu", trouble.append)
     if text.get("is_decoder", True) is not True:
         trouble.append(
             "text_config.is_decoder is not true, so the decoder cannot see the image: rsedge needs a captioner"
         )
-    if config.get("quantization_config"):
-        trouble.append("its weights are quantised (quantization_config): export the unquantised checkpoint with --int8")
-    vocab = sizes["text_config"].get("vocab_size")
+    check_unquantised(config, trouble.append)
+    vocab = found["text_config"].get("vocab_size")
     tokens = {name: text.get(name, default) for name, default in _TOKENS.items()}
     for name, value in tokens.items():
         if type(value) is not int or (vocab is not None and not 0 <= value < vocab):
@@ -97,23 +115,7 @@ def read_settings(config: Mapping[str, Any], report: Report) -> BlipSettings | N
         return None
     # transformers ties where either place asks for it; both default to true.
     tied = bool(config.get("tie_word_embeddings", True)) or bool(text.get("tie_word_embeddings", True))
-    return BlipSettings(vision=sizes["vision_config"], text=sizes["text_config"], tokens=tokens, tied=tied)
-
-
-def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    values = config.get(name)
-    return values if isinstance(values, dict) else {}
-
-
-def _sizes(values: Mapping[str, Any], defaults: Mapping[str, int], name: str, trouble: list[str]) -> dict[str, int]:
-    sizes = {}
-    for key, default in defaults.items():
-        value = values.get(key, default)
-        if type(value) is int and value > 0:
-            sizes[key] = value
-        else:
-            trouble.append(f"{name}.{key} is {value!r}; rsedge exports one positive whole number")
-    return sizes
+    return BlipSettings(vision=found["vision_config"], text=found["text_config"], tokens=tokens, tied=tied)
 
 
 def canonical_name(name: str) -> str:
@@ -125,45 +127,23 @@ def canonical_name(name: str) -> str:
 def resolve_tensors(
     found: Mapping[str, StoredTensor], settings: BlipSettings, report: Report
 ) -> dict[str, StoredTensor]:
-    """The tensors the model needs under their canonical names, tied ones under both; what is amiss is reported.
-
-    Tensors the model does not use (``position_ids`` of older files, an image–text head) are left out.
-    """
+    """The tensors the model needs under their canonical names, tied ones under both; what is amiss is reported."""
     named = {canonical_name(name): tensor for name, tensor in found.items()}
     if settings.tied:  # either of a pair may be stored; where both are, each stands for itself, as in transformers
         for first, second in TIED.items():
             for there, absent in ((first, second), (second, first)):
                 if there in named:
                     named.setdefault(absent, named[there])
-    expected = dict(expected_shapes(settings))
-    missing = [name for name in expected if name not in named]
-    if missing:
-        report(f"{len(missing)} of {len(expected)} tensors are missing: {_listed(missing)}; save the checkpoint again")
-    wrong = [
-        f"{name} is {list(named[name].shape)}, the config says {list(shape)}"
-        for name, shape in expected.items()
-        if name in named and named[name].shape != shape
-    ]
-    if wrong:
-        report(f"{len(wrong)} tensors do not fit the config: {_listed(wrong)}; config.json belongs to another model")
-    odd = [f"{name} is {named[name].dtype}" for name in expected if name in named and not named[name].is_float]
-    if odd:
-        report(f"{len(odd)} tensors are not floating point: {_listed(odd)}; export the unquantised checkpoint")
-    return {name: named[name] for name in expected if name in named}
+    return select(named, expected_shapes(settings), report)
 
 
-def _listed(texts: list[str]) -> str:
-    shown = "; ".join(texts[:8])
-    return shown if len(texts) <= 8 else f"{shown}; and {len(texts) - 8} more"
-
-
-def expected_shapes(settings: BlipSettings) -> Iterator[tuple[str, tuple[int, ...]]]:
+def expected_shapes(settings: BlipSettings) -> Shapes:
     """Name and shape of every tensor that captions depend on."""
     yield from _vision_shapes(settings)
     yield from _text_shapes(settings)
 
 
-def _vision_shapes(settings: BlipSettings) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _vision_shapes(settings: BlipSettings) -> Shapes:
     size = settings.vision
     width, inner, patch = size["hidden_size"], size["intermediate_size"], size["patch_size"]
     name = "vision_model.embeddings"
@@ -173,44 +153,34 @@ def _vision_shapes(settings: BlipSettings) -> Iterator[tuple[str, tuple[int, ...
     yield f"{name}.position_embedding", (1, settings.image_tokens, width)
     for index in range(size["num_hidden_layers"]):
         name = f"vision_model.encoder.layers.{index}"
-        yield from _norm(f"{name}.layer_norm1", width)
-        yield from _linear(f"{name}.self_attn.qkv", width, 3 * width)
-        yield from _linear(f"{name}.self_attn.projection", width, width)
-        yield from _norm(f"{name}.layer_norm2", width)
-        yield from _linear(f"{name}.mlp.fc1", width, inner)
-        yield from _linear(f"{name}.mlp.fc2", inner, width)
-    yield from _norm("vision_model.post_layernorm", width)
+        yield from norm(f"{name}.layer_norm1", width)
+        yield from linear(f"{name}.self_attn.qkv", width, 3 * width)
+        yield from linear(f"{name}.self_attn.projection", width, width)
+        yield from norm(f"{name}.layer_norm2", width)
+        yield from linear(f"{name}.mlp.fc1", width, inner)
+        yield from linear(f"{name}.mlp.fc2", inner, width)
+    yield from norm("vision_model.post_layernorm", width)
 
 
-def _text_shapes(settings: BlipSettings) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _text_shapes(settings: BlipSettings) -> Shapes:
     size = settings.text
     width, inner, vocab = size["hidden_size"], size["intermediate_size"], size["vocab_size"]
     name = "text_decoder.bert.embeddings"
     yield WORDS, (vocab, width)
     yield f"{name}.position_embeddings.weight", (size["max_position_embeddings"], width)
-    yield from _norm(f"{name}.LayerNorm", width)
+    yield from norm(f"{name}.LayerNorm", width)
     for index in range(size["num_hidden_layers"]):
         name = f"text_decoder.bert.encoder.layer.{index}"
         # The config's encoder_hidden_size is overwritten with the image encoder's width in transformers.
         for attention, source in (("attention", width), ("crossattention", settings.vision["hidden_size"])):
-            yield from _linear(f"{name}.{attention}.self.query", width, width)
-            yield from _linear(f"{name}.{attention}.self.key", source, width)
-            yield from _linear(f"{name}.{attention}.self.value", source, width)
-            yield from _linear(f"{name}.{attention}.output.dense", width, width)
-            yield from _norm(f"{name}.{attention}.output.LayerNorm", width)
-        yield from _linear(f"{name}.intermediate.dense", width, inner)
-        yield from _linear(f"{name}.output.dense", inner, width)
-        yield from _norm(f"{name}.output.LayerNorm", width)
-    yield from _linear(f"{HEAD}.transform.dense", width, width)
-    yield from _norm(f"{HEAD}.transform.LayerNorm", width)
-    yield from _linear(f"{HEAD}.decoder", width, vocab)
-
-
-def _linear(name: str, inputs: int, outputs: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield f"{name}.weight", (outputs, inputs)
-    yield f"{name}.bias", (outputs,)
-
-
-def _norm(name: str, width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield f"{name}.weight", (width,)
-    yield f"{name}.bias", (width,)
+            yield from linear(f"{name}.{attention}.self.query", width, width)
+            yield from linear(f"{name}.{attention}.self.key", source, width)
+            yield from linear(f"{name}.{attention}.self.value", source, width)
+            yield from linear(f"{name}.{attention}.output.dense", width, width)
+            yield from norm(f"{name}.{attention}.output.LayerNorm", width)
+        yield from linear(f"{name}.intermediate.dense", width, inner)
+        yield from linear(f"{name}.output.dense", inner, width)
+        yield from norm(f"{name}.output.LayerNorm", width)
+    yield from linear(f"{HEAD}.transform.dense", width, width)
+    yield from norm(f"{HEAD}.transform.LayerNorm", width)
+    yield from linear(f"{HEAD}.decoder", width, vocab)

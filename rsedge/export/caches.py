@@ -36,20 +36,26 @@ def self_cache_graph(*, layers: int, heads: int, head_dim: int, dtype: str) -> G
     return graph
 
 
-def cross_cache_graph(*, layers: int, heads: int, head_dim: int, image_tokens: int, dtype: str) -> GraphBuilder:
+def cross_cache_graph(
+    *, layers: int, heads: int, head_dim: int, image_tokens: int, dtype: str, start: int | None = None
+) -> GraphBuilder:
     """Choose the images of the next round from those in work and those just encoded.
 
     Inputs: ``cross_k.l`` [B, H, d, S], ``cross_v.l`` [B, H, S, d], ``fresh_cross_k.l``, ``fresh_cross_v.l`` of M
-    images, ``sources`` int64 [N]: 0 to B − 1 is an image in work, B + j the j-th fresh one.
-    Outputs: ``next_cross_k.l``, ``next_cross_v.l`` of N images.
+    images, ``sources`` int64 [N]: 0 to B − 1 is an image in work, B + j the j-th fresh one. With ``start``, the width
+    of the decoder's first input where that is the image's own, ``start`` [B, width] and ``fresh_start`` besides.
+    Outputs: ``next_cross_k.l``, ``next_cross_v.l`` and ``next_start`` of N images.
     """
     graph = GraphBuilder("cross_cache")
     sources = graph.input("sources", "int64", ["next"])
+    tails: dict[str, list[int]] = {}
     for kind, tail in (("k", [head_dim, image_tokens]), ("v", [image_tokens, head_dim])):
-        for layer in range(layers):
-            name = f"cross_{kind}.{layer}"
-            present = graph.input(name, dtype, ["images", heads, *tail])
-            fresh = graph.input(f"fresh_{name}", dtype, ["fresh", heads, *tail])
-            both = graph.op("Concat", present, fresh, axis=0)
-            graph.output(graph.op("Gather", both, sources, axis=0), f"next_{name}", dtype, ["next", heads, *tail])
+        tails |= {f"cross_{kind}.{layer}": [heads, *tail] for layer in range(layers)}
+    if start is not None:
+        tails["start"] = [start]
+    for name, tail in tails.items():
+        present = graph.input(name, dtype, ["images", *tail])
+        fresh = graph.input(f"fresh_{name}", dtype, ["fresh", *tail])
+        both = graph.op("Concat", present, fresh, axis=0)
+        graph.output(graph.op("Gather", both, sources, axis=0), f"next_{name}", dtype, ["next", *tail])
     return graph

@@ -178,6 +178,9 @@ def model_card(manifest: Manifest) -> str:
         f"## Image\n\n{_table('', _image_rows(manifest))}",
         f"## Graphs\n\n{_graph_table(manifest)}",
     ]
+    if manifest.embedding is not None:
+        rows = [(name, _show(getattr(manifest.embedding, name))) for name in manifest.embedding.__slots__]
+        sections.append(f"## Embedding\n\n{_table('', rows)}")
     if manifest.generation is not None:
         rows = [(name, _show(getattr(manifest.generation, name))) for name in manifest.generation.__slots__]
         sections.append(f"## Decoding defaults\n\n{_table('setting', rows)}")
@@ -187,7 +190,9 @@ def model_card(manifest: Manifest) -> str:
 
 
 def _summary(manifest: Manifest) -> str:
-    what = "embeds images" if manifest.embedding is not None else "writes one caption per image"
+    what = "writes one caption per image"
+    if manifest.embedding is not None:
+        what = "puts images and texts into one space" if "text" in manifest.graphs else "embeds images"
     return (
         f"A {_ARCHITECTURES[manifest.family]} model that {what}, exported to ONNX by rsedge "
         f"in {_PRECISIONS[manifest.precision]} ({manifest.precision})."
@@ -210,8 +215,15 @@ def _front_matter(manifest: Manifest) -> str:
 def _usage(manifest: Manifest) -> str:
     bundle = f"{manifest.name}{SUFFIX}"
     if manifest.embedding is not None:
-        command = f"rsedge embed scene.tif -m {bundle} -o embeddings.parquet"
+        command = f"rsedge embed scene.tif -m {bundle} -o tiles.parquet"
         code = f'from rsedge import Embedder\n\nembedder = Embedder.load("{bundle}")\nembedder.embed_images(images)'
+        if "text" in manifest.graphs:
+            command += (
+                f'\nrsedge search tiles.parquet -m {bundle} --text "an airport"'
+                f"\nrsedge classify scene.tif -m {bundle} --labels forest,water,city -o classes.geojson"
+            )
+            texts = '\nembedder.embed_texts(["an airport"])  # both float32 [B, D] of unit length'
+            return f"```sh\n{command}\n```\n\n```python\n{code}  # uint8 [B, H, W, 3]{texts}\n```"
     else:
         command = f"rsedge caption scene.tif -m {bundle} -o captions.geojson"
         code = f'from rsedge import Captioner\n\ncaptioner = Captioner.load("{bundle}")\ncaptioner.caption(images)'

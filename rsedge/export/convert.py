@@ -17,8 +17,6 @@ import onnxruntime
 
 from rsedge.bundle import (
     Bundle,
-    DecoderSpec,
-    GenerationDefaults,
     Graph,
     ImageSpec,
     Manifest,
@@ -28,12 +26,12 @@ from rsedge.bundle import (
     describe_graph,
     write_bundle,
 )
-from rsedge.errors import BundleError, CheckpointError, OptionError
-from rsedge.export import blip, caches, verify
+from rsedge.errors import CheckpointError, OptionError
+from rsedge.export import verify
 from rsedge.export.card import model_card, stac_item
 from rsedge.export.checkpoint import Checkpoint, load_checkpoint
 from rsedge.export.graph import OPSET, GraphBuilder
-from rsedge.export.precision import PRECISIONS, Layers, Precision
+from rsedge.export.precision import PRECISIONS, Precision
 from rsedge.export.tokenizer import export_tokenizer
 from rsedge.pixels import ReflectanceRule
 from rsedge.tomlfile import read_toml
@@ -53,10 +51,11 @@ def export(
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
-    """Export a BLIP captioning checkpoint to a bundle, and prove it against torch before it is saved.
+    """Export a checkpoint to a bundle, and prove it against torch before it is saved.
 
     Args:
-        source: A folder in Hugging Face layout, or a hub id ``owner/name``.
+        source: A folder in Hugging Face layout, or a hub id ``owner/name``, of one of the models of
+            :data:`rsedge.export.families.MODEL_TYPES`.
         target: The bundle directory to make, ``NAME.rsedge``.
         precision: ``fp32``, ``fp16`` (typed in the graph) or ``int8`` (for CPUs).
         image_size: Pixels along an edge; None keeps the checkpoint's. Position embeddings are interpolated.
@@ -73,22 +72,28 @@ def export(
         raise OptionError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
     progress(f"checking {source}")
     checkpoint = load_checkpoint(source, revision=revision)
-    size = image_size or checkpoint.settings.vision["image_size"]
-    if size < checkpoint.settings.vision["patch_size"]:
-        patch = checkpoint.settings.vision["patch_size"]
+    size = image_size or checkpoint.settings.image_size
+    if size < checkpoint.settings.patch_size:
+        patch = checkpoint.settings.patch_size
         raise OptionError(f"image size is {size}, expected at least one patch of {patch} pixels, such as 224")
-
-    shape = blip.BlipShape.from_checkpoint(checkpoint, size)
-    generation, recipe = _generation(checkpoint, shape.positions), _recipe(checkpoint)
+    plan, recipe = checkpoint.model_type.plan(checkpoint, size), _recipe(checkpoint)
 
     def build(root: Path) -> Manifest:
         progress(f"writing {precision} graphs at {size} px")
-        graphs = {name: _save(graph, root) for name, graph in _graphs(shape, checkpoint, precision).items()}
+        graphs = {role: _save(graph, root) for role, graph in plan.graphs(precision).items()}
         export_tokenizer(checkpoint.path, root / TOKENIZER)
-        name = Path(target).name.removesuffix(".rsedge")
-        draft = _manifest(root, name, checkpoint, shape, graphs, precision, generation, recipe)
-        progress(f"comparing with torch on {verify.IMAGES} seeded images")
-        report = verify.parity_report(checkpoint, Bundle(path=root, manifest=draft, hash="0" * 64))
+        draft = Manifest(
+            name=_bundle_name(target, checkpoint.model_type.family),
+            family=checkpoint.model_type.family,
+            precision=precision,
+            graphs=graphs,
+            image=_image(checkpoint, size),
+            tokenizer=describe_file(root, TOKENIZER),
+            provenance=_provenance(checkpoint, recipe),
+            **plan.manifest_fields(),
+        )
+        progress("comparing with torch on seeded images")
+        report = plan.parity(Bundle(path=root, manifest=draft, hash="0" * 64))
         verify.check(report, precision)
         manifest = dataclasses.replace(draft, parity=report)
         (root / "stac-item.json").write_text(json.dumps(stac_item(manifest), indent=2) + "\n", encoding="utf-8")
@@ -96,20 +101,6 @@ def export(
         return manifest
 
     return write_bundle(target, build, overwrite=overwrite)
-
-
-def _graphs(shape: blip.BlipShape, checkpoint: Checkpoint, precision: Precision) -> dict[str, GraphBuilder]:
-    positions = checkpoint.tensors["vision_model.embeddings.position_embedding"][0]
-    positions = blip.interpolate_positions(positions, shape.grid)
-    image = checkpoint.image
-    dtype = Layers(GraphBuilder(""), precision).dtype
-    sizes = {"layers": shape.layers, "heads": shape.heads, "head_dim": shape.head_dim}
-    return {
-        "vision": blip.vision_graph(shape, checkpoint.tensors, positions, image.mean, image.std, precision),
-        "step": blip.step_graph(shape, checkpoint.tensors, precision),
-        "self_cache": caches.self_cache_graph(**sizes, dtype=dtype),
-        "cross_cache": caches.cross_cache_graph(**sizes, image_tokens=shape.image_tokens, dtype=dtype),
-    }
 
 
 def _save(graph: GraphBuilder, root: Path) -> Graph:
@@ -134,49 +125,27 @@ def _tensors(values: Any) -> list[TensorSpec]:
     return [spec(value) for value in values]
 
 
-def _manifest(
-    root: Path,
-    name: str,
-    checkpoint: Checkpoint,
-    shape: blip.BlipShape,
-    graphs: dict[str, Graph],
-    precision: Precision,
-    generation: GenerationDefaults,
-    recipe: dict[str, Any] | None,
-) -> Manifest:
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "blip"
-    image = ImageSpec(
-        size=shape.image_size,
-        mean=checkpoint.image.mean,
-        std=checkpoint.image.std,
-        resample=checkpoint.image.resample,
-        reflectance={**ReflectanceRule().to_dict(), "formula": ReflectanceRule().describe()},
-    )
-    return Manifest(
-        name=name[:100],
-        family=checkpoint.family,
-        precision=precision,
-        graphs=graphs,
-        image=image,
-        tokens=checkpoint.tokens,
-        generation=generation,
-        decoder=DecoderSpec(
-            layers=shape.layers,
-            heads=shape.heads,
-            head_dim=shape.head_dim,
-            max_positions=shape.positions,
-            image_tokens=shape.image_tokens,
-        ),
-        tokenizer=describe_file(root, TOKENIZER),
-        provenance=Provenance(
-            source=_public_name(checkpoint.source),
-            source_sha256=checkpoint.sha256,
-            source_revision=checkpoint.revision,
-            exported_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            # onnxruntime goes by another distribution name on a GPU machine.
-            versions={**{name: version(name) for name in _LIBRARIES}, "onnxruntime": onnxruntime.__version__},
-            recipe=recipe,
-        ),
+def _bundle_name(target: str | Path, default: str) -> str:
+    """A name in the letters that names may have, from that of the directory."""
+    name = Path(target).name.removesuffix(".rsedge")
+    return (re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or default)[:100]
+
+
+def _image(checkpoint: Checkpoint[Any], size: int) -> ImageSpec:
+    rule = ReflectanceRule()
+    reflectance = {**rule.to_dict(), "formula": rule.describe()}
+    return dataclasses.replace(checkpoint.image, size=size, reflectance=reflectance)
+
+
+def _provenance(checkpoint: Checkpoint[Any], recipe: dict[str, Any] | None) -> Provenance:
+    return Provenance(
+        source=_public_name(checkpoint.source),
+        source_sha256=checkpoint.sha256,
+        source_revision=checkpoint.revision,
+        exported_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        # onnxruntime goes by another distribution name on a GPU machine.
+        versions={**{name: version(name) for name in _LIBRARIES}, "onnxruntime": onnxruntime.__version__},
+        recipe=recipe,
     )
 
 
@@ -186,18 +155,10 @@ def _public_name(source: str) -> str:
     return path.resolve().name if path.exists() else source
 
 
-def _recipe(checkpoint: Checkpoint) -> dict[str, Any] | None:
+def _recipe(checkpoint: Checkpoint[Any]) -> dict[str, Any] | None:
     """The training recipe saved with the checkpoint, if any."""
     path = checkpoint.path / "recipe.toml"
     try:
         return read_toml(path) if path.exists() else None
     except OptionError as error:
         raise CheckpointError(checkpoint.source, [f"{error}; mend or delete it"]) from error
-
-
-def _generation(checkpoint: Checkpoint, positions: int) -> GenerationDefaults:
-    try:
-        return GenerationDefaults.from_transformers(checkpoint.generation_config, positions=positions)
-    except (BundleError, TypeError) as error:
-        problem = f"generation_config.json asks for what no caption can be: {error}; mend or delete it"
-        raise CheckpointError(checkpoint.source, [problem]) from error

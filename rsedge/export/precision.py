@@ -31,6 +31,11 @@ WEIGHT_LEVELS = 63
 """Largest magnitude of an int8 weight (7 bits)."""
 
 
+def float_type(precision: Precision) -> str:
+    """The type that a precision's floating-point values have."""
+    return "float16" if precision == "fp16" else "float32"
+
+
 class Layers:
     """Neural-network layers over a graph builder, each honouring one precision.
 
@@ -42,7 +47,7 @@ class Layers:
     def __init__(self, graph: GraphBuilder, precision: Precision) -> None:
         self.graph = graph
         self.precision = precision
-        self.dtype = "float16" if precision == "fp16" else "float32"
+        self.dtype = float_type(precision)
         self._quantized: dict[str, tuple[str, str]] = {}
 
     def array(self, name: str, values: NDArray[np.floating[Any]]) -> str:

@@ -1,8 +1,9 @@
 """A checkpoint's tokenizer as one ``tokenizer.json`` that needs no transformers to give the same ids and text.
 
-transformers reads ``tokenizer.json`` or ``vocab.txt``, then settings from ``tokenizer_config.json`` change it (lower
-case, accents, special tokens), and after decoding it may clean up spaces in Python. The file written here is what
-transformers holds after all that, with the clean-up turned into decoder steps.
+transformers reads ``tokenizer.json`` or a vocabulary, then settings from ``tokenizer_config.json`` change it (lower
+case, accents, special tokens), and before or after it may do more in Python: clean up spaces (BERT), take the marks of
+word ends away (CLIP), all of SentencePiece (SigLIP, :mod:`rsedge.export.siglip_tokenizer`). The file written here is
+what transformers holds after all that, with what Python does turned into steps of the file.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import tokenizers
 
 from rsedge.errors import CheckpointError
+from rsedge.export.siglip_tokenizer import from_sentencepiece
 
 # transformers' PreTrainedTokenizerBase.clean_up_tokenization, in its order.
 _CLEAN_UP = (
@@ -40,12 +42,17 @@ def export_tokenizer(checkpoint: str | Path, target: Path) -> Path:
     """Write the tokenizer of the folder ``checkpoint`` to the file ``target`` and return ``target``.
 
     Raises:
-        CheckpointError: The folder has no tokenizer that transformers loads, it is not backed by the ``tokenizers``
-            package, or the written file does not give transformers' ids and text.
+        CheckpointError: The folder has no tokenizer that transformers loads, it is backed neither by the
+            ``tokenizers`` package nor by SentencePiece, or the written file does not give transformers' ids and text.
     """
     source = _load(checkpoint)
-    data = json.loads(source.backend_tokenizer.to_str())
+    pieces = hasattr(source, "sp_model")
+    data = json.loads((from_sentencepiece(source) if pieces else source.backend_tokenizer).to_str())
     data["truncation"] = data["padding"] = None  # transformers sets both anew in every call
+    if data["model"].get("end_of_word_suffix"):
+        data["decoder"] = _with_word_ends(data["decoder"], data["model"]["end_of_word_suffix"])
+    if pieces:
+        data["decoder"] = _trimmed(data["decoder"])
     if source.clean_up_tokenization_spaces and data["model"]["type"] != "BPE":  # transformers spares BPE too
         data["decoder"] = _with_clean_up(data["decoder"])
     text = json.dumps(data, ensure_ascii=False)
@@ -67,7 +74,7 @@ def _load(checkpoint: str | Path) -> Any:
             str(checkpoint),
             [f"transformers cannot load its tokenizer ({reason}): save one with processor.save_pretrained(folder)"],
         ) from error
-    if not hasattr(source, "backend_tokenizer"):
+    if not hasattr(source, "backend_tokenizer") and not hasattr(source, "sp_model"):
         raise CheckpointError(
             str(checkpoint),
             [f"{type(source).__name__} has no tokenizer.json form: save the fast variant of the tokenizer"],
@@ -82,6 +89,20 @@ def _with_clean_up(decoder: dict[str, Any] | None) -> dict[str, Any]:
     return {"type": "Sequence", "decoders": [*steps, {"type": "Fuse"}, *replace]}
 
 
+def _with_word_ends(decoder: dict[str, Any] | None, mark: str) -> dict[str, Any]:
+    """``decoder``, then spaces in place of the ``mark`` that ends words."""
+    steps = [] if decoder is None else [decoder]
+    replace = {"type": "Replace", "pattern": {"String": mark}, "content": " "}
+    return _trimmed({"type": "Sequence", "decoders": [*steps, {"type": "Fuse"}, replace]})
+
+
+def _trimmed(decoder: dict[str, Any] | None) -> dict[str, Any]:
+    """``decoder``, then no white space at either end of the text as a whole."""
+    steps = [] if decoder is None else [decoder]
+    ends = [{"type": "Replace", "pattern": {"Regex": pattern}, "content": ""} for pattern in (r"\A\s+", r"\s+\z")]
+    return {"type": "Sequence", "decoders": [*steps, {"type": "Fuse"}, *ends]}
+
+
 def _check(checkpoint: str, source: Any, written: tokenizers.Tokenizer) -> None:
     """Refuse a tokenizer whose Python side does something that the file cannot say."""
     for probe in _PROBES:
@@ -92,6 +113,6 @@ def _check(checkpoint: str, source: Any, written: tokenizers.Tokenizer) -> None:
                 checkpoint,
                 [
                     f"{type(source).__name__} does more than its tokenizer.json says (seen on {probe!r}): "
-                    "save a plain BertTokenizer with the same vocabulary beside the weights"
+                    "save a plain tokenizer of its kind with the same vocabulary beside the weights"
                 ],
             )

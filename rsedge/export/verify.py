@@ -1,13 +1,16 @@
 """The parity report: what a fresh bundle computes, held against torch on the same images.
 
-The bundle runs as users will run it (same decoder, same search), the checkpoint through ``transformers.generate`` in
-float32. Three questions: how far is the encoder's output, how often does the bundle choose torch's next token when fed
-torch's own caption (errors cannot add up), and how many tokens of whole captions agree (they can).
+The bundle runs as users will run it (same decoder, same search), the checkpoint through ``transformers.generate``, or
+what its family has in that place, in float32. Three questions: how far is the encoder's output, how often does the
+bundle choose torch's next token when fed torch's own caption (errors cannot add up), and how many tokens of whole
+captions agree (they can).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +23,7 @@ from rsedge.runtime.ort import OrtBackend
 
 if TYPE_CHECKING:
     from rsedge.bundle import Bundle
+    from rsedge.export.blip_layout import BlipSettings
     from rsedge.export.checkpoint import Checkpoint
     from rsedge.export.precision import Precision
     from rsedge.runtime.decoder import Decoder
@@ -27,9 +31,13 @@ if TYPE_CHECKING:
 IMAGES = 8
 TOKENS = 20
 SEED = 20
-_SEARCHES = {"greedy": 1, "beam3": 3}
+SEARCHES = {"greedy": 1, "beam3": 3}
 
 UInt8 = NDArray[np.uint8]
+TorchResults = Callable[["Bundle", UInt8, int], tuple[NDArray[np.float32], dict[str, list[tuple[int, ...]]]]]
+"""Bundle, images uint8 [B, H, W, 3], longest caption → the checkpoint's encoder output, and per search of ``SEARCHES``
+its captions' token ids.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +78,18 @@ def seeded_images(count: int, size: int, *, seed: int = SEED) -> UInt8:
     return np.clip(np.rint(images), 0, 255).astype(np.uint8)
 
 
-def parity_report(checkpoint: Checkpoint, bundle: Bundle) -> dict[str, Any]:
-    """Compare a bundle with its checkpoint on seeded images.
+def parity_report(checkpoint: Checkpoint[BlipSettings], bundle: Bundle) -> dict[str, Any]:
+    """Compare a BLIP bundle with its checkpoint on seeded images; see :func:`captioner_report`."""
+    return captioner_report(bundle, partial(_torch_results, checkpoint), reference="transformers.generate, float32")
+
+
+def captioner_report(bundle: Bundle, torch_results: TorchResults, *, reference: str) -> dict[str, Any]:
+    """Compare a captioner's bundle with its checkpoint on seeded images.
+
+    Args:
+        bundle: A fresh one.
+        torch_results: What the checkpoint gives.
+        reference: What that is, for the report.
 
     Returns:
         The images, tokens and seed used, ``encoder`` errors (``max``, ``mean``, ``mean_magnitude``), ``next_token``
@@ -82,13 +100,13 @@ def parity_report(checkpoint: Checkpoint, bundle: Bundle) -> dict[str, Any]:
     captioner = Captioner(bundle, backend, device_reason="the reference device", batch_size=IMAGES)
     decoder = captioner.decoder
     tokens = min(TOKENS, decoder.spec.max_positions)
-    expected, captions = _torch_results(checkpoint, bundle, images, tokens)
+    expected, captions = torch_results(bundle, images, tokens)
     tolerance = TOLERANCES[bundle.manifest.precision]
 
     error = np.abs(decoder.encode(images) - expected)
     magnitude = float(np.abs(expected).mean())
     searches: dict[str, dict[str, float]] = {}
-    for name, beams in _SEARCHES.items():
+    for name, beams in SEARCHES.items():
         ours = [caption.token_ids for caption in captioner.caption(images, **_settings(beams, tokens))]
         agreement = [_agreement(mine, torch) for mine, torch in zip(ours, captions[name], strict=True)]
         searches[name] = {
@@ -97,7 +115,7 @@ def parity_report(checkpoint: Checkpoint, bundle: Bundle) -> dict[str, Any]:
         }
     next_token = _next_token_agreement(decoder, bundle, images, captions["greedy"])
     report: dict[str, Any] = {
-        "reference": "transformers.generate, float32",
+        "reference": reference,
         "device": "cpu",
         "images": IMAGES,
         "image_seed": SEED,
@@ -138,7 +156,7 @@ def _problems(report: dict[str, Any], tolerance: Tolerance) -> list[str]:
         if not relative <= limit:
             problems.append(f"the encoder's {kind} error is {relative:.2g} of its magnitude, accepted is {limit:g}")
     shares = {"next tokens": (report["next_token"], tolerance.next_token)}
-    shares |= {f"{name} tokens": (report[name]["caption_tokens"], tolerance.caption_tokens) for name in _SEARCHES}
+    shares |= {f"{name} tokens": (report[name]["caption_tokens"], tolerance.caption_tokens) for name in SEARCHES}
     problems += [
         f"{name} agree to {share:.2%}, accepted is at least {least:.2%}"
         for name, (share, least) in shares.items()
@@ -161,7 +179,7 @@ def _settings(beams: int, tokens: int) -> dict[str, Any]:
 
 
 def _torch_results(
-    checkpoint: Checkpoint, bundle: Bundle, images: UInt8, tokens: int
+    checkpoint: Checkpoint[BlipSettings], bundle: Bundle, images: UInt8, tokens: int
 ) -> tuple[NDArray[np.float32], dict[str, list[tuple[int, ...]]]]:
     """Encoder output [B, S, D] and, per search, the generated token ids of the checkpoint in torch."""
     import torch
@@ -176,11 +194,11 @@ def _torch_results(
     pixels = (images / 255.0 - np.asarray(image.mean)) / np.asarray(image.std)
     values = torch.from_numpy(pixels.astype(np.float32)).permute(0, 3, 1, 2)
     resized = checkpoint.settings.vision["image_size"] != image.size
-    eos = checkpoint.tokens.eos
+    eos = checkpoint.settings.token_spec.eos
     with torch.no_grad():
         embeds = model.vision_model(pixel_values=values, interpolate_pos_encoding=resized)[0].numpy()
         captions = {}
-        for name, beams in _SEARCHES.items():
+        for name, beams in SEARCHES.items():
             ids = model.generate(
                 pixel_values=values, interpolate_pos_encoding=resized, do_sample=False, **_settings(beams, tokens)
             )

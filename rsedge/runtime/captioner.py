@@ -58,6 +58,7 @@ class Captioner:
         self.image_size, self.resample = manifest.image.size, manifest.image.resample
         _check_image_spec(bundle)
         self._tokens, self._defaults = manifest.tokens, manifest.generation
+        self._averaged = manifest.family == "clipcap"
         self._tokenizer = Tokenizer.load(bundle.tokenizer_path)
         self.decoder = Decoder(bundle, backend)
 
@@ -91,14 +92,18 @@ class Captioner:
         """The bundle's generation defaults with ``overrides`` over them.
 
         Raises:
-            OptionError: An unknown option, a value that is not accepted, or more tokens than the model has positions.
+            OptionError: An unknown option, a value that is not accepted, one that the model's kind of search does not
+                know, or more tokens than the model has positions.
         """
         options = DecodingOptions.resolve(self._defaults, dict(overrides))
+        problems = options.averaged_problems(self._tokens.vocab_size) if self._averaged else []
         if options.max_new_tokens > self.decoder.spec.max_positions:
-            raise OptionError(
+            problems.append(
                 f"max_new_tokens is {options.max_new_tokens}, {self.model} has positions for "
                 f"{self.decoder.spec.max_positions}: pass at most that"
             )
+        if problems:
+            raise OptionError("; ".join(problems))
         return options
 
     def caption(
@@ -132,7 +137,12 @@ class Captioner:
         """Decode with images entering the batch as others leave it."""
         slots = min(self.batch_size, len(images))
         search = make_search(
-            options, slots=slots, bos=self._tokens.bos, eos=self._tokens.eos, vocab_size=self._tokens.vocab_size
+            options,
+            slots=slots,
+            bos=self._tokens.bos,
+            eos=self._tokens.eos,
+            vocab_size=self._tokens.vocab_size,
+            averaged=self._averaged,
         )
         batch = self.decoder.batch(slots=slots, rows=search.rows, columns=options.max_new_tokens)
         # Encoding a few images at a time is as fast as many; on CUDA it would leave the device idle.

@@ -1,8 +1,9 @@
 """The decoder of a captioner: it owns the caches, and a search drives it without seeing them.
 
-Images sit in slots 0 to n − 1; each has ``rows`` adjacent rows (beams). The cross cache has one entry per slot, the
-self cache one per row. On the CPU the caches are arrays written in place; on CUDA they are device values that small
-graphs of the bundle rearrange, so that only tokens and candidates cross to the host.
+Images sit in slots 0 to n − 1; each has ``rows`` adjacent rows (beams). The cross cache, and whatever else the step
+graph takes per image, has one entry per slot, the self cache one per row. On the CPU the caches are arrays written in
+place; on CUDA they are device values that small graphs of the bundle rearrange, so that only tokens and candidates
+cross to the host.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from rsedge.runtime.decoding import Ints, Request, StepOutput
 if TYPE_CHECKING:
     import onnxruntime
 
-    from rsedge.bundle import Bundle, DecoderSpec
+    from rsedge.bundle import Bundle, DecoderSpec, TensorSpec
     from rsedge.runtime.ort import OrtBackend, OrtGraph
 
 Array = NDArray[Any]
@@ -63,8 +64,7 @@ class Decoder:
         self._backend = backend
         self._vision = backend.open(bundle.graph_path("vision"))
         self._step = backend.open(bundle.graph_path("step"))
-        dtypes = {tensor.name: tensor.dtype for tensor in bundle.manifest.graphs["step"].inputs}
-        self._dtype = np.dtype(dtypes["self_k.0"])
+        self._inputs = bundle.manifest.graphs["step"].inputs
         self._rearrange: tuple[OrtGraph, OrtGraph] | None = None
         if backend.on_cuda:
             self.keep_on_device(bundle)
@@ -75,15 +75,15 @@ class Decoder:
         self._rearrange = (self._backend.open(paths[0]), self._backend.open(paths[1]))
 
     def encode(self, pixels: UInt8) -> Array:
-        """The image encoder's output, float32 [B, S, D], for uint8 [B, H, W, 3]."""
+        """The image encoder's output for uint8 [B, H, W, 3]: float32 [B, S, D], or [B, D] where it is one embedding."""
         return self._vision.run({"pixels": pixels}, ["image_embeds"])[0]
 
     def batch(self, *, slots: int, rows: int, columns: int) -> Batch:
         """An empty batch of up to ``slots`` images with ``rows`` rows each and at most ``columns`` cached tokens."""
         if self._rearrange is None:
-            caches: Caches = _HostCaches(self.spec, self._dtype, slots=slots, rows=rows, limit=columns)
+            caches: Caches = _HostCaches(self.spec, self._inputs, slots=slots, rows=rows, limit=columns)
         else:
-            caches = _DeviceCaches(self.spec, self._dtype, self._backend, self._rearrange, rows=rows)
+            caches = _DeviceCaches(self.spec, self._inputs, self._backend, self._rearrange, rows=rows)
         return Batch(caches, self._vision, self._step)
 
 
@@ -122,8 +122,17 @@ class Batch:
         self._caches.advance(self._lengths, parents)
 
 
-def _cross_names(layers: int) -> list[str]:
-    return [f"cross_{kind}.{layer}" for kind in "kv" for layer in range(layers)]
+def _per_image(inputs: Sequence[TensorSpec], images: int) -> dict[str, Array]:
+    """Room for what the step graph takes once per image, by name: all that its vision graph gives."""
+    mine = [tensor for tensor in inputs if tensor.shape[:1] == ("images",)]
+    return {
+        tensor.name: np.zeros((images, *(int(size) for size in tensor.shape[1:])), np.dtype(tensor.dtype))
+        for tensor in mine
+    }
+
+
+def _self_dtype(inputs: Sequence[TensorSpec]) -> np.dtype[Any]:
+    return next(np.dtype(tensor.dtype) for tensor in inputs if tensor.name == "self_k.0")
 
 
 def _self_names(layers: int) -> list[str]:
@@ -133,14 +142,13 @@ def _self_names(layers: int) -> list[str]:
 class _HostCaches:
     """Arrays with a place for every slot, written in place and handed to the graph as views of the slots in use."""
 
-    def __init__(self, spec: DecoderSpec, dtype: np.dtype[Any], *, slots: int, rows: int, limit: int) -> None:
-        self._spec, self._dtype, self._slots, self._rows, self._limit = spec, dtype, slots, rows, limit
+    def __init__(self, spec: DecoderSpec, inputs: Sequence[TensorSpec], *, slots: int, rows: int, limit: int) -> None:
+        self._spec, self._slots, self._rows, self._limit = spec, slots, rows, limit
+        self._dtype = _self_dtype(inputs)
         self._images = 0
-        heads, width, tokens = spec.heads, spec.head_dim, spec.image_tokens
-        shapes = [(slots, heads, width, tokens)] * spec.layers + [(slots, heads, tokens, width)] * spec.layers
-        self._cross = dict(zip(_cross_names(spec.layers), [np.empty(shape, dtype) for shape in shapes], strict=True))
+        self._cross = _per_image(inputs, slots)
         self._self = self._columns(min(_BUCKET, limit))
-        self._new: Array = np.empty(0, dtype)
+        self._new: Array = np.empty(0, self._dtype)
 
     def _columns(self, count: int) -> dict[str, Array]:
         # Zeros, not garbage: columns without a token are multiplied by a weight of zero, which NaN would survive.
@@ -195,7 +203,7 @@ class _DeviceCaches:
     def __init__(
         self,
         spec: DecoderSpec,
-        dtype: np.dtype[Any],
+        inputs: Sequence[TensorSpec],
         backend: OrtBackend,
         graphs: tuple[OrtGraph, OrtGraph],
         *,
@@ -203,12 +211,10 @@ class _DeviceCaches:
     ) -> None:
         self._rows, self._images, self._width = rows, 0, 0
         self._self_graph, self._cross_graph = graphs
-        heads, width, tokens = spec.heads, spec.head_dim, spec.image_tokens
-        self._dtype, self._spec, self._backend = dtype, spec, backend
-        shapes = [(0, heads, width, tokens)] * spec.layers + [(0, heads, tokens, width)] * spec.layers
-        names = _cross_names(spec.layers)
-        empty = [backend.to_device(np.zeros(shape, dtype)) for shape in shapes]
-        self._cross: dict[str, onnxruntime.OrtValue] = dict(zip(names, empty, strict=True))
+        self._dtype, self._spec, self._backend = _self_dtype(inputs), spec, backend
+        self._cross: dict[str, onnxruntime.OrtValue] = {
+            name: backend.to_device(array) for name, array in _per_image(inputs, 0).items()
+        }
         self._fresh_start: dict[str, onnxruntime.OrtValue] = dict(self._cross)
         self._self: dict[str, onnxruntime.OrtValue] = {}
         self._new: onnxruntime.OrtValue | None = None

@@ -6,7 +6,8 @@ what to run, a decoder runs it, :meth:`Search.advance` takes what came out and s
 and which slots are done. Slots are at different lengths: images enter and leave the batch at any round.
 
 Greedy and beam search give what ``transformers.generate`` gives for the same scores; the beam bookkeeping follows its
-``GenerationMixin._beam_search`` (transformers 5) image by image.
+``GenerationMixin._beam_search`` (transformers 5) image by image. CLIPCap has a beam search of its own, whose scores are
+averages over the length.
 """
 
 from __future__ import annotations
@@ -92,9 +93,21 @@ class Search(Protocol):
         """The token ids of a finished slot, end token included, and their score."""
 
 
-def make_search(options: DecodingOptions, *, slots: int, bos: int, eos: int, vocab_size: int) -> Search:
-    """The search that ``options`` ask for."""
-    kind = _Beam if options.num_beams > 1 else _Sample if options.do_sample else _Greedy
+def make_search(
+    options: DecodingOptions, *, slots: int, bos: int, eos: int, vocab_size: int, averaged: bool = False
+) -> Search:
+    """The search that ``options`` ask for.
+
+    Args:
+        options: What to generate.
+        slots: Images at once, at most.
+        bos, eos: What every row starts from, and what ends a caption.
+        vocab_size: Tokens there are.
+        averaged: Whether beams are CLIPCap's (see :class:`_AveragedBeam`) rather than transformers'; ``options`` then
+            passed :meth:`~rsedge.runtime.options.DecodingOptions.averaged_problems`.
+    """
+    beam = _AveragedBeam if averaged else _Beam
+    kind = beam if options.num_beams > 1 else _Sample if options.do_sample else _Greedy
     return kind(options, slots=slots, bos=bos, eos=eos, vocab_size=vocab_size)
 
 
@@ -363,3 +376,60 @@ class _Beam(_State):
     def result(self, slot: int) -> tuple[tuple[int, ...], float]:
         length = int(self.finished_length[slot, 0])
         return tuple(self.finished[slot, 0, 1 : length + 1].tolist()), float(self.finished_score[slot, 0])
+
+
+class _AveragedBeam(_State):
+    """CLIPCap's beam search: a hypothesis scores the mean log-probability of its tokens, end token included.
+
+    A hypothesis that ended keeps its place and its score, and competes with the others until all have ended or are
+    ``max_new_tokens`` long; its rows run on, and nobody looks at what comes out. ``count`` [slots, rows] is how many
+    tokens each has, ``ended`` [slots, rows] which have ended; ``score`` is the sum over tokens. The semantics are those
+    written out in :mod:`rsedge.training.clipcap_decode`.
+    """
+
+    def __init__(self, options: DecodingOptions, *, slots: int, bos: int, eos: int, vocab_size: int) -> None:
+        super().__init__(options, slots=slots, bos=bos, eos=eos, vocab_size=vocab_size)
+        self.count = np.zeros((slots, self.rows), np.int64)
+        self.ended = np.zeros((slots, self.rows), np.bool_)
+
+    def _arrays(self) -> list[NDArray[Any]]:
+        return [*super()._arrays(), self.count, self.ended]
+
+    def start(self, slot: int, key: int) -> None:
+        super().start(slot, key)
+        self.count[slot], self.ended[slot] = 0, False
+        # All rows begin alike; only the first may go on, or all would go the same way.
+        self.score[slot, 1:] = -np.inf
+
+    def request(self, count: int) -> Request:
+        return self._request(count, self.rows)
+
+    def advance(self, count: int, output: StepOutput) -> tuple[Ints, NDArray[np.bool_]]:
+        beams, ended = self.rows, self.ended[:count]
+        ids = output.top_ids[:, :beams].reshape(count, beams, beams)
+        steps = (output.top_logits[:, :beams] - output.logsumexp[:, None]).reshape(count, beams, beams)
+        total = self.score[:count, :, None] + steps
+        # What has ended has one candidate, itself.
+        total[ended] = -np.inf
+        total[:, :, 0] = np.where(ended, self.score[:count], total[:, :, 0])
+        tokens = np.where(ended[:, :, None], self.eos, ids)
+        length = self.count[:count] + ~ended
+        mean = (total / length[:, :, None].astype(np.float32)).reshape(count, -1)
+
+        # Stable: of equal means the better ranked hypothesis, then its more likely token.
+        best = np.argsort(-mean, axis=1, kind="stable")[:, :beams]
+        source = best // beams
+        token = np.take_along_axis(tokens.reshape(count, -1), best, axis=1)
+        self.score[:count] = np.take_along_axis(total.reshape(count, -1), best, axis=1)
+        self.count[:count] = np.take_along_axis(length, source, axis=1)
+        self.tokens[:count] = np.take_along_axis(self.tokens[:count], source[:, :, None], axis=1)
+        self.length[:count] += 1
+        np.put_along_axis(self.tokens[:count], self.length[:count, None, None], token[:, :, None], axis=2)
+        self.ended[:count] = token == self.eos
+        done = self.ended[:count].all(axis=1) | (self.length[:count] >= self.options.max_new_tokens)
+        return (source + np.arange(count)[:, None] * beams).reshape(-1), done
+
+    def result(self, slot: int) -> tuple[tuple[int, ...], float]:
+        mean = self.score[slot] / self.count[slot].astype(np.float32)
+        row = int(mean.argmax())  # they are in order but for rounding
+        return tuple(self.tokens[slot, row, 1 : self.count[slot, row] + 1].tolist()), float(mean[row])

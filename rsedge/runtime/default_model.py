@@ -34,7 +34,8 @@ def default_model() -> tuple[Path, str]:
         return _bundle(chosen, f"model in {settings_path()}", remedy)
     return (
         built_in_model(),
-        "built in, for land cover in Sentinel-2 true colour at 10 m; choose your own with -m or rsedge config set model BUNDLE",
+        "built in, for land cover in Sentinel-2 true colour at 10 m; choose your own with -m, or rsedge config set "
+        "model BUNDLE",
     )
 
 

@@ -8,6 +8,9 @@ from typing import Any, Literal, TypedDict
 from rsedge.errors import OptionError
 from rsedge.manifest import GenerationDefaults
 
+# Settings of transformers' searches that CLIPCap's, which averages over the length, has no counterpart of.
+_NOT_AVERAGED = ("min_new_tokens", "length_penalty", "early_stopping", "repetition_penalty", "no_repeat_ngram_size")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodingOptions(GenerationDefaults):
@@ -40,6 +43,22 @@ class DecodingOptions(GenerationDefaults):
             )
         if problems:
             raise OptionError("; ".join(problems))
+
+    def averaged_problems(self, vocab_size: int) -> list[str]:
+        """What CLIPCap's searches cannot honour, as sentences; they know nothing but beams, lengths and draws.
+
+        Args:
+            vocab_size: Of the model: the first step has no more candidates.
+        """
+        neutral = {entry.name: entry.default for entry in fields(self)}
+        problems = [
+            f"{name} is {getattr(self, name)!r}, which CLIPCap's search has no counterpart of: leave it out"
+            for name in _NOT_AVERAGED
+            if getattr(self, name) != neutral[name]
+        ]
+        if self.num_beams > vocab_size:
+            problems.append(f"num_beams is {self.num_beams}, the model has {vocab_size} tokens: ask for at most those")
+        return problems
 
     @classmethod
     def resolve(cls, defaults: GenerationDefaults, overrides: dict[str, Any]) -> DecodingOptions:

@@ -21,19 +21,26 @@ class Tokenizer:
         self._backend = backend
 
     @classmethod
-    def load(cls, path: str | Path) -> Tokenizer:
+    def load(cls, path: str | Path, *, longest: int | None = None) -> Tokenizer:
         """The tokenizer in the file ``path``.
+
+        Args:
+            path: A ``tokenizer.json``.
+            longest: Tokens that :meth:`encode` cuts a text to, the special ones kept; None: it cuts none.
 
         Raises:
             BundleError: The file is missing or is no ``tokenizer.json``.
         """
         try:
             text = Path(path).read_text(encoding="utf-8")
-            return cls(tokenizers.Tokenizer.from_str(text))
+            backend = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the package raises bare Exception for a file it cannot parse
             raise BundleError(
                 f"cannot read the tokenizer {path} ({error}): copy the bundle again or export again"
             ) from error
+        if longest is not None:
+            backend.enable_truncation(longest)
+        return cls(backend)
 
     @property
     def vocab_size(self) -> int:
@@ -41,7 +48,7 @@ class Tokenizer:
         return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     def encode(self, text: str) -> list[int]:
-        """The ids of ``text`` with the special tokens around it, neither cut nor padded."""
+        """The ids of ``text`` with the special tokens around it, not padded."""
         return list(self._backend.encode(text).ids)
 
     def decode(self, ids: Iterable[int]) -> str:

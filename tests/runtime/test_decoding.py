@@ -38,10 +38,27 @@ class FakeDecoder:
         return StepOutput(np.take_along_axis(logits, order, 1), order, lse, watched, logits if request.full else None)
 
 
-def run(options: DecodingOptions, arrivals: list[int], slots: int) -> dict[int, tuple[tuple[int, ...], float]]:
+class EndsAnytime(FakeDecoder):
+    """Hypotheses of one image end at quite different lengths, so that what is done about lengths decides."""
+
+    def logits(self, image: int, tokens: list[int]) -> np.ndarray:
+        random = np.random.default_rng([image, *tokens])
+        values = random.normal(0, 2, VOCAB).astype(np.float32)
+        values[EOS] += random.uniform(0, 4)
+        return values
+
+
+def run(
+    options: DecodingOptions,
+    arrivals: list[int],
+    slots: int,
+    *,
+    averaged: bool = False,
+    kind: type[FakeDecoder] = FakeDecoder,
+) -> dict[int, tuple[tuple[int, ...], float]]:
     """Decode images that enter as soon as a slot is free."""
-    search = make_search(options, slots=slots, bos=BOS, eos=EOS, vocab_size=VOCAB)
-    decoder, waiting, results = FakeDecoder(search.rows), list(arrivals), {}
+    search = make_search(options, slots=slots, bos=BOS, eos=EOS, vocab_size=VOCAB, averaged=averaged)
+    decoder, waiting, results = kind(search.rows), list(arrivals), {}
     while waiting or decoder.images:
         while waiting and len(decoder.images) < slots:
             search.start(len(decoder.images), waiting[0])
@@ -78,6 +95,76 @@ def test_an_image_does_not_notice_its_company(name):
     for slots, order in ((2, range(9)), (4, [5, 3, 8, 1, 0, 7, 2, 6, 4]), (9, range(9))):
         assert run(OPTIONS[name], list(order), slots) == alone
     assert len({len(tokens) for tokens, _ in alone.values()}) > 2
+
+
+def averaged_beams(image: int, beams: int, longest: int) -> tuple[tuple[int, ...], float]:
+    """CLIPCap's search of one image, every candidate of the whole vocabulary ranked."""
+    decoder = EndsAnytime(1)
+
+    def log_probs(tokens: tuple[int, ...]) -> np.ndarray:
+        logits = decoder.logits(image, [BOS, *tokens])
+        return logits - np.log(np.exp(logits.astype(np.float64)).sum()).astype(np.float32)
+
+    rows = [((), np.float32(0))]
+    for _ in range(longest):
+        candidates = []
+        for tokens, total in rows:
+            if tokens[-1:] == (EOS,):
+                candidates.append((tokens, total))
+            else:
+                candidates += [((*tokens, token), total + value) for token, value in enumerate(log_probs(tokens))]
+        rows = sorted(candidates, key=lambda entry: -entry[1] / len(entry[0]))[:beams]
+        if all(tokens[-1] == EOS for tokens, _ in rows):
+            break
+    tokens, total = max(rows, key=lambda entry: entry[1] / len(entry[0]))
+    return tokens, float(total / len(tokens))
+
+
+@pytest.mark.parametrize(("beams", "longest"), [(2, 12), (5, 12), (3, 1), (VOCAB, 3)])
+def test_averaged_beams_are_those_written_out(beams, longest):
+    options = DecodingOptions(max_new_tokens=longest, num_beams=beams)
+    found = run(options, list(range(25 if beams < VOCAB else 5)), 4, averaged=True, kind=EndsAnytime)
+    for image, (tokens, score) in found.items():
+        expected, expected_score = averaged_beams(image, beams, longest)
+        assert tokens == expected
+        assert score == pytest.approx(expected_score, abs=1e-5)
+    if longest == 12:
+        assert len({len(tokens) for tokens, _ in found.values()}) > 4
+        for slots, order in ((1, range(9)), (2, [5, 3, 8, 1, 0, 7, 2, 6, 4])):
+            again = run(options, list(order), slots, averaged=True, kind=EndsAnytime)
+            assert again == {image: found[image] for image in range(9)}
+
+
+class Scripted(FakeDecoder):
+    """Token 3 after 2 is unlikely at first and sure to go on later; ending at once is likely."""
+
+    def logits(self, image: int, tokens: list[int]) -> np.ndarray:
+        tables = {(): {2: 0.3, EOS: 0.5}, (2,): {3: 0.16}, (EOS,): {2: 0.5, EOS: 0.49}}
+        table = tables.get(tuple(tokens[1:]), {3: 0.999})
+        values = np.full(VOCAB, (1 - sum(table.values())) / (VOCAB - len(table)))
+        values[list(table)] = list(table.values())
+        return np.log(values).astype(np.float32)
+
+
+def test_a_hypothesis_that_ended_takes_one_place_only():
+    """What would follow the end of the one must not push the other out."""
+    tokens, score = run(DecodingOptions(max_new_tokens=10, num_beams=2), [0], 1, averaged=True, kind=Scripted)[0]
+    assert tokens == (2, *[3] * 9)
+    assert score == pytest.approx((np.log(0.3) + np.log(0.16) + 8 * np.log(0.999)) / 10, abs=1e-4)
+    short = run(DecodingOptions(max_new_tokens=2, num_beams=2), [0], 1, averaged=True, kind=Scripted)[0]
+    assert short[0] == (EOS,)
+
+
+def test_averaged_searches_refuse_what_they_do_not_know():
+    options = DecodingOptions(
+        num_beams=40, max_new_tokens=9, min_new_tokens=3, length_penalty=2.0, early_stopping=True,
+        repetition_penalty=1.5, no_repeat_ngram_size=2,
+    )  # fmt: skip
+    problems = options.averaged_problems(VOCAB)
+    names = ("min_new_tokens", "length_penalty", "early_stopping", "repetition_penalty", "no_repeat_ngram_size")
+    assert [problem.split()[0] for problem in problems] == [*names, "num_beams"]
+    assert DecodingOptions(num_beams=5, max_new_tokens=67).averaged_problems(VOCAB) == []
+    assert DecodingOptions(do_sample=True, top_p=0.8, seed=3).averaged_problems(VOCAB) == []
 
 
 def test_greedy_takes_the_best_token_each_time():

@@ -1,0 +1,187 @@
+"""Embeddings of images and texts from a bundle, without torch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rsedge.bundle import Bundle, read_bundle
+from rsedge.errors import BundleError, OptionError
+from rsedge.runtime.images import check_image_spec, fitting_images
+from rsedge.runtime.ort import OrtBackend, OrtGraph, choose_device
+from rsedge.runtime.pipeline import embed_scene
+from rsedge.runtime.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from rsedge.bundle import EmbeddingSpec
+    from rsedge.runtime.records import TileRecord
+    from rsedge.runtime.scene import Scene
+    from rsedge.runtime.tiles import Edge
+
+UInt8 = NDArray[np.uint8]
+Float32 = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+_log = logging.getLogger("rsedge")
+
+BATCH_SIZE = {"cpu": 16, "cuda": 64}
+"""Images or texts computed together unless the caller says otherwise."""
+
+
+class Embedder:
+    """A model that puts images and texts into one space, ready to run; made by :meth:`load`.
+
+    Attributes:
+        bundle: What was loaded.
+        model: ``name@hash12``, as in every record.
+        hash: The bundle's hash, 64 hexadecimal digits: embeddings of other models must not be compared with these.
+        device: ``cpu`` or ``cuda:N``.
+        device_reason: Why it runs there.
+        batch_size: Images or texts computed together.
+        image_size: Side in pixels of the images the model sees.
+        resample: Filter that brings other images to that size.
+        dim: Length of an embedding.
+        logit_scale, logit_bias: Similarity × scale + bias is the model's own logit, where it has one, else None.
+    """
+
+    def __init__(self, bundle: Bundle, backend: OrtBackend, *, device_reason: str, batch_size: int) -> None:
+        manifest = bundle.manifest
+        if manifest.embedding is None or "vision" not in manifest.graphs:
+            raise BundleError(
+                f"{bundle.path} is a {manifest.family} bundle and cannot embed: give one of a CLIP or SigLIP model"
+            )
+        check_image_spec(bundle)
+        spec: EmbeddingSpec = manifest.embedding
+        self.bundle, self.model, self.hash = bundle, bundle.model, bundle.hash
+        self.device, self.device_reason, self.batch_size = backend.device, device_reason, batch_size
+        self.image_size, self.resample = manifest.image.size, manifest.image.resample
+        self.dim, self.logit_scale, self.logit_bias = spec.dim, spec.logit_scale, spec.logit_bias
+        self._spec, self._backend = spec, backend
+        # Opened when first needed: embedding a scene needs no texts, searching by text no images.
+        self._graphs: dict[str, OrtGraph] = {}
+        self._tokenizer: Tokenizer | None = None
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, device: str = "auto", threads: int | None = None, batch_size: int | None = None
+    ) -> Embedder:
+        """Open a bundle.
+
+        Args:
+            path: A ``NAME.rsedge`` directory.
+            device: ``auto`` (a CUDA GPU if usable, else the CPU; logged), ``cpu``, ``cuda`` or ``cuda:N``.
+            threads: CPU threads; None takes the cores this process may use.
+            batch_size: Images or texts computed together; None takes 16 on the CPU, 64 on CUDA.
+
+        Raises:
+            BundleError: The bundle is damaged, or no embedding model.
+            BackendError: The device cannot be used, or ONNX Runtime is missing.
+            OptionError: A value that is not accepted.
+        """
+        if batch_size is not None and batch_size < 1:
+            raise OptionError(f"batch_size is {batch_size}, expected at least 1")
+        bundle = read_bundle(path)
+        chosen, reason = choose_device(device, bundle.manifest.precision)
+        _log.info("running %s on %s: %s", bundle.model, chosen, reason)
+        backend = OrtBackend(chosen, threads=threads)
+        size = batch_size or BATCH_SIZE[chosen.partition(":")[0]]
+        return cls(bundle, backend, device_reason=reason, batch_size=size)
+
+    def embed_images(self, images: NDArray[Any]) -> Float32:
+        """The embeddings of images, float32 [B, D] of unit length.
+
+        Args:
+            images: uint8 [B, H, W, 3], R, G, B; brought to ``image_size`` if they differ.
+
+        Raises:
+            OptionError: Images of another shape or type.
+        """
+        images, vision = fitting_images(images, self.image_size, self.resample), self._graph("vision")
+        rows = np.empty((len(images), self.dim), np.float32)
+        for start in range(0, len(images), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            rows[part] = vision.run({"pixels": images[part]}, ["image_embeds"])[0]
+        return rows
+
+    def embed_texts(self, texts: Sequence[str]) -> Float32:
+        """The embeddings of texts, float32 [B, D] of unit length; what is too long for the model is cut.
+
+        Raises:
+            BundleError: The bundle has no text encoder.
+            OptionError: ``texts`` is one string, not a list of them.
+        """
+        if isinstance(texts, str):
+            raise OptionError(f"texts is the string {texts[:40]!r}, expected a list of strings: pass [text]")
+        ids, text = self._encode(texts), self._graph("text")
+        rows = np.empty((len(texts), self.dim), np.float32)
+        # Neighbours in length are computed together, so that little is filled.
+        order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+        for start in range(0, len(order), self.batch_size):
+            part = order[start : start + self.batch_size]
+            filled = self._fill([ids[index] for index in part])
+            rows[part] = text.run({"input_ids": filled}, ["text_embeds"])[0]
+        return rows
+
+    def embed_scene(
+        self,
+        scene: Scene,
+        *,
+        tile_size: int = 224,
+        overlap: int = 0,
+        edge: Edge = "pad",
+        max_nodata: float = 0.5,
+        readers: int = 2,
+    ) -> Iterator[tuple[TileRecord, Float32 | None]]:
+        """The records of a scene with their embeddings, lazily, in row-major order of its tiles.
+
+        Args:
+            scene: An open scene.
+            tile_size, overlap, edge: How it is cut; see :class:`rsedge.runtime.tiles.TileGrid`.
+            max_nodata: Tiles with a larger share of no-data get no embedding.
+            readers: Reading threads.
+
+        Returns:
+            Per tile its record, and float32 [D] of unit length, or None where its status is not ``ok``.
+
+        Raises:
+            OptionError: A value that is not accepted.
+        """
+        return embed_scene(
+            self, scene, tile_size=tile_size, overlap=overlap, edge=edge, max_nodata=max_nodata, readers=readers
+        )
+
+    def token_ids(self, texts: Sequence[str]) -> Ints:
+        """What the text graph is given for ``texts`` computed together, int64 [B, T].
+
+        Raises:
+            BundleError: The bundle has no text encoder.
+        """
+        return self._fill(self._encode(texts))
+
+    def _graph(self, role: str) -> OrtGraph:
+        if role not in self._graphs:
+            self._graphs[role] = self._backend.open(self.bundle.graph_path(role))
+        return self._graphs[role]
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        if self._tokenizer is None:
+            if self._spec.context_length is None:
+                raise BundleError(f"{self.bundle.path} has no text encoder: it embeds images only")
+            self._tokenizer = Tokenizer.load(self.bundle.tokenizer_path, longest=self._spec.context_length)
+        return [self._tokenizer.encode(text) for text in texts]
+
+    def _fill(self, rows: list[list[int]]) -> Ints:
+        """Texts side by side, each filled behind its end by the rule of the manifest."""
+        spec = self._spec
+        assert spec.context_length is not None
+        assert spec.pad_id is not None
+        longest = spec.context_length if spec.pad_to_context else max(map(len, rows), default=0)
+        filled = np.full((len(rows), longest), spec.pad_id, np.int64)
+        for place, row in zip(filled, rows, strict=True):
+            place[: len(row)] = row
+        return filled
