@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from rsedge.cli import options
+from rsedge.cli.outputs import report, resumable, save_config
 from rsedge.cli.progress import tile_progress
 
 if TYPE_CHECKING:
-    from rsedge.runtime.captioner import Captioner
     from rsedge.runtime.options import DecodingOptions
-    from rsedge.runtime.pipeline import Summary
-
-SOME_TILES_FAILED = 3
+    from rsedge.runtime.pipeline import EmbeddingsOutput
 
 
 @click.command("caption")
 @click.argument("scenes", nargs=-1, required=True)
 @options.bundle
 @click.option("-o", "--output", help="File, or - for stdout.  [default: SCENE.geojson in this folder]")
-@click.option("--format", "file_format", help="geojson, geojsonl or csv.  [default: by the suffix; geojsonl for -]")
+@click.option(
+    "--format", "file_format", help="geojson, geojsonl, csv or parquet.  [default: by the suffix; geojsonl for -]"
+)
+@click.option("--embed", "embeddings", help="Embeddings of the same tiles, as GeoParquet: each pixel is read once.")
+@click.option("--embedder", type=click.Path(path_type=Path), help="Bundle that makes them, CLIP.rsedge.")
+@options.embedding_type
 @options.generation
 @options.tiling
 @options.device
@@ -44,6 +43,9 @@ def command(
     model: Path | None,
     output: str | None,
     file_format: str | None,
+    embeddings: str | None,
+    embedder: Path | None,
+    dtype: Any,
     tile_size: int,
     overlap: int,
     edge: Any,
@@ -63,6 +65,7 @@ def command(
 
     The output appears when it is whole; until then finished tiles are kept in OUTPUT.journal, and the same
     command goes on after an interruption. Tiles that cannot be read are recorded, and the exit code is 3.
+    With --embed, an embedder sees the same tiles, as rsedge embed would, and its file holds the captions too.
     """
     from contextlib import ExitStack
 
@@ -70,6 +73,9 @@ def command(
     from rsedge.runtime.pipeline import run
     from rsedge.runtime.scene import Scene
 
+    if (embeddings is None) != (embedder is None) or (dtype is not None and embeddings is None):
+        message = "--embed FILE.parquet and --embedder BUNDLE go together, and --dtype needs both: pass all, or none"
+        raise click.UsageError(message)
     with ExitStack() as stack:
         opened = [
             stack.enter_context(Scene.open(scene, bands=bands, boa_offset=boa_offset, nodata=nodata))
@@ -82,15 +88,12 @@ def command(
             output = f"{opened[0].name}.geojson"
         for scene in opened:
             options.note(f"{scene.name}: {scene.width} x {scene.height} px, {scene.bands_reason}; {scene.rule}")
-        bundle = options.chosen_bundle(model)
+        bundle = options.chosen_captioner(model)
         captioner = Captioner.load(bundle, device=device, threads=threads, batch_size=batch_size)
         task = captioner.with_options(**generation)
-        settings = {
-            **dataclasses.asdict(task.options),
-            "device": captioner.device,
-            "batch_size": captioner.batch_size,
-        }
-        with _resumable(output), tile_progress() as progress:
+        beside = _embeddings(embeddings, embedder, dtype, device=device, threads=threads, batch_size=batch_size)
+        used = {"device": captioner.device, "batch_size": captioner.batch_size}
+        with resumable(output), tile_progress() as progress:
             summary = run(
                 opened,
                 task,
@@ -101,62 +104,34 @@ def command(
                 max_nodata=max_nodata,
                 readers=readers,
                 format=file_format,
+                embeddings=beside,
                 overwrite=overwrite,
-                settings=settings,
+                settings={**dataclasses.asdict(task.options), **used},
                 progress=progress,
             )
     if output != "-":
-        _save_config(ctx, Path(output), captioner, task.options, bundle)
-    _report(summary, captioner, as_json=as_json)
-    return SOME_TILES_FAILED if summary.read_errors else 0
+        # The default model may be another tomorrow.
+        resolved = {**_search_options(task.options), **used, "model": str(bundle), "dtype": beside and beside.dtype}
+        save_config(ctx, Path(output), resolved)
+    return report(summary, "captions", captioner.device, captioner.device_reason, as_json=as_json)
 
 
-@contextmanager
-def _resumable(output: str) -> Iterator[None]:
-    """On an interruption say what was kept."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        journal = Path(f"{output}.journal")
-        if output != "-" and journal.exists():
-            click.echo(f"\nfinished tiles are in {journal}; the same command goes on from there", err=True)
-        raise
+def _embeddings(
+    path: str | None, bundle: Path | None, dtype: Any, *, device: str, threads: int | None, batch_size: int | None
+) -> EmbeddingsOutput | None:
+    """What ``--embed`` and ``--embedder`` ask for."""
+    if path is None or bundle is None:
+        return None
+    from rsedge.runtime.embedder import Embedder
+    from rsedge.runtime.pipeline import EmbeddingsOutput
+
+    embedder = Embedder.load(options.chosen_embedder(bundle), device=device, threads=threads, batch_size=batch_size)
+    return EmbeddingsOutput(path=path, embedder=embedder, dtype=dtype or "float16")
 
 
-def _save_config(
-    ctx: click.Context, output: Path, captioner: Captioner, options_used: DecodingOptions, bundle: Path
-) -> None:
-    """Keep the resolved options beside the output, in a file that ``--config`` takes for the very same run."""
-    from rsedge.errors import OutputError
-    from rsedge.tomlfile import write_toml
-
-    used = dataclasses.asdict(options_used)
-    # Naming what has no part in the search chosen would be refused, as on the command line.
+def _search_options(used: DecodingOptions) -> dict[str, Any]:
+    """The decoding options as flags may give them: naming what has no part in the search chosen would be refused."""
     idle = {"do_sample"}
-    idle |= {"num_beams"} if options_used.do_sample else {"temperature", "top_k", "top_p", "seed"}
-    idle |= {"length_penalty", "early_stopping"} if options_used.num_beams == 1 else set()
-    resolved = {name: None if name in idle else value for name, value in used.items()}
-    values = {**ctx.params, **resolved, "device": captioner.device, "batch_size": captioner.batch_size}
-    # The default model may be another tomorrow.
-    values |= {"output": str(output), "model": str(bundle)}
-    path = output.with_name(f"{output.name}.config.toml")
-    try:
-        write_toml(path, options.to_config(ctx.command, values))
-    except OSError as error:
-        raise OutputError(f"{output} is whole, but {path} cannot be written: {error.strerror}; move it away") from error
-
-
-def _report(summary: Summary, captioner: Captioner, *, as_json: bool) -> None:
-    """What was done: JSON on stdout (on stderr beside data), else a line on stderr."""
-    for warning in summary.warnings:
-        logging.getLogger("rsedge").warning("Warning: %s", warning)
-    if as_json:
-        values = {**summary.to_dict(), "device": captioner.device, "device_reason": captioner.device_reason}
-        click.echo(json.dumps(values), err=summary.output == "-")
-        return
-    kept = f", {summary.resumed_tiles} of them from the interrupted run" if summary.resumed_tiles else ""
-    parts = [f"{summary.ok} captions", f"{summary.nodata} without data", f"{summary.read_errors} unreadable"]
-    options.note(
-        f"{summary.output}: {summary.tiles} tiles ({', '.join(parts)}){kept}; "
-        f"{summary.seconds:.1f} s, {summary.tiles_per_second} tiles/s on {captioner.device}"
-    )
+    idle |= {"num_beams"} if used.do_sample else {"temperature", "top_k", "top_p", "seed"}
+    idle |= {"length_penalty", "early_stopping"} if used.num_beams == 1 else set()
+    return {name: None if name in idle else value for name, value in dataclasses.asdict(used).items()}

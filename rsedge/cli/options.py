@@ -97,12 +97,23 @@ bundle = click.option(
     type=click.Path(path_type=Path),
     help="Bundle, NAME.rsedge.  [default: RSEDGE_MODEL, else rsedge config get model, else the built-in one]",
 )
+embedder = click.option(
+    "-m",
+    "--model",
+    type=click.Path(path_type=Path),
+    help="Embedding bundle, CLIP.rsedge.  [default: RSEDGE_MODEL, else rsedge config get model]",
+)
+embedding_type = click.option(
+    "--dtype",
+    type=click.Choice(["float16", "float32"]),
+    help="What embeddings are stored as.  [default: float16]",
+)
 device = click.option(
     "--device", default="auto", show_default=True, help="auto (CUDA if usable, else CPU), cpu, cuda or cuda:N."
 )
 threads = click.option("--threads", type=click.IntRange(min=1), help="CPU threads of inference.  [default: all cores]")
 batch_size = click.option(
-    "--batch-size", type=click.IntRange(min=1), help="Images decoded together.  [default: 16 on CPU, 32 on CUDA]"
+    "--batch-size", type=click.IntRange(min=1), help="Images computed together.  [default: 16 on CPU, 32 on CUDA]"
 )
 overwrite = click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print a machine-readable summary.")
@@ -133,7 +144,7 @@ def generation(function: Decorated) -> Decorated:
     return function
 
 
-_TILING = (
+_GRID = (
     click.option("--tile-size", type=click.IntRange(min=1), default=224, show_default=True, help="Source pixels."),
     click.option("--overlap", type=click.IntRange(min=0), default=0, show_default=True, help="Source pixels shared."),
     click.option(
@@ -143,12 +154,14 @@ _TILING = (
         show_default=True,
         help="Tiles at the right and lower edge: fill up, move inward, or leave out.",
     ),
+)
+_READING = (
     click.option(
         "--max-nodata",
         type=click.FloatRange(0, 1),
         default=0.5,
         show_default=True,
-        help="Tiles with a larger share without data get no caption.",
+        help="Tiles with a larger share without data are left out.",
     ),
     click.option("--bands", type=Bands(), help="Bands for red, green and blue, such as 4,3,2."),
     click.option(
@@ -161,9 +174,17 @@ _TILING = (
 )
 
 
+def reading(function: Decorated) -> Decorated:
+    """How scenes are read."""
+    for option in reversed(_READING):
+        function = option(function)
+    return function
+
+
 def tiling(function: Decorated) -> Decorated:
-    """How scenes are read and cut."""
-    for option in reversed(_TILING):
+    """How scenes are cut and read."""
+    function = reading(function)
+    for option in reversed(_GRID):
         function = option(function)
     return function
 
@@ -179,6 +200,39 @@ def chosen_bundle(model: Path | None) -> Path:
     return path
 
 
+def chosen_captioner(model: Path | None) -> Path:
+    """The bundle that :func:`chosen_bundle` gives; an OptionError unless it writes captions."""
+    return _of_kind(chosen_bundle(model), captions=True)
+
+
+def chosen_embedder(model: Path | None) -> Path:
+    """The bundle that :func:`chosen_bundle` gives; an OptionError unless it makes embeddings."""
+    return _of_kind(chosen_bundle(model), captions=False)
+
+
+def _of_kind(path: Path, *, captions: bool) -> Path:
+    from rsedge.bundle import read_bundle
+    from rsedge.errors import OptionError
+
+    manifest = read_bundle(path).manifest
+    if captions and manifest.generation is None:
+        raise OptionError(
+            f"{path} is a {manifest.family} bundle: it makes embeddings (rsedge embed) and writes no captions; pass a "
+            "captioner, such as a BLIP bundle, with -m"
+        )
+    if not captions and manifest.embedding is None:
+        raise OptionError(
+            f"{path} is a {manifest.family} bundle: it writes captions (rsedge caption) and makes no embeddings; "
+            "export a CLIP or SigLIP checkpoint and pass that bundle"
+        )
+    return path
+
+
 def note(text: str) -> None:
     """A line for the person at the terminal, on stderr unless ``--quiet``."""
     logging.getLogger("rsedge").info(text)
+
+
+def warn(text: str) -> None:
+    """A line the person should act on, on stderr unless ``--quiet``."""
+    logging.getLogger("rsedge").warning("Warning: %s", text)

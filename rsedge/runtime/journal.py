@@ -17,10 +17,10 @@ from types import TracebackType
 from typing import Any
 
 from rsedge.errors import OutputError
-from rsedge.runtime.records import TileRecord
+from rsedge.runtime.records import TileResult
 from rsedge.runtime.writers import sync_folder
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class Journal:
@@ -62,7 +62,7 @@ class Journal:
             raise
         return journal
 
-    def append(self, segment: int, records: Sequence[TileRecord]) -> None:
+    def append(self, segment: int, results: Sequence[TileResult]) -> None:
         """Keep a finished segment; it is on disk when this returns.
 
         Raises:
@@ -72,22 +72,22 @@ class Journal:
         if segment != self.finished:
             raise ValueError(f"segment {segment} does not follow {self.finished - 1}")
         try:
-            self._write({"segment": segment, "records": [record.to_dict() for record in records]})
+            self._write({"segment": segment, "results": [result.to_dict() for result in results]})
         except OSError as error:
             raise OutputError(
                 f"{self.path} cannot be written: {error.strerror}; make room and run the same command to go on"
             ) from error
         self.finished += 1
 
-    def records(self) -> Iterator[TileRecord]:
-        """All records so far, in segment order, one segment in memory at a time."""
+    def segments(self) -> Iterator[list[TileResult]]:
+        """The finished segments in order, read one at a time."""
         with self.path.open("rb") as stream:
             stream.seek(self._records_at)
             for _ in range(self.finished):
                 body = _parse(stream.readline())
                 if body is None:
                     raise OutputError(f"{self.path} changed while it was read: run again with --overwrite")
-                yield from map(TileRecord.from_dict, body["records"])
+                yield [TileResult.from_dict(values) for values in body["results"]]
 
     def remove(self) -> None:
         """Delete the file, the work being done, and give the lock back."""

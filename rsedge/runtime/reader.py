@@ -9,7 +9,7 @@ threads, and a row is cut into tiles by the thread that read the last part of it
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -44,15 +44,44 @@ class TilePixels:
 
     Attributes:
         tile: Which one.
-        image: uint8 [image_size, image_size, 3], 0 where there is no data or the tile hangs over; None if unreadable.
+        images: Per size asked for uint8 [size, size, 3], 0 where there is no data or the tile hangs over; empty if
+            unreadable.
         nodata_fraction: Share of the covered source pixels without data, or None if unreadable.
         error: Why it is unreadable, as one line, or None.
     """
 
     tile: Tile
-    image: UInt8 | None
+    images: tuple[UInt8, ...]
     nodata_fraction: float | None
     error: str | None = None
+
+    @property
+    def image(self) -> UInt8 | None:
+        """The first of ``images``, or None."""
+        return self.images[0] if self.images else None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSize:
+    """What a model wants to see.
+
+    Attributes:
+        size: Side in pixels.
+        resample: Filter that brings pixels to it, see ``rsedge.pixels.resize``.
+    """
+
+    size: int
+    resample: str = "bicubic"
+
+    def of(self, image: UInt8) -> UInt8:
+        """The image, uint8 [H, W, 3], as uint8 [size, size, 3]."""
+        return resize(image, self.size, self.resample)
+
+
+def resize_all(image: UInt8, sizes: Sequence[ImageSize]) -> tuple[UInt8, ...]:
+    """An image in every size, made once where two are the same."""
+    made = {size: size.of(image) for size in dict.fromkeys(sizes)}
+    return tuple(made[size] for size in sizes)
 
 
 def read_tiles(
@@ -61,6 +90,7 @@ def read_tiles(
     *,
     image_size: int,
     resample: str = "bicubic",
+    also: Sequence[ImageSize] = (),
     start: int = 0,
     stop: int | None = None,
     readers: int = 2,
@@ -76,6 +106,7 @@ def read_tiles(
         grid: Tiles of that scene.
         image_size: Side of the images in pixels; tiles of another size are resized in the reading threads.
         resample: Filter for that, see ``rsedge.pixels.resize``.
+        also: Further sizes of the same pixels, for other models.
         start: Index of the first tile.
         stop: Index after the last tile; default: all of them.
         readers: Number of reading threads; fewer are used where more would decode the same block again.
@@ -88,7 +119,7 @@ def read_tiles(
     if readers < 1 or queue_tiles < 1:
         raise OptionError(f"readers is {readers} and queue_tiles {queue_tiles}: both must be at least 1")
     end = len(grid) if stop is None else min(stop, len(grid))
-    rows = _RowQueue(scene, grid, start, end, partial(resize, size=image_size, resample=resample))
+    rows = _RowQueue(scene, grid, start, end, partial(resize_all, sizes=[ImageSize(image_size, resample), *also]))
     return _generate(scene, grid, rows, readers, queue_tiles)
 
 
@@ -151,7 +182,7 @@ class _RowQueue:
     """Tile rows in work: threads fill them, the consumer takes them in order. One condition guards it all."""
 
     def __init__(
-        self, scene: Scene, grid: TileGrid, start: int, stop: int, bring_to_size: Callable[[UInt8], UInt8]
+        self, scene: Scene, grid: TileGrid, start: int, stop: int, bring_to_size: Callable[[UInt8], tuple[UInt8, ...]]
     ) -> None:
         self._scene = scene
         self._grid = grid
@@ -275,11 +306,11 @@ class _RowQueue:
             rgb, mask = reader.read(tile.row_off, tile.col_off, tile.height, tile.width)
         except RasterioError as error:
             reason = " ".join(str(error.__cause__ or error).split())
-            return TilePixels(tile, None, None, f"pixels cannot be read: {reason}")
+            return TilePixels(tile, (), None, f"pixels cannot be read: {reason}")
         image = np.zeros((self._grid.tile_size, self._grid.tile_size, 3), np.uint8)
         image[: tile.height, : tile.width] = rgb
         return self._finish(tile, image, int(np.count_nonzero(mask)))
 
     def _finish(self, tile: Tile, image: UInt8, empty: int) -> TilePixels:
-        """Bring a padded tile to the images' size; padding does not count as missing."""
+        """Bring a padded tile to the images' sizes; padding does not count as missing."""
         return TilePixels(tile, self._bring_to_size(image), empty / (tile.width * tile.height))

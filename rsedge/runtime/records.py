@@ -1,11 +1,16 @@
-"""What the runtime hands out: a caption for an image, and one record per tile of a scene."""
+"""What the runtime hands out: a caption for an image, one record per tile of a scene, and what a run keeps of it."""
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 Status = Literal["ok", "nodata", "cloud", "read_error"]
+Embedding = NDArray[np.float16] | NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,22 +31,24 @@ class Caption:
 
 @dataclass(frozen=True, slots=True)
 class TileRecord:
-    """One tile of a scene and what was found there.
+    """One tile of a scene and what was found there; or a whole image that has no place on a map.
 
     Attributes:
-        scene: Name of the scene (its file name without the suffix).
+        scene: Name of the scene or image (its file name without the suffix).
         row, col: Position of the tile in the tile grid, from the upper left.
         row_off, col_off: First source pixel of the tile; negative never.
-        width, height: Source pixels the tile really covers (smaller than the tile size where an edge tile is padded).
+        width, height: Source pixels the tile really covers (smaller than the tile size where an edge tile is
+            padded); of an image its size, 0 if unreadable.
         geometry: GeoJSON polygon of the footprint in WGS 84 longitude and latitude, or None without a georeference.
         caption: The caption, or None unless ``status`` is ``ok``.
         score: Score of the caption, rounded to 4 decimals, or None.
         status: ``ok``, ``nodata``, ``cloud`` or ``read_error``.
-        nodata_fraction: Share of the tile's covered source pixels without data, 0 to 1 (None if unreadable).
+        nodata_fraction: Share of the tile's covered source pixels without data, 0 to 1; None if unreadable, and of
+            images.
         cloud_fraction: Share of cloudy pixels, 0 to 1, or None where no cloud mask is known.
         datetime: Acquisition time, RFC 3339, or None.
-        model: ``name@hash12`` of the bundle that wrote the caption.
-        message: Why a tile has no caption (``read_error``, ``nodata``, ``cloud``), else None.
+        model: ``name@hash12`` of the bundle that wrote the caption or the embedding.
+        message: Why a tile has neither (``read_error``, ``nodata``, ``cloud``), else None.
     """
 
     scene: str
@@ -69,3 +76,33 @@ class TileRecord:
     def from_dict(cls, values: dict[str, Any]) -> TileRecord:
         """The record that ``to_dict`` gave ``values`` for."""
         return cls(**values)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TileResult:
+    """A record with what outputs keep beside it.
+
+    Attributes:
+        record: The record; of a run with a captioner and an embedder it names the captioner.
+        path: The file its pixels come from, as the user named it.
+        embedding: float16 or float32 [D], or None where the tile has none or none was asked for.
+    """
+
+    record: TileRecord
+    path: str | None = None
+    embedding: Embedding | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; an embedding is its NumPy type and its bytes in base 64, so that it comes back to the bit."""
+        values = {**self.record.to_dict(), "path": self.path}
+        if self.embedding is not None:
+            little = self.embedding.astype(self.embedding.dtype.newbyteorder("<"), copy=False)
+            values["embedding"] = [little.dtype.str, base64.b64encode(little.tobytes()).decode("ascii")]
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TileResult:
+        """The result that ``to_dict`` gave ``values`` for."""
+        path, embedding = values.pop("path"), values.pop("embedding", None)
+        vector = None if embedding is None else np.frombuffer(base64.b64decode(embedding[1]), embedding[0])
+        return cls(TileRecord.from_dict(values), path, vector)

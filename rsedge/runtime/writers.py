@@ -1,4 +1,4 @@
-"""Tile records to files: GeoJSON, GeoJSON lines, CSV. Streaming, and a file appears only when it is whole."""
+"""Tile records to files: GeoJSON, GeoJSON lines, CSV, GeoParquet. Streaming; a file appears only when it is whole."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 from rsedge.errors import OptionError, OutputError
 from rsedge.runtime.records import TileRecord
@@ -31,6 +31,16 @@ class Writer(Protocol):
 
     def finish(self) -> None:
         """Write what closes the format."""
+
+
+class Finishing(Protocol):
+    """Writes something that ends in ``finish``."""
+
+    def finish(self) -> None:
+        """Write what closes the format."""
+
+
+AnyWriter = TypeVar("AnyWriter", bound=Finishing)
 
 
 class GeoJsonLinesWriter:
@@ -90,10 +100,17 @@ class CsvWriter:
         self._stream.write(text.getvalue().encode("utf-8", "replace"))
 
 
+def _geoparquet_writer(stream: BinaryIO) -> Writer:
+    from rsedge.runtime.geoparquet import GeoParquetWriter
+
+    return GeoParquetWriter(stream)
+
+
 FORMATS: dict[str, Callable[[BinaryIO], Writer]] = {
     "geojson": GeoJsonWriter,
     "geojsonl": GeoJsonLinesWriter,
     "csv": CsvWriter,
+    "parquet": _geoparquet_writer,
 }
 
 
@@ -138,7 +155,17 @@ def open_writer(target: str | os.PathLike[str], format: str | None = None) -> It
         writer.finish()
         stream.flush()
         return
-    path = Path(target)
+    with open_file(Path(target), make) as writer:
+        yield writer
+
+
+@contextmanager
+def open_file(path: Path, make: Callable[[BinaryIO], AnyWriter]) -> Iterator[AnyWriter]:
+    """The writer that ``make`` gives for a stream whose content becomes ``path``, as :func:`open_writer` says.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
     check_target(path)
     temporary = path.with_name(f".{path.name}.tmp")
     try:

@@ -10,7 +10,15 @@ import pytest
 
 from rsedge.errors import OutputError
 from rsedge.runtime.journal import Journal
+from rsedge.runtime.records import TileResult
 from tests.runtime.test_writers import RECORD, RECORDS
+
+RESULTS = [TileResult(record, "a.tif") for record in RECORDS]
+
+
+def records(journal):
+    return [result.record for segment in journal.segments() for result in segment]
+
 
 PRINT = {"model": "fake@0123456789ab", "tile_size": 224, "scenes": [{"path": "a.tif", "size": 7}]}
 
@@ -18,7 +26,7 @@ PRINT = {"model": "fake@0123456789ab", "tile_size": 224, "scenes": [{"path": "a.
 def filled(path, segments=3, fingerprint=PRINT):
     with Journal.open(path, fingerprint) as journal:
         for number in range(journal.finished, segments):
-            journal.append(number, RECORDS[: 1 + number % 3])
+            journal.append(number, RESULTS[: 1 + number % 3])
     return path
 
 
@@ -26,9 +34,9 @@ def test_what_is_appended_comes_back(tmp_path):
     path = filled(tmp_path / "j")
     with Journal.open(path, PRINT) as journal:
         assert journal.finished == 3
-        assert list(journal.records()) == [*RECORDS[:1], *RECORDS[:2], *RECORDS]
-        journal.append(3, [RECORD])
-        assert list(journal.records())[-1] == RECORD
+        assert records(journal) == [*RECORDS[:1], *RECORDS[:2], *RECORDS]
+        journal.append(3, RESULTS[:1])
+        assert records(journal)[-1] == RECORD
 
 
 def test_each_segment_is_on_disk_when_append_returns(tmp_path, monkeypatch):
@@ -36,7 +44,7 @@ def test_each_segment_is_on_disk_when_append_returns(tmp_path, monkeypatch):
     fsync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda handle: (synced.append(os.fstat(handle).st_size), fsync(handle)))
     with Journal.open(tmp_path / "j", PRINT) as journal:
-        journal.append(0, [RECORD])
+        journal.append(0, RESULTS[:1])
         assert synced[-1] == (tmp_path / "j").stat().st_size
 
 
@@ -94,7 +102,7 @@ def test_a_file_that_is_no_journal(tmp_path, notes):
 
 def test_order_is_kept(tmp_path):
     with Journal.open(tmp_path / "j", PRINT) as journal, pytest.raises(ValueError, match="does not follow"):
-        journal.append(1, [RECORD])
+        journal.append(1, RESULTS[:1])
 
 
 def test_one_run_at_a_time(tmp_path):
@@ -127,9 +135,9 @@ def test_a_journal_removed_while_waiting_is_not_used(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", lock_too_late)
     with Journal.open(path, PRINT) as journal:
         assert journal.finished == 0
-        journal.append(0, [RECORD])
+        journal.append(0, RESULTS[:1])
     with Journal.open(path, PRINT) as journal:
-        assert list(journal.records()) == [RECORD]
+        assert records(journal) == [RECORD]
 
 
 def test_remove(tmp_path):

@@ -191,7 +191,7 @@ def test_no_block_is_read_by_two_threads(tmp_path, monkeypatch):
     read = SceneReader.read
 
     def spy(self, row_off, col_off, height, width):
-        columns.setdefault(threading.get_ident(), set()).update(range(col_off // 16, -(-(col_off + width) // 16)))
+        columns.setdefault(threading.current_thread(), set()).update(range(col_off // 16, -(-(col_off + width) // 16)))
         return read(self, row_off, col_off, height, width)
 
     monkeypatch.setattr(SceneReader, "read", spy)

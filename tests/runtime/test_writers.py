@@ -98,6 +98,8 @@ def test_no_records(tmp_path, suffix):
         assert json.loads(path.read_bytes()) == {"type": "FeatureCollection", "features": []}
     elif suffix == "csv":
         assert len(path.read_text().splitlines()) == 1
+    elif suffix == "parquet":
+        assert len(geopandas.read_parquet(path)) == 0
     else:
         assert path.read_bytes() == b""
 
@@ -187,7 +189,11 @@ def test_special_files_are_left_alone(tmp_path):
 def test_names_that_are_not_utf_8(tmp_path):
     record = replace(RECORD, message="\udcff")
     for suffix in FORMATS:
-        written(tmp_path, f"a.{suffix}", [record]).read_text("utf-8")
+        path = written(tmp_path, f"a.{suffix}", [record])
+        if suffix == "parquet":
+            assert list(geopandas.read_parquet(path)["message"]) == ["?"]
+        else:
+            path.read_text("utf-8")
 
 
 @pytest.mark.parametrize("suffix", ["geojson", "geojsonl"])

@@ -1,0 +1,114 @@
+"""``rsedge embed``: scenes and images → one embedding per tile or image, as GeoParquet."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rsedge.cli import options
+from rsedge.cli.outputs import report, resumable, save_config
+from rsedge.cli.progress import tile_progress
+
+_OF_SCENES = ("tile_size", "overlap", "edge", "max_nodata", "bands", "boa_offset", "nodata")
+
+
+@click.command("embed")
+@click.argument("inputs", metavar="SCENE|IMAGE|FOLDER...", nargs=-1, required=True)
+@options.embedder
+@click.option("-o", "--output", required=True, help="GeoParquet file; its name ends in .parquet.")
+@options.embedding_type
+@click.option(
+    "--as",
+    "kind",
+    type=click.Choice(["auto", "scene", "image"]),
+    default="auto",
+    show_default=True,
+    help="Take files for scenes, cut into tiles, or images, embedded whole; auto: scenes if georeferenced.",
+)
+@options.tiling
+@options.device
+@options.threads
+@options.batch_size
+@options.overwrite
+@options.as_json
+@options.config
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    inputs: tuple[str, ...],
+    model: Path | None,
+    output: str,
+    dtype: Any,
+    kind: Any,
+    tile_size: int,
+    overlap: int,
+    edge: Any,
+    max_nodata: float,
+    bands: tuple[int, int, int] | None,
+    boa_offset: int | None,
+    nodata: float | None,
+    readers: int,
+    device: str,
+    threads: int | None,
+    batch_size: int | None,
+    overwrite: bool,
+    as_json: bool,
+) -> int:
+    """Embed every tile of each SCENE, and each IMAGE whole.
+
+    A raster with a georeference is a scene, any other file an image; a FOLDER stands for the files and .SAFE folders
+    in it, at any depth. The output appears when it is whole; until then finished tiles are kept in OUTPUT.journal, and
+    the same command goes on after an interruption. What cannot be read is recorded, and the exit code is 3.
+    """
+    from rsedge.datasets.images import SUFFIXES, FileImage
+    from rsedge.runtime.embedder import Embedder
+    from rsedge.runtime.inputs import find_inputs
+    from rsedge.runtime.pipeline import embed
+    from rsedge.runtime.scene import Scene
+
+    open_scene = partial(Scene.open, bands=bands, boa_offset=boa_offset, nodata=nodata)
+    found = find_inputs(inputs, open_scene=open_scene, open_image=FileImage, suffixes=SUFFIXES, kind=kind)
+    scenes = [entry for entry in found.entries if isinstance(entry, Scene)]
+    if not scenes:
+        _refuse_scene_options(ctx)
+    for scene in scenes:
+        options.note(f"{scene.name}: {scene.width} x {scene.height} px, {scene.bands_reason}; {scene.rule}")
+    for warning in found.warnings:
+        options.warn(warning)
+    bundle = options.chosen_embedder(model)
+    embedder = Embedder.load(bundle, device=device, threads=threads, batch_size=batch_size)
+    settings = {"device": embedder.device, "batch_size": embedder.batch_size}
+    with resumable(output), tile_progress() as progress:
+        summary = embed(
+            found.entries,
+            embedder,
+            output,
+            dtype=dtype or "float16",
+            tile_size=tile_size,
+            overlap=overlap,
+            edge=edge,
+            max_nodata=max_nodata,
+            readers=readers,
+            overwrite=overwrite,
+            settings=settings,
+            progress=progress,
+        )
+    # The default model may be another tomorrow, and what decides nothing about images is refused with them alone.
+    resolved = {**settings, "model": str(bundle), "dtype": dtype or "float16"}
+    save_config(ctx, Path(output), resolved if scenes else {**resolved, **dict.fromkeys(_OF_SCENES)})
+    return report(summary, "embeddings", embedder.device, embedder.device_reason, as_json=as_json)
+
+
+def _refuse_scene_options(ctx: click.Context) -> None:
+    default = click.core.ParameterSource.DEFAULT
+    given = [name for name in _OF_SCENES if ctx.get_parameter_source(name) not in (default, None)]
+    if given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise click.UsageError(
+            f"{flags} act on scenes, and nothing named here is one (a raster with a georeference): leave them out, or "
+            "pass --as scene to cut images into tiles"
+        )

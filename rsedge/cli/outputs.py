@@ -1,0 +1,63 @@
+"""What commands that work through tiles do around a run: say what an interruption left, keep the options, report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rsedge.cli import options
+
+if TYPE_CHECKING:
+    from rsedge.runtime.pipeline import Summary
+
+SOME_TILES_FAILED = 3
+
+
+@contextmanager
+def resumable(output: str) -> Iterator[None]:
+    """On an interruption say what was kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        journal = Path(f"{output}.journal")
+        if output != "-" and journal.exists():
+            click.echo(f"\nfinished tiles are in {journal}; the same command goes on from there", err=True)
+        raise
+
+
+def save_config(ctx: click.Context, output: Path, resolved: Mapping[str, Any]) -> None:
+    """Keep the options beside the output, those in ``resolved`` as they are there, in a file that ``--config`` takes
+    for the very same run.
+    """
+    from rsedge.errors import OutputError
+    from rsedge.tomlfile import write_toml
+
+    path = output.with_name(f"{output.name}.config.toml")
+    try:
+        write_toml(path, options.to_config(ctx.command, {**ctx.params, "output": str(output), **resolved}))
+    except OSError as error:
+        raise OutputError(f"{output} is whole, but {path} cannot be written: {error.strerror}; move it away") from error
+
+
+def report(summary: Summary, made: str, device: str, device_reason: str, *, as_json: bool) -> int:
+    """Say what was done: JSON on stdout (on stderr beside data), else a line on stderr; gives the exit code."""
+    for warning in summary.warnings:
+        options.warn(warning)
+    if as_json:
+        values = {**summary.to_dict(), "device": device, "device_reason": device_reason}
+        click.echo(json.dumps(values), err=summary.output == "-")
+    else:
+        kept = f", {summary.resumed_tiles} of them from the interrupted run" if summary.resumed_tiles else ""
+        parts = [f"{summary.ok} {made}", f"{summary.nodata} without data", f"{summary.read_errors} unreadable"]
+        outputs = " and ".join(name for name in (summary.output, summary.embeddings) if name)
+        unit = "images" if not summary.scenes else "tiles and images" if summary.images else "tiles"
+        options.note(
+            f"{outputs}: {summary.tiles} {unit} ({', '.join(parts)}){kept}; "
+            f"{summary.seconds:.1f} s, {summary.tiles_per_second} {unit.split()[0]}/s on {device}"
+        )
+    return SOME_TILES_FAILED if summary.read_errors else 0

@@ -1,0 +1,136 @@
+"""What a user names to be embedded: which of it is a scene, which an image.
+
+- A raster with a place on a map (a coordinate reference system, a geotransform, ground control points) is a scene and
+  is cut into tiles; so are a ``.SAFE`` folder, a raster of subdatasets, and a name that only GDAL understands.
+- Every other file is an image: one record, the whole of it brought to the model's size. A file that cannot be opened
+  is an image too, and its record says why.
+- A folder stands for all it holds, at any depth, in the order of the names: files whose suffix is that of an image,
+  and ``.SAFE`` folders. Hidden names are left out.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+import rasterio
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+
+from rsedge.errors import OptionError
+
+if TYPE_CHECKING:
+    from rsedge.runtime.scene import Scene
+    from rsedge.runtime.sources import ImageSource
+
+InputKind = Literal["auto", "scene", "image"]
+INPUT_KINDS: tuple[InputKind, ...] = get_args(InputKind)
+
+_LARGE = 1500 * 1500
+"""Pixels beyond which an image is rather a scene that lost its georeference."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What was found.
+
+    Attributes:
+        entries: Scenes and images in order.
+        warnings: What the user should know, one line each.
+    """
+
+    entries: tuple[Scene | ImageSource, ...]
+    warnings: tuple[str, ...]
+
+
+def find_inputs(
+    names: Sequence[str],
+    *,
+    open_scene: Callable[[str], Scene],
+    open_image: Callable[[Path], ImageSource],
+    suffixes: Collection[str],
+    kind: InputKind = "auto",
+) -> Inputs:
+    """Scenes and images for files and folders.
+
+    Args:
+        names: As the user gave them.
+        open_scene: Makes a scene of a name.
+        open_image: Makes an image of a path, without reading it.
+        suffixes: Of files that are taken from folders, lower case with the dot.
+        kind: ``auto`` decides by the rule above; ``scene`` and ``image`` say what every file is.
+
+    Raises:
+        OptionError: Something does not exist, or a folder holds nothing to read; all are named.
+        SceneError: A scene cannot be opened, or its RGB cannot be told.
+    """
+    if kind not in INPUT_KINDS:
+        raise OptionError(f"kind is {kind!r}, expected one of {', '.join(INPUT_KINDS)}")
+    found: list[str] = []
+    problems = []
+    for name in names:
+        if not Path(name).is_dir() or _is_product(Path(name)):
+            found.append(name)
+            continue
+        inside = [os.fspath(path) for path in _walk(Path(name), suffixes)]
+        if not inside:
+            problems.append(f"{name} holds no file that ends in {', '.join(sorted(suffixes))}, and no .SAFE folder")
+        found += inside
+    if problems:
+        raise OptionError("; ".join(problems))
+    entries: list[Scene | ImageSource] = []
+    large: list[str] = []
+    for name in found:
+        if _is_scene(name, kind, large):
+            entries.append(open_scene(name))
+        else:
+            entries.append(open_image(Path(name)))
+    return Inputs(tuple(entries), tuple(_warnings(large)))
+
+
+def _warnings(large: Sequence[str]) -> Iterator[str]:
+    if large:
+        others = f"; so do {len(large) - 1} others of more than {_LARGE} px" if len(large) > 1 else ""
+        yield f"{large[0]} and no place on a map: it becomes one record{others}; --as scene cuts it into tiles"
+
+
+def _is_product(folder: Path) -> bool:
+    """Whether a folder is a Sentinel-2 product."""
+    return folder.suffix.upper() == ".SAFE" or any(folder.glob("*MTD_*.xml"))
+
+
+def _walk(folder: Path, suffixes: Collection[str]) -> Iterator[Path]:
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            if _is_product(entry):
+                yield entry
+            else:
+                yield from _walk(entry, suffixes)
+        elif entry.suffix.lower() in suffixes:
+            yield entry
+
+
+def _is_scene(name: str, kind: InputKind, large: list[str]) -> bool:
+    """Whether ``name`` is a scene; notes an image in ``large`` that is as large as one."""
+    path = Path(name)
+    if kind == "scene" or path.is_dir() or not path.exists():
+        return True  # what does not exist is GDAL's name of something, or an error that opening it explains
+    if kind == "image":
+        return False
+    try:
+        with warnings.catch_warnings(), rasterio.Env():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            dataset = rasterio.open(name)
+    except RasterioError:
+        return False
+    with dataset:
+        if dataset.crs or not dataset.transform.is_identity or dataset.gcps[0] or dataset.count == 0:
+            return True
+        if dataset.width * dataset.height > _LARGE:
+            large.append(f"{name} has {dataset.width} x {dataset.height} px")
+    return False
