@@ -1,0 +1,130 @@
+"""``rsedge classify``: scenes → a class per tile, chosen from labels in words, without training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rsedge.cli import options
+from rsedge.cli.outputs import report, resumable, save_config
+from rsedge.cli.progress import tile_progress
+
+
+@click.command("classify")
+@click.argument("scenes", nargs=-1, required=True)
+@click.option("--labels", required=True, help="Classes with commas, or a UTF-8 file with one per line.")
+@options.embedder
+@click.option(
+    "--template",
+    "templates",
+    multiple=True,
+    metavar="TEXT",
+    help='Prompt with {} or {category}; several are averaged.  [default: "An aerial photograph of {category}"]',
+)
+@click.option("--ensemble", is_flag=True, help="Average five wordings of the prompt.")
+@click.option("--top", type=click.IntRange(min=1), default=1, show_default=True, help="Classes named per tile.")
+@click.option("-o", "--output", help="File, or - for stdout.  [default: SCENE.classes.geojson in this folder]")
+@click.option("--format", "file_format", help="geojson, geojsonl, csv or parquet.  [default: by the suffix]")
+@click.option(
+    "--raster",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="GeoTIFF too, a pixel per tile; of one scene.",
+)
+@options.tiling
+@options.device
+@options.threads
+@options.batch_size
+@options.overwrite
+@options.as_json
+@options.config
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    scenes: tuple[str, ...],
+    labels: str,
+    model: Path | None,
+    templates: tuple[str, ...],
+    ensemble: bool,
+    top: int,
+    output: str | None,
+    file_format: str | None,
+    raster: Path | None,
+    tile_size: int,
+    overlap: int,
+    edge: Any,
+    max_nodata: float,
+    bands: tuple[int, int, int] | None,
+    boa_offset: int | None,
+    nodata: float | None,
+    readers: int,
+    device: str,
+    threads: int | None,
+    batch_size: int | None,
+    overwrite: bool,
+    as_json: bool,
+) -> int:
+    """Find the class of every tile of each SCENE, among labels in words.
+
+    Each label is put into a prompt; a tile is of the class whose prompt it is most similar to, and its probability is
+    the model's own. The output appears when it is whole; until then finished tiles are kept in OUTPUT.journal, and the
+    same command goes on after an interruption. Tiles that cannot be read are recorded, and the exit code is 3.
+    """
+    from contextlib import ExitStack
+
+    from rsedge.runtime.classify import Classifier, run
+    from rsedge.runtime.embedder import Embedder
+    from rsedge.runtime.prompts import ENSEMBLE, TEMPLATES, check_labels, overlong, prompts, read_labels
+    from rsedge.runtime.scene import Scene
+
+    if ensemble and templates:
+        raise click.UsageError("--ensemble has templates of its own: leave --template out")
+    chosen = ENSEMBLE if ensemble else templates or TEMPLATES
+    # Before a model is opened, so that a slip is told at once.
+    classes = read_labels(labels)
+    check_labels(classes)
+    texts = [text for label in classes for text in prompts(label, chosen)]
+    with ExitStack() as stack:
+        opened = [
+            stack.enter_context(Scene.open(scene, bands=bands, boa_offset=boa_offset, nodata=nodata))
+            for scene in scenes
+        ]
+        if output is None:
+            if len(opened) > 1:
+                message = f"{len(opened)} scenes go into one output: name it with -o, such as -o all.geojson"
+                raise click.UsageError(message)
+            output = f"{opened[0].name}.classes.geojson"
+        for scene in opened:
+            options.note(f"{scene.name}: {scene.width} x {scene.height} px, {scene.bands_reason}; {scene.rule}")
+        bundle = options.chosen_embedder(model)
+        embedder = Embedder.load(bundle, device=device, threads=threads, batch_size=batch_size)
+        for text in overlong(texts, embedder.token_ids):
+            options.warn(f"the model reads only the beginning of {text!r}: use a shorter label or template")
+        settings = {"device": embedder.device, "batch_size": embedder.batch_size}
+        with resumable(output), tile_progress() as progress:
+            summary = run(
+                opened,
+                Classifier.make(embedder, classes, templates=chosen),
+                output,
+                top=top,
+                raster=raster,
+                tile_size=tile_size,
+                overlap=overlap,
+                edge=edge,
+                max_nodata=max_nodata,
+                readers=readers,
+                format=file_format,
+                overwrite=overwrite,
+                settings=settings,
+                progress=progress,
+            )
+    if output != "-":
+        # The default model may be another tomorrow.
+        save_config(ctx, Path(output), {**settings, "model": str(bundle)})
+    code = report(summary, "classified", embedder.device, embedder.device_reason, as_json=as_json)
+    if not as_json and summary.classes:
+        found = sorted(summary.classes.items(), key=lambda item: -item[1])
+        options.note(", ".join(f"{label} {count}" for label, count in found if count) or "no tile has a class")
+    return code

@@ -1,0 +1,147 @@
+"""``rsedge locate``: where in a scene is what a text names, as a heat map."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rsedge.cli import options
+from rsedge.cli.outputs import SOME_TILES_FAILED, save_config
+from rsedge.cli.progress import tile_progress
+
+if TYPE_CHECKING:
+    from rsedge.runtime.locate import HeatMap
+
+
+@click.command("locate")
+@click.argument("scene")
+@click.option("--text", "texts", multiple=True, required=True, help="What to look for; a band and a panel for each.")
+@click.option(
+    "--contrast",
+    "contrasts",
+    multiple=True,
+    metavar="TEXT",
+    help="What else is there; with it values are a text's probability against all contrasts, else similarities.",
+)
+@options.embedder
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="GeoTIFF.  [default: SCENE.heat.tif in this folder]",
+)
+@click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="Picture too: the heat over the scene.")
+@click.option("--window", type=click.IntRange(min=1), default=224, show_default=True, help="Source pixels.")
+@click.option(
+    "--stride",
+    type=click.IntRange(min=1),
+    default=56,
+    show_default=True,
+    help="Source pixels between windows, and per cell of the map.",
+)
+@options.reading
+@options.device
+@options.threads
+@options.batch_size
+@options.overwrite
+@options.as_json
+@options.config
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    scene: str,
+    texts: tuple[str, ...],
+    contrasts: tuple[str, ...],
+    model: Path | None,
+    output: Path | None,
+    png: Path | None,
+    window: int,
+    stride: int,
+    max_nodata: float,
+    bands: tuple[int, int, int] | None,
+    boa_offset: int | None,
+    nodata: float | None,
+    readers: int,
+    device: str,
+    threads: int | None,
+    batch_size: int | None,
+    overwrite: bool,
+    as_json: bool,
+) -> int:
+    """Find what texts name in SCENE: a GeoTIFF with a band per text, as large where the scene fits it better.
+
+    Overlapping windows are compared with the texts, which the model reads as they are: try "an airport" or "an aerial
+    photograph of an airport". Windows that cannot be read are left out, and the exit code is 3.
+    """
+    import time
+
+    from rsedge.runtime.embedder import Embedder
+    from rsedge.runtime.locate import LocateOptions, check_texts, locate
+    from rsedge.runtime.overlay import write_overlay
+    from rsedge.runtime.prompts import overlong
+    from rsedge.runtime.rasters import check_outputs
+    from rsedge.runtime.scene import Scene
+
+    # Before a model is opened, so that a slip is told at once.
+    LocateOptions(window=window, stride=stride, max_nodata=max_nodata, readers=readers)
+    check_texts(texts, contrasts)
+    opened = Scene.open(scene, bands=bands, boa_offset=boa_offset, nodata=nodata)
+    output = output or Path(f"{opened.name}.heat.tif")
+    check_outputs({output: (".tif", ".tiff"), **({png: (".png",)} if png else {})}, overwrite=overwrite)
+    options.note(f"{opened.name}: {opened.width} x {opened.height} px, {opened.bands_reason}; {opened.rule}")
+    for warning in opened.warnings:
+        options.warn(warning)
+    bundle = options.chosen_embedder(model)
+    embedder = Embedder.load(bundle, device=device, threads=threads, batch_size=batch_size)
+    for text in overlong([*texts, *contrasts], embedder.token_ids):
+        options.warn(f"the model reads only the beginning of {text!r}: use a shorter text")
+    began = time.monotonic()
+    with tile_progress() as progress:
+        found = locate(
+            embedder,
+            opened,
+            texts,
+            contrasts=contrasts,
+            window=window,
+            stride=stride,
+            max_nodata=max_nodata,
+            readers=readers,
+            progress=progress,
+        )
+    found.write(output)
+    if png:
+        write_overlay(png, found)
+    settings = {"device": embedder.device, "batch_size": embedder.batch_size, "model": str(bundle)}
+    save_config(ctx, output, settings)
+    values = {
+        "output": str(output),
+        "png": png and str(png),
+        **found.summary(),
+        "seconds": round(time.monotonic() - began, 3),
+        "device": embedder.device,
+        "device_reason": embedder.device_reason,
+    }
+    if as_json:
+        click.echo(json.dumps(values))
+    else:
+        _say(found, values)
+    return SOME_TILES_FAILED if found.read_errors else 0
+
+
+def _say(found: HeatMap, values: dict[str, Any]) -> None:
+    left_out = found.windows - found.seen - found.read_errors
+    outputs = " and ".join(name for name in (values["output"], values["png"]) if name)
+    options.note(
+        f"{outputs}: {found.windows} windows ({left_out} without data, {found.read_errors} unreadable); "
+        f"{values['seconds']:.1f} s on {values['device']}"
+    )
+    for best in values["texts"]:
+        if best["value"] is None:
+            options.note(f"{best['text']}: no value anywhere")
+        else:
+            place = f"row {best['row']:.0f}, column {best['col']:.0f}"
+            options.note(f"{best['text']}: {found.quantity} up to {best['value']}, best at {place}")
