@@ -42,6 +42,7 @@ docs: setup
 	$(BIN)/python tools/cli_reference.py
 	$(BIN)/python tools/layout.py
 	$(BIN)/python tools/readme_figures.py
+	$(BIN)/python tools/results.py
 
 # About an hour on two cores; goes on where it was interrupted.
 builtin-model: setup

@@ -1,4 +1,4 @@
-"""Export a remote-sensing captioner once, then caption whole scenes on an edge device.
+"""Export a remote-sensing model once, then caption, embed and search whole scenes on an edge device.
 
 The public names load on first use, so that ``import rsedge`` stays as cheap as the standard library.
 """
@@ -10,17 +10,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rsedge.runtime.captioner import Captioner
+    from rsedge.runtime.classify import Classifier
+    from rsedge.runtime.embedder import Embedder
+    from rsedge.runtime.index import Index
+    from rsedge.runtime.locate import locate
     from rsedge.runtime.records import Caption, TileRecord
     from rsedge.runtime.scene import Scene
 
 __version__ = "0.1.0"
-__all__ = ["Caption", "Captioner", "Scene", "TileRecord", "__version__"]
+__all__ = ["Caption", "Captioner", "Classifier", "Embedder", "Index", "Scene", "TileRecord", "__version__", "locate"]
 
 _HOMES = {
     "Caption": "rsedge.runtime.records",
     "Captioner": "rsedge.runtime.captioner",
+    "Classifier": "rsedge.runtime.classify",
+    "Embedder": "rsedge.runtime.embedder",
+    "Index": "rsedge.runtime.index",
     "Scene": "rsedge.runtime.scene",
     "TileRecord": "rsedge.runtime.records",
+    "locate": "rsedge.runtime.locate",
 }
 
 

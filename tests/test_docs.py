@@ -45,3 +45,8 @@ def test_public_names_exist():
     for name in rsedge.__all__:
         assert getattr(rsedge, name)
     assert set(rsedge.__all__) <= set(dir(rsedge))
+
+
+def test_the_results_page_is_what_the_benchmark_wrote():
+    result = subprocess.run([sys.executable, "tools/results.py", "--check"], cwd=ROOT, check=False)
+    assert result.returncode == 0

@@ -19,11 +19,15 @@ from rsedge.errors import RsedgeError
 COMMANDS = {
     "back-translate": "Reword the captions of a set by translating them there and back.",
     "caption": "Caption every tile of a scene, in map coordinates.",
+    "classify": "Find the class of every tile, among labels in words.",
     "config": "Show and change your settings, such as the default model.",
     "demo": "Make a scene and caption it with the built-in model, offline.",
+    "embed": "Embed every tile of a scene, and images, as GeoParquet.",
     "evaluate": "Score captions, zero-shot classes or retrieval of a checkpoint or bundle.",
-    "export": "Export a BLIP checkpoint to a bundle, proved against torch.",
+    "export": "Export a checkpoint to a bundle, proved against torch.",
     "import-rsdix": "Turn a published RSDiX checkpoint into Hugging Face layout.",
+    "locate": "Find where in a scene is what a text names, as a heat map.",
+    "search": "Find tiles by text, image or tile, in embeddings.",
     "train": "Fine-tune a captioner or a dual encoder on images and captions.",
     "tune": "Search a recipe's settings, or find a learning rate to start from.",
 }

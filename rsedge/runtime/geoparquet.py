@@ -156,7 +156,9 @@ class TableWriter:
             _NoSeek(stream),
             schema,
             version="2.6",
-            compression="zstd",
+            compression=_compression(schema),
+            data_page_version="2.0",  # values start at a known place: a search reads them without decoding
+            data_page_size=64 << 20,
             use_dictionary=names,
             write_statistics=counted,
             store_schema=False,
@@ -245,6 +247,14 @@ class EmbeddingsWriter:
     def finish(self) -> None:
         """Write the last rows and the footer."""
         self._table.finish()
+
+
+def _compression(schema: pa.Schema) -> dict[str, str]:
+    """Zstandard but for embeddings, which it makes 8 % smaller and many times slower to read."""
+    leaves = [name for name in schema.names if name not in ("bbox", "embedding")]
+    leaves += [f"bbox.{corner}" for corner in _CORNERS]
+    plain = {"embedding.list.element": "none"} if "embedding" in schema.names else {}
+    return {**dict.fromkeys(leaves, "zstd"), **plain}
 
 
 class _NoSeek:

@@ -5,7 +5,7 @@
 - Every other file is an image: one record, the whole of it brought to the model's size. A file that cannot be opened
   is an image too, and its record says why.
 - A folder stands for all it holds, at any depth, in the order of the names: files whose suffix is that of an image,
-  and ``.SAFE`` folders. Hidden names are left out.
+  and ``.SAFE`` folders. Hidden names are left out, and so are links back to a folder they lie in.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import rasterio
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
-from rsedge.errors import OptionError
+from rsedge.errors import OptionError, SceneError
 
 if TYPE_CHECKING:
     from rsedge.runtime.scene import Scene
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 InputKind = Literal["auto", "scene", "image"]
 INPUT_KINDS: tuple[InputKind, ...] = get_args(InputKind)
 
+_SHOWN = 8  # problems that are told in full
 _LARGE = 1500 * 1500
 """Pixels beyond which an image is rather a scene that lost its georeference."""
 
@@ -65,7 +66,7 @@ def find_inputs(
 
     Raises:
         OptionError: Something does not exist, or a folder holds nothing to read; all are named.
-        SceneError: A scene cannot be opened, or its RGB cannot be told.
+        SceneError: Scenes cannot be opened, or their RGB cannot be told; all are named.
     """
     if kind not in INPUT_KINDS:
         raise OptionError(f"kind is {kind!r}, expected one of {', '.join(INPUT_KINDS)}")
@@ -83,11 +84,18 @@ def find_inputs(
         raise OptionError("; ".join(problems))
     entries: list[Scene | ImageSource] = []
     large: list[str] = []
+    unusable: list[str] = []
     for name in found:
-        if _is_scene(name, kind, large):
-            entries.append(open_scene(name))
-        else:
+        if not _is_scene(name, kind, large):
             entries.append(open_image(Path(name)))
+            continue
+        try:
+            entries.append(open_scene(name))
+        except SceneError as error:
+            unusable.append(str(error))
+    if unusable:
+        more = [f"and {len(unusable) - _SHOWN} more"] if len(unusable) > _SHOWN else []
+        raise SceneError("\n".join([*unusable[:_SHOWN], *more]))
     return Inputs(tuple(entries), tuple(_warnings(large)))
 
 
@@ -102,7 +110,10 @@ def _is_product(folder: Path) -> bool:
     return folder.suffix.upper() == ".SAFE" or any(folder.glob("*MTD_*.xml"))
 
 
-def _walk(folder: Path, suffixes: Collection[str]) -> Iterator[Path]:
+def _walk(folder: Path, suffixes: Collection[str], above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    real = folder.resolve()
+    if real in above:  # a link led back here
+        return
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith("."):
             continue
@@ -110,7 +121,7 @@ def _walk(folder: Path, suffixes: Collection[str]) -> Iterator[Path]:
             if _is_product(entry):
                 yield entry
             else:
-                yield from _walk(entry, suffixes)
+                yield from _walk(entry, suffixes, above | {real})
         elif entry.suffix.lower() in suffixes:
             yield entry
 

@@ -89,7 +89,7 @@ class CsvWriter:
         """Append records."""
         for record in records:
             values = record.to_dict() | {"geometry": wkt(record.geometry)}
-            self._row([_cell(value) for value in values.values()])
+            self._row([cell(value) for value in values.values()])
 
     def finish(self) -> None:
         """Nothing closes the format."""
@@ -243,7 +243,7 @@ def _feature(record: TileRecord) -> bytes:
     return json.dumps(feature, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
-def _cell(value: Any) -> Any:
+def cell(value: Any) -> Any:
     """A CSV cell: text can neither start a formula nor break a line."""
     if not isinstance(value, str):
         return value

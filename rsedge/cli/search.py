@@ -1,0 +1,214 @@
+"""``rsedge search``: the tiles most similar to a text, an image or another tile."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rsedge.cli import options
+
+if TYPE_CHECKING:
+    from rsedge.runtime.hits import Hit
+    from rsedge.runtime.index import Index
+
+_MISSING = "give one of --text, --image or --tile (or --build-index, --measure-recall)"
+
+
+class Box(click.ParamType):  # type: ignore[type-arg]  # generic only in newer click
+    """``W,S,E,N``, or a list of four numbers from a configuration file."""
+
+    name = "W,S,E,N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Four numbers."""
+        try:
+            west, south, east, north = (float(part) for part in (value.split(",") if isinstance(value, str) else value))
+        except (TypeError, ValueError):
+            self.fail(f"{value!r}: give west, south, east, north in degrees, such as 14.2,45.9,14.8,46.2", param, ctx)
+        return west, south, east, north
+
+
+class TileName(click.ParamType):  # type: ignore[type-arg]
+    """``SCENE:ROW:COL``; a scene's name may hold colons itself."""
+
+    name = "SCENE:ROW:COL"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Scene, row and column."""
+        if isinstance(value, tuple):
+            return value
+        scene, _, place = str(value).rpartition(":")
+        scene, _, row = scene.rpartition(":")
+        if not scene or not (row.isdecimal() and place.isdecimal()):
+            self.fail(f"{value!r}: give a scene, a row and a column, such as S2A_33TVM:12:7", param, ctx)
+        return scene, int(row), int(place)
+
+
+@click.command("search")
+@click.argument("embeddings", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--text", help="What to look for, in words.")
+@click.option("--image", type=click.Path(path_type=Path), help="Image file to look for the like of.")
+@click.option("--tile", type=TileName(), help="Tile of EMBEDDINGS to look for the like of.")
+@options.embedder
+@click.option("--top", type=click.IntRange(min=1), default=20, show_default=True, help="Hits, at most.")
+@click.option("--bbox", type=Box(), help="Only tiles that touch this box, in degrees; W > E crosses 180.")
+@click.option("--since", help="Only tiles acquired then or later: a date or time, UTC.")
+@click.option("--until", help="Only tiles acquired then or earlier; a date includes its day.")
+@click.option("--max-cloud", type=click.FloatRange(0, 1), help="Only tiles with a known cloud share up to this.")
+@click.option("--where", help="Condition on columns, such as \"scene like 'S2A%' and row in (1, 2)\".")
+@click.option("-o", "--output", help="GeoJSON, GeoJSON lines or CSV by the suffix, or - for lines on stdout.")
+@click.option("--sheet", type=click.Path(path_type=Path), help="PNG with the pixels of the hits.")
+@click.option(
+    "--pixels-from", multiple=True, type=click.Path(path_type=Path), help="Folder with the scenes, for --sheet."
+)
+@click.option(
+    "--approximate/--exact",
+    default=None,
+    help="Use the index made by --build-index, or compare every tile.  [default: a large file's index if it has one]",
+)
+@click.option("--build-index", is_flag=True, help="Make an index beside each file, for --approximate.")
+@click.option("--measure-recall", is_flag=True, help="How many of the exact hits the index finds, for 100 tiles.")
+@options.device
+@options.threads
+@options.overwrite
+@options.as_json
+@options.config
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    embeddings: tuple[Path, ...],
+    text: str | None,
+    image: Path | None,
+    tile: tuple[str, int, int] | None,
+    model: Path | None,
+    top: int,
+    bbox: tuple[float, float, float, float] | None,
+    since: str | None,
+    until: str | None,
+    max_cloud: float | None,
+    where: str | None,
+    output: str | None,
+    sheet: Path | None,
+    pixels_from: tuple[Path, ...],
+    approximate: bool | None,
+    build_index: bool,
+    measure_recall: bool,
+    device: str,
+    threads: int | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Find the tiles of EMBEDDINGS (files or folders made by rsedge embed) most similar to a query.
+
+    A text or an image needs the bundle that made the embeddings (-m); a tile of theirs needs none. Without -o the
+    hits are listed. A score is the cosine of the query and the tile, 1 at most.
+    """
+    query = [flag for flag, given in (("--text", text), ("--image", image), ("--tile", tile)) if given is not None]
+    on_index = [flag for flag, given in (("--build-index", build_index), ("--measure-recall", measure_recall)) if given]
+    _check_use(ctx, query, on_index)
+    from rsedge.runtime.hits import check_output, parse_format, write_hits
+    from rsedge.runtime.index import Index
+
+    for target in (output, sheet):
+        if target is not None and target != "-":
+            check_output(target, overwrite=overwrite)
+    if output is not None:
+        parse_format(output)
+    index = Index.open(*embeddings)
+    if on_index:
+        _on_index(index, build=build_index, measure=measure_recall, top=top, as_json=as_json)
+        return
+    from rsedge.runtime.filters import Filters
+
+    chosen = Filters(bbox=bbox, since=since, until=until, max_cloud=max_cloud, where=where)
+    values: dict[str, Any] = {"text": text, "tile": tile}
+    if tile is None:
+        from rsedge.runtime.embedder import Embedder
+
+        values["embedder"] = Embedder.load(options.chosen_embedder(model), device=device, threads=threads)
+        index.check_model(values["embedder"])
+        values["image"] = _pixels(image) if image is not None else None
+    hits = index.search(**values, top=top, filters=chosen, approximate=approximate, threads=threads)
+    if output is not None:
+        write_hits(output, hits, overwrite=overwrite)
+    if sheet is not None:
+        _write_sheet(sheet, hits, pixels_from)
+    _report(index, hits, output, sheet, as_json=as_json)
+
+
+def _check_use(ctx: click.Context, query: list[str], on_index: list[str]) -> None:
+    """Refuse options that have no part in what is asked for."""
+    if not on_index and len(query) != 1:
+        raise click.UsageError(f"{' and '.join(query)} were given: one query at a time" if query else _MISSING)
+    default = click.core.ParameterSource.DEFAULT
+    given = {name: ctx.get_parameter_source(name) not in (default, None) for name in ctx.params}
+    flags = {str(each.name): "/".join([each.opts[-1], *each.secondary_opts]) for each in ctx.command.params}
+
+    def refuse(idle: Iterable[str], reason: str) -> None:
+        if wrong := [flags[name] for name in idle if given[name]]:
+            raise click.UsageError(f"{reason}: leave out {', '.join(wrong)}")
+
+    if on_index:
+        used = {"embeddings", "as_json", *(name.lstrip("-").replace("-", "_") for name in on_index)}
+        used |= {"top"} if "--measure-recall" in on_index else set()
+        refuse((name for name in given if name not in used), f"{' and '.join(on_index)} searches for nothing")
+    if "--tile" in query:
+        refuse(("model", "device"), "--tile takes its embedding from the file and needs no model")
+    if not given["sheet"]:
+        refuse(("pixels_from",), "without --sheet there is no picture")
+
+
+def _pixels(image: Path) -> Any:
+    from rsedge.datasets.images import FileImage
+
+    return FileImage(image).read()
+
+
+def _on_index(index: Index, *, build: bool, measure: bool, top: int, as_json: bool) -> None:
+    """Make indexes, and measure them."""
+    from rsedge.cli.progress import image_progress
+
+    summary: dict[str, Any] = {"tiles": index.rows}
+    if build:
+        with image_progress() as progress:
+            summary["indexes"] = [str(path) for path in index.build_approximate(progress=progress)]
+        for path in summary["indexes"]:
+            options.note(f"index: {path}")
+    if measure:
+        summary |= {"top": top, "recall": round(index.measure_recall(top=top), 4)}
+        if not as_json:
+            click.echo(f"recall of the index: {summary['recall']:.2%} of the {top} nearest tiles")
+    if as_json:
+        click.echo(json.dumps(summary))
+
+
+def _write_sheet(sheet: Path, hits: list[Hit], folders: tuple[Path, ...]) -> None:
+    from rsedge.runtime.search_sheet import write_hit_sheet
+
+    if not hits:
+        options.warn(f"{sheet} is not written: nothing was found")
+    elif without := write_hit_sheet(sheet, hits, folders=folders):
+        options.warn(f"{without} of {len(hits)} hits on {sheet} have no pixels: name their folder with --pixels-from")
+
+
+def _report(index: Index, hits: list[Hit], output: str | None, sheet: Path | None, *, as_json: bool) -> None:
+    """The hits as a list where they go nowhere else, or a summary."""
+    if as_json:
+        summary = {"output": output, "sheet": sheet and str(sheet), "tiles": index.rows, "model": index.info.model}
+        listed = [{**hit.properties(), "geometry": hit.record.geometry} for hit in hits] if output is None else None
+        values = {**summary, "hits": len(hits), **({"found": listed} if listed is not None else {})}
+        click.echo(json.dumps(values), err=output == "-")
+        return
+    if output is None:
+        for hit in hits:
+            record = hit.record
+            caption = f"  {record.caption}" if record.caption else ""
+            click.echo(f"{hit.rank:4}  {hit.score:7.4f}  {record.scene}:{record.row}:{record.col}{caption}")
+    best = f", best {hits[0].score:.4f}" if hits else ""
+    where = f"{output}: " if output not in (None, "-") else ""
+    options.note(f"{where}{len(hits)} hits among {index.rows} tiles{best}")

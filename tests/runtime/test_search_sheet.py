@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rsedge.errors import OptionError
+from rsedge.runtime import search_sheet
+from rsedge.runtime.index import Index
+from rsedge.runtime.search_sheet import write_hit_sheet
+from tests.runtime.search_files import unit_vectors, write_file
+from tests.scenes import pixels, write
+
+
+@pytest.fixture
+def cards(monkeypatch):
+    """What is put on the sheet."""
+    seen = []
+
+    def write_sheet(path, tiles, *, columns):
+        seen.extend(tiles)
+        return real(path, tiles, columns=columns)
+
+    real = search_sheet.write_sheet
+    monkeypatch.setattr(search_sheet, "write_sheet", write_sheet)
+    return seen
+
+
+def search(path, **options):
+    return Index.open(path).search(np.ones(4), **options)
+
+
+def test_pixels_come_from_the_scene_and_each_card_says_rank_score_and_place(tmp_path, cards):
+    data = pixels(3, 36, 36)
+    (tmp_path / "scenes" / "deep").mkdir(parents=True)
+    write(tmp_path / "scenes" / "deep" / "a.tif", data)
+    (tmp_path / "scenes" / "deep" / "a.json").write_text("{}")
+    hits = search(
+        write_file(
+            tmp_path / "a.parquet",
+            unit_vectors(25, 4),
+            row=[k // 5 for k in range(25)],
+            col=[k % 5 for k in range(25)],
+            row_off=[k // 5 * 8 for k in range(25)],
+            col_off=[k % 5 * 8 for k in range(25)],
+            width=[4 if k % 5 == 4 else 8 for k in range(25)],
+        ),
+        top=25,
+    )
+    assert write_hit_sheet(tmp_path / "hits.png", hits, folders=[tmp_path / "scenes"]) == 0
+    assert Image.open(tmp_path / "hits.png").format == "PNG"
+    for hit, (image, record) in zip(hits, cards, strict=True):
+        top, left, width = hit.record.row_off, hit.record.col_off, hit.record.width
+        stored = data[:, top : top + 8, left : left + width].transpose(1, 2, 0)
+        height = stored.shape[0]
+        assert np.array_equal(image[:height, :width], stored)
+        assert not image[:, width:].any(), "an edge tile keeps its shape"
+        assert record.caption.startswith(f"#{hit.rank} · {hit.score:.4f} · ")
+        assert "°N" in record.caption
+        assert record.caption.endswith(" · a")
+
+
+def test_scenes_are_found_where_they_were_and_beside_the_embeddings(tmp_path, cards):
+    data = pixels(3, 8, 8)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    there = write(elsewhere / "other-name.tif", data)
+    vectors = unit_vectors(1, 4)
+    write_hit_sheet(tmp_path / "x.png", search(write_file(tmp_path / "a.parquet", vectors, path=[str(there)])))
+    write(tmp_path / "b.tif", data)
+    write_hit_sheet(tmp_path / "x.png", search(write_file(tmp_path / "b.parquet", vectors)))
+    assert len(cards) == 2
+    assert all(np.array_equal(image, data.transpose(1, 2, 0)) for image, _ in cards)
+
+
+def test_a_card_without_pixels_says_why(tmp_path, cards):
+    vectors = unit_vectors(1, 4)
+    hits = search(write_file(tmp_path / "a.parquet", vectors))
+    assert write_hit_sheet(tmp_path / "x.png", hits) == 1
+    (tmp_path / "a.tif").write_bytes(b"not a raster")
+    assert write_hit_sheet(tmp_path / "x.png", hits) == 1
+    small = search(write_file(tmp_path / "b.parquet", vectors, row_off=[99]))
+    write(tmp_path / "b.tif", pixels(3, 8, 8))
+    assert write_hit_sheet(tmp_path / "x.png", small) == 1
+    texts = [record.caption for _, record in cards]
+    assert "pixels not found: --pixels-from FOLDER" in texts[0]
+    assert "pixels cannot be read" in texts[1]
+    assert "b is smaller than when it was embedded" in texts[2]
+    assert all(image is None for image, _ in cards)
+
+
+def test_what_cannot_be_shown_is_refused(tmp_path):
+    hits = search(write_file(tmp_path / "a.parquet", unit_vectors(1, 4)))
+    with pytest.raises(OptionError, match="no hits"):
+        write_hit_sheet(tmp_path / "x.png", [])
+    with pytest.raises(OptionError, match="nowhere is no folder"):
+        write_hit_sheet(tmp_path / "x.png", hits, folders=[tmp_path / "nowhere"])

@@ -1,0 +1,175 @@
+"""Write docs/results.md from the results of bench/; with --check only say if it is what it would be."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "results.md"
+RESULTS = ROOT / "bench" / "results"
+
+_NAMES = {"blip": "BLIP", "clip": "CLIP", "clipcap": "CLIPCap"}
+_COLUMNS = {
+    "captions": {
+        "bleu_1": "BLEU-1",
+        "bleu_4": "BLEU-4",
+        "rouge_l": "ROUGE-L",
+        "cider_d": "CIDEr-D",
+        "identical_captions": "same caption as the checkpoint",
+    },
+    "retrieval": {
+        "i2t_1": "image → text R@1",
+        "i2t_5": "R@5",
+        "i2t_10": "R@10",
+        "t2i_1": "text → image R@1",
+        "t2i_5": "R@5",
+        "t2i_10": "R@10",
+        "mean_recall": "mean",
+    },
+    "zero-shot": {"top_1": "top-1", "top_3": "top-3", "top_5": "top-5", "top_10": "top-10"},
+}
+_ROWS = {
+    "checkpoint": "checkpoint, torch fp32",
+    "fp32": "bundle, fp32",
+    "fp16": "bundle, fp16",
+    "int8": "bundle, int8",
+    "chance": "chance",
+    "most_frequent": "most frequent training caption",
+    "consensus": "training caption most like the others",
+}
+
+
+def page() -> str:
+    """The page's text."""
+    values = read("rsicd")
+    lines = [
+        "# Results",
+        "",
+        *_paragraph(
+            "Small models trained from scratch on RSICD's training images, measured on its validation images: what the "
+            "code reaches on a CPU in minutes, not what the models can do. `python bench/rsicd.py --data RSICD --work "
+            f"RUNS` runs the commands shown; this page is made from `bench/results/` by `make docs`. {_where(values)} "
+            "The full-size recipes never ran: no GPU was at hand. What the built-in model is worth stands on its card, "
+            "`rsedge/builtin/sentinel2-rgb.rsedge/README.md`."
+        ),
+    ]
+    for family, name in _NAMES.items():
+        lines += ["", f"## {name}", "", *_family(values[family])]
+    return "\n".join([*lines, "", *_through_the_commands(), "", *_parity(), "", *_search_speed(), ""])
+
+
+def read(name: str) -> dict[str, Any]:
+    """One benchmark's results."""
+    values: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return values
+
+
+def _where(values: dict[str, Any]) -> str:
+    machine = values["machine"]
+    instructions = ", ".join(machine["instructions"])
+    return f"{machine['cores']} cores of an {machine['cpu']} ({instructions}), {machine['date']}."
+
+
+def _paragraph(text: str) -> list[str]:
+    return textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False)
+
+
+def _through_the_commands() -> Iterable[str]:
+    found = read("rsicd_search")
+    yield from ("## The same figures through search and classify", "")
+    yield from _paragraph(
+        "The CLIP above as fp32 bundle: every validation caption searched in the file that `rsedge embed` wrote, and "
+        "the "
+        "first class of `rsedge classify`, against `rsedge evaluate` on the checkpoint (`bench/rsicd_search.py`). "
+        "`classify` reads the JPEG files with GDAL, evaluation with Pillow, which decode them a little differently."
+    )
+    yield from ("", "| | R@1 | R@5 | R@10 | top-1 |", "| --- | ---: | ---: | ---: | ---: |")
+    for title, search, classes in (
+        ("`rsedge evaluate`, checkpoint", "evaluate_retrieval", "evaluate_zero_shot"),
+        ("`rsedge search`, `rsedge classify`, bundle", "search", "classify"),
+    ):
+        recalls = " | ".join(f"{found[search][f't2i_{k}']:.4f}" for k in (1, 5, 10))
+        yield f"| {title} | {recalls} | {found[classes]['top_1']:.4f} |"
+
+
+def _parity() -> Iterable[str]:
+    found = read("embed_parity")
+    yield from ("## Embeddings against transformers", "")
+    yield from _paragraph(
+        f"Smallest cosine ({found['note']}), and in brackets the smallest once the mean embedding is taken away "
+        f"(`bench/embed_parity.py`). {_where(found)}"
+    )
+    yield from ("", "| model | precision | images | texts | MB |", "| --- | --- | --- | --- | ---: |")
+    for row in found["rows"]:
+        cells = [f"{row[key]['cosine_min']:.6f} ({row[key]['centred_min']:.4f})" for key in ("images", "texts")]
+        yield f"| {row['model']} | {row['precision']} | {' | '.join(cells)} | {row['graphs_mb']:.0f} |"
+
+
+def _search_speed() -> Iterable[str]:
+    found = read("search")
+    wall, near = found["wall_s"], found["approximate"]
+    yield from ("## Search", "")
+    yield from _paragraph(
+        f"{found['rows']:,} embeddings of {found['dim']} numbers as float16 in a file of {found['file_mb']} MB: "
+        f"exact search "
+        f"takes {wall['search']:.2f} s, {wall['ratio_to_float32']:.2f} times NumPy's product of the same numbers as "
+        f"float32 in "
+        f"memory ({wall['numpy_float32_in_memory']:.2f} s), with a peak of {found['peak_rss_mb']:.0f} MB resident. "
+        f"The FAISS "
+        f"index finds {near['recall_at_20']:.1%} of the exact top 20 in {near['search_s'] * 1000:.0f} ms; these "
+        f"embeddings "
+        f"lie in clusters. Medians of {found['rounds']} rounds while other work kept the machine busy (load "
+        f"{found['load']}); "
+        f"`bench/search.py`. {_where(found)}"
+    )
+
+
+def _family(found: dict[str, Any]) -> Iterable[str]:
+    run = found["run"]
+    yield from ("```sh", found["train"], "```", "")
+    yield f"{run['steps']} steps, {run['epochs']:g} epochs, {run['images_per_second']:g} images/s."
+    for task, rows in found["tasks"].items():
+        count = rows["checkpoint"]["images"]
+        classes = f" of {rows['checkpoint']['classes']} classes" if "classes" in rows["checkpoint"] else ""
+        yield from ("", f"`rsedge evaluate {task}`, {count} validation images{classes}:", "")
+        flat = {name: row for name, row in rows.items() if name != "baselines"} | rows.get("baselines", {})
+        yield from _table(task, flat)
+
+
+def _table(task: str, rows: dict[str, dict[str, float]]) -> Sequence[str]:
+    columns = {key: title for key, title in _COLUMNS[task].items() if any(key in row for row in rows.values())}
+    lines = [f"| | {' | '.join(columns.values())} |", f"| --- |{' ---: |' * len(columns)}"]
+    for name, row in rows.items():
+        lines.append(f"| {_ROWS[name]} | {' | '.join(_cell(key, row) for key in columns)} |")
+    return lines
+
+
+def _cell(key: str, row: dict[str, float]) -> str:
+    if key not in row:
+        return ""
+    return f"{row[key]:.1%}" if key == "identical_captions" else f"{row[key]:.3f}"
+
+
+def main() -> int:
+    """Write or check the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    text = page()
+    if not options.check:
+        PAGE.write_text(text, encoding="utf-8")
+        return 0
+    if PAGE.exists() and PAGE.read_text(encoding="utf-8") == text:
+        return 0
+    print("docs/results.md does not show what is in bench/results: run 'make docs'", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
