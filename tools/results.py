@@ -113,21 +113,20 @@ def _parity() -> Iterable[str]:
 
 def _search_speed() -> Iterable[str]:
     found = read("search")
-    wall, near = found["wall_s"], found["approximate"]
-    yield from ("## Search", "")
-    yield from _paragraph(
-        f"{found['rows']:,} embeddings of {found['dim']} numbers as float16 in a file of {found['file_mb']} MB: "
-        f"exact search "
-        f"takes {wall['search']:.2f} s, {wall['ratio_to_float32']:.2f} times NumPy's product of the same numbers as "
-        f"float32 in "
-        f"memory ({wall['numpy_float32_in_memory']:.2f} s), with a peak of {found['peak_rss_mb']:.0f} MB resident. "
-        f"The FAISS "
-        f"index finds {near['recall_at_20']:.1%} of the exact top 20 in {near['search_s'] * 1000:.0f} ms; these "
-        f"embeddings "
-        f"lie in clusters. Medians of {found['rounds']} rounds while other work kept the machine busy (load "
-        f"{found['load']}); "
-        f"`bench/search.py`. {_where(found)}"
+    wall, near = found["wall_s"], found.get("approximate")
+    text = (
+        f"{found['rows']:,} embeddings of {found['dim']} numbers as float16 in a file of {found['file_mb']} MB: exact "
+        f"search takes {wall['search']:.2f} s, {wall['ratio_to_float32']:.2f} times NumPy's product of the same "
+        f"numbers as float32 in memory ({wall['numpy_float32_in_memory']:.2f} s), with a peak of {found['peak_rss_mb']:.0f} MB "
+        f"resident. Medians of {found['rounds']} rounds, load {found['load']} (`bench/search.py`). "
     )
+    if near:
+        text += (
+            f"On embeddings in clusters the FAISS index finds {near['recall_at_20']:.1%} of the exact top 20, in "
+            f"{near['search_s'] * 1000:.0f} ms. "
+        )
+    yield from ("## Search", "")
+    yield from _paragraph(text + _where(found))
 
 
 def _family(found: dict[str, Any]) -> Iterable[str]:
