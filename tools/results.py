@@ -117,8 +117,9 @@ def _search_speed() -> Iterable[str]:
     text = (
         f"{found['rows']:,} embeddings of {found['dim']} numbers as float16 in a file of {found['file_mb']} MB: exact "
         f"search takes {wall['search']:.2f} s, {wall['ratio_to_float32']:.2f} times NumPy's product of the same "
-        f"numbers as float32 in memory ({wall['numpy_float32_in_memory']:.2f} s), with a peak of {found['peak_rss_mb']:.0f} MB "
-        f"resident. Medians of {found['rounds']} rounds, load {found['load']} (`bench/search.py`). "
+        f"numbers as float32 in memory ({wall['numpy_float32_in_memory']:.2f} s), peak RSS "
+        f"{found['peak_rss_mb']:.0f} MB. Medians of {found['rounds']} rounds, "
+        f"load {found['load']} (`bench/search.py`). "
     )
     if near:
         text += (

@@ -109,6 +109,6 @@ def _refuse_scene_options(ctx: click.Context) -> None:
     if given:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise click.UsageError(
-            f"{flags} act on scenes, and nothing named here is one (a raster with a georeference): leave them out, or "
+            f"{flags}: for scenes only, and nothing named here is one (a raster with a georeference); leave out, or "
             "pass --as scene to cut images into tiles"
         )

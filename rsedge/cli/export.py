@@ -39,16 +39,22 @@ def command(
     openai/clip-vit-base-patch32. Nothing is written if the bundle's captions or embeddings stray from torch's
     beyond the tolerance of the precision.
     """
+    from importlib.util import find_spec
+
     from rsedge.errors import BackendError
 
     chosen = [name for name, given in (("fp32", fp32), ("fp16", fp16), ("int8", int8)) if given]
     if len(chosen) > 1:
         raise click.UsageError(f"--{' and --'.join(chosen)} were both given: a bundle has one precision")
     precision: Any = chosen[0] if chosen else "fp32"
+    remedy = "pip install 'rsedge[export,cpu]'"
+    # Imported only where they are used, which is after the first graphs are written.
+    if missing := [name for name in ("torch", "transformers") if find_spec(name) is None]:
+        raise BackendError(f"exporting needs {' and '.join(missing)}: {remedy}")
     try:
         from rsedge.export.convert import export
     except ImportError as error:
-        raise BackendError(f"exporting needs {error.name}: pip install 'rsedge[export,cpu]'") from error
+        raise BackendError(f"exporting needs {error.name}: {remedy}") from error
     bundle = export(
         checkpoint,
         output,

@@ -83,7 +83,7 @@ def command(
     from rsedge.runtime.locate import LocateOptions, check_texts, locate
     from rsedge.runtime.overlay import write_overlay
     from rsedge.runtime.prompts import overlong
-    from rsedge.runtime.rasters import check_outputs
+    from rsedge.runtime.rasters import check_outputs, spare_scene
     from rsedge.runtime.scene import Scene
 
     # Before a model is opened, so that a slip is told at once.
@@ -91,7 +91,9 @@ def command(
     check_texts(texts, contrasts)
     opened = Scene.open(scene, bands=bands, boa_offset=boa_offset, nodata=nodata)
     output = output or Path(f"{opened.name}.heat.tif")
-    check_outputs({output: (".tif", ".tiff"), **({png: (".png",)} if png else {})}, overwrite=overwrite)
+    outputs = {output: (".tif", ".tiff"), **({png: (".png",)} if png else {})}
+    check_outputs(outputs, overwrite=overwrite)
+    spare_scene(opened, *outputs)
     options.note(f"{opened.name}: {opened.width} x {opened.height} px, {opened.bands_reason}; {opened.rule}")
     for warning in opened.warnings:
         options.warn(warning)

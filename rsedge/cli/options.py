@@ -113,7 +113,9 @@ device = click.option(
 )
 threads = click.option("--threads", type=click.IntRange(min=1), help="CPU threads of inference.  [default: all cores]")
 batch_size = click.option(
-    "--batch-size", type=click.IntRange(min=1), help="Images computed together.  [default: 16 on CPU, 32 on CUDA]"
+    "--batch-size",
+    type=click.IntRange(min=1),
+    help="Images computed together.  [default: 16 on CPU; on CUDA 32 to caption, 64 to embed]",
 )
 overwrite = click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print a machine-readable summary.")

@@ -81,6 +81,9 @@ class Classifier:
             OptionError: Labels or templates cannot be.
             BundleError: The model has no logit scale, so that similarities have no probabilities.
         """
+        for name, value in (("labels", labels), ("templates", templates)):
+            if isinstance(value, str):  # taken for a list, it would be one of letters
+                raise OptionError(f"{name} is the string {value[:40]!r}, expected a list of strings")
         if len(labels) > MAX_CLASSES:
             raise OptionError(f"{len(labels)} labels: give at most {MAX_CLASSES}")
         need_scale(embedder)

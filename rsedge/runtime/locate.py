@@ -215,8 +215,15 @@ def check_texts(texts: Sequence[str], contrasts: Sequence[str]) -> None:
     """Refuse texts that say nothing.
 
     Raises:
-        OptionError: There is none, one is empty or there twice; all problems are named.
+        OptionError: There is none, one is empty or there twice, or a string stands for a list of them; all problems
+            are named.
     """
+    # Taken for a list, a string would be looked for letter by letter.
+    strings = [(name, value) for name, value in (("texts", texts), ("contrasts", contrasts)) if isinstance(value, str)]
+    if strings:
+        raise OptionError(
+            "; ".join(f"{name} is the string {value[:40]!r}: pass a list, [text]" for name, value in strings)
+        )
     problems = []
     if not texts:
         problems.append("there is no text to look for: give at least one")

@@ -132,6 +132,7 @@ def test_colours_are_found(tmp_path, monkeypatch, colour_model):
         (["--labels", LABELS, "--raster", "a.jpg"], 2, "end its name in .tif"),
         (["--labels", LABELS, "-o", "a.shp"], 2, ".geojson"),
         (["--labels", LABELS, "--raster", "latin.tif"], 1, "latin.tif exists already"),
+        (["--labels", LABELS, "--raster", "scene.tif", "--overwrite"], 2, "the scene itself is never replaced"),
         (["--labels", LABELS, "second.tif"], 2, "name it with -o"),
         (
             ["--labels", LABELS, "second.tif", "-o", "a.csv", "--raster", "a.tif"],

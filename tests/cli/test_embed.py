@@ -98,7 +98,7 @@ def test_options_of_scenes_are_refused_where_there_is_none(tmp_path, clip_path, 
     monkeypatch.chdir(tmp_path)
     Image.fromarray(np.full((40, 50, 3), 9, np.uint8)).save("1.png")
     assert embed(clip_path, "1.png", "-o", "a.parquet", "--tile-size", 32, "--bands", "3,2,1") == 2
-    assert "--tile-size, --bands act on scenes" in capsys.readouterr().err
+    assert "--tile-size, --bands: for scenes only" in capsys.readouterr().err
     assert embed(clip_path, "1.png", "-o", "a.parquet") == 0
     before = Path("a.parquet").read_bytes()
     assert run(["embed", "--config", "a.parquet.config.toml", "--overwrite"]) == 0

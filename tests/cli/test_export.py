@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 from rsedge.bundle import read_bundle
@@ -50,3 +51,10 @@ def test_a_bad_checkpoint_is_refused_with_every_reason(checkpoint: Path, tmp_pat
 def test_a_bad_target_is_a_usage_error(checkpoint: Path, tmp_path: Path, capsys):
     assert run(["export", str(checkpoint), "-o", str(tmp_path / "x")]) == 2
     assert ".rsedge" in capsys.readouterr().err
+
+
+def test_without_torch_it_says_what_to_install(tmp_path, monkeypatch, capsys):
+    for name in ("torch", "transformers"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert run(["export", str(tmp_path), "-o", str(tmp_path / "a.rsedge")]) == 1
+    assert "exporting needs torch and transformers: pip install 'rsedge[export,cpu]'" in capsys.readouterr().err

@@ -84,6 +84,7 @@ def test_contrasts_and_the_saved_configuration(scene, clip_path):
         (["--text", "red", "--png", "heat.tif"], 2, "end its name in .png"),
         (["--text", "red", "--tile-size", "32"], 2, "--tile-size"),
         (["--text", "red", "-o", "scene.tif"], 1, "scene.tif exists already: pass --overwrite"),
+        (["--text", "red", "-o", "scene.tif", "--overwrite"], 2, "the scene itself is never replaced"),
         (["--text", "red", "-o", "absent/heat.tif"], 1, "absent is not a folder"),
         (["--text", "red", "--bands", "1,2,9"], 2, "9"),
     ],
@@ -93,6 +94,8 @@ def test_bad_values_are_refused_before_any_work(scene, monkeypatch, capsys, argu
     assert locate(scene, "-m", "colours.rsedge", *arguments) == code
     assert message in capsys.readouterr().err
     assert [path.name for path in Path().iterdir()] == ["scene.tif"]
+    with rasterio.open("scene.tif") as raster:
+        assert raster.count == 3
 
 
 def test_windows_that_cannot_be_read_give_exit_code_3(tmp_path, monkeypatch, capsys):

@@ -96,6 +96,13 @@ def test_probabilities_neither_overflow_nor_hide_the_nearest():
     assert sure._ranked([vectors[0]], 1) == [(("red", 1.0),)]
 
 
+def test_a_string_is_no_list():
+    with pytest.raises(OptionError, match="labels is the string 'water'"):
+        Classifier.make(ColourEmbedder(), "water")
+    with pytest.raises(OptionError, match=r"templates is the string 'a \{\}'"):
+        Classifier.make(ColourEmbedder(), ("dark", "grey"), templates="a {}")
+
+
 def test_a_model_without_a_scale_is_refused():
     with pytest.raises(BundleError, match="no logit scale"):
         make(logit_scale=None)

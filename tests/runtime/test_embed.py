@@ -265,6 +265,24 @@ def test_what_is_not_there_is_an_error_at_once(tmp_path):
         find(tmp_path, kind="tile")
 
 
+def test_every_scene_that_cannot_be_used_is_named(tmp_path):
+    for number in range(10):
+        scenes.write(tmp_path / f"band{number}.tif", scenes.pixels(2, 20, 20))
+    with pytest.raises(SceneError) as caught:
+        find(tmp_path)
+    lines = str(caught.value).splitlines()
+    assert [f"band{number}.tif" in line for number, line in enumerate(lines[:-1])] == [True] * 8
+    assert lines[-1] == "and 2 more"
+
+
+def test_a_link_that_leads_back_is_not_followed(tmp_path):
+    (tmp_path / "deep").mkdir()
+    scenes.write(tmp_path / "deep" / "a.png", scenes.pixels(3, 20, 20), driver="PNG", crs=None, transform=None)
+    (tmp_path / "deep" / "up").symlink_to(tmp_path)
+    (tmp_path / "again").symlink_to(tmp_path / "deep")  # no way back: the same image under another name
+    assert kinds(find(tmp_path)) == [("a.png", "image"), ("a.png", "image")]
+
+
 def test_large_images_are_pointed_out(tmp_path):
     for name in ("a.png", "b.png"):
         blank = np.zeros((3, 1600, 1600), np.uint8)

@@ -162,6 +162,8 @@ def test_progress_goes_to_the_end(tmp_path):
     [
         ([], {}, "there is no text"),
         (["red", " "], {}, "a text is empty"),
+        ("water", {}, "texts is the string 'water': pass a list"),
+        (["red"], {"contrasts": "water"}, "contrasts is the string 'water': pass a list"),
         (["red", "red"], {}, "'red' is given twice"),
         (["red"], {"contrasts": ["red"]}, "'red' is given twice"),
         (["red"], {"window": 32, "stride": 33}, "stride is 33, expected 1 to 32 (the window)"),
