@@ -15,6 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from PIL import Image
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.common import RESULTS, machine
@@ -74,7 +76,10 @@ def classify(data: str, bundle: Path, scratch: Path) -> dict[str, float]:
     labels = sorted({str(example.label) for example in examples})
     names = scratch / "labels.txt"
     names.write_text("\n".join(labels), encoding="utf-8")
-    files = [str(_file(example.image)) for example in examples]
+    # GDAL and Pillow decode JPEG a little differently; of PNG both sides see the same pixels.
+    files = [str(scratch / f"{_file(example.image).stem}.png") for example in examples]
+    for example, file in zip(examples, files, strict=True):
+        Image.fromarray(example.image.read()).save(file)
     output = scratch / "classes.csv"
     rsedge("classify", *files, "--labels", str(names), "--ensemble", "-m", str(bundle), "-o", str(output))
     with output.open(encoding="utf-8", newline="") as stream:

@@ -85,9 +85,9 @@ def _through_the_commands() -> Iterable[str]:
     yield from ("## The same figures through search and classify", "")
     yield from _paragraph(
         "The CLIP above as fp32 bundle: every validation caption searched in the file that `rsedge embed` wrote, and "
-        "the "
-        "first class of `rsedge classify`, against `rsedge evaluate` on the checkpoint (`bench/rsicd_search.py`). "
-        "`classify` reads the JPEG files with GDAL, evaluation with Pillow, which decode them a little differently."
+        "the first class of `rsedge classify`, against `rsedge evaluate` on the checkpoint (`bench/rsicd_search.py`). "
+        "`classify` was given lossless copies, as GDAL and Pillow decode JPEG a little differently: with the JPEG "
+        "files one image of 1027 goes to another class."
     )
     yield from ("", "| | R@1 | R@5 | R@10 | top-1 |", "| --- | ---: | ---: | ---: | ---: |")
     for title, search, classes in (

@@ -91,7 +91,9 @@ def command(
         bundle = options.chosen_captioner(model)
         captioner = Captioner.load(bundle, device=device, threads=threads, batch_size=batch_size)
         task = captioner.with_options(**generation)
-        beside = _embeddings(embeddings, embedder, dtype, device=device, threads=threads, batch_size=batch_size)
+        beside, encoder = _embeddings(
+            embeddings, embedder, dtype, device=device, threads=threads, batch_size=batch_size
+        )
         used = {"device": captioner.device, "batch_size": captioner.batch_size}
         with resumable(output), tile_progress() as progress:
             summary = run(
@@ -106,7 +108,7 @@ def command(
                 format=file_format,
                 embeddings=beside,
                 overwrite=overwrite,
-                settings={**dataclasses.asdict(task.options), **used},
+                settings={**dataclasses.asdict(task.options), **used, "embedder": encoder},
                 progress=progress,
             )
     if output != "-":
@@ -118,15 +120,16 @@ def command(
 
 def _embeddings(
     path: str | None, bundle: Path | None, dtype: Any, *, device: str, threads: int | None, batch_size: int | None
-) -> EmbeddingsOutput | None:
-    """What ``--embed`` and ``--embedder`` ask for."""
+) -> tuple[EmbeddingsOutput | None, dict[str, Any] | None]:
+    """What ``--embed`` and ``--embedder`` ask for, and what else decides the embeddings."""
     if path is None or bundle is None:
-        return None
+        return None, None
     from rsedge.runtime.embedder import Embedder
     from rsedge.runtime.pipeline import EmbeddingsOutput
 
     embedder = Embedder.load(options.chosen_embedder(bundle), device=device, threads=threads, batch_size=batch_size)
-    return EmbeddingsOutput(path=path, embedder=embedder, dtype=dtype or "float16")
+    output = EmbeddingsOutput(path=path, embedder=embedder, dtype=dtype or "float16")
+    return output, {"device": embedder.device, "batch_size": embedder.batch_size}
 
 
 def _search_options(used: DecodingOptions) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,7 +131,9 @@ class _Scenes:
                     name = path.name if path.suffix.upper() == ".SAFE" else path.stem
                     self._named.setdefault(name, []).append(path)
         beside = Path(hit.file).parent
-        yield from self._named.get(hit.record.scene, [])
+        named = self._named.get(hit.record.scene, [])
+        # Class folders hold files of one name: the one whose folders are called as they were comes first.
+        yield from sorted(named, key=lambda path: -_shared_end(path, hit.path))
         if hit.path is not None:
             for path in (Path(hit.path), beside / hit.path, beside / Path(hit.path).name):
                 if path.exists():
@@ -139,6 +142,12 @@ class _Scenes:
             same = hit.record.scene in (path.stem, path.name)
             if same and not path.name.lower().endswith(_SIDEWAYS):
                 yield path
+
+
+def _shared_end(path: Path, embedded: str | None) -> int:
+    """How many parts of both paths are the same, from the end."""
+    pairs = zip(reversed(path.parts), reversed(Path(embedded or "").parts), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _try_open(path: Path) -> Scene | str:

@@ -60,6 +60,24 @@ def test_pixels_come_from_the_scene_and_each_card_says_rank_score_and_place(tmp_
         assert record.caption.endswith(" · a")
 
 
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path, cards):
+    images = {name: pixels(3, 8, 8, seed=seed) for seed, name in enumerate(("harbour", "meadow"))}
+    for name, data in images.items():
+        (tmp_path / "sets" / name).mkdir(parents=True)
+        write(tmp_path / "sets" / name / "1.tif", data)
+    file = write_file(
+        tmp_path / "a.parquet",
+        unit_vectors(2, 4),
+        scene=["1", "1"],
+        col_off=[0, 0],
+        path=["meadow/1.tif", "harbour/1.tif"],
+    )
+    hits = search(file)
+    write_hit_sheet(tmp_path / "x.png", hits, folders=[tmp_path / "sets"])
+    for hit, (image, _) in zip(hits, cards, strict=True):
+        assert np.array_equal(image, images[hit.path.split("/")[0]].transpose(1, 2, 0))
+
+
 def test_scenes_are_found_where_they_were_and_beside_the_embeddings(tmp_path, cards):
     data = pixels(3, 8, 8)
     elsewhere = tmp_path / "elsewhere"
