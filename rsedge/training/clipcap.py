@@ -100,9 +100,8 @@ class ClipCapTask(CaptionTask):
         """Greedy captions of uint8 [B, 3, S, S]."""
         embeddings = self.model.embed_images(self.normalize(pixels))
         options = DecodingOptions(num_beams=1, max_new_tokens=self._max_tokens)
-        return [
-            self.tokenizer.decode(caption.token_ids).strip() for caption in generate(self.model, embeddings, options)
-        ]
+        found = generate(self.model, embeddings, options)
+        return [self.tokenizer.decode(caption.token_ids, skip_special_tokens=True).strip() for caption in found]
 
     def save(self, folder: Path, state: Mapping[str, Tensor]) -> None:
         """Write a checkpoint that ``ClipCapModel.from_pretrained`` reads."""
