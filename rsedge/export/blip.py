@@ -18,6 +18,7 @@ from rsedge.bundle import ImageSpec
 from rsedge.export.encoder import embed_patches, prepend_token
 from rsedge.export.graph import GraphBuilder
 from rsedge.export.precision import Layers, Precision
+from rsedge.export.steps import StepInputs, give_candidates, give_new_column, scaled_query
 
 if TYPE_CHECKING:
     from rsedge.export.blip_layout import BlipSettings
@@ -161,9 +162,8 @@ def _vision_layer(nn: Layers, shape: BlipShape, tensors: Tensors, prefix: str, x
         name = f"{prefix}.{name}"
         return nn.linear(value, name, tensors[f"{name}.weight"], tensors[f"{name}.bias"])
 
-    weight, bias = _scaled_query(
-        tensors[f"{prefix}.self_attn.qkv.weight"], tensors[f"{prefix}.self_attn.qkv.bias"], shape.vision_width, head_dim
-    )
+    weight, bias = (tensors[f"{prefix}.self_attn.qkv.{part}"] for part in ("weight", "bias"))
+    weight, bias = scaled_query(weight, bias, shape.vision_width, head_dim**-0.5)
     qkv = nn.linear(norm(x, "layer_norm1"), f"{prefix}.self_attn.qkv", weight, bias)
     qkv = graph.transpose(graph.reshape(qkv, -1, tokens, 3, heads, head_dim), 2, 0, 3, 1, 4)
     q, k, v = (graph.op("Gather", qkv, graph.const(index, "int64"), axis=0) for index in range(3))
@@ -175,56 +175,22 @@ def _vision_layer(nn: Layers, shape: BlipShape, tensors: Tensors, prefix: str, x
     return graph.op("Add", linear(hidden, "mlp.fc2"), x)
 
 
-def _scaled_query(
-    weight: NDArray[np.float32], bias: NDArray[np.float32], width: int, head_dim: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Fold attention's 1/√d into the query rows (the first ``width``) of a projection."""
-    scale = np.ones((weight.shape[0], 1), np.float32)
-    scale[:width] = head_dim**-0.5
-    return weight * scale, bias * scale[:, 0]
-
-
 def step_graph(shape: BlipShape, tensors: Tensors, precision: Precision) -> GraphBuilder:
     """One decoder run: one token per row against the self cache and the image's cross cache.
 
-    Inputs: ``tokens``, ``lengths`` int64 [R] (a row's cached tokens, which is also the position of its new one),
-    ``top`` int64 [1] (candidates wanted), ``watch`` int64 [R, W] (tokens whose logits are wanted besides),
-    ``self_k.l``, ``self_v.l`` [R, H, C, d] (columns from ``lengths`` on are ignored), ``cross_k.l`` [B, H, d, S] and
-    ``cross_v.l`` [B, H, S, d] with R a multiple of B.
-    Outputs: ``top_logits`` float32 and ``top_ids`` int64 [R, top] in descending order, ``logsumexp`` float32 [R],
-    ``watched`` float32 [R, W], ``logits`` float32 [R, V], ``new_kv`` [2·L, R, H, d] (keys of all layers, then values).
+    Inputs: those of :class:`rsedge.export.steps.StepInputs`.
+    Outputs: those of :func:`rsedge.export.steps.give_candidates`, and ``new_kv`` [2·L, R, H, d].
     """
     graph = GraphBuilder("step")
     nn = Layers(graph, precision)
     decoder = _Step(nn, shape, tensors)
-    tokens = graph.input("tokens", "int64", ["rows"])
-    lengths = graph.input("lengths", "int64", ["rows"])
-    top = graph.input("top", "int64", [1])
-    watch = graph.input("watch", "int64", ["rows", "watched"])
-    x = decoder.embed(tokens, lengths)
-    mask = decoder.cache_mask(lengths)
+    x = decoder.embed()
+    mask = decoder.inputs.cache_mask(graph)
     for layer in range(shape.layers):
         x = decoder.layer(layer, x, mask)
-    logits = nn.to_float32(decoder.head(x))
-    values, ids = graph.multi("TopK", logits, top, outputs=2, axis=-1)
-    graph.output(values, "top_logits", "float32", ["rows", "top"])
-    graph.output(ids, "top_ids", "int64", ["rows", "top"])
-    graph.output(_logsumexp(graph, logits, values), "logsumexp", "float32", ["rows"])
-    graph.output(graph.op("GatherElements", logits, watch, axis=1), "watched", "float32", ["rows", "watched"])
-    graph.output(logits, "logits", "float32", ["rows", shape.vocab_size])
-    new = graph.op("Concat", *decoder.new_keys, *decoder.new_values, axis=0)
-    graph.output(new, "new_kv", nn.dtype, [2 * shape.layers, "rows", shape.heads, shape.head_dim])
+    give_candidates(graph, decoder.inputs, nn.to_float32(decoder.head(x)), shape.vocab_size)
+    give_new_column(nn, decoder.new_keys, decoder.new_values, heads=shape.heads, head_dim=shape.head_dim)
     return graph
-
-
-def _logsumexp(graph: GraphBuilder, logits: str, best: str) -> str:
-    """Log of the sum of exponentials of each row, [R, V] → [R]; ``best`` [R, top] begins with the row's maximum.
-
-    ``ReduceLogSumExp`` would say the same, several times slower on ONNX Runtime's CPU provider.
-    """
-    peak = graph.op("Slice", best, graph.ints(0), graph.ints(1), graph.ints(1))
-    total = graph.op("ReduceSum", graph.op("Exp", graph.op("Sub", logits, peak)), graph.ints(1), keepdims=1)
-    return graph.op("Squeeze", graph.op("Add", graph.op("Log", total), peak), graph.ints(1))
 
 
 class _Step:
@@ -234,21 +200,9 @@ class _Step:
         self.nn, self.graph, self.shape, self.tensors = nn, nn.graph, shape, tensors
         self.new_keys: list[str] = []
         self.new_values: list[str] = []
-        heads, tokens, width = shape.heads, shape.image_tokens, shape.head_dim
-        self.caches: list[tuple[str, str, str, str]] = []
-        for layer in range(shape.layers):
-            past: list[int | str] = ["rows", heads, "columns", width]
-            self.caches.append(
-                (
-                    self.graph.input(f"self_k.{layer}", nn.dtype, past),
-                    self.graph.input(f"self_v.{layer}", nn.dtype, past),
-                    self.graph.input(f"cross_k.{layer}", nn.dtype, ["images", heads, width, tokens]),
-                    self.graph.input(f"cross_v.{layer}", nn.dtype, ["images", heads, tokens, width]),
-                )
-            )
-        # [B, R / B, H, d]: how rows fall to images
-        images = self.graph.op("Shape", self.caches[0][2], start=0, end=1)
-        self.by_image = self.graph.op("Concat", images, self.graph.ints(-1, heads, width), axis=0)
+        self.inputs = StepInputs(
+            nn, layers=shape.layers, heads=shape.heads, head_dim=shape.head_dim, image_tokens=shape.image_tokens
+        )
 
     def linear(self, value: str, name: str) -> str:
         return self.nn.linear(value, name, self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"])
@@ -257,21 +211,13 @@ class _Step:
         weight, bias = self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"]
         return self.nn.layer_norm(value, name, weight, bias, self.shape.eps)
 
-    def embed(self, tokens: str, lengths: str) -> str:
+    def embed(self) -> str:
         """Token and position embeddings, normalised, [R, D]."""
         name = "text_decoder.bert.embeddings"
-        words = self.nn.embedding(tokens, "word_embeddings", self.tensors[f"{name}.word_embeddings.weight"])
+        words = self.nn.embedding(self.inputs.tokens, "word_embeddings", self.tensors[f"{name}.word_embeddings.weight"])
         places = self.nn.array("position_embeddings", self.tensors[f"{name}.position_embeddings.weight"])
-        x = self.graph.op("Add", words, self.graph.op("Gather", places, lengths))
+        x = self.graph.op("Add", words, self.graph.op("Gather", places, self.inputs.lengths))
         return self.norm(x, f"{name}.LayerNorm")
-
-    def cache_mask(self, lengths: str) -> str:
-        """0 where a cache column holds a token of the row, very negative elsewhere; float32 [R, 1, 1, C]."""
-        graph = self.graph
-        columns = graph.op("Squeeze", graph.op("Shape", self.caches[0][0], start=2, end=3), graph.ints(0))
-        index = graph.op("Range", graph.const(0, "int64"), columns, graph.const(1, "int64"))
-        filled = graph.op("Less", index, graph.op("Unsqueeze", lengths, graph.ints(1, 2, 3)))
-        return graph.op("Where", filled, graph.const(0.0, "float32"), graph.const(-1e30, "float32"))
 
     def layer(self, index: int, x: str, mask: str) -> str:
         """Self attention, cross attention and the feed-forward layer, post-norm, [R, D] → [R, D]."""
@@ -288,36 +234,36 @@ class _Step:
 
     def _self_attention(self, prefix: str, index: int, x: str, mask: str) -> str:
         graph, shape = self.graph, self.shape
-        keys, values, _, _ = self.caches[index]
+        caches = self.inputs.caches[index]
         parts = [f"{prefix}.{kind}" for kind in ("query", "key", "value")]
         weight = np.concatenate([self.tensors[f"{name}.weight"] for name in parts])
         bias = np.concatenate([self.tensors[f"{name}.bias"] for name in parts])
-        weight, bias = _scaled_query(weight, bias, shape.width, shape.head_dim)
+        weight, bias = scaled_query(weight, bias, shape.width, shape.head_dim**-0.5)
         qkv = self.nn.linear(x, f"{prefix}.qkv", weight, bias)
         qkv = graph.reshape(qkv, -1, 3 * shape.heads, 1, shape.head_dim)
         q, k, v = graph.multi("Split", qkv, outputs=3, axis=1, num_outputs=3)
         for new, collected in ((k, self.new_keys), (v, self.new_values)):
             collected.append(graph.reshape(new, 1, -1, shape.heads, shape.head_dim))
-        past = graph.op("MatMul", q, graph.transpose(keys, 0, 1, 3, 2))
+        past = graph.op("MatMul", q, graph.transpose(caches.self_k, 0, 1, 3, 2))
         past = graph.op("Add", self.nn.to_float32(past), mask)
         present = graph.op("ReduceSum", graph.op("Mul", q, k), graph.ints(-1), keepdims=1)
         scores = graph.op("Concat", past, self.nn.to_float32(present), axis=-1)
         weights = self.nn.from_float32(graph.op("Softmax", scores, axis=-1))
         on_past = graph.op("Slice", weights, graph.ints(0), graph.ints(-1), graph.ints(3))
         on_present = graph.op("Slice", weights, graph.ints(-1), graph.ints(2**31), graph.ints(3))
-        context = graph.op("Add", graph.op("MatMul", on_past, values), graph.op("Mul", on_present, v))
+        context = graph.op("Add", graph.op("MatMul", on_past, caches.self_v), graph.op("Mul", on_present, v))
         return graph.reshape(context, -1, shape.width)
 
     def _cross_attention(self, prefix: str, index: int, x: str) -> str:
         graph, shape = self.graph, self.shape
-        _, _, keys, values = self.caches[index]
+        caches = self.inputs.caches[index]
         name = f"{prefix}.query"
         weight, bias = self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"]
-        q = self.nn.linear(x, name, *_scaled_query(weight, bias, shape.width, shape.head_dim))
+        q = self.nn.linear(x, name, *scaled_query(weight, bias, shape.width, shape.head_dim**-0.5))
         # All rows of an image go through one product with its keys: the cache is read once and never repeated.
-        q = graph.transpose(graph.op("Reshape", q, self.by_image), 0, 2, 1, 3)
-        weights = self.nn.softmax(graph.op("MatMul", q, keys))
-        context = graph.transpose(graph.op("MatMul", weights, values), 0, 2, 1, 3)
+        q = graph.transpose(graph.op("Reshape", q, self.inputs.by_image), 0, 2, 1, 3)
+        weights = self.nn.softmax(graph.op("MatMul", q, caches.cross_k))
+        context = graph.transpose(graph.op("MatMul", weights, caches.cross_v), 0, 2, 1, 3)
         return graph.reshape(context, -1, shape.width)
 
     def head(self, x: str) -> str:

@@ -117,7 +117,7 @@ def test_a_wrong_graph_fails_the_report(checkpoint: Path, tmp_path: Path, monkey
     """The gate must see a real fault: here the decoder's attention loses its scale."""
     from rsedge.export import blip
 
-    monkeypatch.setattr(blip, "_scaled_query", lambda weight, bias, width, head_dim: (weight, bias))
+    monkeypatch.setattr(blip, "scaled_query", lambda weight, bias, width, scale: (weight, bias))
     with pytest.raises(ParityError, match="stray from torch"):
         export(checkpoint, tmp_path / "x.rsedge")
     assert list(tmp_path.iterdir()) == []
