@@ -74,25 +74,35 @@ def generated(row: list[int], eos: int) -> tuple[int, ...]:
     return tuple(row[: row.index(eos) + 1] if eos in row else row)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 16])
-def test_greedy_and_beam_captions_are_those_of_transformers(pair, batch_size):
+@pytest.fixture(scope="module")
+def reference(pair):
+    """What transformers gives for each of ``SETTINGS``: computed once, as it costs most of the time here."""
     model, path = pair
-    captioner = Captioner.load(path, device="cpu", batch_size=batch_size)
-    image = captioner.bundle.manifest.image
+    image = Captioner.load(path, device="cpu").bundle.manifest.image
     images = random_images(IMAGES, image.size, seed=5)
-    eos = model.config.text_config.sep_token_id
-    lengths = set()
-    for settings in SETTINGS:
-        settings = {"max_new_tokens": 14, **settings}
-        with torch.no_grad():
-            expected = model.generate(
+    with torch.no_grad():
+        expected = [
+            model.generate(
                 pixel_values=normalized(images, image),
                 do_sample=False,
                 output_scores=True,
                 return_dict_in_generate=True,
-                **settings,
+                **{"max_new_tokens": 14, **settings},
             )
-        captions = captioner.caption(images, **settings)
+            for settings in SETTINGS
+        ]
+    return images, expected
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_greedy_and_beam_captions_are_those_of_transformers(pair, reference, batch_size):
+    model, path = pair
+    captioner = Captioner.load(path, device="cpu", batch_size=batch_size)
+    images, references = reference
+    eos = model.config.text_config.sep_token_id
+    lengths = set()
+    for settings, expected in zip(SETTINGS, references, strict=True):
+        captions = captioner.caption(images, **{"max_new_tokens": 14, **settings})
         tokens = [generated(row, eos) for row in expected.sequences.tolist()]
         assert [caption.token_ids for caption in captions] == tokens, settings
         if settings["num_beams"] > 1:
