@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsedge.errors import OptionError
+from rsedge.vectors import unit_rows
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.floating[Any]]
@@ -173,19 +174,3 @@ def _checked(
     if problems:
         raise OptionError("; ".join(problems))
     return unit_rows(np.where(lost[:, None], 1.0, images), "image") * ~lost[:, None], unit_rows(texts, "text")
-
-
-def unit_rows(vectors: Floats, what: str) -> NDArray[np.float32]:
-    """Each row over its length, float32.
-
-    Raises:
-        OptionError: A row is zero or not finite: no direction, hence no similarity.
-    """
-    values = np.asarray(vectors, np.float64)
-    length = np.linalg.norm(values, axis=-1, keepdims=True)
-    if bad := np.flatnonzero(~(np.isfinite(length) & (length > 0))).tolist():
-        raise OptionError(
-            f"{len(bad)} of {len(values)} {what} embeddings are zero or not finite, the first is number {bad[0]}: "
-            "the model is broken, or overflows in this precision"
-        )
-    return np.asarray(values / length, np.float32)

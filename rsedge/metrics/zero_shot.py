@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsedge.errors import OptionError
-from rsedge.metrics.retrieval import TIE, lost_rows, unit_rows
+from rsedge.metrics.retrieval import TIE, lost_rows
+from rsedge.vectors import unit_rows
 
 Floats = NDArray[np.floating[Any]]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rsedge.bundle import Bundle, read_bundle
 from rsedge.errors import BundleError, OptionError
-from rsedge.pixels import ReflectanceRule, resize
 from rsedge.runtime.decoder import Decoder
 from rsedge.runtime.decoding import make_search
+from rsedge.runtime.images import check_image_spec, fitting_images
 from rsedge.runtime.options import DecodingOptions, DecodingOverrides
-from rsedge.runtime.ort import OrtBackend, choose_device
+from rsedge.runtime.ort import OrtBackend, open_bundle
 from rsedge.runtime.pipeline import caption_scene
 from rsedge.runtime.records import Caption, TileRecord
 from rsedge.runtime.tokenizer import Tokenizer
@@ -24,12 +22,11 @@ from rsedge.runtime.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from rsedge.bundle import Bundle
     from rsedge.runtime.scene import Scene
     from rsedge.runtime.tiles import Edge
 
 UInt8 = NDArray[np.uint8]
-
-_log = logging.getLogger("rsedge")
 
 BATCH_SIZE = {"cpu": 16, "cuda": 32}
 """Images decoded together unless the caller says otherwise: fewer than a scene's segment has, so that images follow."""
@@ -56,7 +53,7 @@ class Captioner:
         self.bundle, self.device, self.device_reason = bundle, backend.device, device_reason
         self.batch_size, self.model = batch_size, bundle.model
         self.image_size, self.resample = manifest.image.size, manifest.image.resample
-        _check_image_spec(bundle)
+        check_image_spec(bundle)
         self._tokens, self._defaults = manifest.tokens, manifest.generation
         self._averaged = manifest.family == "clipcap"
         self._tokenizer = Tokenizer.load(bundle.tokenizer_path)
@@ -79,13 +76,9 @@ class Captioner:
             BackendError: The device cannot be used, or ONNX Runtime is missing.
             OptionError: A value that is not accepted.
         """
-        if batch_size is not None and batch_size < 1:
-            raise OptionError(f"batch_size is {batch_size}, expected at least 1")
-        bundle = read_bundle(path)
-        chosen, reason = choose_device(device, bundle.manifest.precision)
-        _log.info("running %s on %s: %s", bundle.model, chosen, reason)
-        backend = OrtBackend(chosen, threads=threads)
-        size = batch_size or BATCH_SIZE[chosen.partition(":")[0]]
+        bundle, backend, reason, size = open_bundle(
+            path, device=device, threads=threads, batch_size=batch_size, usual=BATCH_SIZE
+        )
         return cls(bundle, backend, device_reason=reason, batch_size=size)
 
     def options(self, **overrides: Unpack[DecodingOverrides]) -> DecodingOptions:
@@ -119,18 +112,9 @@ class Captioner:
         Raises:
             OptionError: Images of another shape or type, or a decoding option that is not accepted.
         """
-        images = np.asarray(images)
-        if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
-            raise OptionError(
-                f"images are {images.dtype} {list(images.shape)}, expected uint8 [B, H, W, 3]; "
-                "for one image pass image[None]"
-            )
+        images = fitting_images(images, self.image_size, self.resample)
         if keys is not None and len(keys) != len(images):
             raise OptionError(f"{len(keys)} keys for {len(images)} images: pass one per image or none")
-        if images.shape[1:3] != (self.image_size, self.image_size):
-            shape = (len(images), self.image_size, self.image_size, 3)
-            resized = [resize(image, self.image_size, self.resample) for image in images]
-            images = np.array(resized, np.uint8).reshape(shape)
         return self._decode(images, range(len(images)) if keys is None else keys, self.options(**overrides))
 
     def _decode(self, images: UInt8, keys: Sequence[int], options: DecodingOptions) -> list[Caption]:
@@ -207,16 +191,6 @@ class Captioner:
         )
         for records in segments:
             yield from records
-
-
-def _check_image_spec(bundle: Bundle) -> None:
-    """Refuse a bundle made for pixels this runtime does not make."""
-    image = bundle.manifest.image
-    rule, known = image.reflectance.get("full_scale"), ReflectanceRule().full_scale
-    if image.bands != ("red", "green", "blue"):
-        raise BundleError(f"{bundle.path} sees the bands {', '.join(image.bands)}; this rsedge reads red, green, blue")
-    if rule not in (None, known):
-        raise BundleError(f"{bundle.path} was made for reflectance with full scale {rule}; this rsedge uses {known}")
 
 
 def _close_ranks(done: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -7,11 +7,10 @@ interrupted goes on even with other labels.
 from __future__ import annotations
 
 import os
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,11 +19,11 @@ from numpy.typing import NDArray
 
 from rsedge.errors import BundleError, OptionError
 from rsedge.runtime.class_records import ClassifiedTile, open_class_writer
-from rsedge.runtime.pipeline import Summary, embed_scene
+from rsedge.runtime.pipeline import Summary, embed_scene, execute_run
 from rsedge.runtime.prompts import TEMPLATES, class_embeddings
 from rsedge.runtime.rasters import MAX_CLASSES, NO_CLASS, Cells, check_suffix, spare_scene, tile_cells, write_classes
-from rsedge.runtime.sources import TileOptions, make_sources, rounded
-from rsedge.runtime.work import Models, Progress, ResultWriter, Target, TileEmbedder, Work, execute
+from rsedge.runtime.sources import TileOptions, rounded
+from rsedge.runtime.work import Models, Progress, ResultWriter, Target, TileEmbedder
 from rsedge.runtime.writers import STDOUT, Writer, parse_format
 
 if TYPE_CHECKING:
@@ -251,30 +250,13 @@ def run(
     target = os.fspath(output)
     counts: Counter[str] = Counter()
     targets = [_records_target(classifier, target, parse_format(target, format), top, counts)]
-    sources = make_sources(scenes, options)
     if raster is not None:
         targets.append(_raster_target(classifier, scenes, Path(raster), options))
-    tiling = {name: value for name, value in asdict(options).items() if name != "readers"}
-    began = time.monotonic()
     # Not rounded to float16, so that classes are those the model gives.
-    work = Work(sources, Models(embedder=classifier.embedder, dtype="float32"), progress)
-    done = execute(work, targets, overwrite=overwrite, settings={**tiling, "settings": dict(settings or {})})
-    seconds = time.monotonic() - began
-    tiles = done.counts.total()
+    models = Models(embedder=classifier.embedder, dtype="float32")
+    summary = execute_run(scenes, models, targets, options, overwrite, settings or {}, progress)
     return ClassSummary(
-        output=target,
-        model=classifier.embedder.model,
-        scenes=len(scenes),
-        images=0,
-        tiles=tiles,
-        ok=done.counts["ok"],
-        nodata=done.counts["nodata"],
-        cloud=done.counts["cloud"],
-        read_errors=done.counts["read_error"],
-        resumed_tiles=done.resumed,
-        seconds=round(seconds, 3),
-        tiles_per_second=round((tiles - done.resumed) / seconds, 2) if seconds else 0.0,
-        warnings=tuple(warning for scene in scenes for warning in scene.warnings),
+        **{field.name: getattr(summary, field.name) for field in fields(Summary)},
         classes={label: counts[label] for label in classifier.labels},
         raster=None if raster is None else os.fspath(raster),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rsedge.bundle import Bundle, read_bundle
 from rsedge.errors import BundleError, OptionError
 from rsedge.runtime.images import check_image_spec, fitting_images
-from rsedge.runtime.ort import OrtBackend, OrtGraph, choose_device
+from rsedge.runtime.ort import OrtBackend, OrtGraph, open_bundle
 from rsedge.runtime.pipeline import embed_scene
 from rsedge.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from rsedge.bundle import EmbeddingSpec
+    from rsedge.bundle import Bundle, EmbeddingSpec
     from rsedge.runtime.records import TileRecord
     from rsedge.runtime.scene import Scene
     from rsedge.runtime.tiles import Edge
@@ -26,8 +24,6 @@ if TYPE_CHECKING:
 UInt8 = NDArray[np.uint8]
 Float32 = NDArray[np.float32]
 Ints = NDArray[np.int64]
-
-_log = logging.getLogger("rsedge")
 
 BATCH_SIZE = {"cpu": 16, "cuda": 64}
 """Images or texts computed together unless the caller says otherwise."""
@@ -83,13 +79,9 @@ class Embedder:
             BackendError: The device cannot be used, or ONNX Runtime is missing.
             OptionError: A value that is not accepted.
         """
-        if batch_size is not None and batch_size < 1:
-            raise OptionError(f"batch_size is {batch_size}, expected at least 1")
-        bundle = read_bundle(path)
-        chosen, reason = choose_device(device, bundle.manifest.precision)
-        _log.info("running %s on %s: %s", bundle.model, chosen, reason)
-        backend = OrtBackend(chosen, threads=threads)
-        size = batch_size or BATCH_SIZE[chosen.partition(":")[0]]
+        bundle, backend, reason, size = open_bundle(
+            path, device=device, threads=threads, batch_size=batch_size, usual=BATCH_SIZE
+        )
         return cls(bundle, backend, device_reason=reason, batch_size=size)
 
     def embed_images(self, images: NDArray[Any]) -> Float32:

@@ -11,14 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rsedge.errors import OptionError, OutputError
 from rsedge.runtime.records import TileRecord
 from rsedge.runtime.wkb import from_wkb
-from rsedge.runtime.writers import STDOUT, cell, open_file, wkt
+from rsedge.runtime.writers import STDOUT, cell, wkt, write_bytes
 
 if TYPE_CHECKING:
     from rsedge.runtime.search_file import SearchFile
@@ -133,8 +133,7 @@ def write_hits(target: str | os.PathLike[str], hits: Sequence[Hit], *, overwrite
         sys.stdout.buffer.flush()
         return
     check_output(target, overwrite=overwrite)
-    with open_file(Path(target), _Whole) as whole:
-        whole.write(data)
+    write_bytes(Path(target), data)
 
 
 def check_output(target: str | os.PathLike[str], *, overwrite: bool) -> None:
@@ -145,19 +144,6 @@ def check_output(target: str | os.PathLike[str], *, overwrite: bool) -> None:
     """
     if not overwrite and Path(target).exists():
         raise OutputError(f"{target} exists already: pass --overwrite to replace it, or choose another output")
-
-
-class _Whole:
-    """A file that is written at once."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-
-    def write(self, data: bytes) -> None:
-        self._stream.write(data)
-
-    def finish(self) -> None:
-        """Nothing closes it."""
 
 
 def _features(hits: Sequence[Hit]) -> list[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rsedge.bundle import Bundle, read_bundle
 from rsedge.errors import BackendError, BundleError, OptionError
 
 if TYPE_CHECKING:
     import onnxruntime
 
 Array = NDArray[Any]
+
+_log = logging.getLogger("rsedge")
 
 
 def _import_onnxruntime() -> Any:
@@ -76,6 +80,34 @@ def _usable_cores() -> int:
     """Cores this process may run on; macOS cannot tell, so there it is all of them."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def open_bundle(
+    path: str | Path, *, device: str, threads: int | None, batch_size: int | None, usual: Mapping[str, int]
+) -> tuple[Bundle, OrtBackend, str, int]:
+    """A bundle with what runs it; where that is, and why, is logged.
+
+    Args:
+        path: A ``NAME.rsedge`` directory.
+        device: As :func:`choose_device` takes it.
+        threads: CPU threads; None takes the cores this process may use.
+        batch_size: Images computed together, or None.
+        usual: ``cpu`` and ``cuda`` → batch size where none is given.
+
+    Returns:
+        The bundle, its backend, why it runs there, and the batch size.
+
+    Raises:
+        BundleError: The bundle is damaged.
+        BackendError: The device cannot be used, or ONNX Runtime is missing.
+        OptionError: A value that is not accepted.
+    """
+    if batch_size is not None and batch_size < 1:
+        raise OptionError(f"batch_size is {batch_size}, expected at least 1")
+    bundle = read_bundle(path)
+    chosen, reason = choose_device(device, bundle.manifest.precision)
+    _log.info("running %s on %s: %s", bundle.model, chosen, reason)
+    return bundle, OrtBackend(chosen, threads=threads), reason, batch_size or usual[chosen.partition(":")[0]]
 
 
 class OrtBackend:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from rsedge.runtime.rasters import write_bytes
 from rsedge.runtime.reader import read_tiles
 from rsedge.runtime.sheet import wrap
 from rsedge.runtime.tiles import TileGrid
+from rsedge.runtime.writers import write_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -236,7 +236,7 @@ def run(
         targets.append(_embeddings_target(embeddings.path, info))
         if target != STDOUT and Path(target).resolve() == Path(embeddings.path).resolve():
             raise OptionError(f"captions and embeddings were both to be written to {target}: name two files")
-    summary = _execute(scenes, models, targets, options, overwrite, settings or {}, progress)
+    summary = execute_run(scenes, models, targets, options, overwrite, settings or {}, progress)
     return replace(summary, embeddings=None if embeddings is None else os.fspath(embeddings.path))
 
 
@@ -279,7 +279,7 @@ def embed(
     options = TileOptions(tile_size=tile_size, overlap=overlap, edge=edge, max_nodata=max_nodata, readers=readers)
     models = Models(embedder=embedder, dtype=dtype)
     targets = [_embeddings_target(output, _info(embedder, dtype))]
-    return _execute(inputs, models, targets, options, overwrite, settings or {}, progress)
+    return execute_run(inputs, models, targets, options, overwrite, settings or {}, progress)
 
 
 def _info(embedder: TileEmbedder, dtype: EmbeddingType, *, caption_model: str | None = None) -> EmbeddingsInfo:
@@ -288,7 +288,7 @@ def _info(embedder: TileEmbedder, dtype: EmbeddingType, *, caption_model: str | 
     )
 
 
-def _execute(
+def execute_run(
     inputs: Sequence[Scene | ImageSource],
     models: Models,
     targets: Sequence[Target],
@@ -297,6 +297,11 @@ def _execute(
     settings: Mapping[str, Any],
     progress: Callable[[Progress], None] | None,
 ) -> Summary:
+    """Do the work of a run: sources of ``inputs``, through ``models``, into ``targets``; gives what was done.
+
+    Raises:
+        OptionError, OutputError, SceneError: As :func:`run`.
+    """
     sources = make_sources(inputs, options)
     tiling = {name: value for name, value in asdict(options).items() if name != "readers"}
     began = time.monotonic()

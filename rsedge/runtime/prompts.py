@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsedge.errors import OptionError
+from rsedge.vectors import unit_rows
 
 Floats = NDArray[np.floating[Any]]
 
@@ -135,17 +136,5 @@ def class_embeddings(
     """
     check_labels(labels)
     texts = [text for label in labels for text in prompts(label, templates)]
-    vectors = _unit(embed(texts), "prompt").reshape(len(labels), len(templates), -1)
-    return _unit(vectors.mean(axis=1), "class")
-
-
-def _unit(vectors: Floats, what: str) -> NDArray[np.float32]:
-    """Each row over its length, float32."""
-    values = np.asarray(vectors, np.float64)
-    length = np.linalg.norm(values, axis=-1, keepdims=True)
-    if bad := np.flatnonzero(~(np.isfinite(length) & (length > 0))).tolist():
-        raise OptionError(
-            f"{len(bad)} of {len(values)} {what} embeddings are zero or not finite, the first is number {bad[0]}: "
-            "the model is broken, or overflows in this precision"
-        )
-    return np.asarray(values / length, np.float32)
+    vectors = unit_rows(embed(texts), "prompt").reshape(len(labels), len(templates), -1)
+    return unit_rows(vectors.mean(axis=1), "class")

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
 import rasterio
@@ -20,7 +20,7 @@ from rasterio.io import MemoryFile
 from rasterio.transform import Affine
 
 from rsedge.errors import OptionError, OutputError
-from rsedge.runtime.writers import check_target, open_file
+from rsedge.runtime.writers import check_target, write_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -186,29 +186,6 @@ def class_colours(count: int) -> list[tuple[int, int, int, int]]:
         rgb = colorsys.hsv_to_rgb(number * 0.618034 % 1, saturation, value)
         colours.append((round(rgb[0] * 255), round(rgb[1] * 255), round(rgb[2] * 255), 255))
     return colours
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """A file that appears, or is replaced, whole.
-
-    Raises:
-        OutputError: It cannot be written.
-    """
-    with open_file(path, _Whole) as whole:
-        whole.write(data)
-
-
-class _Whole:
-    """The writer of a file that is ready."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-
-    def write(self, data: bytes) -> None:
-        self._stream.write(data)
-
-    def finish(self) -> None:
-        """Nothing follows."""
 
 
 def _encode(

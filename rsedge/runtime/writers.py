@@ -187,6 +187,29 @@ def open_file(path: Path, make: Callable[[BinaryIO], AnyWriter]) -> Iterator[Any
         raise
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """A file of ``data`` that appears, or is replaced, whole.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    with open_file(path, _Whole) as whole:
+        whole.write(data)
+
+
+class _Whole:
+    """The writer of a file that is ready."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def write(self, data: bytes) -> None:
+        self._stream.write(data)
+
+    def finish(self) -> None:
+        """Nothing closes it."""
+
+
 class _Flushing:
     """A writer to a pipe, whose reader should see each batch at once."""
 

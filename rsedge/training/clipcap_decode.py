@@ -24,7 +24,7 @@ There is no start token: the prefix takes its place. A caption's stop token, "."
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,9 +55,6 @@ class CaptionTokens:
 
 DEFAULTS = DecodingOptions(num_beams=5, max_new_tokens=67)
 """How ClipCap searches where nothing else is asked for."""
-
-# Settings of transformers' beam search that this one has no counterpart of.
-_UNUSED = ("min_new_tokens", "length_penalty", "early_stopping", "repetition_penalty", "no_repeat_ngram_size")
 
 
 @torch.no_grad()
@@ -96,20 +93,11 @@ def generate(
 
 
 def _check(model: ClipCapModel, options: DecodingOptions, *, images: int, keys: int) -> None:
-    defaults = {entry.name: entry.default for entry in fields(DecodingOptions)}
-    problems = [
-        f"{name} is {getattr(options, name)!r}, which ClipCap's search has no counterpart of: leave it out"
-        for name in _UNUSED
-        if getattr(options, name) != defaults[name]
-    ]
     text = model.config.text_config
+    problems = options.averaged_problems(text.vocab_size)
     room = text.n_positions - model.config.prefix_length + 1  # the last token is not run
     if options.max_new_tokens > room:
         problems.append(f"max_new_tokens is {options.max_new_tokens}; behind its prefix GPT-2 has room for {room}")
-    if options.num_beams > text.vocab_size:
-        problems.append(
-            f"num_beams is {options.num_beams}, but GPT-2 has {text.vocab_size} tokens: ask for at most those"
-        )
     if keys != images:
         problems.append(f"there are {keys} keys for {images} images: give one per image")
     if problems:

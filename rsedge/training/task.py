@@ -4,7 +4,7 @@ it.
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,7 +24,7 @@ int64 [rows, T] with the rows of an image adjacent, and ``labels`` for captioner
 Collate = Callable[[Sequence[Sample]], Batch]
 
 
-class Task(nn.Module):
+class Task(nn.Module, ABC):
     """A model with its loss. Everything trained is a parameter of this module, so that wrapping it wraps it all.
 
     Attributes:
@@ -80,9 +80,9 @@ class CaptionTask(Task):
 
     one_caption: ClassVar[bool] = False
 
+    @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """``loss_sum``: float32 [], the cross entropy of all caption tokens of ``batch``, added up."""
-        raise NotImplementedError
 
     @staticmethod
     def tokens(batch: Batch) -> int:
@@ -103,11 +103,11 @@ class ContrastiveTask(Task):
     rows: ClassVar[tuple[str, ...]] = ("image", "teacher_image", *text_rows)
     """Which outputs of ``forward`` have a row per image or caption; the others are learnt scalars."""
 
+    @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """``image`` float32 [B, D] and ``text`` float32 [rows, D] of unit length, the teacher's if there is one, and
         the learnt scalars of the loss.
         """
-        raise NotImplementedError
 
     @abstractmethod
     def loss(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

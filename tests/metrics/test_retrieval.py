@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from rsedge.errors import OptionError
-from rsedge.metrics.retrieval import TIE, chance_retrieval, retrieval_scores, unit_rows
+from rsedge.metrics.retrieval import TIE, chance_retrieval, retrieval_scores
+from rsedge.vectors import unit_rows
 
 
 def case(seed: int, images: int = 23, width: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
