@@ -113,8 +113,8 @@ def search_worker(path: Path, dim: int) -> None:
     opened = time.perf_counter() - opened
 
     def work(query: np.ndarray) -> dict[str, Any]:
-        hits: list[Any] = []
-        times = timed(lambda: hits.extend(index.search(query, top=TOP, approximate=False)))
+        hits = index.search(query, top=TOP, approximate=False)  # as the other process computes its best first
+        times = timed(lambda: index.search(query, top=TOP, approximate=False))
         product = timed(lambda: index.nearest(query[None], top=TOP, approximate=False))
         values = {"search": times, "without_records": product, "best": [hit.row for hit in hits]}
         return {**values, "open_s": opened, "peak_rss_mb": common.peak_rss_mb()}

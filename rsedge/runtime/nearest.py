@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 Float64 = NDArray[np.float64]
 Stored = NDArray[np.float16] | NDArray[np.float32]
 
-BLOCK_BYTES = 2**20
+BLOCK_BYTES = 2**21
 """Embeddings compared at a time: with what they become in float32 they stay in the cache."""
 
 _HALF_SCALE = 2.0**112
