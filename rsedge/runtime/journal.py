@@ -20,7 +20,7 @@ from rsedge.errors import OutputError
 from rsedge.runtime.records import TileResult
 from rsedge.runtime.writers import sync_folder
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 class Journal:

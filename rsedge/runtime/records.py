@@ -49,6 +49,11 @@ class TileRecord:
         datetime: Acquisition time, RFC 3339, or None.
         model: ``name@hash12`` of the bundle that wrote the caption or the embedding.
         message: Why a tile has neither (``read_error``, ``nodata``, ``cloud``), else None.
+        scene_crs: Coordinate reference system of the scene, such as ``EPSG:32629``; ``pixel`` where it has no place on
+            a map and the columns and rows of its pixels are all there is; None of images.
+        product_id: Identifier of the product the scene belongs to, or None.
+        mgrs_tile: Its tile in the Military Grid Reference System, such as ``29RKH``, or None.
+        rendering: The rule by which pixels became the 8-bit colours the model saw, or None where it saw none.
     """
 
     scene: str
@@ -67,6 +72,10 @@ class TileRecord:
     datetime: str | None
     model: str
     message: str | None = None
+    scene_crs: str | None = None
+    product_id: str | None = None
+    mgrs_tile: str | None = None
+    rendering: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The record as a plain dict, in field order, ``geometry`` included."""
