@@ -118,7 +118,7 @@ def make_schema(info: EmbeddingsInfo | None, *, captions: bool, classes: Sequenc
         pa.field("datetime", pa.timestamp("ms", tz="UTC")),
         pa.field("model", text, nullable=False),
         pa.field("message", text),
-        *(pa.field(name, text) for name in ("scene_crs", "product_id", "mgrs_tile", "rendering")),
+        *(pa.field(name, text) for name in _OF_THE_SCENE),
         *([pa.field("path", text)] if info else []),
         pa.field("bbox", pa.struct([pa.field(corner, pa.float64(), nullable=False) for corner in _CORNERS])),
         pa.field("geometry", pa.binary()),
@@ -281,9 +281,8 @@ class _NoSeek:
         """The stream's owner closes it."""
 
 
-_REPEATED = frozenset(
-    ["scene", "caption", "status", "model", "message", "path", "datetime", "scene_crs", "product_id", "mgrs_tile", "rendering"]
-)
+_OF_THE_SCENE = ("scene_crs", "product_id", "mgrs_tile", "rendering")
+_REPEATED = frozenset(["scene", "caption", "status", "model", "message", "path", "datetime", *_OF_THE_SCENE])
 
 
 def _column(field: pa.Field, results: Sequence[TileResult], model: str | None) -> pa.Array:

@@ -65,6 +65,7 @@ def write_file(
         "datetime": [TIME] * rows,
         "model": [model] * rows,
         "message": [None] * rows,
+        **{name: [None] * rows for name in ("scene_crs", "product_id", "mgrs_tile", "rendering")},
         "path": [None] * rows,
         "bbox": [
             each and dict(zip(("xmin", "ymin", "xmax", "ymax"), bounding_box(each), strict=True)) for each in geometries
