@@ -1,11 +1,12 @@
-"""What is particular to Sentinel-2 products: SAFE folders, GDAL's subdatasets, offsets, acquisition times."""
+"""What is particular to Sentinel-2 products: their names, GDAL's subdatasets, offsets, acquisition times."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
-from pathlib import Path
 
 from rsedge.errors import SceneError
 
@@ -13,21 +14,108 @@ from rsedge.errors import SceneError
 _TIME_TAGS = ("ACQUISITIONDATETIME", "DATATAKE_1_DATATAKE_SENSING_START", "PRODUCT_START_TIME")
 _TIME_FORMATS = ("%Y-%m-%dT%H:%M:%S.%f", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y:%m:%d %H:%M:%S")
 
-# S2A_MSIL2A_20200219T112111_…, T34UCF_20230823T095559_B02_10m, S2A_29RKH_20200219_0_L2A
-_PRODUCT_NAME = re.compile(r"(?:^|_)(?:S2[A-D]_|T\d{2}[A-Z]{3}_).*?(?<!\d)(\d{8})(?:T(\d{6}))?(?!\d)")
+# A date behind a mission or a tile: what is left of names that were cut or added to.
+_DATED_NAME = re.compile(r"(?:^|_)(?:S2[A-D]_|T\d{2}[A-Z]{3}_).*?(?<!\d)(\d{8}(?:T\d{6})?)(?!\d)")
+
+# What Sen2Cor writes where a user runs it: it says nothing of the input's offset.
+_USER_BASELINE = "99.99"
+
+_COMPACT = re.compile(
+    r"(?P<id>(?P<mission>S2[A-D])_MSI(?P<level>L1C|L2A)_(?P<time>\d{8}T\d{6})_N(?P<baseline>\d{4})_R\d{3}"
+    r"_T(?P<tile>\d{2}[A-Z]{3})_\d{8}T\d{6})(?![A-Z0-9])"
+)
+_EARTH_SEARCH = re.compile(
+    r"(?<![A-Z0-9])(?P<id>(?P<mission>S2[A-D])_T?(?P<tile>\d{1,2}[A-Z]{3})_(?P<time>\d{8}(?:T\d{6})?)(?:_\d+)?"
+    r"_(?P<level>L1C|L2A))(?![A-Z0-9])"
+)
+_EARTH_ENGINE = re.compile(r"(?<!\d)(?P<id>(?P<time>\d{8}T\d{6})_\d{8}T\d{6}_T(?P<tile>\d{2}[A-Z]{3}))(?![A-Z0-9])")
+_GRANULE_FILE = re.compile(r"(?<![A-Z0-9])T(?P<tile>\d{2}[A-Z]{3})_(?P<time>\d{8}T\d{6})(?!\d)")
+# Until December 2016; the times in front are those of processing, and what a name holds depends on its kind.
+_OPERATIONAL = re.compile(
+    r"(?<![A-Z0-9])(?P<mission>S2[A-D])_(?:OPER|USER)_(?P<rest>[A-Z0-9._]*(?P<level>L1C|L2A)\w*(?:\.\d\d)?)"
+)
 
 
-def metadata_file(folder: Path) -> Path:
-    """The product metadata of a SAFE folder, which is what GDAL opens.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProductName:
+    """What the name of a Sentinel-2 product, granule, band file or catalogue item says; None where it says nothing.
+
+    Attributes:
+        mission: ``S2A`` to ``S2D``.
+        level: ``L1C`` or ``L2A``.
+        datetime: Acquisition, RFC 3339 in UTC; midnight where the name has the day alone.
+        baseline: Processing baseline, such as ``05.09``.
+        mgrs_tile: Such as ``05VNK``, the zone always in two digits.
+        product_id: The part that identifies the product, without ``.SAFE``.
+    """
+
+    mission: str | None = None
+    level: str | None = None
+    datetime: str | None = None
+    baseline: str | None = None
+    mgrs_tile: str | None = None
+    product_id: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> ProductName | None:
+        """What ``text`` says, or None where no such name is in it; the name may stand anywhere in it.
+
+        Known are ESA's names of today and of before December 2016, those of band files, Earth Search's
+        (``S2A_29RKH_20200219_0_L2A``) and Earth Engine's (``20230823T095559_20230823T095553_T34UCF``).
+        """
+        for pattern in (_COMPACT, _EARTH_SEARCH, _EARTH_ENGINE):
+            if match := pattern.search(text):
+                found = match.groupdict()
+                baseline = found.get("baseline")
+                return cls(
+                    mission=found.get("mission"),
+                    level=found.get("level"),
+                    datetime=_compact_time(found["time"]),
+                    baseline=f"{baseline[:2]}.{baseline[2:]}" if baseline else None,
+                    mgrs_tile=found["tile"].zfill(5),
+                    product_id=found["id"],
+                )
+        if match := _OPERATIONAL.search(text):
+            return cls._operational(match)
+        if match := _GRANULE_FILE.search(text):
+            return cls(datetime=_compact_time(match["time"]), mgrs_tile=match["tile"])
+        return None
+
+    @classmethod
+    def _operational(cls, match: re.Match[str]) -> ProductName:
+        rest = match["rest"]
+        tile = re.search(r"_T(\d{2}[A-Z]{3})(?![A-Z0-9])", rest)
+        baseline = re.search(r"_N(\d{2}\.\d{2})$", rest)
+        time = re.search(r"_V(\d{8}T\d{6})", rest)
+        return cls(
+            mission=match["mission"],
+            level=match["level"],
+            datetime=_compact_time(time[1]) if time else None,
+            baseline=baseline[1] if baseline else None,
+            mgrs_tile=tile[1] if tile else None,
+            product_id=match[0] if rest.startswith("PRD_") else None,
+        )
+
+
+def baseline_offset(baseline: str) -> int | None:
+    """What is to be added to the digital numbers of products of a processing baseline, L1C and L2A alike.
+
+    -1000 from 04.00 on, 0 before; None for 99.99, which Sen2Cor writes where users run it themselves, whatever the
+    product it made the result from.
 
     Raises:
-        SceneError: There is none, or more than one.
+        ValueError: ``baseline`` is not of the form ``05.09``.
     """
-    found = sorted(path for path in folder.glob("*.xml") if "MTD_" in path.name and path.name != "MTD_TL.xml")
-    if len(found) == 1:
-        return found[0]
-    what = "no product metadata (MTD_MSIL1C.xml, MTD_MSIL2A.xml)" if not found else ", ".join(p.name for p in found)
-    raise SceneError(f"{folder} is a folder with {what}: pass a .SAFE folder as downloaded, or one raster file")
+    if not re.fullmatch(r"\d{2}\.\d{2}", baseline):
+        raise ValueError(f"{baseline!r} is no processing baseline: expected two digits, a point, and two digits")
+    if baseline == _USER_BASELINE:
+        return None
+    return -1000 if baseline >= "04.00" else 0
+
+
+def printable(name: str | os.PathLike[str]) -> str:
+    """A file name as text that outputs can hold: what is not UTF-8 in it is replaced."""
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def choose_subdataset(path: str, names: Sequence[str]) -> str:
@@ -72,16 +160,24 @@ def declared_offset(tags: Sequence[Mapping[str, str]], scaling: Sequence[tuple[f
 def acquisition_time(tags: Mapping[str, str], name: str) -> str | None:
     """Acquisition time as RFC 3339 in UTC, from metadata or a Sentinel-2 file name, or None."""
     for tag in _TIME_TAGS:
-        if when := _parse_time(tags.get(tag, "")):
+        if when := parse_time(tags.get(tag, "")):
             return when
-    for match in _PRODUCT_NAME.finditer(name):
-        day, time = match.groups(default="000000")
-        if when := _parse_time(f"{day[:4]}-{day[4:6]}-{day[6:]}T{time[:2]}:{time[2:4]}:{time[4:]}"):
-            return when
-    return _parse_time(tags.get("TIFFTAG_DATETIME", ""))
+    if known := ProductName.parse(name):
+        when = known.datetime
+    else:
+        when = next(filter(None, (_compact_time(match[1]) for match in _DATED_NAME.finditer(name))), None)
+    return when or parse_time(tags.get("TIFFTAG_DATETIME", ""))
 
 
-def _parse_time(text: str) -> str | None:
+def _compact_time(text: str) -> str | None:
+    """``20230823T095559`` or ``20230823`` as RFC 3339, or None where there is no such day."""
+    day, _, time = text.partition("T")
+    time = time or "000000"
+    return parse_time(f"{day[:4]}-{day[4:6]}-{day[6:]}T{time[:2]}:{time[2:4]}:{time[4:]}")
+
+
+def parse_time(text: str) -> str | None:
+    """A time as metadata write it, taken as UTC, as RFC 3339; None where it is no time."""
     text = text.strip().removesuffix("Z")
     for pattern in _TIME_FORMATS:
         try:
