@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rsedge.cli import options
+from rsedge.cli import options, views
 from rsedge.cli.outputs import report, resumable, save_config
 from rsedge.cli.progress import tile_progress
 
@@ -22,11 +22,15 @@ if TYPE_CHECKING:
 @options.bundle
 @click.option("-o", "--output", help="File, or - for stdout.  [default: SCENE.geojson in this folder]")
 @click.option(
-    "--format", "file_format", help="geojson, geojsonl, csv or parquet.  [default: by the suffix; geojsonl for -]"
+    "--format", "file_format", help="geojson, geojsonl, gpkg, csv or parquet.  [default: by the suffix; geojsonl for -]"
 )
 @click.option("--embed", "embeddings", help="Embeddings of the same tiles, as GeoParquet: each pixel is read once.")
 @click.option("--embedder", type=click.Path(path_type=Path), help="Bundle that makes them, CLIP.rsedge.")
 @options.embedding_type
+@views.html
+@views.sheet
+@views.stac
+@views.style
 @options.generation
 @options.tiling
 @options.device
@@ -46,71 +50,55 @@ def command(
     embeddings: str | None,
     embedder: Path | None,
     dtype: Any,
-    tile_size: int,
-    overlap: int,
-    edge: Any,
-    max_nodata: float,
-    bands: tuple[int, int, int] | None,
-    boa_offset: int | None,
-    nodata: float | None,
-    readers: int,
+    html: Path | None,
+    sheet: Path | None,
+    stac: Path | None,
+    style: bool,
     device: str,
     threads: int | None,
     batch_size: int | None,
     overwrite: bool,
     as_json: bool,
-    **generation: Any,
+    **others: Any,
 ) -> int:
-    """Caption every tile of each SCENE, any raster GDAL reads.
+    """Caption every tile of each SCENE: a raster GDAL reads, a Sentinel-2 product (.SAFE or its zip), a folder of band
+    files, a STAC item or collection of items, a folder or pattern of any of these; - is STAC on standard input.
 
     The output appears when it is whole; until then finished tiles are kept in OUTPUT.journal, and the same
     command goes on after an interruption. Tiles that cannot be read are recorded, and the exit code is 3.
     With --embed, an embedder sees the same tiles, as rsedge embed would, and its file holds the captions too.
     """
-    from contextlib import ExitStack
-
     from rsedge.runtime.captioner import Captioner
     from rsedge.runtime.pipeline import run
-    from rsedge.runtime.scene import Scene
 
     if (embeddings is None) != (embedder is None) or (dtype is not None and embeddings is None):
         message = "--embed FILE.parquet and --embedder BUNDLE go together, and --dtype needs both: pass all, or none"
         raise click.UsageError(message)
-    with ExitStack() as stack:
-        opened = [
-            stack.enter_context(Scene.open(scene, bands=bands, boa_offset=boa_offset, nodata=nodata))
-            for scene in scenes
-        ]
-        if output is None:
-            if len(opened) > 1:
-                message = f"{len(opened)} scenes go into one output: name it with -o, such as -o all.geojson"
-                raise click.UsageError(message)
-            output = f"{opened[0].name}.geojson"
-        for scene in opened:
-            options.note(f"{scene.name}: {scene.width} x {scene.height} px, {scene.bands_reason}; {scene.rule}")
-        bundle = options.chosen_captioner(model)
-        captioner = Captioner.load(bundle, device=device, threads=threads, batch_size=batch_size)
-        task = captioner.with_options(**generation)
-        beside, encoder = _embeddings(
-            embeddings, embedder, dtype, device=device, threads=threads, batch_size=batch_size
+    scene_options, tiling = options.take(others, options.OF_SCENES), options.take(others, options.OF_TILES)
+    opened = options.open_scenes(scenes, **scene_options)
+    output = options.chosen_output(output, opened, ".geojson")
+    bundle = options.chosen_captioner(model)
+    captioner = Captioner.load(bundle, device=device, threads=threads, batch_size=batch_size)
+    task = captioner.with_options(**others)
+    beside, encoder = _embeddings(embeddings, embedder, dtype, device=device, threads=threads, batch_size=batch_size)
+    targets = views.targets(opened, output, html=html, sheet=sheet, style=style, overwrite=overwrite)
+    if stac:
+        files = {"report": html, "sheet": sheet, "embeddings": Path(embeddings) if embeddings else None}
+        targets.append(views.item(stac, opened, captioner.model, output, files, file_format=file_format))
+    used = {"device": captioner.device, "batch_size": captioner.batch_size}
+    with resumable(output), tile_progress() as progress:
+        summary = run(
+            opened,
+            task,
+            output,
+            format=file_format,
+            embeddings=beside,
+            beside=targets,
+            overwrite=overwrite,
+            settings={**dataclasses.asdict(task.options), **used, "embedder": encoder},
+            progress=progress,
+            **tiling,
         )
-        used = {"device": captioner.device, "batch_size": captioner.batch_size}
-        with resumable(output), tile_progress() as progress:
-            summary = run(
-                opened,
-                task,
-                output,
-                tile_size=tile_size,
-                overlap=overlap,
-                edge=edge,
-                max_nodata=max_nodata,
-                readers=readers,
-                format=file_format,
-                embeddings=beside,
-                overwrite=overwrite,
-                settings={**dataclasses.asdict(task.options), **used, "embedder": encoder},
-                progress=progress,
-            )
     if output != "-":
         # The default model may be another tomorrow.
         resolved = {**_search_options(task.options), **used, "model": str(bundle), "dtype": beside and beside.dtype}

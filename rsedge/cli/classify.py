@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from rsedge.cli import options
+from rsedge.cli import options, views
 from rsedge.cli.outputs import report, resumable, save_config
 from rsedge.cli.progress import tile_progress
 
@@ -32,6 +32,10 @@ from rsedge.cli.progress import tile_progress
     type=click.Path(dir_okay=False, path_type=Path),
     help="GeoTIFF too, a pixel per tile; of one scene.",
 )
+@views.html
+@views.sheet
+@views.stac
+@views.style
 @options.tiling
 @options.device
 @options.threads
@@ -52,19 +56,16 @@ def command(
     output: str | None,
     file_format: str | None,
     raster: Path | None,
-    tile_size: int,
-    overlap: int,
-    edge: Any,
-    max_nodata: float,
-    bands: tuple[int, int, int] | None,
-    boa_offset: int | None,
-    nodata: float | None,
-    readers: int,
+    html: Path | None,
+    sheet: Path | None,
+    stac: Path | None,
+    style: bool,
     device: str,
     threads: int | None,
     batch_size: int | None,
     overwrite: bool,
     as_json: bool,
+    **others: Any,
 ) -> int:
     """Find the class of every tile of each SCENE, among labels in words.
 
@@ -72,12 +73,9 @@ def command(
     the model's own. The output appears when it is whole; until then finished tiles are kept in OUTPUT.journal, and the
     same command goes on after an interruption. Tiles that cannot be read are recorded, and the exit code is 3.
     """
-    from contextlib import ExitStack
-
     from rsedge.runtime.classify import Classifier, run
     from rsedge.runtime.embedder import Embedder
     from rsedge.runtime.prompts import ENSEMBLE, TEMPLATES, check_labels, overlong, prompts, read_labels
-    from rsedge.runtime.scene import Scene
 
     if ensemble and templates:
         raise click.UsageError("--ensemble has templates of its own: leave --template out")
@@ -86,40 +84,34 @@ def command(
     classes = read_labels(labels)
     check_labels(classes)
     texts = [text for label in classes for text in prompts(label, chosen)]
-    with ExitStack() as stack:
-        opened = [
-            stack.enter_context(Scene.open(scene, bands=bands, boa_offset=boa_offset, nodata=nodata))
-            for scene in scenes
-        ]
-        if output is None:
-            if len(opened) > 1:
-                message = f"{len(opened)} scenes go into one output: name it with -o, such as -o all.geojson"
-                raise click.UsageError(message)
-            output = f"{opened[0].name}.classes.geojson"
-        for scene in opened:
-            options.note(f"{scene.name}: {scene.width} x {scene.height} px, {scene.bands_reason}; {scene.rule}")
-        bundle = options.chosen_embedder(model)
-        embedder = Embedder.load(bundle, device=device, threads=threads, batch_size=batch_size)
-        for text in overlong(texts, embedder.token_ids):
-            options.warn(f"the model reads only the beginning of {text!r}: use a shorter label or template")
-        settings = {"device": embedder.device, "batch_size": embedder.batch_size}
-        with resumable(output), tile_progress() as progress:
-            summary = run(
-                opened,
-                Classifier.make(embedder, classes, templates=chosen),
-                output,
-                top=top,
-                raster=raster,
-                tile_size=tile_size,
-                overlap=overlap,
-                edge=edge,
-                max_nodata=max_nodata,
-                readers=readers,
-                format=file_format,
-                overwrite=overwrite,
-                settings=settings,
-                progress=progress,
-            )
+    scene_options, tiling = options.take(others, options.OF_SCENES), options.take(others, options.OF_TILES)
+    opened = options.open_scenes(scenes, **scene_options)
+    output = options.chosen_output(output, opened, ".classes.geojson")
+    bundle = options.chosen_embedder(model)
+    embedder = Embedder.load(bundle, device=device, threads=threads, batch_size=batch_size)
+    for text in overlong(texts, embedder.token_ids):
+        options.warn(f"the model reads only the beginning of {text!r}: use a shorter label or template")
+    settings = {"device": embedder.device, "batch_size": embedder.batch_size}
+    targets = views.targets(
+        opened, output, html=html, sheet=sheet, style=style, overwrite=overwrite, classes=list(classes)
+    )
+    if stac:
+        files = {"report": html, "sheet": sheet, "raster": raster}
+        targets.append(views.item(stac, opened, embedder.model, output, files, key="classes", file_format=file_format))
+    with resumable(output), tile_progress() as progress:
+        summary = run(
+            opened,
+            Classifier.make(embedder, classes, templates=chosen),
+            output,
+            top=top,
+            raster=raster,
+            format=file_format,
+            beside=targets,
+            overwrite=overwrite,
+            settings=settings,
+            progress=progress,
+            **tiling,
+        )
     if output != "-":
         # The default model may be another tomorrow.
         save_config(ctx, Path(output), {**settings, "model": str(bundle)})

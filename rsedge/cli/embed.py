@@ -12,7 +12,7 @@ from rsedge.cli import options
 from rsedge.cli.outputs import report, resumable, save_config
 from rsedge.cli.progress import tile_progress
 
-_OF_SCENES = ("tile_size", "overlap", "edge", "max_nodata", "bands", "boa_offset", "nodata")
+_OF_SCENES = tuple(name for name in (*options.OF_TILES, *options.OF_SCENES) if name != "readers")
 
 
 @click.command("embed")
@@ -44,19 +44,12 @@ def command(
     output: str,
     dtype: Any,
     kind: Any,
-    tile_size: int,
-    overlap: int,
-    edge: Any,
-    max_nodata: float,
-    bands: tuple[int, int, int] | None,
-    boa_offset: int | None,
-    nodata: float | None,
-    readers: int,
     device: str,
     threads: int | None,
     batch_size: int | None,
     overwrite: bool,
     as_json: bool,
+    **others: Any,
 ) -> int:
     """Embed every tile of each SCENE, and each IMAGE whole.
 
@@ -70,13 +63,21 @@ def command(
     from rsedge.runtime.pipeline import embed
     from rsedge.runtime.scene import Scene
 
-    open_scene = partial(Scene.open, bands=bands, boa_offset=boa_offset, nodata=nodata)
-    found = find_inputs(inputs, open_scene=open_scene, open_image=FileImage, suffixes=SUFFIXES, kind=kind)
+    scene_options, tiling = options.take(others, options.OF_SCENES), options.take(others, options.OF_TILES)
+    found = find_inputs(
+        inputs,
+        open_scene=partial(Scene.open, **scene_options),
+        open_image=FileImage,
+        suffixes=SUFFIXES,
+        kind=kind,
+        allow_remote=scene_options["allow_remote"],
+        stdin=options.standard_input(inputs),
+    )
     scenes = [entry for entry in found.entries if isinstance(entry, Scene)]
     if not scenes:
         _refuse_scene_options(ctx)
     for scene in scenes:
-        options.note(f"{scene.name}: {scene.width} x {scene.height} px, {scene.bands_reason}; {scene.rule}")
+        options.introduce(scene)
     for warning in found.warnings:
         options.warn(warning)
     bundle = options.chosen_embedder(model)
@@ -88,14 +89,10 @@ def command(
             embedder,
             output,
             dtype=dtype or "float16",
-            tile_size=tile_size,
-            overlap=overlap,
-            edge=edge,
-            max_nodata=max_nodata,
-            readers=readers,
             overwrite=overwrite,
             settings=settings,
             progress=progress,
+            **tiling,
         )
     # The default model may be another tomorrow, and what decides nothing about images is refused with them alone.
     resolved = {**settings, "model": str(bundle), "dtype": dtype or "float16"}

@@ -61,16 +61,12 @@ def command(
     png: Path | None,
     window: int,
     stride: int,
-    max_nodata: float,
-    bands: tuple[int, int, int] | None,
-    boa_offset: int | None,
-    nodata: float | None,
-    readers: int,
     device: str,
     threads: int | None,
     batch_size: int | None,
     overwrite: bool,
     as_json: bool,
+    **others: Any,
 ) -> int:
     """Find what texts name in SCENE: a GeoTIFF with a band per text, as large where the scene fits it better.
 
@@ -87,14 +83,15 @@ def command(
     from rsedge.runtime.scene import Scene
 
     # Before a model is opened, so that a slip is told at once.
-    LocateOptions(window=window, stride=stride, max_nodata=max_nodata, readers=readers)
+    scene_options, windows = options.take(others, options.OF_SCENES), {"window": window, "stride": stride, **others}
+    LocateOptions(**windows)
     check_texts(texts, contrasts)
-    opened = Scene.open(scene, bands=bands, boa_offset=boa_offset, nodata=nodata)
+    opened = Scene.open(scene, **scene_options)
     output = output or Path(f"{opened.name}.heat.tif")
     outputs = {output: (".tif", ".tiff"), **({png: (".png",)} if png else {})}
     check_outputs(outputs, overwrite=overwrite)
     spare_scene(opened, *outputs)
-    options.note(f"{opened.name}: {opened.width} x {opened.height} px, {opened.bands_reason}; {opened.rule}")
+    options.introduce(opened)
     for warning in opened.warnings:
         options.warn(warning)
     bundle = options.chosen_embedder(model)
@@ -108,11 +105,8 @@ def command(
             opened,
             texts,
             contrasts=contrasts,
-            window=window,
-            stride=stride,
-            max_nodata=max_nodata,
-            readers=readers,
             progress=progress,
+            **windows,
         )
     found.write(output)
     if png:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from rsedge.runtime.scene import Scene
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -67,6 +71,21 @@ class Bands(click.ParamType):  # type: ignore[type-arg]  # generic only in newer
         except (TypeError, ValueError):
             self.fail(f"{value!r}: give three band numbers for red, green and blue, such as 4,3,2", param, ctx)
         return red, green, blue
+
+
+class BoaOffset(click.ParamType):  # type: ignore[type-arg]
+    """``auto``, or a whole number."""
+
+    name = "auto|0|-1000"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        """The number, or None for ``auto``."""
+        if value == "auto":
+            return None
+        try:
+            return int(value)
+        except (TypeError, ValueError):
+            self.fail(f"{value!r}: give auto, 0 or -1000", param, ctx)
 
 
 class EarlyStopping(click.Choice):  # type: ignore[type-arg]
@@ -163,17 +182,63 @@ _READING = (
         type=click.FloatRange(0, 1),
         default=0.5,
         show_default=True,
-        help="Tiles with a larger share without data are left out.",
+        help="Tiles with a larger share without data, or of pure black or white, are left out.",
+    ),
+    click.option(
+        "--max-cloud",
+        type=click.FloatRange(0, 1),
+        default=0.8,
+        show_default=True,
+        help="Tiles with a larger share of cloud are left out, where clouds are known.",
     ),
     click.option("--bands", type=Bands(), help="Bands for red, green and blue, such as 4,3,2."),
     click.option(
         "--boa-offset",
-        type=int,
-        help="Added to Sentinel-2 DN: -1000 from baseline 04.00 on, else 0.  [default: what the bands declare]",
+        type=BoaOffset(),
+        help="Added to Sentinel-2 DN: -1000 from baseline 04.00 on, else 0; auto: what metadata say, checked on the "
+        "pixels.  [default: auto]",
     ),
     click.option("--nodata", type=float, help="Value without data.  [default: what the raster declares]"),
+    click.option(
+        "--pixel-values",
+        type=click.Choice(["reflectance", "dn", "colours"]),
+        help="What floating-point pixels are: 0 to 1, 0 to 10000, or 0 to 255.  [default: told from the pixels]",
+    ),
+    click.option("--scl", help="Raster of Sen2Cor's scene classification.  [default: the product's own]"),
+    click.option("--cloud-mask", help="Raster in which what is not 0 is cloud."),
+    click.option("--resolution", type=float, help="Resample to pixels of this size, in map units, such as 10."),
+    click.option("--allow-remote", is_flag=True, help="Read over the network: https://, s3:// and the like."),
     click.option("--readers", type=click.IntRange(min=1), default=2, show_default=True, help="Reading threads."),
 )
+OF_SCENES = ("bands", "boa_offset", "nodata", "pixel_values", "scl", "cloud_mask", "resolution", "allow_remote")
+"""What of the reading options decides how a scene is opened: the fields of ``SceneOptions``."""
+OF_TILES = ("tile_size", "overlap", "edge", "max_nodata", "max_cloud", "readers")
+"""What of the tiling options decides how it is cut and read: the fields of ``TileOptions``."""
+
+
+def take(values: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Those of ``values`` that are called ``names``, removed from it."""
+    return {name: values.pop(name) for name in names if name in values}
+
+
+def open_scenes(names: Sequence[str], **scene_options: Any) -> list[Scene]:
+    """The scenes that ``names`` stand for, with a line for each; ``-`` is STAC on standard input."""
+    from rsedge.runtime.catalog import open_scenes as open_all
+
+    scenes = open_all(names, stdin=standard_input(names), **scene_options)
+    for scene in scenes:
+        introduce(scene)
+    return scenes
+
+
+def standard_input(names: Sequence[str]) -> str | None:
+    """What stands on standard input, where one of ``names`` asks for it."""
+    return sys.stdin.read() if "-" in names else None
+
+
+def introduce(scene: Scene) -> None:
+    """What is read of a scene, and how, as a line for people."""
+    note(f"{scene.name}: {scene.width} x {scene.height} px, {scene.bands_reason}; {scene.rule}")
 
 
 def reading(function: Decorated) -> Decorated:
@@ -228,6 +293,15 @@ def _of_kind(path: Path, *, captions: bool) -> Path:
             "export a CLIP or SigLIP checkpoint and pass that bundle"
         )
     return path
+
+
+def chosen_output(output: str | None, scenes: Sequence[Scene], suffix: str) -> str:
+    """The output as named, else one after the only scene."""
+    if output is not None:
+        return output
+    if len(scenes) > 1:
+        raise click.UsageError(f"{len(scenes)} scenes go into one output: name it with -o, such as -o all.geojson")
+    return f"{scenes[0].name}{suffix}"
 
 
 def note(text: str) -> None:

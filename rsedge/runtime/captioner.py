@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rsedge.errors import BundleError, OptionError
-from rsedge.runtime.decoder import Decoder
+from rsedge.runtime.decoder import REFILL, Decoder
 from rsedge.runtime.decoding import make_search
 from rsedge.runtime.images import check_image_spec, fitting_images
+from rsedge.runtime.memory import smaller_batch
 from rsedge.runtime.options import DecodingOptions, DecodingOverrides
 from rsedge.runtime.ort import OrtBackend, open_bundle
 from rsedge.runtime.pipeline import caption_scene
 from rsedge.runtime.records import Caption, TileRecord
+from rsedge.runtime.sources import Tiling
 from rsedge.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -24,12 +27,15 @@ if TYPE_CHECKING:
 
     from rsedge.bundle import Bundle
     from rsedge.runtime.scene import Scene
-    from rsedge.runtime.tiles import Edge
 
 UInt8 = NDArray[np.uint8]
 
 BATCH_SIZE = {"cpu": 16, "cuda": 32}
 """Images decoded together unless the caller says otherwise: fewer than a scene's segment has, so that images follow."""
+
+
+class SceneOverrides(Tiling, DecodingOverrides):
+    """Keywords of :meth:`Captioner.caption_scene`."""
 
 
 class Captioner:
@@ -39,7 +45,7 @@ class Captioner:
         bundle: What was loaded.
         device: ``cpu`` or ``cuda:N``.
         device_reason: Why it runs there.
-        batch_size: Images decoded together.
+        batch_size: Images decoded together; halved where memory runs out.
         model: ``name@hash12``, as in every record.
         image_size: Side in pixels of the images the model sees.
         resample: Filter that brings other images to that size.
@@ -69,7 +75,7 @@ class Captioner:
             path: A ``NAME.rsedge`` directory.
             device: ``auto`` (a CUDA GPU if usable, else the CPU; logged), ``cpu``, ``cuda`` or ``cuda:N``.
             threads: CPU threads; None takes the cores this process may use.
-            batch_size: Images decoded together; None takes 16 on the CPU, 32 on CUDA.
+            batch_size: Images decoded together; None takes 16 on the CPU, 32 on CUDA or what fits.
 
         Raises:
             BundleError: The bundle is damaged, or no captioner.
@@ -118,8 +124,26 @@ class Captioner:
         return self._decode(images, range(len(images)) if keys is None else keys, self.options(**overrides))
 
     def _decode(self, images: UInt8, keys: Sequence[int], options: DecodingOptions) -> list[Caption]:
-        """Decode with images entering the batch as others leave it."""
-        slots = min(self.batch_size, len(images))
+        """Captions in the order of the images; where memory runs out the batch is halved and what is left goes on."""
+        captions: list[Caption | None] = [None] * len(images)
+        while left := [image for image, caption in enumerate(captions) if caption is None]:
+            try:
+                self._decode_some(images, keys, options, left, captions)
+            except Exception as error:  # noqa: PERF203 - a try per halving
+                self.batch_size = smaller_batch(error, self.batch_size, f"captioning with {self.model}")
+                self.decoder.release()
+        return [caption for caption in captions if caption is not None]
+
+    def _decode_some(
+        self,
+        images: UInt8,
+        keys: Sequence[int],
+        options: DecodingOptions,
+        wanted: list[int],
+        captions: list[Caption | None],
+    ) -> None:
+        """Caption the images ``wanted`` as far as memory goes, images entering the batch as others leave it."""
+        slots = min(self.batch_size, len(wanted))
         search = make_search(
             options,
             slots=slots,
@@ -128,32 +152,34 @@ class Captioner:
             vocab_size=self._tokens.vocab_size,
             averaged=self._averaged,
         )
-        batch = self.decoder.batch(slots=slots, rows=search.rows, columns=options.max_new_tokens)
         # Encoding a few images at a time is as fast as many; on CUDA it would leave the device idle.
-        refill = max(1, slots // 4)
-        captions: list[Caption | None] = [None] * len(images)
+        refill = max(1, slots // REFILL)
         active: list[int] = []  # slot → image
         sources = np.arange(0)  # slot → the slot it takes over from
         entered, left = 0, False
-        while entered < len(images) or active:
-            free = slots - len(active)
-            fresh = range(entered, min(entered + free, len(images)) if free >= refill else entered)
-            if fresh or left:
-                batch.arrange(sources, images[fresh.start : fresh.stop])
-                for image in fresh:
-                    search.start(len(active), keys[image])
-                    active.append(image)
-                entered = fresh.stop
-            parents, done = search.advance(len(active), batch.step(search.request(len(active))))
-            batch.advance(parents)
-            for slot in np.flatnonzero(done).tolist():
-                captions[active[slot]] = self._caption(*search.result(slot))
-            sources = _close_ranks(done)
-            left = bool(done.any())
-            if left:
-                search.keep(sources)
-                active = [active[slot] for slot in sources.tolist()]
-        return [caption for caption in captions if caption is not None]
+        with closing(self.decoder.batch(slots=slots, rows=search.rows, columns=options.max_new_tokens)) as batch:
+            upcoming = images[:0]
+            while entered < len(wanted) or active:
+                free = slots - len(active)
+                fresh = wanted[entered : entered + min(free, batch.together or free)] if free >= refill else []
+                if fresh or left:
+                    batch.arrange(sources, upcoming if len(upcoming) and fresh else images[fresh])
+                    for image in fresh:
+                        search.start(len(active), keys[image])
+                        active.append(image)
+                    entered += len(fresh)
+                if fresh and batch.together:
+                    upcoming = images[wanted[entered : entered + batch.together]]
+                    batch.expect(upcoming)
+                parents, done = search.advance(len(active), batch.step(search.request(len(active))))
+                batch.advance(parents)
+                for slot in np.flatnonzero(done).tolist():
+                    captions[active[slot]] = self._caption(*search.result(slot))
+                sources = _close_ranks(done)
+                left = bool(done.any())
+                if left:
+                    search.keep(sources)
+                    active = [active[slot] for slot in sources.tolist()]
 
     def _caption(self, token_ids: tuple[int, ...], score: float) -> Caption:
         return Caption(self._tokenizer.decode(token_ids).strip(), score, token_ids)
@@ -165,31 +191,22 @@ class Captioner:
     def caption_scene(
         self,
         scene: Scene,
-        *,
-        tile_size: int = 224,
-        overlap: int = 0,
-        edge: Edge = "pad",
-        max_nodata: float = 0.5,
-        readers: int = 2,
-        **overrides: Unpack[DecodingOverrides],
+        **options: Unpack[SceneOverrides],
     ) -> Iterator[TileRecord]:
         """The records of a scene, lazily, in row-major order of its tiles.
 
         Args:
             scene: An open scene.
-            tile_size, overlap, edge: How it is cut; see :class:`rsedge.runtime.tiles.TileGrid`.
-            max_nodata: Tiles with a larger share of no-data get no caption.
-            readers: Reading threads.
-            overrides: Decoding options over the bundle's defaults.
+            **options: How it is cut and read, see :class:`rsedge.runtime.sources.TileOptions`, and decoding options
+                over the bundle's defaults.
 
         Raises:
             OptionError: A value that is not accepted.
         """
-        task = self.with_options(**overrides)
-        segments = caption_scene(
-            task, scene, tile_size=tile_size, overlap=overlap, edge=edge, max_nodata=max_nodata, readers=readers
-        )
-        for records in segments:
+        tiling = {name: value for name, value in options.items() if name in Tiling.__annotations__}
+        decoding = {name: value for name, value in options.items() if name not in tiling}
+        task = self.with_options(**cast("DecodingOverrides", decoding))
+        for records in caption_scene(task, scene, **cast("Tiling", tiling)):
             yield from records
 
 

@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,17 +19,18 @@ from numpy.typing import NDArray
 
 from rsedge.errors import BundleError, OptionError
 from rsedge.runtime.class_records import ClassifiedTile, open_class_writer
-from rsedge.runtime.pipeline import Summary, embed_scene, execute_run
+from rsedge.runtime.pipeline import Summary, check_distinct, embed_scene, execute_run
 from rsedge.runtime.prompts import TEMPLATES, class_embeddings
 from rsedge.runtime.rasters import MAX_CLASSES, NO_CLASS, Cells, check_suffix, spare_scene, tile_cells, write_classes
-from rsedge.runtime.sources import TileOptions, rounded
+from rsedge.runtime.sources import TileOptions, Tiling, rounded
 from rsedge.runtime.work import Models, Progress, ResultWriter, Target, TileEmbedder
 from rsedge.runtime.writers import STDOUT, Writer, parse_format
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from rsedge.runtime.records import Embedding, TileResult
     from rsedge.runtime.scene import Scene
-    from rsedge.runtime.tiles import Edge
 
 Floats = NDArray[np.floating[Any]]
 
@@ -163,11 +164,7 @@ def classify_scene(
     scene: Scene,
     *,
     top: int = 1,
-    tile_size: int = 224,
-    overlap: int = 0,
-    edge: Edge = "pad",
-    max_nodata: float = 0.5,
-    readers: int = 2,
+    **tiling: Unpack[Tiling],
 ) -> Iterator[ClassifiedTile]:
     """The records of a scene, lazily, in row-major order of its tiles.
 
@@ -175,7 +172,7 @@ def classify_scene(
         classifier: Tells the classes.
         scene: The scene.
         top: Classes a record names, the most probable first.
-        tile_size, overlap, edge, max_nodata, readers: See :class:`~rsedge.runtime.sources.TileOptions`.
+        **tiling: See :class:`~rsedge.runtime.sources.TileOptions`.
 
     Raises:
         OptionError: An option does not fit.
@@ -184,15 +181,7 @@ def classify_scene(
     from rsedge.runtime.records import TileResult
 
     _check_top(classifier, top)
-    tiles = embed_scene(
-        classifier.embedder,
-        scene,
-        tile_size=tile_size,
-        overlap=overlap,
-        edge=edge,
-        max_nodata=max_nodata,
-        readers=readers,
-    )
+    tiles = embed_scene(classifier.embedder, scene, **tiling)
     return (classifier.classify([TileResult(record, None, vector)], top=top)[0] for record, vector in tiles)
 
 
@@ -216,15 +205,12 @@ def run(
     *,
     top: int = 1,
     raster: str | os.PathLike[str] | None = None,
-    tile_size: int = 224,
-    overlap: int = 0,
-    edge: Edge = "pad",
-    max_nodata: float = 0.5,
-    readers: int = 2,
+    beside: Sequence[Target] = (),
     format: str | None = None,  # noqa: A002 - the option's name
     overwrite: bool = False,
     settings: Mapping[str, Any] | None = None,
     progress: Callable[[Progress], None] | None = None,
+    **tiling: Unpack[Tiling],
 ) -> ClassSummary:
     """Classify the tiles of scenes into one output; journal and resumption as in :func:`rsedge.runtime.pipeline.run`.
 
@@ -234,24 +220,27 @@ def run(
         output: Path, whose suffix names the format, or ``-``.
         top: Classes a record names, the most probable first.
         raster: GeoTIFF of the one scene's classes, a pixel per tile; see :func:`~rsedge.runtime.rasters.tile_cells`.
-        tile_size, overlap, edge, max_nodata, readers: See :class:`~rsedge.runtime.sources.TileOptions`.
+        beside: What else to make of the same records: a report, a contact sheet, a style.
         format: Format, where the suffix does not name it.
         overwrite: Replace outputs, or a journal of another run.
         settings: What else decides the embeddings (the device), as JSON values: a journal with others is refused.
         progress: Called at the start and after each segment.
+        **tiling: See :class:`~rsedge.runtime.sources.TileOptions`.
 
     Raises:
         OptionError: An option does not fit.
         OutputError: An output exists, its journal belongs to another run or is in use, or it cannot be written.
         SceneError: A scene cannot be opened any more; the journal is kept.
     """
-    options = TileOptions(tile_size=tile_size, overlap=overlap, edge=edge, max_nodata=max_nodata, readers=readers)
+    options = TileOptions(**tiling)
     _check_top(classifier, top)
     target = os.fspath(output)
     counts: Counter[str] = Counter()
     targets = [_records_target(classifier, target, parse_format(target, format), top, counts)]
     if raster is not None:
         targets.append(_raster_target(classifier, scenes, Path(raster), options))
+    targets += [_captioned_target(classifier, target) for target in beside]
+    check_distinct(targets)
     # Not rounded to float16, so that classes are those the model gives.
     models = Models(embedder=classifier.embedder, dtype="float32")
     summary = execute_run(scenes, models, targets, options, overwrite, settings or {}, progress)
@@ -286,6 +275,33 @@ def _records_target(classifier: Classifier, output: str, file_format: str, top: 
             yield _RecordsWriter(writer, classifier, top, counts)
 
     return Target(None if output == STDOUT else Path(output), open_records)
+
+
+class _CaptionedWriter:
+    """Results with the class where captions stand, and its probability for their score."""
+
+    def __init__(self, writer: ResultWriter, classifier: Classifier) -> None:
+        self._writer, self._classifier = writer, classifier
+
+    def write(self, results: Sequence[TileResult]) -> None:
+        best = [next(iter(tile.ranked), (None, None)) for tile in self._classifier.classify(results, top=1)]
+        self._writer.write(
+            [
+                replace(result, record=replace(result.record, caption=label, score=probability))
+                for result, (label, probability) in zip(results, best, strict=True)
+            ]
+        )
+
+
+def _captioned_target(classifier: Classifier, target: Target) -> Target:
+    """A view of a run as one of classes."""
+
+    @contextmanager
+    def open_view() -> Iterator[ResultWriter]:
+        with target.open() as writer:
+            yield _CaptionedWriter(writer, classifier)
+
+    return Target(target.path, open_view)
 
 
 class _RasterWriter:

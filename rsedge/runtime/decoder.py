@@ -2,8 +2,8 @@
 
 Images sit in slots 0 to n − 1; each has ``rows`` adjacent rows (beams). The cross cache, and whatever else the step
 graph takes per image, has one entry per slot, the self cache one per row. On the CPU the caches are arrays written in
-place; on CUDA they are device values that small graphs of the bundle rearrange, so that only tokens and candidates
-cross to the host.
+place; on a GPU small graphs of the bundle rearrange them, so that only tokens and candidates cross to the host: in
+place at fixed addresses (:mod:`rsedge.runtime.fixed`) where the backend can, else from values to new values.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from rsedge.errors import BundleError
 from rsedge.runtime.decoding import Ints, Request, StepOutput
+from rsedge.runtime.fixed import FixedBatch, FixedGraphs, FixedMemory
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -30,6 +31,9 @@ UInt8 = NDArray[np.uint8]
 _BUCKET = 8
 # Images encoded together on the CPU: few enough that activations stay in its last-level cache (bench/LOG.md).
 _ENCODE_TOGETHER = 4
+
+REFILL = 4
+"""A batch is refilled when one in so many of its slots is free: encoding one image at a time leaves a GPU idle."""
 
 
 class Caches(Protocol):
@@ -61,11 +65,17 @@ class Decoder:
         if spec is None or not {"vision", "step"} <= set(bundle.manifest.graphs):
             raise BundleError(f"{bundle.path} cannot caption: a {bundle.manifest.family} bundle without a decoder")
         self.spec: DecoderSpec = spec
-        self._backend = backend
+        self._bundle, self._backend = bundle, backend
         self._vision = backend.open(bundle.graph_path("vision"))
-        self._step = backend.open(bundle.graph_path("step"))
         self._inputs = bundle.manifest.graphs["step"].inputs
         self._rearrange: tuple[OrtGraph, OrtGraph] | None = None
+        self._fixed: FixedGraphs | None = None
+        self._idle: list[FixedMemory] = []
+        # Another backend may keep values on the device and know nothing of addresses.
+        if getattr(backend, "fixed_addresses", False) and {"self_write", "cross_write"} <= set(bundle.manifest.graphs):
+            self.keep_fixed(bundle)
+            return
+        self._step = backend.open(bundle.graph_path("step"))
         if backend.on_cuda:
             self.keep_on_device(bundle)
 
@@ -74,17 +84,53 @@ class Decoder:
         paths = (bundle.graph_path("self_cache"), bundle.graph_path("cross_cache"))
         self._rearrange = (self._backend.open(paths[0]), self._backend.open(paths[1]))
 
+    def keep_fixed(self, bundle: Bundle) -> None:
+        """Hold the caches at fixed addresses of the device, written in place by the bundle's cache graphs."""
+        roles = ("self_cache", "cross_cache", "cross_write")
+        graphs = {role: self._backend.open(bundle.graph_path(role)) for role in roles}
+        # These run at every step, at few shapes.
+        graphs |= {role: self._backend.open(bundle.graph_path(role), capture=True) for role in ("step", "self_write")}
+        self._step = graphs["step"]
+        self._fixed = FixedGraphs(self._backend, self._vision, graphs)
+
+    def release(self) -> None:
+        """Let go of memory that is kept for the next batch."""
+        while self._idle:
+            self._idle.pop().release()
+
     def encode(self, pixels: UInt8) -> Array:
         """The image encoder's output for uint8 [B, H, W, 3]: float32 [B, S, D], or [B, D] where it is one embedding."""
         return self._vision.run({"pixels": pixels}, ["image_embeds"])[0]
 
-    def batch(self, *, slots: int, rows: int, columns: int) -> Batch:
-        """An empty batch of up to ``slots`` images with ``rows`` rows each and at most ``columns`` cached tokens."""
+    def batch(self, *, slots: int, rows: int, columns: int) -> Batch | FixedBatch:
+        """An empty batch of up to ``slots`` images with ``rows`` rows each and at most ``columns`` cached tokens.
+
+        Close it when done: what it takes is then there for the next one.
+        """
+        if self._fixed is not None:
+            memory, together = self._memory(self._fixed, slots, rows), max(1, slots // REFILL)
+            return FixedBatch(self._fixed, memory, columns=columns, together=together, done=self._idle.append)
         if self._rearrange is None:
             caches: Caches = _HostCaches(self.spec, self._inputs, slots=slots, rows=rows, limit=columns)
         else:
             caches = _DeviceCaches(self.spec, self._inputs, self._backend, self._rearrange, rows=rows)
         return Batch(caches, self._vision, self._step)
+
+    def _memory(self, graphs: FixedGraphs, slots: int, rows: int) -> FixedMemory:
+        """Memory that fits, from the last batch if it does: what was captured at its addresses goes on being used."""
+        try:
+            memory = self._idle.pop()  # one act, whatever other threads do
+        except IndexError:
+            memory = None
+        if memory is not None:
+            if memory.rows == rows and memory.slots >= slots:
+                return memory
+            memory.release()
+            slots = max(slots, memory.slots)
+            del memory
+        tokens = self._bundle.manifest.tokens
+        assert tokens is not None
+        return FixedMemory(graphs, self.spec, self._inputs, tokens.vocab_size, slots=slots, rows=rows)
 
 
 class Batch:
@@ -93,6 +139,14 @@ class Batch:
     def __init__(self, caches: Caches, vision: OrtGraph, step: OrtGraph) -> None:
         self._caches, self._vision, self._graph = caches, vision, step
         self._lengths = np.zeros(0, np.int64)
+        self.together: int | None = None
+        """Images that may enter together at most, or None for any number."""
+
+    def expect(self, pixels: UInt8) -> None:
+        """Hear of the images that :meth:`arrange` brings next; they are encoded when they enter."""
+
+    def close(self) -> None:
+        """Let go of the caches."""
 
     def arrange(self, sources: Ints, pixels: UInt8) -> None:
         """Let slot i hold what slot ``sources[i]`` held, then encode ``pixels`` into the slots after them.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +11,18 @@ from numpy.typing import NDArray
 
 from rsedge.errors import BundleError, OptionError
 from rsedge.runtime.images import check_image_spec, fitting_images
+from rsedge.runtime.memory import smaller_batch
 from rsedge.runtime.ort import OrtBackend, OrtGraph, open_bundle
 from rsedge.runtime.pipeline import embed_scene
 from rsedge.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from rsedge.bundle import Bundle, EmbeddingSpec
     from rsedge.runtime.records import TileRecord
     from rsedge.runtime.scene import Scene
-    from rsedge.runtime.tiles import Edge
+    from rsedge.runtime.sources import Tiling
 
 UInt8 = NDArray[np.uint8]
 Float32 = NDArray[np.float32]
@@ -38,7 +41,7 @@ class Embedder:
         hash: The bundle's hash, 64 hexadecimal digits: embeddings of other models must not be compared with these.
         device: ``cpu`` or ``cuda:N``.
         device_reason: Why it runs there.
-        batch_size: Images or texts computed together.
+        batch_size: Images or texts computed together; halved where memory runs out.
         image_size: Side in pixels of the images the model sees.
         resample: Filter that brings other images to that size.
         dim: Length of an embedding.
@@ -72,7 +75,7 @@ class Embedder:
             path: A ``NAME.rsedge`` directory.
             device: ``auto`` (a CUDA GPU if usable, else the CPU; logged), ``cpu``, ``cuda`` or ``cuda:N``.
             threads: CPU threads; None takes the cores this process may use.
-            batch_size: Images or texts computed together; None takes 16 on the CPU, 64 on CUDA.
+            batch_size: Images or texts computed together; None takes 16 on the CPU, 64 on CUDA or what fits.
 
         Raises:
             BundleError: The bundle is damaged, or no embedding model.
@@ -95,9 +98,11 @@ class Embedder:
         """
         images, vision = fitting_images(images, self.image_size, self.resample), self._graph("vision")
         rows = np.empty((len(images), self.dim), np.float32)
-        for start in range(0, len(images), self.batch_size):
-            part = slice(start, start + self.batch_size)
+
+        def compute(part: slice) -> None:
             rows[part] = vision.run({"pixels": images[part]}, ["image_embeds"])[0]
+
+        self._in_parts(len(images), compute)
         return rows
 
     def embed_texts(self, texts: Sequence[str]) -> Float32:
@@ -113,29 +118,24 @@ class Embedder:
         rows = np.empty((len(texts), self.dim), np.float32)
         # Neighbours in length are computed together, so that little is filled.
         order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
-        for start in range(0, len(order), self.batch_size):
-            part = order[start : start + self.batch_size]
-            filled = self._fill([ids[index] for index in part])
-            rows[part] = text.run({"input_ids": filled}, ["text_embeds"])[0]
+
+        def compute(part: slice) -> None:
+            filled = self._fill([ids[index] for index in order[part]])
+            rows[order[part]] = text.run({"input_ids": filled}, ["text_embeds"])[0]
+
+        self._in_parts(len(order), compute)
         return rows
 
     def embed_scene(
         self,
         scene: Scene,
-        *,
-        tile_size: int = 224,
-        overlap: int = 0,
-        edge: Edge = "pad",
-        max_nodata: float = 0.5,
-        readers: int = 2,
+        **tiling: Unpack[Tiling],
     ) -> Iterator[tuple[TileRecord, Float32 | None]]:
         """The records of a scene with their embeddings, lazily, in row-major order of its tiles.
 
         Args:
             scene: An open scene.
-            tile_size, overlap, edge: How it is cut; see :class:`rsedge.runtime.tiles.TileGrid`.
-            max_nodata: Tiles with a larger share of no-data get no embedding.
-            readers: Reading threads.
+            **tiling: How it is cut and read; see :class:`rsedge.runtime.sources.TileOptions`.
 
         Returns:
             Per tile its record, and float32 [D] of unit length, or None where its status is not ``ok``.
@@ -143,9 +143,7 @@ class Embedder:
         Raises:
             OptionError: A value that is not accepted.
         """
-        return embed_scene(
-            self, scene, tile_size=tile_size, overlap=overlap, edge=edge, max_nodata=max_nodata, readers=readers
-        )
+        return embed_scene(self, scene, **tiling)
 
     def token_ids(self, texts: Sequence[str]) -> Ints:
         """What the text graph is given for ``texts`` computed together, int64 [B, T].
@@ -154,6 +152,18 @@ class Embedder:
             BundleError: The bundle has no text encoder.
         """
         return self._fill(self._encode(texts))
+
+    def _in_parts(self, count: int, compute: Callable[[slice], None]) -> None:
+        """Call ``compute`` for all of 0 to ``count``, a batch at a time, of half the size where memory runs out."""
+        start = 0
+        while start < count:
+            part = slice(start, start + self.batch_size)
+            try:
+                compute(part)
+            except Exception as error:
+                self.batch_size = smaller_batch(error, self.batch_size, f"embedding with {self.model}")
+            else:
+                start = part.stop
 
     def _graph(self, role: str) -> OrtGraph:
         if role not in self._graphs:

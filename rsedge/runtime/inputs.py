@@ -1,16 +1,17 @@
 """What a user names to be embedded: which of it is a scene, which an image.
 
 - A raster with a place on a map (a coordinate reference system, a geotransform, ground control points) is a scene and
-  is cut into tiles; so are a ``.SAFE`` folder, a raster of subdatasets, and a name that only GDAL understands.
+  is cut into tiles; so is any product (see ``rsedge.runtime.catalog``), a raster of subdatasets, and a name that only
+  GDAL understands.
 - Every other file is an image: one record, the whole of it brought to the model's size. A file that cannot be opened
   is an image too, and its record says why.
 - A folder stands for all it holds, at any depth, in the order of the names: files whose suffix is that of an image,
-  and ``.SAFE`` folders. Hidden names are left out, and so are links back to a folder they lie in.
+  and products. Hidden names are left out, and so are links back to a folder they lie in.
 """
 
 from __future__ import annotations
 
-import os
+import glob
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,8 +22,11 @@ import rasterio
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from rsedge.errors import OptionError, SceneError
+from rsedge.runtime.catalog import STDIN, find
+from rsedge.runtime.remote import is_remote
 
 if TYPE_CHECKING:
+    from rsedge.runtime.products import Product
     from rsedge.runtime.scene import Scene
     from rsedge.runtime.sources import ImageSource
 
@@ -50,19 +54,23 @@ class Inputs:
 def find_inputs(
     names: Sequence[str],
     *,
-    open_scene: Callable[[str], Scene],
+    open_scene: Callable[[str | Product], Scene],
     open_image: Callable[[Path], ImageSource],
     suffixes: Collection[str],
     kind: InputKind = "auto",
+    allow_remote: bool = False,
+    stdin: str | None = None,
 ) -> Inputs:
     """Scenes and images for files and folders.
 
     Args:
         names: As the user gave them.
-        open_scene: Makes a scene of a name.
+        open_scene: Makes a scene of a name or a product.
         open_image: Makes an image of a path, without reading it.
         suffixes: Of files that are taken from folders, lower case with the dot.
         kind: ``auto`` decides by the rule above; ``scene`` and ``image`` say what every file is.
+        allow_remote: Whether anything may be read over the network.
+        stdin: What ``-`` holds.
 
     Raises:
         OptionError: Something does not exist, or a folder holds nothing to read; all are named.
@@ -70,27 +78,30 @@ def find_inputs(
     """
     if kind not in INPUT_KINDS:
         raise OptionError(f"kind is {kind!r}, expected one of {', '.join(INPUT_KINDS)}")
-    found: list[str] = []
+    found: list[str | Product] = []
     problems = []
     for name in names:
-        if not Path(name).is_dir() or _is_product(Path(name)):
+        if name != STDIN and not Path(name).exists() and not is_remote(name) and not glob.has_magic(name):
+            found.append(name)  # GDAL's name of something, or an error that opening it explains
+            continue
+        if kind == "image" and Path(name).is_file():
             found.append(name)
             continue
-        inside = [os.fspath(path) for path in _walk(Path(name), suffixes)]
-        if not inside:
-            problems.append(f"{name} holds no file that ends in {', '.join(sorted(suffixes))}, and no .SAFE folder")
-        found += inside
+        try:
+            found += find(name, allow_remote=allow_remote, stdin=stdin, suffixes=suffixes)
+        except SceneError as error:
+            problems.append(str(error))
     if problems:
         raise OptionError("; ".join(problems))
     entries: list[Scene | ImageSource] = []
     large: list[str] = []
     unusable: list[str] = []
-    for name in found:
-        if not _is_scene(name, kind, large):
-            entries.append(open_image(Path(name)))
+    for entry in found:
+        if isinstance(entry, str) and not _is_scene(entry, kind, large):
+            entries.append(open_image(Path(entry)))
             continue
         try:
-            entries.append(open_scene(name))
+            entries.append(open_scene(entry))
         except SceneError as error:
             unusable.append(str(error))
     if unusable:
@@ -103,27 +114,6 @@ def _warnings(large: Sequence[str]) -> Iterator[str]:
     if large:
         others = f"; so do {len(large) - 1} others of more than {_LARGE} px" if len(large) > 1 else ""
         yield f"{large[0]} and no place on a map: it becomes one record{others}; --as scene cuts it into tiles"
-
-
-def _is_product(folder: Path) -> bool:
-    """Whether a folder is a Sentinel-2 product."""
-    return folder.suffix.upper() == ".SAFE" or any(folder.glob("*MTD_*.xml"))
-
-
-def _walk(folder: Path, suffixes: Collection[str], above: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    real = folder.resolve()
-    if real in above:  # a link led back here
-        return
-    for entry in sorted(folder.iterdir()):
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            if _is_product(entry):
-                yield entry
-            else:
-                yield from _walk(entry, suffixes, above | {real})
-        elif entry.suffix.lower() in suffixes:
-            yield entry
 
 
 def _is_scene(name: str, kind: InputKind, large: list[str]) -> bool:

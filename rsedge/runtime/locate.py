@@ -21,7 +21,7 @@ from rsedge.errors import OptionError
 from rsedge.runtime.classify import TextImageEmbedder, need_scale, softmax
 from rsedge.runtime.rasters import Cells, write_heat
 from rsedge.runtime.reader import TilePixels, read_tiles
-from rsedge.runtime.sources import SEGMENT_TILES
+from rsedge.runtime.sources import SEGMENT_TILES, judge
 from rsedge.runtime.tiles import Tile, TileGrid
 from rsedge.runtime.work import Progress
 
@@ -41,7 +41,9 @@ class LocateOptions:
     Attributes:
         window: Side of a window in source pixels; what it is brought to is the model's affair.
         stride: Source pixels from one window to the next, and the side of a cell of the map.
-        max_nodata: Share of a window's pixels that may lack data; windows beyond it, and empty ones, say nothing.
+        max_nodata: Share of a window's pixels that may lack data, or be pure black or white; windows beyond it, and
+            empty ones, say nothing.
+        max_cloud: Share of its pixels that may be cloud, where the scene has a cloud mask.
         readers: Reading threads.
 
     Raises:
@@ -51,6 +53,7 @@ class LocateOptions:
     window: int = 224
     stride: int = 56
     max_nodata: float = 0.5
+    max_cloud: float = 0.8
     readers: int = 2
 
     def __post_init__(self) -> None:
@@ -62,8 +65,11 @@ class LocateOptions:
                 f"stride is {self.stride}, expected 1 to {self.window} (the window): beyond it, parts of the scene "
                 "would be in no window"
             )
-        if not 0 <= self.max_nodata <= 1:
-            problems.append(f"max_nodata is {self.max_nodata}, expected a share from 0 to 1, such as 0.5")
+        problems += [
+            f"{name} is {value}, expected a share from 0 to 1, such as 0.5"
+            for name in ("max_nodata", "max_cloud")
+            if not 0 <= (value := getattr(self, name)) <= 1
+        ]
         if self.readers < 1:
             problems.append(f"readers is {self.readers}, expected at least 1 thread")
         if problems:
@@ -160,6 +166,7 @@ def locate(
     window: int = 224,
     stride: int = 56,
     max_nodata: float = 0.5,
+    max_cloud: float = 0.8,
     readers: int = 2,
     progress: Callable[[Progress], None] | None = None,
 ) -> HeatMap:
@@ -171,7 +178,7 @@ def locate(
         texts: What to look for, as the model reads it: no template is put round it.
         contrasts: What else may be there, such as "a forest". With them the value of a text is its probability among
             itself and the contrasts: the softmax over the model's logits, in which the bias of a sigmoid model cancels.
-        window, stride, max_nodata, readers: See :class:`LocateOptions`.
+        window, stride, max_nodata, max_cloud, readers: See :class:`LocateOptions`.
         progress: Called at the start and after each batch of windows.
 
     Raises:
@@ -179,7 +186,7 @@ def locate(
         BundleError: Contrasts are given, and the model has no logit scale.
         SceneError: The scene cannot be opened any more. Windows that cannot be read are left out and counted.
     """
-    options = LocateOptions(window=window, stride=stride, max_nodata=max_nodata, readers=readers)
+    options = LocateOptions(window=window, stride=stride, max_nodata=max_nodata, max_cloud=max_cloud, readers=readers)
     check_texts(texts, contrasts)
     scores = _Scores(embedder, texts, contrasts)
     grid = options.grid(scene)
@@ -258,7 +265,7 @@ class _Accumulator:
     """Weighted means on the grid of cells."""
 
     def __init__(self, texts: int, scene: Scene, options: LocateOptions) -> None:
-        self._scene, self._step, self._max_nodata = scene, options.stride, options.max_nodata
+        self._scene, self._step, self._options = scene, options.stride, options
         rows, cols = -(-scene.height // self._step), -(-scene.width // self._step)
         self._sums = np.zeros((texts, rows, cols))
         self._weights = np.zeros((rows, cols))
@@ -273,7 +280,7 @@ class _Accumulator:
         if pixels.nodata_fraction > 0:
             rows, _ = self._shares(pixels.tile.row_off, pixels.tile.height)
             self._gaps[rows] = True
-        return pixels.nodata_fraction < 1 and pixels.nodata_fraction <= self._max_nodata
+        return judge(pixels, self._options.max_nodata, self._options.max_cloud)[0] == "ok"
 
     def add(self, tiles: Sequence[Tile], values: NDArray[np.float64]) -> None:
         """Count windows with their values [N, texts]."""

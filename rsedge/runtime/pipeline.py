@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from rsedge.errors import OptionError
 from rsedge.runtime.geoparquet import EmbeddingsInfo, EmbeddingsWriter
 from rsedge.runtime.scene import Scene
-from rsedge.runtime.sources import SEGMENT_TILES, ImageSource, SceneTiles, TileOptions, make_sources
+from rsedge.runtime.sources import SEGMENT_TILES, ImageSource, SceneTiles, TileOptions, Tiling, make_sources
 from rsedge.runtime.work import (
     EmbeddingType,
     Models,
@@ -32,9 +32,9 @@ from rsedge.runtime.writers import STDOUT, Writer, open_file, open_writer, parse
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from typing_extensions import Unpack
 
     from rsedge.runtime.records import TileRecord, TileResult
-    from rsedge.runtime.tiles import Edge
 
 __all__ = [
     "SEGMENT_TILES",
@@ -108,30 +108,22 @@ def caption_scene(
     captioner: TileCaptioner,
     scene: Scene,
     *,
-    tile_size: int = 224,
-    overlap: int = 0,
-    edge: Edge = "pad",
-    max_nodata: float = 0.5,
-    readers: int = 2,
     start_segment: int = 0,
+    **tiling: Unpack[Tiling],
 ) -> Generator[list[TileRecord], None, None]:
     """The records of a scene, a segment of ``SEGMENT_TILES`` consecutive tiles at a time, while later tiles are read.
 
     Args:
         captioner: Turns images into captions, one call per segment.
         scene: The scene.
-        tile_size: Side of a tile in source pixels.
-        overlap: Pixels that neighbouring tiles share.
-        edge: What happens at the right and lower edge, see ``TileGrid``.
-        max_nodata: Share of a tile's pixels that may lack data, see ``TileOptions``.
-        readers: Reading threads.
         start_segment: Segment to begin with; those from there on are the same wherever a run begins.
+        **tiling: See ``TileOptions``.
 
     Raises:
         OptionError: An option does not fit.
         SceneError: The scene cannot be opened any more. Pixels that cannot be read are ``read_error`` records instead.
     """
-    options = TileOptions(tile_size=tile_size, overlap=overlap, edge=edge, max_nodata=max_nodata, readers=readers)
+    options = TileOptions(**tiling)
     segments = _results(Models(captioner=captioner), scene, options, start_segment)
     return ([result.record for result in segment] for segment in segments)
 
@@ -139,23 +131,14 @@ def caption_scene(
 def embed_scene(
     embedder: TileEmbedder,
     scene: Scene,
-    *,
-    tile_size: int = 224,
-    overlap: int = 0,
-    edge: Edge = "pad",
-    max_nodata: float = 0.5,
-    readers: int = 2,
+    **tiling: Unpack[Tiling],
 ) -> Iterator[tuple[TileRecord, NDArray[np.float32] | None]]:
     """The records of a scene with their embeddings, while later tiles are read.
 
     Args:
         embedder: Makes the embeddings, one call per segment of ``SEGMENT_TILES`` tiles.
         scene: The scene.
-        tile_size: Side of a tile in source pixels.
-        overlap: Pixels that neighbouring tiles share.
-        edge: What happens at the right and lower edge, see ``TileGrid``.
-        max_nodata: Share of a tile's pixels that may lack data, see ``TileOptions``.
-        readers: Reading threads.
+        **tiling: See ``TileOptions``.
 
     Returns:
         Per tile its record, and float32 [dim], or None where its status is not ``ok``.
@@ -164,7 +147,7 @@ def embed_scene(
         OptionError: An option does not fit.
         SceneError: The scene cannot be opened any more. Pixels that cannot be read are ``read_error`` records instead.
     """
-    options = TileOptions(tile_size=tile_size, overlap=overlap, edge=edge, max_nodata=max_nodata, readers=readers)
+    options = TileOptions(**tiling)
     segments = _results(Models(embedder=embedder, dtype="float32"), scene, options, 0)
     return (
         (result.record, cast("NDArray[np.float32] | None", result.embedding))
@@ -189,16 +172,13 @@ def run(
     captioner: TileCaptioner,
     output: str | os.PathLike[str],
     *,
-    tile_size: int = 224,
-    overlap: int = 0,
-    edge: Edge = "pad",
-    max_nodata: float = 0.5,
-    readers: int = 2,
     format: str | None = None,  # noqa: A002 - the option's name
     embeddings: EmbeddingsOutput | None = None,
+    beside: Sequence[Target] = (),
     overwrite: bool = False,
     settings: Mapping[str, Any] | None = None,
     progress: Callable[[Progress], None] | None = None,
+    **tiling: Unpack[Tiling],
 ) -> Summary:
     """Caption scenes into one output; after an interruption the same call goes on where it was.
 
@@ -209,23 +189,20 @@ def run(
         scenes: Scenes in the order of the output.
         captioner: Turns images into captions.
         output: Path, whose suffix names the format, or ``-``.
-        tile_size: Side of a tile in source pixels.
-        overlap: Pixels that neighbouring tiles share.
-        edge: What happens at the right and lower edge, see ``TileGrid``.
-        max_nodata: Share of a tile's pixels that may lack data, see ``TileOptions``.
-        readers: Reading threads.
         format: Format, where the suffix does not name it.
         embeddings: Embeddings to make of the same tiles, each pixel read once; their file holds the captions too.
+        beside: What else to make of the same results: a report, a contact sheet, a style.
         overwrite: Replace an output, or a journal of another run.
         settings: What else decides the captions (decoding options), as JSON values: a journal with others is refused.
         progress: Called at the start and after each segment.
+        **tiling: See ``TileOptions``.
 
     Raises:
         OptionError: An option does not fit.
         OutputError: The output exists, its journal belongs to another run or is in use, or it cannot be written.
         SceneError: A scene cannot be opened any more; the journal is kept.
     """
-    options = TileOptions(tile_size=tile_size, overlap=overlap, edge=edge, max_nodata=max_nodata, readers=readers)
+    options = TileOptions(**tiling)
     target = os.fspath(output)
     parse_format(target, format)
     targets = [_records_target(target, format)]
@@ -234,8 +211,8 @@ def run(
         models = Models(captioner=captioner, embedder=embeddings.embedder, dtype=embeddings.dtype)
         info = _info(embeddings.embedder, embeddings.dtype, caption_model=captioner.model)
         targets.append(_embeddings_target(embeddings.path, info))
-        if target != STDOUT and Path(target).resolve() == Path(embeddings.path).resolve():
-            raise OptionError(f"captions and embeddings were both to be written to {target}: name two files")
+    targets += beside
+    check_distinct(targets)
     summary = execute_run(scenes, models, targets, options, overwrite, settings or {}, progress)
     return replace(summary, embeddings=None if embeddings is None else os.fspath(embeddings.path))
 
@@ -246,14 +223,10 @@ def embed(
     output: str | os.PathLike[str],
     *,
     dtype: EmbeddingType = "float16",
-    tile_size: int = 224,
-    overlap: int = 0,
-    edge: Edge = "pad",
-    max_nodata: float = 0.5,
-    readers: int = 2,
     overwrite: bool = False,
     settings: Mapping[str, Any] | None = None,
     progress: Callable[[Progress], None] | None = None,
+    **tiling: Unpack[Tiling],
 ) -> Summary:
     """Embed the tiles of scenes, and whole images, into one GeoParquet file; journal and resumption as in :func:`run`.
 
@@ -262,24 +235,31 @@ def embed(
         embedder: Makes the embeddings.
         output: Path that ends in ``.parquet``.
         dtype: What embeddings are stored as.
-        tile_size: Side of a tile of a scene in source pixels.
-        overlap: Pixels that neighbouring tiles share.
-        edge: What happens at the right and lower edge, see ``TileGrid``.
-        max_nodata: Share of a tile's pixels that may lack data, see ``TileOptions``.
-        readers: Reading threads.
         overwrite: Replace an output, or a journal of another run.
         settings: What else decides the embeddings (the device), as JSON values: a journal with others is refused.
         progress: Called at the start and after each segment.
+        **tiling: See ``TileOptions``.
 
     Raises:
         OptionError: An option does not fit.
         OutputError: The output exists, its journal belongs to another run or is in use, or it cannot be written.
         SceneError: A scene cannot be opened any more; the journal is kept.
     """
-    options = TileOptions(tile_size=tile_size, overlap=overlap, edge=edge, max_nodata=max_nodata, readers=readers)
+    options = TileOptions(**tiling)
     models = Models(embedder=embedder, dtype=dtype)
     targets = [_embeddings_target(output, _info(embedder, dtype))]
     return execute_run(inputs, models, targets, options, overwrite, settings or {}, progress)
+
+
+def check_distinct(targets: Sequence[Target]) -> None:
+    """Refuse outputs that would replace each other.
+
+    Raises:
+        OptionError: Several have one path.
+    """
+    counts = Counter(target.path.resolve() for target in targets if target.path is not None)
+    if twice := [str(path) for path, count in counts.items() if count > 1]:
+        raise OptionError(f"several outputs were to be written to {', '.join(twice)}: name a file for each")
 
 
 def _info(embedder: TileEmbedder, dtype: EmbeddingType, *, caption_model: str | None = None) -> EmbeddingsInfo:

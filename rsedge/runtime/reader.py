@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import rasterio
 from rasterio.errors import RasterioError
 
 from rsedge.errors import OptionError
 from rsedge.pixels import UInt8, resize
 
 if TYPE_CHECKING:
-    from rsedge.runtime.scene import Scene, SceneReader
+    from rsedge.runtime.scene import Scene
+    from rsedge.runtime.scene_reader import Pixels, SceneReader
     from rsedge.runtime.tiles import Tile, TileGrid
 
 # Formats that can only be decoded from the top: a second reader would decode everything a second time.
@@ -47,12 +47,16 @@ class TilePixels:
         images: Per size asked for uint8 [size, size, 3], 0 where there is no data or the tile hangs over; empty if
             unreadable.
         nodata_fraction: Share of the covered source pixels without data, or None if unreadable.
+        fill_fraction: Share of them that are pure black or white although they have data, or None if unreadable.
+        cloud_fraction: Share of those with data that are cloud, or None if unreadable, all without data, or unknown.
         error: Why it is unreadable, as one line, or None.
     """
 
     tile: Tile
     images: tuple[UInt8, ...]
     nodata_fraction: float | None
+    fill_fraction: float | None = None
+    cloud_fraction: float | None = None
     error: str | None = None
 
     @property
@@ -128,7 +132,7 @@ def _generate(
 ) -> Generator[TilePixels, None, None]:
     ranges = _column_ranges(scene, readers)
     workers = 1 if len(ranges) > 1 else _strip_readers(scene, grid, readers)
-    queue.start(ranges, workers, ahead=max(queue_tiles // grid.cols, workers), cache_bytes=_cache_bytes(scene, grid))
+    queue.start(ranges, workers, ahead=max(queue_tiles // grid.cols, workers), cache_bytes=cache_bytes(scene, grid))
     try:
         yield from queue
     finally:
@@ -151,7 +155,7 @@ def _strip_readers(scene: Scene, grid: TileGrid, readers: int) -> int:
     return 1 if scene.driver in _SEQUENTIAL or shared * 10 > grid.tile_size else min(readers, grid.rows)
 
 
-def _cache_bytes(scene: Scene, grid: TileGrid) -> int:
+def cache_bytes(scene: Scene, grid: TileGrid) -> int:
     """GDAL's block cache: the rows of blocks that the next tile row wants again, whatever the height of the scene.
 
     In bytes, because rasterio hands GDAL the number as it is: the 64 that GDAL's own option would read as megabytes
@@ -167,13 +171,15 @@ def _cache_bytes(scene: Scene, grid: TileGrid) -> int:
 
 
 class _Row:
-    """One tile row while it is being read: its images, filled line by line, and how many of their pixels lack data."""
+    """One tile row while it is being read: its images, filled line by line, and counts of their pixels: without data,
+    fill, cloud.
+    """
 
     def __init__(self, tiles: list[Tile], tile_size: int, parts: int) -> None:
         self.left = tiles[0].col_off
         self.right = max(tile.col_off + tile.width for tile in tiles)
         self.images: list[UInt8] = [np.zeros((tile_size, tile_size, 3), np.uint8) for _ in tiles]
-        self.empty = np.zeros(len(tiles), np.int64)
+        self.counts = np.zeros((3, len(tiles)), np.int64)
         self.parts_left = parts
         self.failed = False
 
@@ -238,7 +244,7 @@ class _RowQueue:
     def _work(self, numbers: range, columns: tuple[int, int], cache_bytes: int) -> None:
         """Read ``columns`` of the rows ``numbers``: the body of a thread."""
         try:
-            with rasterio.Env(GDAL_CACHEMAX=cache_bytes), self._scene.reader() as reader:
+            with self._scene.environment(GDAL_CACHEMAX=cache_bytes), self._scene.reader() as reader:
                 for number in numbers:
                     row = self._enter(number)
                     if row is None:
@@ -266,30 +272,30 @@ class _RowQueue:
             return self._in_work[number]
 
     def _fill(self, row: _Row, tiles: list[Tile], reader: SceneReader, owned: tuple[int, int]) -> npt.NDArray[np.int64]:
-        """Read the owned columns into the row's images; gives the pixels without data in each."""
-        empty = np.zeros(len(tiles), np.int64)
+        """Read the owned columns into the row's images; gives the counts of their pixels in each, [3, tiles]."""
+        counts = np.zeros((3, len(tiles)), np.int64)
         left, right = max(owned[0], row.left), min(owned[1], row.right)
         if left >= right or row.failed:
-            return empty
+            return counts
         height = tiles[0].height
         try:
             for top in range(0, height, _LINES_AT_ONCE):
                 lines = slice(top, min(top + _LINES_AT_ONCE, height))
-                rgb, mask = reader.read(tiles[0].row_off + top, left, lines.stop - top, right - left)
+                pixels = reader.read_pixels(tiles[0].row_off + top, left, lines.stop - top, right - left)
                 for index, tile in enumerate(tiles):
                     first, last = max(tile.col_off, left), min(tile.col_off + tile.width, right)
                     if first < last:
                         part, place = slice(first - left, last - left), slice(first - tile.col_off, last - tile.col_off)
-                        row.images[index][lines, place] = rgb[:, part]
-                        empty[index] += np.count_nonzero(mask[:, part])
+                        row.images[index][lines, place] = pixels.rgb[:, part]
+                        counts[:, index] += _counts(pixels, part)
         except RasterioError:
             row.failed = True
-        return empty
+        return counts
 
-    def _leave(self, row: _Row, empty: npt.NDArray[np.int64]) -> bool:
+    def _leave(self, row: _Row, counts: npt.NDArray[np.int64]) -> bool:
         """Whether the caller read the last part of the row, and so has to finish it."""
         with self._changed:
-            row.empty += empty
+            row.counts += counts
             row.parts_left -= 1
             return row.parts_left == 0
 
@@ -297,20 +303,36 @@ class _RowQueue:
         if row.failed:  # what of it can be read, tile by tile, so that the outcome does not depend on how it was shared
             return [self._read_alone(tile, reader) for tile in tiles]
         return [
-            self._finish(tile, image, empty)
-            for tile, image, empty in zip(tiles, row.images, row.empty.tolist(), strict=True)
+            self._finish(tile, image, counts)
+            for tile, image, counts in zip(tiles, row.images, row.counts.T.tolist(), strict=True)
         ]
 
     def _read_alone(self, tile: Tile, reader: SceneReader) -> TilePixels:
         try:
-            rgb, mask = reader.read(tile.row_off, tile.col_off, tile.height, tile.width)
+            pixels = reader.read_pixels(tile.row_off, tile.col_off, tile.height, tile.width)
         except RasterioError as error:
             reason = " ".join(str(error.__cause__ or error).split())
-            return TilePixels(tile, (), None, f"pixels cannot be read: {reason}")
+            return TilePixels(tile, (), None, error=f"pixels cannot be read: {reason}")
         image = np.zeros((self._grid.tile_size, self._grid.tile_size, 3), np.uint8)
-        image[: tile.height, : tile.width] = rgb
-        return self._finish(tile, image, int(np.count_nonzero(mask)))
+        image[: tile.height, : tile.width] = pixels.rgb
+        return self._finish(tile, image, _counts(pixels, slice(None)))
 
-    def _finish(self, tile: Tile, image: UInt8, empty: int) -> TilePixels:
+    def _finish(self, tile: Tile, image: UInt8, counts: Sequence[int]) -> TilePixels:
         """Bring a padded tile to the images' sizes; padding does not count as missing."""
-        return TilePixels(tile, self._bring_to_size(image), empty / (tile.width * tile.height))
+        empty, fill, cloud = counts
+        size = tile.width * tile.height
+        cloudy = cloud / (size - empty) if self._scene.clouds is not None and empty < size else None
+        return TilePixels(tile, self._bring_to_size(image), empty / size, fill / size, cloudy)
+
+
+def _counts(pixels: Pixels, columns: slice) -> list[int]:
+    """Pixels without data, pixels of fill that have data, pixels of cloud that have data."""
+    empty = pixels.empty[:, columns]
+    none = int(np.count_nonzero(empty))
+    return [
+        none,
+        *(
+            0 if mask is None else int(np.count_nonzero(mask[:, columns] & ~empty if none else mask[:, columns]))
+            for mask in (pixels.fill, pixels.cloud)
+        ),
+    ]

@@ -15,11 +15,11 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 from rsedge.errors import OptionError, SceneError
 from rsedge.runtime.reader import ImageSize, TilePixels, read_tiles, resize_all
-from rsedge.runtime.records import TileRecord
+from rsedge.runtime.records import Status, TileRecord
 from rsedge.runtime.scene import Scene
 from rsedge.runtime.tiles import Edge, TileGrid
 
@@ -89,7 +89,9 @@ class TileOptions:
 
     Attributes:
         tile_size, overlap, edge: See ``TileGrid``.
-        max_nodata: Share of a tile's pixels that may lack data; no model sees tiles beyond it, and empty ones.
+        max_nodata: Share of a tile's pixels that may lack data, or be pure black or white; no model sees tiles beyond
+            it, and empty ones.
+        max_cloud: Share of its pixels that may be cloud, where the scene has a cloud mask.
         readers: Reading threads.
     """
 
@@ -97,17 +99,30 @@ class TileOptions:
     overlap: int = 0
     edge: Edge = "pad"
     max_nodata: float = 0.5
+    max_cloud: float = 0.8
     readers: int = 2
 
     def __post_init__(self) -> None:
-        if not 0 <= self.max_nodata <= 1:
-            raise OptionError(f"max_nodata is {self.max_nodata}, expected a share from 0 to 1, such as 0.5")
+        for name in ("max_nodata", "max_cloud"):
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                raise OptionError(f"{name} is {value}, expected a share from 0 to 1, such as 0.5")
         if self.readers < 1:
             raise OptionError(f"readers is {self.readers}, expected at least 1 thread")
 
     def grid(self, scene: Scene) -> TileGrid:
         """The tiles of a scene."""
         return TileGrid(scene.width, scene.height, self.tile_size, self.overlap, self.edge)
+
+
+class Tiling(TypedDict, total=False):
+    """The fields of :class:`TileOptions`, as keywords of the functions that take them."""
+
+    tile_size: int
+    overlap: int
+    edge: Edge
+    max_nodata: float
+    max_cloud: float
+    readers: int
 
 
 class SceneTiles:
@@ -148,9 +163,9 @@ class SceneTiles:
                 ]
 
     def _record(self, pixels: TilePixels, geometry: dict[str, Any] | None, model: str) -> TileRecord:
-        tile, fraction, most = pixels.tile, pixels.nodata_fraction, self._options.max_nodata
+        tile, scene = pixels.tile, self._scene
         record = TileRecord(
-            scene=self._scene.name,
+            scene=scene.name,
             row=tile.row,
             col=tile.col,
             row_off=tile.row_off,
@@ -161,19 +176,41 @@ class SceneTiles:
             caption=None,
             score=None,
             status="ok",
-            nodata_fraction=rounded(fraction),
-            cloud_fraction=None,
-            datetime=self._scene.datetime,
+            nodata_fraction=rounded(pixels.nodata_fraction),
+            cloud_fraction=rounded(pixels.cloud_fraction),
+            datetime=scene.datetime,
             model=model,
+            scene_crs=scene.crs_name,
+            product_id=scene.product_id,
+            mgrs_tile=scene.mgrs_tile,
+            rendering=scene.rule,
         )
-        if pixels.error is not None or fraction is None:
-            return replace(record, status="read_error", message=pixels.error)
-        if fraction == 1:
-            return replace(record, status="nodata", message="no pixel has data")
-        if fraction > most:
-            message = f"{fraction:.2%} of the pixels have no data, more than {most:.2%}"
-            return replace(record, status="nodata", message=message)
-        return record
+        status, message = judge(pixels, self._options.max_nodata, self._options.max_cloud)
+        return replace(record, status=status, message=message)
+
+
+def judge(pixels: TilePixels, most: float, cloudiest: float) -> tuple[Status, str | None]:
+    """Whether a model shall see a tile, and why not.
+
+    Args:
+        pixels: The tile.
+        most: Share of its pixels that may lack data, or be pure black or white.
+        cloudiest: Share of its pixels that may be cloud.
+    """
+    empty, fill, cloud = pixels.nodata_fraction, pixels.fill_fraction or 0.0, pixels.cloud_fraction
+    if pixels.error is not None or empty is None:
+        return "read_error", pixels.error
+    if empty == 1:
+        return "nodata", "no pixel has data"
+    if empty > most:
+        return "nodata", f"{empty:.2%} of the pixels have no data, more than {most:.2%}"
+    if empty + fill > most:
+        lacking = f" and {empty:.2%} have no data" if empty else ""
+        reason = f"low content: {fill:.2%} of the pixels are pure black or white{lacking}, more than {most:.2%}"
+        return "nodata", reason
+    if cloud is not None and cloud > cloudiest:
+        return "cloud", f"{cloud:.2%} of the pixels are cloud, more than {cloudiest:.2%}"
+    return "ok", None
 
 
 class ImageFiles:

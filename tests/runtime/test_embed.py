@@ -24,6 +24,7 @@ from rsedge.runtime.pipeline import SEGMENT_TILES, EmbeddingsOutput, caption_sce
 from rsedge.runtime.scene import Scene
 from tests import scenes
 from tests.fakes import FakeCaptioner, FakeEmbedder
+from tests.safe_products import write_safe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SIZE = 16
@@ -189,7 +190,7 @@ def test_options_are_checked_before_any_work(tmp_path, scene, output, options, m
 
 def test_two_outputs_need_two_names(tmp_path, scene):
     beside = EmbeddingsOutput(path=tmp_path / "x.parquet", embedder=FakeEmbedder(SIZE))
-    with pytest.raises(OptionError, match="name two files"):
+    with pytest.raises(OptionError, match="name a file for each"):
         run([scene], FakeCaptioner(SIZE), tmp_path / "x.parquet", embeddings=beside)
 
 
@@ -243,23 +244,23 @@ def test_a_georeference_makes_a_scene(mixed):
 
 
 def test_products_in_a_folder_are_scenes(tmp_path):
-    (tmp_path / "x" / "S2A_MSIL2A.SAFE").mkdir(parents=True)
-    (tmp_path / "x" / "S2A_MSIL2A.SAFE" / "inner.png").write_bytes(b"")
+    product = write_safe(tmp_path / "x", seed=1, size=64)
+    (product.path / "inner.png").write_bytes(b"")
     seen = []
     find_inputs(
         [str(tmp_path / "x")],
-        open_scene=lambda name: seen.append(name),
+        open_scene=lambda found: seen.append(found.name),
         open_image=FileImage,
         suffixes=SUFFIXES,
     )
-    assert seen == [str(tmp_path / "x" / "S2A_MSIL2A.SAFE")]
+    assert seen == [product.name]
 
 
 def test_what_is_not_there_is_an_error_at_once(tmp_path):
     with pytest.raises(SceneError, match=r"absent\.png does not exist"):
         find(tmp_path / "absent.png")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(OptionError, match="empty holds no file that ends in"):
+    with pytest.raises(OptionError, match="empty is a folder without scenes"):
         find(tmp_path / "empty")
     with pytest.raises(OptionError, match="auto, scene, image"):
         find(tmp_path, kind="tile")

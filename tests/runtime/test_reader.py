@@ -11,7 +11,8 @@ from rasterio.windows import Window
 from rsedge.errors import OptionError, SceneError
 from rsedge.pixels import resize
 from rsedge.runtime.reader import read_tiles
-from rsedge.runtime.scene import Scene, SceneReader
+from rsedge.runtime.scene import Scene
+from rsedge.runtime.scene_reader import SceneReader
 from rsedge.runtime.tiles import TileGrid
 from tests import scenes
 
@@ -157,8 +158,13 @@ def test_closing_ends_the_threads(tmp_path, layout, taken):
 @pytest.mark.parametrize("layout", ["tiled", "striped"])
 def test_reads_ahead_but_not_far(tmp_path, layout, monkeypatch):
     highest = []
-    read = SceneReader.read
-    monkeypatch.setattr(SceneReader, "read", lambda self, *window: (highest.append(window[0]), read(self, *window))[1])
+    read = SceneReader.read_pixels
+
+    def spy(self, row_off, *rest):
+        highest.append(row_off)
+        return read(self, row_off, *rest)
+
+    monkeypatch.setattr(SceneReader, "read_pixels", spy)
     scene = Scene.open(make(tmp_path, layout, scenes.pixels(3, 1600, 64)))
     tiles = read_tiles(scene, TileGrid(64, 1600, SIZE), image_size=SIZE, readers=2, queue_tiles=6)
     next(tiles)
@@ -188,13 +194,13 @@ def test_no_block_is_decoded_twice(tmp_path, layout, overlap):
 
 def test_no_block_is_read_by_two_threads(tmp_path, monkeypatch):
     columns = {}
-    read = SceneReader.read
+    read = SceneReader.read_pixels
 
     def spy(self, row_off, col_off, height, width):
         columns.setdefault(threading.current_thread(), set()).update(range(col_off // 16, -(-(col_off + width) // 16)))
         return read(self, row_off, col_off, height, width)
 
-    monkeypatch.setattr(SceneReader, "read", spy)
+    monkeypatch.setattr(SceneReader, "read_pixels", spy)
     scene = Scene.open(make(tmp_path, "tiled"))
     list(read_tiles(scene, TileGrid(210, 150, SIZE, 5), image_size=SIZE, readers=3))
     assert len(columns) == 3
@@ -207,7 +213,7 @@ def test_errors_in_threads_reach_the_consumer(tmp_path, layout, monkeypatch):
         raise ZeroDivisionError(f"row {row_off}")
 
     scene = Scene.open(make(tmp_path, layout))
-    monkeypatch.setattr(SceneReader, "read", fail)
+    monkeypatch.setattr(SceneReader, "read_pixels", fail)
     with pytest.raises(ZeroDivisionError):
         list(read_tiles(scene, TileGrid(210, 150, SIZE), image_size=SIZE))
     assert not reader_threads()

@@ -1,19 +1,13 @@
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 import rasterio
 import rasterio.shutil
-from rasterio.transform import Affine, from_origin
-from rasterio.warp import transform_geom
 
 from rsedge.errors import OptionError, SceneError
 from rsedge.pixels import ReflectanceRule
-from rsedge.runtime.footprints import footprints
 from rsedge.runtime.scene import Scene
-from rsedge.runtime.tiles import TileGrid
 from tests import scenes
 from tests.conftest import shared_data
 
@@ -125,7 +119,7 @@ def test_reflectance_follows_the_rule(tmp_path, boa_offset):
     assert scene.rule == ReflectanceRule(boa_offset=boa_offset).describe()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "complex64"])
+@pytest.mark.parametrize("dtype", ["uint32", "int32", "complex64"])
 def test_other_types_are_refused_with_a_remedy(tmp_path, dtype):
     path = scenes.write(tmp_path / "a.tif", np.ones((3, 8, 9), dtype), descriptions=("red", "green", "blue"))
     with pytest.raises(SceneError, match=f"{dtype}.*gdal_translate .* -b 1 -b 2 -b 3"):
@@ -133,8 +127,8 @@ def test_other_types_are_refused_with_a_remedy(tmp_path, dtype):
 
 
 def test_every_problem_at_once(tmp_path):
-    with pytest.raises(SceneError, match=r"unclear which bands.*float32"):
-        Scene.open(scenes.write(tmp_path / "a.tif", np.ones((4, 8, 9), "float32")))
+    with pytest.raises(SceneError, match=r"unclear which bands.*int32"):
+        Scene.open(scenes.write(tmp_path / "a.tif", np.ones((4, 8, 9), "int32")))
 
 
 def test_offset_for_bytes_is_refused(tmp_path):
@@ -255,7 +249,7 @@ def test_context_manager(tmp_path):
     ["https://example.com/a.tif", "s3://bucket/a.tif", "/vsicurl/https://example.com/a.tif", "/vsizip//vsis3/b/a.zip"],
 )
 def test_remote_paths(path):
-    with pytest.raises(SceneError, match="download it first"):
+    with pytest.raises(OptionError, match="--allow-remote"):
         Scene.open(path)
 
 
@@ -272,7 +266,7 @@ def test_no_raster(tmp_path):
 
 
 def test_folders(tmp_path):
-    with pytest.raises(SceneError, match="cannot be opened as a raster"):
+    with pytest.raises(SceneError, match="folder without scenes"):
         Scene.open(tmp_path)
     safe = tmp_path / "S2A.SAFE"
     safe.mkdir()
@@ -287,85 +281,6 @@ def test_several_subdatasets_are_listed(tmp_path):
     with pytest.raises(SceneError, match=r"2 subdatasets(.|\n)*:one(.|\n)*:two"):
         Scene.open(path)
     assert Scene.open(f"GPKG:{path}:two").width == 9
-
-
-# ---- footprints ----
-
-TRANSFORMS = {
-    "north-up": from_origin(600000, 5100000, 10, 10),
-    "south-up": Affine(10, 0, 600000, 0, 10, 5000000),
-    "rotated": Affine.translation(600000, 5100000) @ Affine.rotation(33) @ Affine.scale(10, -10),
-}
-
-
-@pytest.mark.parametrize("kind", TRANSFORMS)
-@pytest.mark.parametrize("crs", ["EPSG:32632", "EPSG:3857", "EPSG:32732"])
-def test_footprints_lie_where_rasterio_says(tmp_path, kind, crs):
-    transform = TRANSFORMS[kind]
-    path = scenes.write(tmp_path / "a.tif", scenes.pixels(3, 70, 90), crs=crs, transform=transform)
-    grid = TileGrid(90, 70, 32, edge="pad")
-    for tile, found in zip(grid, Scene.open(path).footprints(list(grid)), strict=True):
-        corners = [(0, 0), (0, tile.height), (tile.width, tile.height), (tile.width, 0), (0, 0)]
-        ring = [transform @ (tile.col_off + x, tile.row_off + y) for x, y in corners]
-        expected = transform_geom(crs, "EPSG:4326", {"type": "Polygon", "coordinates": [ring]})["coordinates"][0]
-        (exterior,) = found["coordinates"]
-        assert exterior[0] == exterior[-1]
-        assert signed_area(exterior) > 0
-        np.testing.assert_allclose(sorted(exterior[:-1]), sorted(map(list, expected[:-1])), rtol=0, atol=6e-8)
-        assert all(len(str(number).split(".")[1]) <= 7 for point in exterior for number in point)
-
-
-def signed_area(ring):
-    return sum(x0 * y1 - x1 * y0 for (x0, y0), (x1, y1) in pairwise(ring))
-
-
-@pytest.mark.parametrize(("crs", "west"), [("EPSG:4326", 179.98), ("EPSG:32601", 166000), ("EPSG:4326", -180.02)])
-def test_antimeridian_splits(crs, west):
-    size = 0.001 if crs == "EPSG:4326" else 100
-    transform = from_origin(west, 10 if crs == "EPSG:4326" else 1000000, size, size)
-    tiles = list(TileGrid(80, 40, 40))
-    found = footprints(tiles, rasterio.crs.CRS.from_string(crs), transform)
-    split = [geometry for geometry in found if geometry["type"] == "MultiPolygon"]
-    for geometry in split:
-        (east,), (west_part,) = geometry["coordinates"]
-        assert max(x for x, _ in east) == 180
-        assert min(x for x, _ in west_part) == -180
-        assert min(x for x, _ in east) > 170
-        assert max(x for x, _ in west_part) < -170
-        assert signed_area(east) > 0
-        assert signed_area(west_part) > 0
-    if crs == "EPSG:4326":
-        assert len(split) == 1
-        total = sum(signed_area(part[0]) for part in split[0]["coordinates"])
-        assert total == pytest.approx(2 * 0.04**2)
-    else:
-        assert split
-
-
-def test_touching_the_antimeridian_does_not_split():
-    found = footprints(
-        list(TileGrid(40, 40, 40)), rasterio.crs.CRS.from_epsg(4326), from_origin(179.96, 10, 0.001, 0.001)
-    )
-    assert found[0]["type"] == "Polygon"
-    assert max(x for x, _ in found[0]["coordinates"][0]) == 180
-
-
-def test_round_the_pole_there_is_no_polygon():
-    transform = from_origin(-1000, 1000, 10, 10)
-    assert footprints(list(TileGrid(200, 200, 200)), rasterio.crs.CRS.from_epsg(3995), transform) == [None]
-
-
-def test_beyond_the_edge_of_the_earth_there_is_no_polygon():
-    disk = rasterio.crs.CRS.from_string("+proj=geos +h=35785831 +sweep=x +lon_0=0 +datum=WGS84")
-    found = footprints(list(TileGrid(60, 20, 20)), disk, from_origin(0, 1e6, 1e5, 1e5))
-    assert [geometry is None for geometry in found] == [False, False, True]
-
-
-@pytest.mark.parametrize(("missing", "word"), [("crs", "reference system"), ("transform", "geotransform")])
-def test_without_georeference(tmp_path, missing, word):
-    scene = Scene.open(scenes.write(tmp_path / "a.tif", scenes.pixels(3, 8, 9), **{missing: None}))
-    assert scene.footprints(list(TileGrid(9, 8))) == [None]
-    assert word in scene.warnings[0]
 
 
 # ---- real scenes ----
@@ -383,29 +298,12 @@ def test_naip_needs_bands():
     assert Scene.open(path, bands=(1, 2, 3)).width == 934
 
 
-def test_float_scene_is_refused():
-    with pytest.raises(SceneError, match="float64"):
-        Scene.open(shared_data("scenes/wildfire_float64_5band.tif"))
-
-
-@pytest.mark.parametrize(
-    ("folder", "time", "offset"),
-    [("safe_l1c_gdal", "2015-12-31T23:59:59.999Z", 0), ("safe_l2a_n0509_gdal", "2023-08-23T09:55:59.024Z", -1000)],
-)
-def test_safe_folders(folder, time, offset):
-    (safe,) = shared_data(f"scenes/{folder}").glob("*.SAFE")
-    scene = Scene.open(safe)
-    assert scene.name == safe.stem
-    assert scene.bands == (1, 2, 3)
-    assert scene.datetime == time
-    assert scene.reflectance == ReflectanceRule(boa_offset=offset)  # as the product declares it
-    assert Scene.open(safe, boa_offset=-500).reflectance == ReflectanceRule(boa_offset=-500)
-    with scene.reader() as reader:
-        rgb, empty = reader.read(0, 0, 64, 64)
-    assert empty.all()
-    assert not rgb.any()
-    metadata = next(safe.glob("*MTD_*.xml")).resolve()  # GDAL names what a link leads to
-    assert [str(metadata), metadata.stat().st_size, metadata.stat().st_mtime_ns] in scene.identity()["files"]
+def test_colours_stored_as_floats():
+    scene = Scene.open(path := shared_data("scenes/wildfire_float64_5band.tif"))
+    assert (scene.bands, scene.rule) == ((1, 2, 3), "uint8 as stored")
+    with rasterio.open(path) as dataset, scene.reader() as reader:
+        expected = np.floor(dataset.read([1, 2, 3]) + 0.5).transpose(1, 2, 0)
+        assert np.array_equal(reader.read(0, 0, scene.height, scene.width)[0], expected)
 
 
 def test_a_vrt_is_another_scene_once_its_source_changed(tmp_path):
@@ -428,7 +326,8 @@ def test_a_16_bit_palette_is_colours_not_reflectance(tmp_path):
 
 
 def test_the_offset_may_be_declared_as_gdal_scale_and_offset(tmp_path):
-    path = scenes.write(tmp_path / "scaled.tif", scenes.pixels(3, 20, 20, "uint16"), descriptions=("B04", "B03", "B02"))
+    pixels = np.maximum(scenes.pixels(3, 20, 20, "uint16"), 1000)
+    path = scenes.write(tmp_path / "scaled.tif", pixels, descriptions=("B04", "B03", "B02"))
     with rasterio.open(path, "r+") as dataset:
         dataset.scales, dataset.offsets = (1e-4,) * 3, (-0.1,) * 3
     assert Scene.open(path).reflectance == ReflectanceRule(boa_offset=-1000)

@@ -1,0 +1,180 @@
+"""What a user names → scenes: rasters, SAFE products, band files beside each other, STAC items; folders and patterns.
+
+A folder stands for all it holds, at any depth, in the order of the names. Where it holds band files or STAC items,
+those are its scenes, and other rasters beside them are taken for parts of theirs.
+"""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rsedge.errors import SceneError
+from rsedge.runtime import remote
+from rsedge.runtime.loose_bands import read_loose_bands, sibling_bands
+from rsedge.runtime.products import Product
+from rsedge.runtime.safe import is_safe, read_safe
+from rsedge.runtime.stac import is_stac, read_stac
+
+if TYPE_CHECKING:
+    from rsedge.runtime.scene import Scene
+
+_log = logging.getLogger("rsedge")
+
+STDIN = "-"
+RASTERS = frozenset({".tif", ".tiff", ".jp2", ".vrt", ".img", ".png", ".jpg", ".jpeg"})
+
+_RESOLUTIONS = ("R10m", "R20m", "R60m")  # where a product keeps the bands that its own folder was read by
+_SHOWN = 8  # problems that are told in full
+
+
+def find(
+    name: str, *, allow_remote: bool = False, stdin: str | None = None, suffixes: Collection[str] = RASTERS
+) -> list[str | Product]:
+    """The scenes that ``name`` stands for: products, and rasters by the name GDAL opens.
+
+    Args:
+        name: Raster, ``.SAFE`` folder or zip or a part of one, band file or folder of them, STAC item or collection of
+            items, URL, folder, glob pattern, or ``-`` for STAC on standard input.
+        allow_remote: Whether anything may be read over the network.
+        stdin: What ``-`` holds.
+        suffixes: Of rasters that are taken from folders, lower case with the dot.
+
+    Raises:
+        SceneError: It does not exist, holds nothing to read, or is damaged.
+        OptionError: It is remote, and that was not allowed.
+    """
+    if name == STDIN:
+        return list(read_stac(STDIN, text=stdin or "", allow_remote=allow_remote))
+    if remote.is_remote(name):
+        remote.check_allowed([name], allow=allow_remote)
+        return list(read_stac(name, allow_remote=allow_remote)) if is_stac(name) else [name]
+    path = Path(name)
+    if not path.exists() and glob.has_magic(name):
+        return _of_pattern(name, allow_remote, suffixes)
+    if (products := _products(path, allow_remote)) is not None:
+        return list(products)
+    if path.is_dir():
+        found = list(walk(path, suffixes, allow_remote=allow_remote))
+        if not found:
+            raise SceneError(
+                f"{name} is a folder without scenes: no .SAFE product, band files, STAC item, or file that ends in "
+                f"{', '.join(sorted(suffixes))}; pass another, or one raster file"
+            )
+        return found
+    return [name]
+
+
+def find_one(name: str, *, allow_remote: bool = False) -> str | Product:
+    """The one scene that ``name`` stands for.
+
+    Raises:
+        SceneError: There are several, or as :func:`find`.
+    """
+    found = find(name, allow_remote=allow_remote)
+    if len(found) > 1:
+        names = ", ".join(entry.name if isinstance(entry, Product) else entry for entry in found[:_SHOWN])
+        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        raise SceneError(f"{name} holds {len(found)} scenes ({names}{more}): open them with open_scenes, or name one")
+    return found[0]
+
+
+def open_scenes(names: Sequence[str | os.PathLike[str]], *, stdin: str | None = None, **options: Any) -> list[Scene]:
+    """The scenes of all ``names``, in order.
+
+    Args:
+        names: See :func:`find`.
+        stdin: What ``-`` holds.
+        **options: See :class:`rsedge.runtime.scene_opening.SceneOptions`.
+
+    Raises:
+        SceneError: Scenes cannot be opened; all are named.
+        OptionError: An option does not fit.
+    """
+    from rsedge.runtime.scene import Scene
+
+    scenes: list[Scene] = []
+    problems: list[str] = []
+    allowed = bool(options.get("allow_remote"))
+    found: list[str | Product] = []
+    for name in names:
+        with _noted(problems):
+            found += find(os.fspath(name), allow_remote=allowed, stdin=stdin)
+    for entry in found:
+        with _noted(problems):
+            scenes.append(Scene.open(entry, **options))
+    if problems:
+        more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+        raise SceneError("\n".join([*problems[:_SHOWN], *more]))
+    return scenes
+
+
+@contextmanager
+def _noted(problems: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except SceneError as error:
+        problems.append(str(error))
+
+
+def walk(
+    folder: Path, suffixes: Collection[str], *, allow_remote: bool = False, above: frozenset[Path] = frozenset()
+) -> Iterator[str | Product]:
+    """The scenes inside a folder that is no product itself; hidden names and links back are left out."""
+    real = folder.resolve()
+    if real in above:  # a link led back here
+        return
+    own = _own_products(folder, allow_remote)
+    yield from own
+    seen: set[str] = set()
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith("."):
+            continue
+        if is_safe(entry):
+            # A product and the zip it came in lie beside each other.
+            fresh = [product for product in read_safe(entry) if product.name not in seen]
+            seen.update(product.name for product in fresh)
+            yield from fresh
+        elif entry.is_dir() and own and entry.name in _RESOLUTIONS:
+            continue
+        elif entry.is_dir():
+            yield from walk(entry, suffixes, allow_remote=allow_remote, above=above | {real})
+        elif not own and entry.suffix.lower() in suffixes:
+            yield os.fspath(entry)
+
+
+def _own_products(folder: Path, allow_remote: bool) -> list[Product]:
+    """Those of the folder's own files: STAC items, else band files beside each other."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    items = [path for path in files if path.suffix.lower() in (".json", ".geojson") and is_stac(os.fspath(path))]
+    described: list[Product] = []
+    for path in items:
+        problems: list[str] = []
+        with _noted(problems):
+            described += read_stac(os.fspath(path), allow_remote=allow_remote)
+        for problem in problems:  # it may describe the result of an earlier run
+            _log.warning("Warning: left out: %s", problem)
+    return described or read_loose_bands(folder)
+
+
+def _products(path: Path, allow_remote: bool) -> list[Product] | None:
+    """What a single file or folder comes down to, or None where it is no product."""
+    if is_safe(path):
+        return read_safe(path)
+    if path.is_file() and is_stac(os.fspath(path)):
+        return read_stac(os.fspath(path), allow_remote=allow_remote)
+    if path.is_file() and (product := sibling_bands(path)) is not None:
+        return [product]
+    return None
+
+
+def _of_pattern(pattern: str, allow_remote: bool, suffixes: Collection[str]) -> list[str | Product]:
+    matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - of any folder, absolute or not
+    if not matches:
+        raise SceneError(f"{pattern} matches no file: check the pattern")
+    return [entry for match in matches for entry in find(match, allow_remote=allow_remote, suffixes=suffixes)]

@@ -1,0 +1,79 @@
+"""Which pixels are cloud: Sen2Cor's scene classification (SCL), or any raster that marks them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from rsedge.runtime.composite import on_grid
+from rsedge.runtime.opening import open_dataset
+from rsedge.runtime.remote import unsigned
+
+if TYPE_CHECKING:
+    from rasterio.windows import Window
+
+    from rsedge.runtime.composite import Grid
+    from rsedge.runtime.products import BandFile
+
+Mask = npt.NDArray[np.bool_]
+
+SCL_CLOUDS = (8, 9, 10)
+"""Cloud of medium and of high probability, thin cirrus."""
+SCL_NO_DATA = 0
+
+_OUTSIDE = {"scl": 255, "mask": 0}  # where the file has no pixels: neither cloud nor without data
+_NAMES = {"scl": "scene classification", "mask": "cloud mask"}
+
+
+@dataclass(frozen=True, slots=True)
+class CloudSource:
+    """Where the clouds of a scene are known from.
+
+    Attributes:
+        kind: ``scl``: classes 8, 9 and 10 are cloud and 0 is no data; ``mask``: what is not 0 is cloud.
+        file: The raster.
+        target: What GDAL opens: that raster on the scene's grid.
+    """
+
+    kind: Literal["scl", "mask"]
+    file: BandFile
+    target: str
+
+    @classmethod
+    def of(cls, kind: Literal["scl", "mask"], file: BandFile, grid: Grid) -> CloudSource:
+        """For a scene on ``grid``.
+
+        Raises:
+            SceneError: The raster cannot be opened, is not uint8, or lies on no grid that fits.
+        """
+        return cls(kind, file, on_grid(file, grid, outside=_OUTSIDE[kind]))
+
+    def describe(self) -> str:
+        """For people."""
+        return f"{_NAMES[self.kind]} {unsigned(self.file.path)}, band {self.file.band}"
+
+
+class CloudReader:
+    """Reads windows of a cloud source; belongs to one thread."""
+
+    def __init__(self, source: CloudSource) -> None:
+        self._dataset: Any = open_dataset(source.target)
+        self._cloudy = np.zeros(256, np.bool_)
+        self._cloudy[list(SCL_CLOUDS) if source.kind == "scl" else slice(1, None)] = True
+        with open_dataset(source.file.path) as dataset:
+            nodata = dataset.nodatavals[source.file.band - 1]
+        if nodata is not None and 0 <= nodata <= 255:
+            self._cloudy[int(nodata)] = False
+        self._no_data = SCL_NO_DATA if source.kind == "scl" else None
+
+    def read(self, window: Window) -> tuple[Mask, Mask | None]:
+        """Bool [h, w]: which pixels are cloud, and which have no data, None where that is not told."""
+        classes = self._dataset.read(1, window=window)
+        return self._cloudy[classes], None if self._no_data is None else classes == self._no_data
+
+    def close(self) -> None:
+        """Give the dataset handle back."""
+        self._dataset.close()

@@ -1,0 +1,291 @@
+"""From what a user names to a scene: bands, grid, rendering, clouds; everything that is wrong is said at once.
+
+Few pixels are read, and only where they must be asked what they are.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import rasterio
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.transform import Affine
+
+from rsedge.errors import OptionError, SceneError
+from rsedge.runtime import remote
+from rsedge.runtime.bands import BandChoice, explicit_bands, find_bands, unclear_bands, unusable_type
+from rsedge.runtime.clouds import CloudSource
+from rsedge.runtime.composite import Grid, compose
+from rsedge.runtime.opening import open_dataset
+from rsedge.runtime.products import BandFile, Product
+from rsedge.runtime.rendering import FLOATS, INTEGERS, PixelValues
+from rsedge.runtime.scene import Scene
+from rsedge.runtime.scene_facts import choose_rendering, known_facts
+from rsedge.runtime.sentinel2 import choose_subdataset
+
+_GDAL_NAME = re.compile(r"^(/vsi[a-z0-9]+/|[A-Za-z][A-Za-z0-9_]+:)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SceneOptions:
+    """How scenes are opened; what is None is told from the scene.
+
+    Attributes:
+        bands: Numbers of red, green and blue, from 1.
+        boa_offset: Added to digital numbers, see ``ReflectanceRule``.
+        nodata: Value that means no data, in place of what the file declares.
+        pixel_values: What floats are, see ``Rendering``.
+        scl: Raster of Sen2Cor's scene classification.
+        cloud_mask: Raster in which what is not 0 is cloud.
+        resolution: Size of a pixel in units of the coordinate reference system; the scene is resampled to it.
+        allow_remote: Whether rasters may be read over the network.
+
+    Raises:
+        OptionError: Two cloud masks, or a resolution that is not above 0.
+    """
+
+    bands: Sequence[int] | None = None
+    boa_offset: int | None = None
+    nodata: float | None = None
+    pixel_values: PixelValues | None = None
+    scl: str | os.PathLike[str] | None = None
+    cloud_mask: str | os.PathLike[str] | None = None
+    resolution: float | None = None
+    allow_remote: bool = False
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.scl is not None and self.cloud_mask is not None:
+            problems.append("scl and cloud_mask both say where clouds are: give one")
+        if self.resolution is not None and not (math.isfinite(self.resolution) and self.resolution > 0):
+            problems.append(f"resolution is {self.resolution}, expected map units above 0, such as 10")
+        if problems:
+            raise OptionError("; ".join(problems))
+
+
+def open_scene(path: str | os.PathLike[str] | Product, options: SceneOptions) -> Scene:
+    """See :meth:`rsedge.runtime.scene.Scene.open`."""
+    from rsedge.runtime.catalog import find_one
+
+    found = path if isinstance(path, Product) else find_one(os.fspath(path), allow_remote=options.allow_remote)
+    files = [*found.bands.values(), *([found.scl] if found.scl else [])] if isinstance(found, Product) else []
+    names = [file.path for file in files] or [str(found)]
+    names += [os.fspath(mask) for mask in (options.scl, options.cloud_mask) if mask is not None]
+    far = [name for name in names if remote.is_remote(name)]
+    remote.check_allowed(far, allow=options.allow_remote)
+    for name in far:  # before GDAL, which remembers for good what it once failed to open
+        remote.remote_state(name)
+    with rasterio.Env(**(remote.gdal_options() if far else {})):
+        return _of_product(found, options) if isinstance(found, Product) else _of_raster(found, options)
+
+
+def _of_raster(source: str, options: SceneOptions) -> Scene:
+    target = _resolve(source)
+    source = remote.unsigned(source)
+    with open_dataset(target) as dataset:
+        if dataset.count > 0:
+            return _describe(source, target, dataset, options)
+        with open_dataset(choose_subdataset(source, dataset.subdatasets)) as subdataset:
+            return _describe(source, target, subdataset, options)
+
+
+def _of_product(product: Product, options: SceneOptions) -> Scene:
+    if options.bands is not None:
+        raise OptionError(
+            f"{product.source} is a product whose bands are known: leave --bands out, or pass one raster file"
+        )
+    bands = [product.bands[role] for role in ("red", "green", "blue")]
+    if len({file.path for file in bands}) == 1:
+        with open_dataset(bands[0].path) as dataset:
+            return _describe(product.source, bands[0].path, dataset, options, product)
+    together = compose(bands)
+    with open_dataset(together.vrt) as dataset:
+        scene = _describe(product.source, together.vrt, dataset, options, product)
+    reason = "; ".join([scene.bands_reason, *together.notes])
+    return replace(scene, bands_reason=reason, block_shape=together.block_shape, driver=together.driver)
+
+
+def _resolve(source: str) -> str:
+    """What GDAL should open for what the user named."""
+    if remote.is_remote(source):
+        return remote.gdal_path(source)
+    file = Path(source)
+    if file.exists():
+        return str(file.resolve())
+    if _GDAL_NAME.match(source):
+        return source
+    raise SceneError(f"{source} does not exist: check the path, and pass a raster file or a .SAFE folder")
+
+
+def _describe(source: str, target: str, dataset: Any, options: SceneOptions, product: Product | None = None) -> Scene:
+    """The scene for an open dataset; reports everything that is wrong at once."""
+    choice, dtype = _choose_bands(source, dataset, options, product)
+    if options.nodata is not None:
+        _check_nodata(options.nodata, dtype)
+    declared = [
+        options.nodata if options.nodata is not None else dataset.nodatavals[index - 1] for index in choice.indexes
+    ]
+    nodata = tuple(value if value is not None and _fits(value, dtype) else None for value in declared)
+    grid, resampled = _resample(Grid.of(dataset), options.resolution, source)
+    facts = known_facts(source, dataset, choice, product)
+    rendering, why, doubts = choose_rendering(
+        dataset, choice, nodata, facts, boa_offset=options.boa_offset, values=options.pixel_values, source=source
+    )
+    parts = [target] if product is None else [*(file.path for file in product.bands.values())]
+    scene = Scene(
+        name=product.name if product else _name(source),
+        path=dataset.name if product is None else target,
+        source=remote.unsigned(source if product else target),
+        width=grid.width,
+        height=grid.height,
+        crs=grid.crs,
+        transform=grid.transform,
+        dtype=dtype,
+        bands=choice.indexes,
+        bands_reason=choice.reason,
+        datetime=facts.datetime,
+        rendering=rendering,
+        rendering_reason=why,
+        nodata=nodata,
+        mask_band=_mask_band(dataset, choice.indexes),
+        palette=choice.palette,
+        block_shape=tuple(dataset.block_shapes[choice.indexes[0] - 1]),
+        band_count=dataset.count,
+        driver=dataset.driver,
+        files=_local_files(dataset, product),
+        remote=tuple(sorted({part for part in parts if remote.is_remote(part)})),
+        product_id=facts.product_id,
+        mgrs_tile=facts.mgrs_tile,
+        resampled=resampled,
+        warnings=(*_georeference_warnings(source, dataset), *(product.warnings if product else ()), *doubts),
+    )
+    return _with_clouds(scene, dataset, options, product)
+
+
+def _choose_bands(source: str, dataset: Any, options: SceneOptions, product: Product | None) -> tuple[BandChoice, str]:
+    """The bands to read, and their type."""
+    colours = [colour.name for colour in dataset.colorinterp]
+    if product is not None:
+        same = len({file.path for file in product.bands.values()}) == 1
+        indexes = tuple(product.bands[role].band for role in ("red", "green", "blue")) if same else (1, 2, 3)
+        choice: BandChoice | None = BandChoice(indexes, product.reason)
+    elif options.bands is not None:
+        choice = explicit_bands(options.bands, dataset.count)
+    else:
+        choice = find_bands(dataset.descriptions, colours, dataset.dtypes)
+    dtypes = {dataset.dtypes[index - 1] for index in (choice.indexes if choice else dataset.indexes)}
+    dtype = dataset.dtypes[(choice.indexes[0] if choice else 1) - 1]
+    problems = [] if choice else [unclear_bands(dataset.descriptions, colours)]
+    if len(dtypes) > 1 or dtype not in ("uint8", *INTEGERS, *FLOATS):
+        problems.append(unusable_type(source, dtypes, choice))
+    if choice is None or problems:
+        raise SceneError(f"{source}: " + "; ".join(problems))
+    return choice, dtype
+
+
+def _with_clouds(scene: Scene, dataset: Any, options: SceneOptions, product: Product | None) -> Scene:
+    """The scene with its cloud mask: as asked, else the product's, else a band of the raster that is called SCL."""
+    kind: Literal["scl", "mask"] = "mask" if options.cloud_mask is not None else "scl"
+    file = product.scl if product else None
+    if (named := options.scl if options.scl is not None else options.cloud_mask) is not None:
+        file = BandFile(path=_resolve(os.fspath(named)))
+    elif product is None:
+        called = [index for index, text in enumerate(dataset.descriptions, 1) if (text or "").strip().upper() == "SCL"]
+        file = BandFile(path=scene.path, band=called[0]) if called else None
+    if file is None:
+        return scene
+    clouds = CloudSource.of(kind, file, scene.grid)
+    local = {file.path} if Path(file.path).is_file() else set()
+    far = {file.path} if remote.is_remote(file.path) else set()
+    return replace(
+        scene,
+        clouds=clouds,
+        files=tuple(sorted({*scene.files, *local})),
+        remote=tuple(sorted({*scene.remote, *far})),
+    )
+
+
+def _resample(grid: Grid, resolution: float | None, source: str) -> tuple[Grid, str | None]:
+    """The grid with pixels of another size, and how to get there."""
+    if resolution is None:
+        return grid, None
+    if not grid.crs or grid.transform.is_identity:
+        raise OptionError(f"{source} has no place on a map, so no resolution either: leave --resolution out")
+    own = math.hypot(grid.transform.a, grid.transform.d), math.hypot(grid.transform.b, grid.transform.e)
+    factors = [resolution / size for size in own]
+    if all(abs(factor - 1) < 1e-9 for factor in factors):
+        return grid, None
+    width, height = (
+        max(1, math.ceil(count / factor - 1e-6))
+        for count, factor in zip((grid.width, grid.height), factors, strict=True)
+    )
+    if width * height > 2**40:
+        size = f"{width} x {height} pixels"
+        raise OptionError(f"at resolution {resolution} {source} would have {size}: choose a larger one")
+    return Grid(grid.crs, grid.transform @ Affine.scale(*factors), width, height), (
+        "average" if max(factors) > 1 else "bilinear"
+    )
+
+
+def _local_files(dataset: Any, product: Product | None) -> tuple[str, ...]:
+    names = {name for name in dataset.files if Path(name).is_file()}
+    return tuple(sorted(names | set(product.files if product else ())))
+
+
+def _check_nodata(nodata: float, dtype: str) -> None:
+    if not _fits(nodata, dtype):
+        limits = np.iinfo(dtype)
+        raise OptionError(
+            f"nodata {nodata} cannot occur in {dtype}: expected a whole number {limits.min} to {limits.max}"
+        )
+
+
+def _fits(value: float, dtype: str) -> bool:
+    if dtype in FLOATS:
+        return True
+    limits = np.iinfo(dtype)
+    return math.isfinite(value) and value == int(value) and limits.min <= value <= limits.max
+
+
+def _mask_band(dataset: Any, chosen: tuple[int, ...]) -> int | None:
+    """Number of the alpha band, 0 for an internal mask or one beside the file, None where neither exists.
+
+    GDAL calls the fourth band of many R, G, B, infrared files alpha; one that is described as something else, or chosen
+    as a colour, is none.
+    """
+    bands = zip(dataset.indexes, dataset.colorinterp, dataset.descriptions, strict=True)
+    called_alpha = {index: description for index, colour, description in bands if colour == ColorInterp.alpha}
+    for index, description in called_alpha.items():
+        if index not in chosen and (not description or "alpha" in description.lower()):
+            return int(index)
+    flags = dataset.mask_flag_enums[chosen[0] - 1]
+    return 0 if MaskFlags.per_dataset in flags and not called_alpha else None
+
+
+def _name(source: str) -> str:
+    file = Path(source)
+    if file.name.startswith("MTD_") and file.parent.suffix.upper() == ".SAFE":
+        file = file.parent
+    name = file.name if file.is_dir() and file.suffix.upper() != ".SAFE" else file.stem
+    return os.fsencode(name).decode("utf-8", "replace")  # names on disk need not be UTF-8, outputs must be
+
+
+def _georeference_warnings(source: str, dataset: Any) -> tuple[str, ...]:
+    missing = []
+    if not dataset.crs:
+        missing.append("coordinate reference system")
+    if dataset.transform.is_identity:
+        missing.append("geotransform")
+    if not missing:
+        return ()
+    remedy = (
+        "gdalwarp uses its ground control points" if dataset.gcps[0] else "gdal_edit.py -a_srs … -a_ullr … sets them"
+    )
+    return (f"{source} has no {' and no '.join(missing)}: its records have no geometry ({remedy})",)
