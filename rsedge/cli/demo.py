@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rsedge.runtime.records import TileRecord
-    from rsedge.runtime.scene import Scene
 
 
 @click.command("demo")
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     type=click.Path(file_okay=False, path_type=Path),
     default="demo-out",
     show_default=True,
-    help="Folder for scene.tif, captions.geojson and sheet.png; those of an earlier demo are replaced.",
+    help="Folder for scene.tif, captions.geojson, report.html and sheet.png; those of an earlier demo are replaced.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=7, show_default=True, help="Of the scene.")
 @options.device
@@ -39,7 +38,11 @@ def command(output: Path, seed: int, device: str, threads: int | None) -> None:
     from rsedge.runtime.captioner import Captioner
     from rsedge.runtime.default_model import built_in_model
     from rsedge.runtime.pipeline import run
+    from rsedge.runtime.records import TileResult
+    from rsedge.runtime.report import report_target
     from rsedge.runtime.scene import Scene
+    from rsedge.runtime.scene_sheet import sheet_target
+    from rsedge.runtime.sources import printable
     from rsedge.runtime.synthetic import write_scene
 
     captioner = Captioner.load(built_in_model(), device=device, threads=threads)
@@ -47,17 +50,21 @@ def command(output: Path, seed: int, device: str, threads: int | None) -> None:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make the folder {output}: {error.strerror}; choose another with -o") from error
-    target, sheet = output / "captions.geojson", output / "sheet.png"
+    target, report, sheet = output / "captions.geojson", output / "report.html", output / "sheet.png"
     with Scene.open(write_scene(output / "scene.tif", seed=seed)) as scene:
         with tile_progress() as progress:
             summary = run([scene], captioner.with_options(), target, overwrite=True, progress=progress)
         records = _records(target)
-        _write_sheet(sheet, scene, records)
+        results = [TileResult(record, printable(scene.source)) for record in records]
+        for picture in (report_target(report, [scene]), sheet_target(sheet, [scene])):
+            with picture.open() as writer:
+                writer.write(results)
     _print_table(records)
     click.echo(
         f"\n{output / 'scene.tif'}: {scene.width} x {scene.height} px at 10 m, generated from seed {seed}\n"
         f"{target}: {summary.ok} captions, {summary.nodata} tiles without data; "
         f"{summary.seconds:.1f} s on {captioner.device}\n"
+        f"{report}: the scene and its captions, to be opened in a browser\n"
         f"{sheet}: the tiles with their captions; model {captioner.model}"
     )
 
@@ -70,17 +77,6 @@ def _records(captions: Path) -> list[TileRecord]:
 
     features = json.loads(captions.read_bytes())["features"]
     return [TileRecord(geometry=feature["geometry"], **feature["properties"]) for feature in features]
-
-
-def _write_sheet(path: Path, scene: Scene, records: Sequence[TileRecord]) -> None:
-    """Every tile with its caption, laid out as in the scene."""
-    from rsedge.runtime.sheet import write_sheet
-
-    with scene.reader() as reader:
-        tiles = [
-            (reader.read(record.row_off, record.col_off, record.height, record.width)[0], record) for record in records
-        ]
-    write_sheet(path, tiles, columns=max(record.col for record in records) + 1)
 
 
 def _print_table(records: Sequence[TileRecord]) -> None:

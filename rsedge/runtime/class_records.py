@@ -25,6 +25,17 @@ def columns(top: int) -> list[str]:
     ]
 
 
+def geopackage_columns(top: int) -> dict[str, str]:
+    """Columns of a GeoPackage of :class:`ClassifiedTile` and their types."""
+    from rsedge.runtime.gpkg import RECORD_COLUMNS
+
+    known = [name for name in _FIELDS if name != "geometry"]
+    at = known.index("caption")
+    kinds = {name: "TEXT" if name.startswith("class") else "DOUBLE" for name in columns(top)}
+    names = [*known[:at], *kinds, *known[at + 2 :]]
+    return {name: kinds.get(name) or RECORD_COLUMNS[name] for name in names}
+
+
 @dataclass(frozen=True, slots=True)
 class ClassifiedTile(TileRecord):
     """A record with the most probable classes of its tile; it has no caption.
@@ -89,6 +100,12 @@ def open_class_writer(target: str | os.PathLike[str], file_format: str, *, top: 
     Raises:
         OutputError: The file cannot be written.
     """
+    if file_format == "gpkg":
+        from rsedge.runtime.gpkg import open_geopackage
+
+        with open_geopackage(Path(target), geopackage_columns(top)) as rows:
+            yield rows
+        return
     make = _AS_THEY_ARE.get(file_format) or partial(_WRITERS[file_format], top=top)
     if os.fspath(target) != STDOUT:
         with open_file(Path(target), make) as writer:

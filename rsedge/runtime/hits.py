@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -18,14 +17,16 @@ import numpy as np
 from rsedge.errors import OptionError, OutputError
 from rsedge.runtime.records import TileRecord
 from rsedge.runtime.wkb import from_wkb
-from rsedge.runtime.writers import STDOUT, cell, wkt, write_bytes
+from rsedge.runtime.writers import STDOUT, cell, feature, wkt, write_bytes
 
 if TYPE_CHECKING:
     from rsedge.runtime.search_file import SearchFile
 
-FORMATS = ("geojson", "geojsonl", "csv")
+FORMATS = ("geojson", "geojsonl", "csv", "gpkg")
 
 _BATCH_ROWS = 1024
+_COLUMNS = ["rank", "score", *(name for name in TileRecord.__slots__ if name not in ("score", "geometry"))]
+_COLUMNS += ["caption_score", "path", "embeddings"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +122,18 @@ def parse_format(target: str | os.PathLike[str]) -> str:
 
 
 def write_hits(target: str | os.PathLike[str], hits: Sequence[Hit], *, overwrite: bool = False) -> None:
-    """Write hits in their order: GeoJSON, GeoJSON lines or CSV by the suffix; ``-`` is standard output.
+    """Write hits in their order: GeoJSON, GeoJSON lines, CSV or GeoPackage by the suffix; ``-`` is standard output.
 
     Raises:
         OptionError: The suffix is not known.
         OutputError: The file exists and shall not be replaced, or cannot be written.
     """
-    data = _RENDERERS[parse_format(target)](hits)
+    name = parse_format(target)
+    if name == "gpkg":
+        check_output(target, overwrite=overwrite)
+        _write_geopackage(Path(target), hits)
+        return
+    data = _RENDERERS[name](hits)
     if os.fspath(target) == STDOUT:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
@@ -147,8 +153,7 @@ def check_output(target: str | os.PathLike[str], *, overwrite: bool) -> None:
 
 
 def _features(hits: Sequence[Hit]) -> list[bytes]:
-    features = [{"type": "Feature", "geometry": hit.record.geometry, "properties": hit.properties()} for hit in hits]
-    return [json.dumps(each, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() for each in features]
+    return [feature(hit.record.geometry, hit.properties()) for hit in hits]
 
 
 def _geojson(hits: Sequence[Hit]) -> bytes:
@@ -162,13 +167,21 @@ def _geojson_lines(hits: Sequence[Hit]) -> bytes:
 def _csv(hits: Sequence[Hit]) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    names = ["rank", "score", *(name for name in TileRecord.__slots__ if name not in ("score", "geometry"))]
-    names += ["caption_score", "path", "embeddings"]
-    writer.writerow([*names, "geometry"])
+    writer.writerow([*_COLUMNS, "geometry"])
     for hit in hits:
         values = hit.properties()
-        writer.writerow([*(cell(values.get(name)) for name in names), wkt(hit.record.geometry)])
+        writer.writerow([*(cell(values.get(name)) for name in _COLUMNS), wkt(hit.record.geometry)])
     return text.getvalue().encode("utf-8", "replace")
+
+
+def _write_geopackage(path: Path, hits: Sequence[Hit]) -> None:
+    from rsedge.runtime.gpkg import RECORD_COLUMNS, open_geopackage
+
+    own = {"rank": "MEDIUMINT NOT NULL", "score": "DOUBLE NOT NULL", "caption_score": "DOUBLE"}
+    types = {name: own.get(name) or RECORD_COLUMNS.get(name, "TEXT") for name in _COLUMNS}
+    with open_geopackage(path, types, table="hits") as writer:
+        empty = dict.fromkeys(_COLUMNS)
+        writer.add({**empty, **hit.properties(), "geometry": hit.record.geometry} for hit in hits)
 
 
 _RENDERERS: dict[str, Callable[[Sequence[Hit]], bytes]] = {

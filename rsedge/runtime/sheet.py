@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,20 +21,24 @@ _PAPER, _INK, _FAINT, _EMPTY = (255, 255, 255), (24, 24, 24), (120, 120, 120), (
 _GAP = 8
 _LINES = 4  # of a caption, at most
 _TEXT = 13  # height of letters in pixels
+_LEADING = _TEXT + 4
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def write_sheet(
-    path: str | Path, tiles: Sequence[tuple[UInt8 | None, TileRecord]], *, columns: int, side: int = 200
+    path: str | Path,
+    tiles: Sequence[tuple[UInt8 | None, TileRecord]],
+    *,
+    columns: int,
+    side: int = 200,
+    title: str | None = None,
 ) -> Path:
-    """Write a PNG with one cell per tile, in the order given, row by row.
+    """Write a PNG with one cell per tile, see :func:`draw_sheet`.
 
     Args:
         path: The PNG, replaced if it is there.
-        tiles: Pixels, uint8 [H, W, 3] or None where there are none, and the record of each tile.
-        columns: Cells in a row.
-        side: Width and height of a tile in the picture, in pixels.
+        tiles, columns, side, title: As there.
 
     Returns:
         ``path``.
@@ -41,26 +47,7 @@ def write_sheet(
         OptionError: There are no tiles, or ``columns`` or ``side`` cannot be.
         OutputError: The file cannot be written.
     """
-    if not tiles:
-        raise OptionError("there are no tiles to show")
-    if columns < 1 or side < 32:
-        raise OptionError(f"columns is {columns} and side {side}: give at least 1 and 32")
-    font = ImageFont.load_default(_TEXT)
-    leading = _TEXT + 4
-    cell = (side + _GAP, side + (_LINES + 1) * leading + _GAP)
-    rows = -(-len(tiles) // columns)
-    sheet = Image.new("RGB", (columns * cell[0] + _GAP, rows * cell[1] + _GAP), _PAPER)
-    draw = ImageDraw.Draw(sheet)
-    for index, (pixels, record) in enumerate(tiles):
-        left, top = _GAP + index % columns * cell[0], _GAP + index // columns * cell[1]
-        if pixels is None:
-            draw.rectangle((left, top, left + side - 1, top + side - 1), fill=_EMPTY)
-        else:
-            sheet.paste(Image.fromarray(resize(pixels, side)), (left, top))
-        text, ink = (record.caption, _INK) if record.caption else (_without(record), _FAINT)
-        draw.text((left, top + side + 2), f"row {record.row}, col {record.col}", fill=_FAINT, font=font)
-        for number, line in enumerate(wrap(text, font, side), 1):
-            draw.text((left, top + side + 2 + number * leading), line, fill=ink, font=font)
+    sheet = draw_sheet(tiles, columns=columns, side=side, title=title)
     try:
         sheet.save(path, format="PNG", optimize=True)
     except OSError as error:
@@ -68,12 +55,61 @@ def write_sheet(
     return Path(path)
 
 
+def draw_sheet(
+    tiles: Sequence[tuple[UInt8 | None, TileRecord]],
+    *,
+    columns: int,
+    side: int = 200,
+    title: str | None = None,
+    name_scenes: bool = False,
+) -> Image.Image:
+    """A picture with one cell per tile, in the order given, row by row.
+
+    Args:
+        tiles: Pixels, uint8 [H, W, 3] or None where there are none, and the record of each tile.
+        columns: Cells in a row.
+        side: Width and height of a tile in the picture, in pixels.
+        title: Lines above the cells.
+        name_scenes: Whether each cell says which scene it is of.
+
+    Raises:
+        OptionError: There are no tiles, or ``columns`` or ``side`` cannot be.
+    """
+    if not tiles:
+        raise OptionError("there are no tiles to show")
+    if columns < 1 or side < 32:
+        raise OptionError(f"columns is {columns} and side {side}: give at least 1 and 32")
+    font = ImageFont.load_default(_TEXT)
+    cell = (side + _GAP, side + (_LINES + 1) * _LEADING + _GAP)
+    rows, width = -(-len(tiles) // columns), columns * cell[0] + _GAP
+    heading = [line for text in (title or "").splitlines() for line in wrap(text, font, width - 2 * _GAP)]
+    first = _GAP + (len(heading) * _LEADING + _GAP if heading else 0)
+    sheet = Image.new("RGB", (width, first + rows * cell[1]), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for number, line in enumerate(heading):
+        draw.text((_GAP, _GAP + number * _LEADING), line, fill=_INK, font=font)
+    for index, (pixels, record) in enumerate(tiles):
+        left, top = _GAP + index % columns * cell[0], first + index // columns * cell[1]
+        if pixels is None:
+            draw.rectangle((left, top, left + side - 1, top + side - 1), fill=_EMPTY)
+        else:
+            sheet.paste(Image.fromarray(resize(pixels, side)), (left, top))
+        place = f"row {record.row}, col {record.col}" + (f", {record.scene}" if name_scenes else "")
+        draw.text((left, top + side + 2), wrap(place, font, side, 1)[0], fill=_FAINT, font=font)
+        text, ink = (_without(record), _FAINT) if record.caption is None else (record.caption, _INK)
+        for number, line in enumerate(wrap(text, font, side), 1):
+            draw.text((left, top + side + 2 + number * _LEADING), line, fill=ink, font=font)
+    return sheet
+
+
 def wrap(text: str, font: Font, width: int, lines: int = _LINES) -> list[str]:
     """``text`` in lines no wider than ``width`` pixels; what does not fit into ``lines`` ends in "…"."""
     wrapped = [""]
-    for word in text.split():
+    for word in _drawable(text).split():
         longer = f"{wrapped[-1]} {word}".lstrip()
         if wrapped[-1] and font.getlength(longer) > width:
+            if len(wrapped) > lines:
+                break
             wrapped.append(word)
         else:
             wrapped[-1] = longer
@@ -83,13 +119,19 @@ def wrap(text: str, font: Font, width: int, lines: int = _LINES) -> list[str]:
     return [_shorten(line, font, width) for line in kept]
 
 
+def _drawable(text: str) -> str:
+    """Without what no font draws: control characters and halves of surrogate pairs."""
+    return "".join(sign if sign.isprintable() or sign.isspace() else "\N{REPLACEMENT CHARACTER}" for sign in text)
+
+
 def _shorten(line: str, font: Font, width: int) -> str:
     if font.getlength(line) <= width:
         return line
     line = line.removesuffix("…").rstrip()
-    while line and font.getlength(f"{line}…") > width:
-        line = line[:-1].rstrip()
-    return f"{line}…"
+    fitting = (
+        bisect_right(range(len(line)), width, key=lambda end: math.ceil(font.getlength(f"{line[:end].rstrip()}…"))) - 1
+    )
+    return f"{line[: max(0, fitting)].rstrip()}…"
 
 
 def _without(record: TileRecord) -> str:

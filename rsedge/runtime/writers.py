@@ -1,4 +1,4 @@
-"""Tile records to files: GeoJSON, GeoJSON lines, CSV, GeoParquet. Streaming; a file appears only when it is whole."""
+"""Tile records to files: GeoJSON, GeoJSON lines, CSV, GeoParquet, GeoPackage. A file appears only when it is whole."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar
@@ -20,7 +20,11 @@ from rsedge.runtime.records import TileRecord
 
 STDOUT = "-"
 _COLUMNS = [field.name for field in fields(TileRecord)]
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+# Control characters of ASCII and Latin-1, and what else readers take for the end of a line.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_NO_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]")  # neither in XML nor of use
+# A semicolon parts cells where the comma parts decimals; wide signs are signs to spreadsheets of East Asia.
+_FORMULA = re.compile(r'(^|;[\s"]*)(?=[=+\-@＝＋－＠\t\r])')
 
 
 class Writer(Protocol):
@@ -106,25 +110,39 @@ def _geoparquet_writer(stream: BinaryIO) -> Writer:
     return GeoParquetWriter(stream)
 
 
-FORMATS: dict[str, Callable[[BinaryIO], Writer]] = {
+def _open_geopackage(path: Path) -> AbstractContextManager[Writer]:
+    from rsedge.runtime.gpkg import RECORD_COLUMNS, open_geopackage
+
+    return open_geopackage(path, RECORD_COLUMNS)
+
+
+_STREAMS: dict[str, Callable[[BinaryIO], Writer]] = {
     "geojson": GeoJsonWriter,
     "geojsonl": GeoJsonLinesWriter,
     "csv": CsvWriter,
     "parquet": _geoparquet_writer,
 }
+_FILES: dict[str, Callable[[Path], AbstractContextManager[Writer]]] = {"gpkg": _open_geopackage}
+"""Formats that are written here and there in a file, and so to no pipe."""
+FORMATS = (*_STREAMS, *_FILES)
 
 
 def parse_format(target: str | os.PathLike[str], format: str | None = None) -> str:  # noqa: A002 - the option's name
     """The format for an output: as named, else by suffix, else (standard output) GeoJSON lines.
 
     Raises:
-        OptionError: The format or the suffix is not known.
+        OptionError: The format or the suffix is not known, or the format cannot go to standard output.
     """
     suffixes = ", ".join(f".{name}" for name in FORMATS)
     if format is not None:
         name = format.lower().removeprefix(".")
         if name not in FORMATS:
             raise OptionError(f"format {format!r} is not known: expected one of {', '.join(FORMATS)}")
+        if name in _FILES and os.fspath(target) == STDOUT:
+            raise OptionError(
+                f"format {format!r} needs a file, which is written here and there: name one, such as out.{name}, or "
+                f"choose one of {', '.join(_STREAMS)} for standard output"
+            )
         return name
     if os.fspath(target) == STDOUT:
         return "geojsonl"
@@ -147,7 +165,12 @@ def open_writer(target: str | os.PathLike[str], format: str | None = None) -> It
         OptionError: See ``parse_format``.
         OutputError: The file cannot be written.
     """
-    make = FORMATS[parse_format(target, format)]
+    name = parse_format(target, format)
+    if name in _FILES:
+        with _FILES[name](Path(target)) as writer:
+            yield writer
+        return
+    make = _STREAMS[name]
     if os.fspath(target) == STDOUT:
         stream = sys.stdout.buffer
         writer = make(stream)
@@ -166,15 +189,26 @@ def open_file(path: Path, make: Callable[[BinaryIO], AnyWriter]) -> Iterator[Any
     Raises:
         OutputError: The file cannot be written.
     """
+    with whole_file(path) as temporary, temporary.open("wb") as stream:
+        writer = make(stream)
+        yield writer
+        writer.finish()
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path beside ``path`` where nothing is, and whose file becomes ``path`` when the block ends well.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
     check_target(path)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("wb") as stream:
-            writer = make(stream)
-            yield writer
-            writer.finish()
-            stream.flush()
-            os.fsync(stream.fileno())
+        temporary.unlink(missing_ok=True)
+        yield temporary
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
         temporary.replace(path)
         sync_folder(path.parent)
     except BaseException as error:
@@ -262,13 +296,30 @@ def _wkt_rings(rings: list[list[list[float]]]) -> str:
 def _feature(record: TileRecord) -> bytes:
     properties = record.to_dict()
     geometry = properties.pop("geometry")
-    feature = {"type": "Feature", "geometry": geometry, "properties": properties}
-    return json.dumps(feature, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8", "replace")
+    return feature(geometry, properties)
+
+
+def feature(geometry: dict[str, Any] | None, properties: dict[str, Any]) -> bytes:
+    """A GeoJSON feature in one line of UTF-8; control characters are escaped, so that a terminal obeys none.
+
+    Raises:
+        ValueError: A number is not finite.
+    """
+    values = {"type": "Feature", "geometry": geometry, "properties": properties}
+    text = json.dumps(values, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text).encode("utf-8", "replace")
 
 
 def cell(value: Any) -> Any:
     """A CSV cell: text can neither start a formula nor break a line."""
-    if not isinstance(value, str):
-        return value
-    guarded = f"'{value}" if value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
-    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", guarded)
+    return _CONTROL.sub(_visible, _FORMULA.sub(r"\1'", value)) if isinstance(value, str) else value
+
+
+def plain(text: str) -> str:
+    """Text that UTF-8 and XML can hold: without control characters other than tabs and ends of lines."""
+    return _NO_TEXT.sub(_visible, text.encode("utf-8", "replace").decode())
+
+
+def _visible(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

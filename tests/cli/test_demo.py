@@ -87,11 +87,19 @@ def test_captions_vary(demo):
 def test_the_sheet_shows_the_tiles_where_they_lie(demo, land):
     _, folder, _ = demo
     sheet = np.asarray(Image.open(folder / "sheet.png"))
-    height, width = (sheet.shape[0] - 8) // 6, (sheet.shape[1] - 8) // 8
+    width = (sheet.shape[1] - 8) // 8
     assert width > 150
+    height = width + 85  # lines for the place and the caption
+    sheet = sheet[-(6 * height + 8) :]  # without the title
     tile = np.asarray(Image.fromarray(land.image[3 * 224 : 4 * 224, 5 * 224 : 6 * 224]).resize((200, 200)), np.int16)
     corner = sheet[3 * height : 4 * height, 5 * width : 6 * width][8:208, 8:208].astype(np.int16)
     assert np.abs(corner - tile).mean() < 12
+
+
+def test_the_report_holds_every_caption(demo):
+    _, folder, records = demo
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert all(record["caption"] in page for record in records if record["caption"])
 
 
 def test_it_prints_a_line_per_tile_and_says_what_it_is(demo):
@@ -117,6 +125,7 @@ def test_a_second_demo_replaces_the_first(tmp_path: Path, monkeypatch, capsys):
     assert {path.name for path in Path("demo-out").iterdir()} == {
         "captions.geojson",
         "notes.txt",
+        "report.html",
         "scene.tif",
         "sheet.png",
     }

@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
 from rsedge.errors import OptionError, OutputError
-from rsedge.runtime.records import TileRecord
+from rsedge.runtime import scene_sheet
+from rsedge.runtime.records import TileRecord, TileResult
+from rsedge.runtime.scene import Scene
+from rsedge.runtime.scene_sheet import sheet_target
 from rsedge.runtime.sheet import wrap, write_sheet
+from rsedge.runtime.tiles import TileGrid
+from tests.scenes import pixels, truncate, write
 
 
 def record(col: int, caption: str | None, message: str | None = None) -> TileRecord:
@@ -64,3 +71,126 @@ def test_what_cannot_be_is_refused(tmp_path):
         write_sheet(tmp_path / "x.png", one, columns=0)
     with pytest.raises(OutputError, match=r"absent.*x\.png"):
         write_sheet(tmp_path / "absent" / "x.png", one, columns=1)
+
+
+def test_text_that_no_font_draws_and_endless_words_do_no_harm():
+    font = ImageFont.load_default(13)
+    assert wrap("a\x00b \x1b\ud800 c", font, 200) == ["a\ufffdb \ufffd\ufffd c"]
+    assert wrap("w" * 20_000, font, 120) == [wrap("w" * 200, font, 120)[0]]
+    assert len(wrap("word " * 20_000, font, 120)) == 4
+
+
+def test_a_title_stands_above_the_cells(tmp_path):
+    one = [(tile(200), record(0, "a"))]
+    plain = np.asarray(Image.open(write_sheet(tmp_path / "a.png", one, columns=1)))
+    titled = np.asarray(Image.open(write_sheet(tmp_path / "b.png", one, columns=1, title="one\ntwo")))
+    above = len(titled) - len(plain)
+    assert np.array_equal(titled[above:][8:], plain[8:])
+    assert (titled[:above] < 100).any()
+
+
+# ---- of a run
+
+
+def sheet(path, scenes, records, **options):
+    """The sheet of records, a list per scene, and the texts drawn on it."""
+    with sheet_target(path, scenes, **options).open() as writer:
+        for scene, mine in zip(scenes, records, strict=True):
+            writer.write([TileResult(each, scene.source) for each in mine])
+    return np.asarray(Image.open(path))
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What is asked to be drawn: the tiles and the options."""
+    seen = []
+
+    def draw_sheet(tiles, **options):
+        seen.append((tiles, options))
+        return real(tiles, **options)
+
+    real = scene_sheet.draw_sheet
+    monkeypatch.setattr(scene_sheet, "draw_sheet", draw_sheet)
+    return seen
+
+
+def grid(scene: Scene, side: int) -> list[TileRecord]:
+    return [
+        replace(
+            record(tile.col, f"{tile.row}-{tile.col}"),
+            scene=scene.name,
+            row=tile.row,
+            row_off=tile.row_off,
+            col_off=tile.col_off,
+            width=tile.width,
+            height=tile.height,
+        )
+        for tile in TileGrid(scene.width, scene.height, side)
+    ]
+
+
+def test_the_tiles_of_a_scene_stand_as_they_lie_with_its_pixels(tmp_path, drawn):
+    data = pixels(3, 100, 150)
+    scene = Scene.open(write(tmp_path / "a.tif", data))
+    sheet(tmp_path / "s.png", [scene], [grid(scene, 40)], side=40)
+    [(cells, options)] = drawn
+    assert (len(cells), options["columns"], options["name_scenes"]) == (12, 4, False)
+    assert options["title"] == "a · 12 tiles\nm@0"
+    for image, of in cells:
+        stored = np.moveaxis(data, 0, -1)[of.row_off : of.row_off + 40, of.col_off : of.col_off + 40]
+        assert np.array_equal(image[: of.height, : of.width], stored)
+        assert not image[of.height :].any()
+        assert not image[:, of.width :].any()
+
+
+def test_of_many_tiles_every_nth_row_and_column_is_shown_and_the_sheet_says_so(tmp_path, drawn):
+    scene = Scene.open(write(tmp_path / "a.tif", pixels(3, 104, 96)))
+    sheet(tmp_path / "s.png", [scene], [grid(scene, 8)], most=20, side=32)
+    [(cells, options)] = drawn
+    assert options["title"].startswith("a · 20 of 156 tiles, every 3rd row and column")
+    assert options["columns"] == 4
+    assert sorted({of.row for _, of in cells}) == [1, 4, 7, 10, 12]
+    assert sorted({of.col for _, of in cells}) == [1, 4, 7, 10]
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 800), (800, 8), (312, 312), (200, 344)])
+@pytest.mark.parametrize("most", [1, 7, 50, 200])
+def test_there_are_never_more_tiles_than_fit_and_rows_stay_whole(height, width, most):
+    records = [replace(record(tile.col, "x"), row=tile.row, col=tile.col) for tile in TileGrid(width, height, 8)]
+    chosen = scene_sheet._choose(records, most)
+    assert 1 <= len(chosen.records) <= most
+    assert len(chosen.records) % chosen.columns == 0
+    assert len({of.col for of in chosen.records}) == chosen.columns
+
+
+def test_several_scenes_share_the_sheet(tmp_path, drawn):
+    scenes = [Scene.open(write(tmp_path / f"{name}.tif", pixels(3, 64, 64))) for name in "ab"]
+    sheet(tmp_path / "s.png", scenes, [grid(scene, 16) for scene in scenes], most=8, columns=3)
+    [(cells, options)] = drawn
+    assert [of.scene for _, of in cells] == ["a"] * 4 + ["b"] * 4
+    assert (options["columns"], options["name_scenes"]) == (3, True)
+    assert options["title"].count("4 of 16 tiles, every 2nd row and column") == 2
+
+
+def test_tiles_that_cannot_be_read_are_left_grey(tmp_path, drawn):
+    path = write(tmp_path / "a.tif", pixels(3, 512, 64), tiled=True, blockxsize=64, blockysize=64, compress="deflate")
+    scene = Scene.open(truncate(path, 0.5))
+    sheet(tmp_path / "s.png", [scene], [grid(scene, 64)])
+    assert [image is None for image, _ in drawn[0][0]][::7] == [False, True]
+    path.unlink()
+    sheet(tmp_path / "s.png", [scene], [grid(scene, 64)])
+    assert all(image is None for image, _ in drawn[1][0])
+
+
+def test_the_same_run_gives_the_same_bytes(tmp_path):
+    scene = Scene.open(write(tmp_path / "a.tif", pixels(3, 64, 64)))
+    for name in ("a.png", "b.png"):
+        sheet(tmp_path / name, [scene], [grid(scene, 32)])
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_what_a_sheet_of_a_run_cannot_be_is_refused_at_once(tmp_path):
+    with pytest.raises(OptionError) as error:
+        sheet_target(tmp_path / "s.jpg", [], columns=0, most=0, side=8)
+    for part in (r"s.jpg", "end its name in .png", "columns is 0", "most is 0", "side is 8"):
+        assert part in str(error.value)

@@ -5,6 +5,7 @@ import io
 import json
 import sys
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import geopandas
 import pyogrio
@@ -12,7 +13,7 @@ import pytest
 
 from rsedge.errors import OptionError, OutputError
 from rsedge.runtime.records import TileRecord
-from rsedge.runtime.writers import FORMATS, open_writer, parse_format
+from rsedge.runtime.writers import FORMATS, open_writer, parse_format, plain
 
 SQUARE = {"type": "Polygon", "coordinates": [[[9.0, 45.0], [9.1, 45.0], [9.1, 45.1], [9.0, 45.1], [9.0, 45.0]]]}
 SPLIT = {
@@ -100,6 +101,8 @@ def test_no_records(tmp_path, suffix):
         assert len(path.read_text().splitlines()) == 1
     elif suffix == "parquet":
         assert len(geopandas.read_parquet(path)) == 0
+    elif suffix == "gpkg":
+        assert len(geopandas.read_file(path)) == 0
     else:
         assert path.read_bytes() == b""
 
@@ -118,12 +121,56 @@ def test_csv_read_back(tmp_path):
     assert frame.geometry[0].equals(shapes[0])
 
 
-@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\t=", "＝"])
 def test_csv_starts_no_formula(tmp_path, start):
     path = written(tmp_path, "a.csv", [replace(RECORD, caption=f'{start}HYPERLINK("x")')])
     (row,) = csv.DictReader(io.StringIO(path.read_text("utf-8")))
     assert row["caption"].startswith("'")
     assert "\t" not in row["caption"]
+
+
+@pytest.mark.parametrize("text", ["fields;=1+1", "fields; @SUM(1)", 'fields;"=1"', "a;b;-1", ";+1"])
+def test_csv_starts_no_formula_where_semicolons_part_cells(tmp_path, text):
+    path = written(tmp_path, "a.csv", [replace(RECORD, caption=text)])
+    rows = list(csv.reader(io.StringIO(path.read_text("utf-8")), delimiter=";", quoting=csv.QUOTE_NONE))
+    assert [each for each in rows[1] if each.strip(' "')[:1] in tuple("=+-@")] == []
+
+
+@pytest.mark.parametrize("text", ["a river; green fields - and a road", "2 + 2 = 4", "x@y"])
+def test_csv_leaves_plain_text_alone(tmp_path, text):
+    path = written(tmp_path, "a.csv", [replace(RECORD, caption=text)])
+    (row,) = csv.DictReader(io.StringIO(path.read_text("utf-8")))
+    assert row["caption"] == text
+
+
+CONTROLS = "".join(map(chr, [*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029]))
+
+
+def test_csv_holds_no_control_character(tmp_path):
+    content = written(tmp_path, "a.csv", [replace(RECORD, caption=CONTROLS)]).read_text("utf-8")
+    assert len(content.splitlines()) == 2
+    assert [letter for letter in content if letter in CONTROLS] == ["\n", "\n"]
+
+
+@pytest.mark.parametrize("suffix", ["geojson", "geojsonl"])
+def test_geojson_escapes_control_characters(tmp_path, suffix):
+    content = written(tmp_path, f"a.{suffix}", [replace(RECORD, caption=CONTROLS)]).read_text("utf-8")
+    assert set(content) & set(CONTROLS) == {"\n"}
+    (line,) = [line for line in content.splitlines() if '"caption"' in line]
+    assert json.loads(line)["properties"]["caption"] == CONTROLS
+
+
+@pytest.mark.parametrize("name", ["gpkg", ".GPKG"])
+def test_what_needs_a_file_goes_to_no_pipe(name):
+    with pytest.raises(OptionError, match=r"needs a file.*geojsonl"):
+        parse_format("-", name)
+
+
+def test_plain_text_is_fit_for_xml():
+    text = plain("a\tb\nc\rd " + CONTROLS + "\ufffe\uffff\ud800 é 🌍")
+    ElementTree.fromstring(f"<a>{text}</a>")
+    assert text.startswith("a\tb\nc\rd \\x00\\x01")
+    assert text.endswith("\\ufffe\\uffff? é 🌍")
 
 
 @pytest.mark.parametrize(
@@ -192,6 +239,8 @@ def test_names_that_are_not_utf_8(tmp_path):
         path = written(tmp_path, f"a.{suffix}", [record])
         if suffix == "parquet":
             assert list(geopandas.read_parquet(path)["message"]) == ["?"]
+        elif suffix == "gpkg":
+            assert list(geopandas.read_file(path)["message"]) == ["?"]
         else:
             path.read_text("utf-8")
 
