@@ -1,0 +1,136 @@
+"""``rsedge doctor``: what this machine has, what would be used and why, and what to do about the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from rsedge.cli import options
+
+if TYPE_CHECKING:
+    from rsedge.runtime.doctor import Checkup, Extra, Problem, Trial
+    from rsedge.runtime.machine import Devices, Processor, Rasters, Room, Software
+
+Rows = Iterator[tuple[str, str]]
+
+
+@click.command("doctor")
+@options.bundle
+@options.device
+@options.as_json
+def command(model: Path | None, device: str, as_json: bool) -> int:
+    """Tell versions, devices, what would run captioning and why, and what to install for more.
+
+    One generated tile is captioned. Problems come last, each with the next step; the exit code is 0 if captioning
+    works and 1 if not.
+    """
+    import json
+
+    from rsedge.runtime.doctor import check_up
+
+    found = check_up(_bundle(model), device=device)
+    click.echo(json.dumps(found.to_dict(), allow_nan=False) if as_json else "\n".join(_lines(found)))
+    return 0 if found.works else 1
+
+
+def _bundle(model: Path | None) -> Callable[[], tuple[Path, str]]:
+    """What gives the bundle to try, and why this one."""
+    from rsedge.runtime.default_model import default_model
+
+    return default_model if model is None else lambda: (model, "named with -m")
+
+
+# As text
+
+
+def _lines(found: Checkup) -> Iterator[str]:
+    sections = {
+        "software": _software(found.software),
+        "processor": _processor(found.processor),
+        "room": _room(found.room),
+        "devices": _devices(found.devices),
+        "rasters": _rasters(found.rasters),
+        "captioning": _trial(found.trial),
+        "for more": _extras(found.extras),
+    }
+    for title, rows in sections.items():
+        yield title
+        for name, text in rows:
+            yield f"  {name:<16} {text}"
+        yield ""
+    yield from _problems(found.problems)
+    yield "captioning works" if found.works else "captioning does not work"
+
+
+def _software(found: Software) -> Rows:
+    yield "rsedge", found.rsedge
+    yield "Python", found.python
+    yield "platform", ", ".join(filter(None, (found.platform, found.libc)))
+    yield "GDAL, PROJ", f"{found.gdal or 'not found'}, {found.proj or 'not found'}"
+    for name, version in found.libraries.items():
+        providers = f" ({', '.join(found.providers)})" if name.startswith("onnxruntime") and version else ""
+        yield name, f"{version}{providers}" if version else "-"
+
+
+def _processor(found: Processor) -> Rows:
+    yield "CPU", f"{found.model or 'unknown'} ({found.architecture})"
+    yield "cores", f"{found.usable} of {found.cores or 'an unknown number'} usable"
+    if found.features:
+        yield "instructions", ", ".join(f"{name} {'yes' if there else 'no'}" for name, there in found.features.items())
+
+
+def _room(found: Room) -> Rows:
+    yield "memory", f"{_size(found.memory_free)} free of {_size(found.memory)}"
+    yield "cache", f"{found.cache}, {_size(found.cache_free)} free"
+
+
+def _devices(found: Devices) -> Rows:
+    for gpu in found.gpus:
+        yield "GPU", gpu
+    if not found.gpus:
+        yield "GPU", "nvidia-smi finds none"
+    yield "CUDA", "usable by ONNX Runtime" if found.cuda else f"not used: {found.cuda_problem}"
+    if found.jetpack:
+        yield "JetPack", found.jetpack
+
+
+def _rasters(found: Rasters) -> Rows:
+    from rsedge.runtime.machine import DRIVERS
+
+    for name, there in found.drivers.items():
+        yield name, f"{'yes' if there else 'no'}: {DRIVERS[name]}"
+    yield "/vsicurl", "yes: scenes over HTTP and from S3" if found.remote else "no"
+    yield "PROJ database", "yes" if found.maps else "no"
+
+
+def _trial(found: Trial) -> Rows:
+    if found.path:
+        yield "bundle", f"{found.path} ({found.chosen})"
+    if found.model:
+        yield "model", f"{found.model}: {found.family}, {found.precision}"
+    if found.device:
+        yield "runs on", f"{found.backend}, {found.device}: {found.reason}"
+    if found.caption is not None:
+        yield "a tile", f"{found.caption!r} in {found.seconds} s, loading included"
+    else:
+        yield "a tile", f"no caption: {found.problem}"
+
+
+def _extras(found: tuple[Extra, ...]) -> Rows:
+    for extra in found:
+        yield extra.name, f"{extra.command or 'installed'}: {extra.purpose}"
+
+
+def _problems(found: tuple[Problem, ...]) -> Iterator[str]:
+    yield f"{len(found) or 'no'} problem{'s' * (len(found) != 1)}"
+    for problem in found:
+        yield f"  - {problem.text}"
+        yield f"    next: {problem.remedy}"
+    yield ""
+
+
+def _size(count: int | None) -> str:
+    return "unknown" if count is None else f"{count / 2**30:.1f} GiB"

@@ -1,0 +1,243 @@
+"""``rsedge info``: what a run would do with a scene, or what a bundle is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rsedge.cli import options
+
+if TYPE_CHECKING:
+    from rsedge.runtime.describe import BundleDescription, GraphDescription, SceneDescription
+    from rsedge.runtime.estimate import Estimate, Probe
+    from rsedge.runtime.scene import Scene
+    from rsedge.runtime.sources import TileOptions
+
+Rows = Iterator[tuple[str, str]]
+
+
+@click.command("info")
+@click.argument("targets", nargs=-1, required=True)
+@options.bundle
+@click.option("--no-probe", is_flag=True, help="Do not time the model: no expected time, and memory is a guess.")
+@options.tiling
+@options.device
+@options.threads
+@options.batch_size
+@click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each scene and bundle.")
+def command(
+    targets: tuple[str, ...],
+    model: Path | None,
+    no_probe: bool,
+    device: str,
+    threads: int | None,
+    batch_size: int | None,
+    as_json: bool,
+    **reading: Any,
+) -> int:
+    """Tell what a run would do with each TARGET that is a scene, or what it is if it is a bundle, NAME.rsedge.
+
+    A scene is anything rsedge caption takes. Expected time and memory are an estimate for the model that would be
+    used, timed for a few seconds on generated tiles. A target that cannot be read makes the exit code 1.
+    """
+    import json
+
+    from rsedge.errors import RsedgeError
+    from rsedge.runtime.describe import describe_bundle, is_bundle
+
+    scene_options, tile_options = options.take(reading, options.OF_SCENES), options.take(reading, options.OF_TILES)
+    chosen = {"device": device, "threads": threads, "batch_size": batch_size, "measure": not no_probe}
+    worst, probes, shown = 0, _Probes(model, chosen), 0
+    for target in targets:
+        try:
+            found: Sequence[SceneDescription | BundleDescription] = (
+                [describe_bundle(target)] if is_bundle(target) else _scenes(target, scene_options, tile_options, probes)
+            )
+        except RsedgeError as error:
+            click.echo(f"Error: {error}", err=True)
+            worst = max(worst, error.exit_code)
+            continue
+        for description in found:
+            if as_json:
+                click.echo(json.dumps(description.to_dict(), allow_nan=False))
+            else:
+                click.echo(("\n" if shown else "") + "\n".join(_lines(description)))
+            shown += 1
+    return worst
+
+
+class _Probes:
+    """The model that scenes are estimated for, measured once."""
+
+    def __init__(self, model: Path | None, chosen: Mapping[str, Any]) -> None:
+        self._model, self._chosen = model, chosen
+        self._probe: Probe | None = None
+
+        self._failed = False
+
+    def estimate(self, scene: Scene, tiling: TileOptions) -> Estimate | None:
+        """What a run over ``scene`` will take; None, and a warning once, where the bundle cannot be used."""
+        from rsedge.errors import BundleError
+        from rsedge.runtime.estimate import estimate, probe_model
+
+        if self._probe is None and not self._failed:
+            try:
+                self._probe = probe_model(options.chosen_bundle(self._model), **self._chosen)
+            except BundleError as error:
+                self._failed = True
+                options.warn(f"no time and memory are expected: {error}")
+        return estimate(scene, tiling, self._probe) if self._probe else None
+
+
+def _scenes(
+    target: str, scene_options: Mapping[str, Any], tile_options: Mapping[str, Any], probes: _Probes
+) -> list[SceneDescription]:
+    """Every scene that ``target`` stands for."""
+    from rsedge.runtime.catalog import open_scenes
+    from rsedge.runtime.describe import describe_scene
+    from rsedge.runtime.sources import TileOptions
+
+    tiling = TileOptions(**tile_options)
+    scenes = open_scenes([target], stdin=options.standard_input([target]), **scene_options)
+    return [describe_scene(scene, tiling, probes.estimate(scene, tiling)) for scene in scenes]
+
+
+# As text
+
+
+def _lines(description: SceneDescription | BundleDescription) -> Iterator[str]:
+    """A heading, then a line per fact."""
+    rows = _scene_rows(description) if description.kind == "scene" else _bundle_rows(description)
+    yield f"{description.kind} {description.name}"
+    for name, text in rows:
+        yield f"  {name:<12} {text}"
+
+
+def _scene_rows(scene: SceneDescription) -> Rows:
+    yield "source", scene.source
+    yield "driver", f"{scene.driver}, {scene.band_count} band{'s' * (scene.band_count != 1)}, {scene.dtype}"
+    size = f"{scene.width} x {scene.height} px"
+    if scene.resolution:
+        across, down = (f"{value:g}" for value in scene.resolution)
+        size += f", {across if across == down else f'{across} x {down}'} {scene.unit or 'map units'} per pixel"
+    yield "size", size + (f", resampled: {scene.resampled}" if scene.resampled else "")
+    yield "CRS", scene.crs or "none: tiles have pixel coordinates only"
+    if scene.bbox:
+        yield "bbox", "{:.5f} {:.5f} to {:.5f} {:.5f} (west south to east north)".format(*scene.bbox)
+    yield "bands", scene.bands_reason
+    yield "values", f"{scene.pixel_values}: {scene.rule_reason}"
+    yield "rendering", scene.rule
+    yield "no data", _no_data(scene)
+    yield "clouds", scene.clouds or "not known"
+    yield "time", scene.datetime or "not known"
+    if scene.mgrs_tile or scene.product_id:
+        yield "product", ", ".join(filter(None, (scene.product_id, scene.mgrs_tile and f"tile {scene.mgrs_tile}")))
+    tiles = scene.tiles
+    overlap = f", {tiles.overlap} px shared" if tiles.overlap else ""
+    cut = "whole" if tiles.whole == tiles.total else f"{tiles.whole} whole, {tiles.total - tiles.whole} at the edge"
+    yield "tiles", f"{tiles.total} of {tiles.tile_size} px ({tiles.rows} x {tiles.cols}; {cut}{overlap})"
+    if scene.estimate:
+        yield from _estimate_rows(scene.estimate)
+    for warning in scene.warnings:
+        yield "warning", warning
+
+
+def _no_data(scene: SceneDescription) -> str:
+    values = [value or "none" for value in scene.nodata]
+    parts = [values[0] if len(set(values)) == 1 else f"{', '.join(values)} per band"] if values else []
+    parts += [scene.mask] if scene.mask else []
+    return " and ".join(parts) or "no value and no mask declared"
+
+
+def _estimate_rows(estimate: Estimate) -> Rows:
+    yield (
+        "model",
+        f"{estimate.model} on {estimate.device} ({estimate.device_reason})"
+        if estimate.device
+        else (f"{estimate.model} cannot run here: {estimate.problem}"),
+    )
+    if estimate.seconds is not None:
+        yield (
+            "time about",
+            (
+                f"{_duration(estimate.seconds)} to {estimate.does}, at {estimate.tiles_per_second:g} tiles/s on "
+                f"{estimate.measured_images} generated tiles; more if reading is slower"
+            ),
+        )
+    parts = (
+        ("process", estimate.process_bytes),
+        ("reader cache", estimate.reader_cache_bytes),
+        ("tiles read ahead", estimate.tiles_bytes),
+        ("model", estimate.model_bytes),
+    )
+    detail = ", ".join(f"{name} {_size(count)}" for name, count in parts)
+    yield "memory about", f"{_size(estimate.memory_bytes)}: {detail}"
+
+
+def _bundle_rows(bundle: BundleDescription) -> Rows:
+    yield "path", bundle.path
+    yield "model", f"{bundle.model}: {bundle.family}, {bundle.precision}, format version {bundle.format_version}"
+    if bundle.summary:
+        yield "card", bundle.summary
+    if bundle.labels:
+        yield "labels", ", ".join(bundle.labels)
+    yield "licence", bundle.licence or "not stated"
+    image = bundle.image
+    yield "image", f"{image['size']} px, {', '.join(image['bands'])}, {image['resample']}"
+    yield "mean, std", f"{_numbers(image['mean'])}; {_numbers(image['std'])}"
+    if image["reflectance"]:
+        yield "reflectance", str(image["reflectance"].get("formula") or _pairs(image["reflectance"]))
+    yield "files", f"{_size(bundle.bytes)} in all; every hash is as the manifest says"
+    for graph in bundle.graphs:
+        yield from _graph_rows(graph)
+    for name in ("tokens", "generation", "decoder", "embedding"):
+        if part := getattr(bundle, name):
+            yield name, _pairs(part)
+    if bundle.tokenizer:
+        yield "tokenizer", f"{bundle.tokenizer['file']}, {_size(bundle.tokenizer['size'])}"
+    source = bundle.provenance
+    revision = f" at {source['source_revision']}" if source["source_revision"] else ""
+    yield "from", f"{source['source']}{revision}, exported {source['exported_at']}"
+    yield "", f"weights sha256 {source['source_sha256']}"
+    yield "", _pairs(source["versions"])
+    if source["recipe"]:
+        yield "recipe", _pairs(_flat(source["recipe"]))
+    yield "parity", _pairs(_flat(bundle.parity)) or "no report"
+
+
+def _graph_rows(graph: GraphDescription) -> Rows:
+    yield f"graph {graph.role}", f"{graph.file}, {_size(graph.bytes)}, opset {graph.opset}, sha256 {graph.sha256[:12]}…"
+    yield "", f"in:  {'; '.join(graph.inputs)}"
+    yield "", f"out: {'; '.join(graph.outputs)}"
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested objects as one, with names such as ``captions.equal``."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
+    )
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s" if seconds >= 1 else "under 1 s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _size(count: int) -> str:
+    unit, name = next(((u, n) for u, n in ((2**30, "GiB"), (2**20, "MiB")) if count >= u), (2**10, "KiB"))
+    return f"{count / unit:.3g} {name}" if count < 1000 * unit else f"{count / unit:.0f} {name}"
