@@ -61,7 +61,7 @@ def page() -> str:
     ]
     for family, name in _NAMES.items():
         lines += ["", f"## {name}", "", *_family(values[family])]
-    sections = (_through_the_commands(), _parity(), _decoding_speed(), _search_speed())
+    sections = (_through_the_commands(), _parity(), _true_colour(), _decoding_speed(), _search_speed())
     return "\n".join([*lines, *(line for section in sections for line in ("", *section)), ""])
 
 
@@ -110,6 +110,19 @@ def _parity() -> Iterable[str]:
     for row in found["rows"]:
         cells = [f"{row[key]['cosine_min']:.6f} ({row[key]['centred_min']:.4f})" for key in ("images", "texts")]
         yield f"| {row['model']} | {row['precision']} | {' | '.join(cells)} | {row['graphs_mb']:.0f} |"
+
+
+def _true_colour() -> Iterable[str]:
+    found = read("tci")
+    clear, far = found["not_saturated"], found["none_saturated_near"]
+    yield from ("## The rule for reflectance against a product's own true-colour image", "")
+    yield from _paragraph(
+        f"{found['product']}, resampled to 100 m, rendered by `{found['rule']}` (`bench/tci.py`). Where the TCI is not "
+        f"saturated ({clear['share_of_values']:.0%} of its values) the mean absolute difference is "
+        f"{clear['mean_absolute_difference']:.2f} grey levels, {clear['within_2']:.1%} are within 2. The rest lies beside "
+        "saturated pixels, as the TCI was clipped before it was resampled: where nothing within two pixels is saturated "
+        f"the mean is {far['mean_absolute_difference']:.2f}, and {far['within_2']:.1%} are within 2."
+    )
 
 
 def _decoding_speed() -> Iterable[str]:

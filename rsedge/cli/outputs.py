@@ -53,7 +53,9 @@ def report(summary: Summary, made: str, device: str, device_reason: str, *, as_j
         click.echo(json.dumps(values), err=summary.output == "-")
     else:
         kept = f", {summary.resumed_tiles} of them from the interrupted run" if summary.resumed_tiles else ""
-        parts = [f"{summary.ok} {made}", f"{summary.nodata} without data", f"{summary.read_errors} unreadable"]
+        parts = [f"{summary.ok} {made}", f"{summary.nodata} without data"]
+        parts += [f"{summary.cloud} under cloud"] if summary.cloud else []
+        parts += [f"{summary.read_errors} unreadable"]
         outputs = " and ".join(name for name in (summary.output, summary.embeddings) if name)
         unit = "images" if not summary.scenes else "tiles and images" if summary.images else "tiles"
         options.note(

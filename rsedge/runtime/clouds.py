@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rasterio.windows import Window
 
     from rsedge.runtime.composite import Grid
-    from rsedge.runtime.products import BandFile
+    from rsedge.runtime.products import BandFile, Extent
 
 Mask = npt.NDArray[np.bool_]
 
@@ -43,13 +43,13 @@ class CloudSource:
     target: str
 
     @classmethod
-    def of(cls, kind: Literal["scl", "mask"], file: BandFile, grid: Grid) -> CloudSource:
-        """For a scene on ``grid``.
+    def of(cls, kind: Literal["scl", "mask"], file: BandFile, grid: Grid, extent: Extent | None = None) -> CloudSource:
+        """For a scene on ``grid``; ``extent`` is where a file lies that does not say so itself.
 
         Raises:
             SceneError: The raster cannot be opened, is not uint8, or lies on no grid that fits.
         """
-        return cls(kind, file, on_grid(file, grid, outside=_OUTSIDE[kind]))
+        return cls(kind, file, on_grid(file, grid, outside=_OUTSIDE[kind], extent=extent))
 
     def describe(self) -> str:
         """For people."""

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from xml.etree.ElementTree import Element, SubElement, tostring
 
+from rasterio.crs import CRS
+from rasterio.transform import from_origin
+
 from rsedge.errors import SceneError
 from rsedge.runtime import remote
 from rsedge.runtime.opening import open_dataset
@@ -14,7 +17,7 @@ from rsedge.runtime.opening import open_dataset
 if TYPE_CHECKING:
     from rasterio.transform import Affine
 
-    from rsedge.runtime.products import BandFile
+    from rsedge.runtime.products import BandFile, Extent
 
 _GDAL_TYPES = {
     "uint8": "Byte",
@@ -58,7 +61,7 @@ class _Source:
     blocks: tuple[int, int]
 
     @classmethod
-    def open(cls, file: BandFile) -> _Source:
+    def open(cls, file: BandFile, extent: Extent | None) -> _Source:
         name = remote.unsigned(file.path)
         with open_dataset(file.path) as dataset:
             if not 1 <= file.band <= dataset.count:
@@ -71,9 +74,10 @@ class _Source:
                     f"{name} is {dataset.dtypes[index]}, expected one of {', '.join(_GDAL_TYPES)}: convert it "
                     "with gdal_translate -ot"
                 )
-            return cls(
-                file, Grid.of(dataset), dataset.dtypes[index], dataset.nodatavals[index], dataset.block_shapes[index]
-            )
+            grid = Grid.of(dataset)
+            if extent is not None and not grid.crs and grid.transform.is_identity:
+                grid = _spread_over(extent, dataset.width, dataset.height)
+            return cls(file, grid, dataset.dtypes[index], dataset.nodatavals[index], dataset.block_shapes[index])
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +97,17 @@ class Composite:
     notes: tuple[str, ...]
 
 
-def compose(bands: Sequence[BandFile]) -> Composite:
+def compose(bands: Sequence[BandFile], extent: Extent | None = None) -> Composite:
     """Red, green and blue from files of one coordinate reference system, on the grid of the finest.
+
+    Args:
+        bands: Files of red, green and blue.
+        extent: Where files lie that do not say so themselves.
 
     Raises:
         SceneError: A file cannot be opened, or they do not lie on grids that can be brought together.
     """
-    sources = [_Source.open(file) for file in bands]
+    sources = [_Source.open(file, extent) for file in bands]
     finest = min(sources, key=lambda source: abs(source.grid.transform.a)).grid
     dtypes = {source.dtype for source in sources}
     if len(dtypes) > 1:
@@ -122,13 +130,13 @@ def compose(bands: Sequence[BandFile]) -> Composite:
     return Composite(tostring(root, encoding="unicode"), sources[0].blocks, driver, tuple(notes))
 
 
-def on_grid(file: BandFile, grid: Grid, *, outside: int) -> str:
+def on_grid(file: BandFile, grid: Grid, *, outside: int, extent: Extent | None = None) -> str:
     """A VRT of one band of classes on another grid, nearest neighbour, ``outside`` where the file has no pixels.
 
     Raises:
         SceneError: It cannot be opened, or lies on another grid.
     """
-    source = _Source.open(file)
+    source = _Source.open(file, extent)
     if source.dtype.startswith("float"):
         name = remote.unsigned(file.path)
         raise SceneError(f"{name} is {source.dtype}, but masks hold classes: convert it with gdal_translate -ot Byte")
@@ -137,6 +145,12 @@ def on_grid(file: BandFile, grid: Grid, *, outside: int) -> str:
     SubElement(band, "NoDataValue").text = str(outside)
     _add_source(band, source, grid, None)
     return tostring(root, encoding="unicode")
+
+
+def _spread_over(extent: Extent, width: int, height: int) -> Grid:
+    """The grid of ``width`` by ``height`` pixels that covers ``extent``."""
+    transform = from_origin(extent.left, extent.top, extent.width / width, extent.height / height)
+    return Grid(CRS.from_string(extent.crs), transform, width, height)
 
 
 def _root(grid: Grid) -> Element:

@@ -20,6 +20,23 @@ class BandFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Extent:
+    """The ground of a product as its metadata tell it, for band files that do not say where they lie.
+
+    Attributes:
+        crs: Coordinate reference system, such as ``EPSG:32629``.
+        left, top: Upper left corner in its units.
+        width, height: In its units.
+    """
+
+    crs: str
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Product:
     """One acquisition over one tile of ground; no pixel has been read.
 
@@ -30,6 +47,7 @@ class Product:
         reason: Why these bands, as one clause for people.
         visual: Whether the bands are 8-bit colours (a TCI) and no reflectance.
         scl: The scene classification of Sen2Cor, or None.
+        extent: Where it lies, or None where only its files say so.
         boa_offset: What metadata say is to be added to digital numbers, or None where they say nothing.
         quantification: Digital numbers per unit of reflectance as metadata say, or None.
         baseline: Processing baseline, such as ``05.09``, or None.
@@ -46,6 +64,7 @@ class Product:
     reason: str
     visual: bool = False
     scl: BandFile | None = None
+    extent: Extent | None = None
     boa_offset: int | None = None
     quantification: float | None = None
     baseline: str | None = None

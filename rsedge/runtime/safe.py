@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from rsedge.errors import SceneError
-from rsedge.runtime.products import BandFile, Product
+from rsedge.runtime.products import BandFile, Extent, Product
 from rsedge.runtime.safe_files import FolderFiles, ProductFiles, ZipFiles
 from rsedge.runtime.safe_metadata import GranuleMetadata, ProductMetadata, granule_metadata, product_metadata
 from rsedge.runtime.sentinel2 import ProductName, baseline_offset, printable
@@ -137,6 +137,7 @@ class _Granule:
     metadata_file: str | None
     mgrs_tile: str | None
     datetime: str | None
+    extent: Extent | None
 
 
 class _Reading:
@@ -197,7 +198,7 @@ class _Reading:
         said = GranuleMetadata(mgrs_tile=None, datetime=None)
         if metadata_file is not None:
             said = granule_metadata(self.files.read(metadata_file), self._shown(metadata_file))
-        return _Granule(name, inside, metadata_file, said.mgrs_tile or _tile_in(name), said.datetime)
+        return _Granule(name, inside, metadata_file, said.mgrs_tile or _tile_in(name), said.datetime, said.extent)
 
     def _offset(self) -> tuple[int | None, tuple[str, ...]]:
         """What is added to the digital numbers of all three bands, and warnings."""
@@ -243,6 +244,7 @@ class _Reading:
             reason=reason,
             visual=visual,
             scl=BandFile(path=self.files.gdal_path(scl)) if scl else None,
+            extent=granule.extent,
             boa_offset=None if visual else offset,
             quantification=None if visual else self.metadata.quantification,
             baseline=self.metadata.baseline,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from xml.etree import ElementTree
 
 from rsedge.errors import SceneError
+from rsedge.runtime.products import Extent
 from rsedge.runtime.sentinel2 import ProductName, parse_time
 
 # Position of a band in the instrument's list: B01 is 0, and B8A stands behind B08.
@@ -46,6 +47,7 @@ class GranuleMetadata:
 
     mgrs_tile: str | None
     datetime: str | None
+    extent: Extent | None = None
 
 
 def product_metadata(data: bytes, where: str) -> ProductMetadata:
@@ -88,8 +90,22 @@ def granule_metadata(data: bytes, where: str) -> GranuleMetadata:
     fields = _Fields(data, where)
     name = ProductName.parse(fields.text("TILE_ID_2A", "TILE_ID") or "")
     return GranuleMetadata(
-        mgrs_tile=name.mgrs_tile if name else None, datetime=parse_time(fields.text("SENSING_TIME") or "")
+        mgrs_tile=name.mgrs_tile if name else None,
+        datetime=parse_time(fields.text("SENSING_TIME") or ""),
+        extent=_extent(fields),
     )
+
+
+def _extent(fields: _Fields) -> Extent | None:
+    """The ground of a granule by its grid at 10 m, or None where that is not told in full."""
+    crs = fields.text("HORIZONTAL_CS_CODE")
+    size, place = fields.at_resolution("Size", "10"), fields.at_resolution("Geoposition", "10")
+    try:
+        left, top, step = (float(place[name]) for name in ("ULX", "ULY", "XDIM"))
+        rows, cols = (int(size[name]) for name in ("NROWS", "NCOLS"))
+    except (KeyError, ValueError):
+        return None
+    return Extent(crs=crs, left=left, top=top, width=cols * step, height=rows * step) if crs else None
 
 
 class _Fields:
@@ -118,6 +134,11 @@ class _Fields:
         """The first text there is under one of these names."""
         texts = ((element.text or "").strip() for element in self.all(*names))
         return next(filter(None, texts), None)
+
+    def at_resolution(self, name: str, metres: str) -> dict[str, str]:
+        """The children of the element of a name that stands for a resolution: their names and texts."""
+        found = (element for element in self.all(name) if element.get("resolution") == metres)
+        return {_local(child.tag): (child.text or "").strip() for child in next(found, ())}
 
 
 def _local(tag: str) -> str:

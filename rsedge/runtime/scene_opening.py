@@ -105,7 +105,7 @@ def _of_product(product: Product, options: SceneOptions) -> Scene:
     if len({file.path for file in bands}) == 1:
         with open_dataset(bands[0].path) as dataset:
             return _describe(product.source, bands[0].path, dataset, options, product)
-    together = compose(bands)
+    together = compose(bands, product.extent)
     with open_dataset(together.vrt) as dataset:
         scene = _describe(product.source, together.vrt, dataset, options, product)
     reason = "; ".join([scene.bands_reason, *together.notes])
@@ -201,7 +201,7 @@ def _with_clouds(scene: Scene, dataset: Any, options: SceneOptions, product: Pro
         file = BandFile(path=scene.path, band=called[0]) if called else None
     if file is None:
         return scene
-    clouds = CloudSource.of(kind, file, scene.grid)
+    clouds = CloudSource.of(kind, file, scene.grid, product.extent if product else None)
     local = {file.path} if Path(file.path).is_file() else set()
     far = {file.path} if remote.is_remote(file.path) else set()
     return replace(

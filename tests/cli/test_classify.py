@@ -97,6 +97,18 @@ def test_summary_goes_to_stdout_and_talk_to_stderr(scene, bundle, capsys, caplog
     assert all(f"{name} {count}" in caplog.messages[-1] for name, count in counts.items() if count)
 
 
+def test_classes_are_shown_as_captions_are(scene, bundle):
+    views = ["--html", "report.html", "--sheet", "sheet.png", "--stac", "item.json"]
+    assert classify(scene, bundle, *views) == 0
+    features = json.loads(Path("scene.classes.geojson").read_text())["features"]
+    named = {feature["properties"]["class"] for feature in features} - {None}
+    page, style = Path("report.html").read_text(), Path("scene.classes.qml").read_text()
+    assert named
+    assert all(label in page and label in style for label in named)
+    assert "classes" in json.loads(Path("item.json").read_text())["assets"]
+    assert Path("sheet.png").stat().st_size > 0
+
+
 def test_the_saved_configuration_is_the_very_same_run(scene, bundle):
     options = ["--labels", LABELS, "--template", "a {}", "--template", "the {category}", "--top", 3]
     assert classify(scene, "-m", bundle, *options, "--overlap", 8, "--raster", "classes.tif", "-o", "a.geojson") == 0

@@ -1,0 +1,111 @@
+"""What `rsedge caption` and `rsedge classify` show beside their output, as a user asks for it."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import geopandas
+import pytest
+from PIL import Image
+
+from rsedge.cli.main import run
+from tests import scenes
+from tests.safe_products import write_safe
+
+
+@pytest.fixture
+def product(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return write_safe(tmp_path / "in", seed=3, size=160)
+
+
+VIEWS = ["--html", "report.html", "--sheet", "sheet.png", "--stac", "item.json"]
+
+
+def caption(scene, bundle, *arguments):
+    return run(["caption", str(scene), "-m", str(bundle), "--tile-size", "32", "--device", "cpu", *map(str, arguments)])
+
+
+def test_everything_at_once_from_a_zipped_product(product, bundle_path):
+    assert caption(product.path, bundle_path, "-o", "out.gpkg", *VIEWS) == 0
+    assert sorted(path.name for path in Path().iterdir()) == [
+        "in",
+        "item.json",
+        "out.gpkg",
+        "out.gpkg.config.toml",
+        "out.qml",
+        "report.html",
+        "sheet.png",
+    ]
+    frame = geopandas.read_file("out.gpkg")
+    assert len(frame) == 25
+    assert set(frame.product_id) == {product.name}
+    page = Path("report.html").read_text()
+    assert all(json.dumps(text)[1:-1] in page for text in frame.caption.dropna())
+    with Image.open("sheet.png") as sheet:
+        assert sheet.width > 5 * 50
+    item = json.loads(Path("item.json").read_text())
+    assert set(item["assets"]) == {"captions", "report", "sheet"}
+    assert item["assets"]["captions"]["href"] == "./out.gpkg"
+    assert item["properties"]["rsedge:tiles"] == 25
+
+
+def test_the_saved_configuration_gives_the_same_views(product, bundle_path):
+    assert caption(product.path, bundle_path, "-o", "out.geojson", *VIEWS, "--max-cloud", "0.3", "--no-style") == 0
+    names = ["out.geojson", "report.html", "sheet.png", "item.json"]
+    before = {name: Path(name).read_bytes() for name in names}
+    assert not Path("out.qml").exists()
+    assert run(["caption", "--config", "out.geojson.config.toml", "--overwrite"]) == 0
+    assert {name: Path(name).read_bytes() for name in names} == before
+
+
+def test_a_style_that_is_there_stays(product, bundle_path):
+    Path("out.qml").write_text("mine")
+    assert caption(product.path, bundle_path, "-o", "out.geojson") == 0
+    assert Path("out.qml").read_text() == "mine"
+    assert caption(product.path, bundle_path, "-o", "out.geojson", "--overwrite") == 0
+    assert Path("out.qml").read_text() != "mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--html", "report.txt"], "end its name in .html"),
+        (["--sheet", "sheet.jpg"], ".png"),
+        (["--stac", "item.xml"], ".json"),
+        (["--html", "same.html", "--sheet", "same.png", "--stac", "out.geojson"], ".json"),
+        (["--boa-offset", "much"], "auto, 0 or -1000"),
+        (["--scl", "a.tif", "--cloud-mask", "b.tif"], "give one"),
+        (["--resolution", "0"], "above 0"),
+        (["--max-cloud", "2"], "0<=x<=1"),
+    ],
+)
+def test_bad_names_are_refused_before_any_work(product, bundle_path, capsys, arguments, message):
+    assert caption(product.path, bundle_path, "-o", "out.geojson", *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert [path.name for path in Path().iterdir()] == ["in"]
+
+
+def test_clouds_are_counted(product, bundle_path, capsys, caplog):
+    import logging
+
+    caplog.set_level(logging.INFO, logger="rsedge")
+    assert caption(product.path, bundle_path, "-o", "out.csv", "--max-cloud", "0", "--json") == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["cloud"] > 0
+    rows = Path("out.csv").read_text().splitlines()
+    assert sum(",cloud," in row for row in rows) == summary["cloud"]
+
+
+def test_a_remote_scene_needs_leave(product, bundle_path, capsys):
+    assert caption("https://example.com/scene.tif", bundle_path) == 2
+    assert "--allow-remote" in capsys.readouterr().err
+
+
+def test_a_folder_becomes_one_output(product, bundle_path, tmp_path):
+    scenes.write(tmp_path / "in" / "more.tif", scenes.pixels(3, 40, 40))
+    with zipfile.ZipFile(tmp_path / "in" / "other.zip", "w") as archive:
+        archive.writestr("readme.txt", "no product")
+    assert caption(tmp_path / "in", bundle_path, "-o", "all.geojsonl") == 0
+    names = [json.loads(line)["properties"]["scene"] for line in Path("all.geojsonl").read_text().splitlines()]
+    assert list(dict.fromkeys(names)) == [product.name, "more"]
