@@ -26,7 +26,7 @@ class BlipPlan:
         self._generation = generation_defaults(checkpoint, positions=self._shape.positions)
 
     def graphs(self, precision: Precision) -> dict[str, GraphBuilder]:
-        """The captioner's two graphs, and the two that keep its caches on a device."""
+        """The captioner's two graphs, and those that keep its caches on a device."""
         shape, tensors, image = self._shape, self._checkpoint.tensors, self._checkpoint.image
         positions = tensors["vision_model.embeddings.position_embedding"][0]
         positions = interpolate_positions(positions, shape.grid)
@@ -35,8 +35,7 @@ class BlipPlan:
         return {
             "vision": blip.vision_graph(shape, tensors, positions, image.mean, image.std, precision),
             "step": blip.step_graph(shape, tensors, precision),
-            "self_cache": caches.self_cache_graph(**sizes, dtype=dtype),
-            "cross_cache": caches.cross_cache_graph(**sizes, image_tokens=shape.image_tokens, dtype=dtype),
+            **caches.cache_graphs(**sizes, image_tokens=shape.image_tokens, dtype=dtype),
         }
 
     def manifest_fields(self) -> dict[str, Any]:

@@ -1,11 +1,29 @@
 """Small weightless graphs that keep the caches on a device: what NumPy does in place on the CPU.
 
-Both work on all layers at once; shapes as in :mod:`rsedge.export.blip`.
+All work on all layers at once; shapes as in :mod:`rsedge.export.blip`. ``self_cache`` and ``cross_cache`` make new
+caches of old ones, for any backend. ``self_write`` and ``cross_write`` change caches that stay where they are: whoever
+runs them binds each output to the address of the input it is named after, so that only what changes is moved.
 """
 
 from __future__ import annotations
 
+import numpy as np
+from onnx import helper
+
 from rsedge.export.graph import GraphBuilder
+
+
+def cache_graphs(
+    *, layers: int, heads: int, head_dim: int, image_tokens: int, dtype: str, start: int | None = None
+) -> dict[str, GraphBuilder]:
+    """The cache graphs of a captioner by role; arguments as those of the graphs."""
+    sizes = {"layers": layers, "heads": heads, "head_dim": head_dim}
+    return {
+        "self_cache": self_cache_graph(**sizes, dtype=dtype),
+        "cross_cache": cross_cache_graph(**sizes, image_tokens=image_tokens, dtype=dtype, start=start),
+        "self_write": self_write_graph(**sizes, dtype=dtype),
+        "cross_write": cross_write_graph(**sizes, image_tokens=image_tokens, dtype=dtype, start=start),
+    }
 
 
 def self_cache_graph(*, layers: int, heads: int, head_dim: int, dtype: str) -> GraphBuilder:
@@ -48,14 +66,82 @@ def cross_cache_graph(
     """
     graph = GraphBuilder("cross_cache")
     sources = graph.input("sources", "int64", ["next"])
-    tails: dict[str, list[int]] = {}
-    for kind, tail in (("k", [head_dim, image_tokens]), ("v", [image_tokens, head_dim])):
-        tails |= {f"cross_{kind}.{layer}": [heads, *tail] for layer in range(layers)}
-    if start is not None:
-        tails["start"] = [start]
-    for name, tail in tails.items():
+    for name, tail in _per_image(layers, heads, head_dim, image_tokens, start).items():
         present = graph.input(name, dtype, ["images", *tail])
         fresh = graph.input(f"fresh_{name}", dtype, ["fresh", *tail])
         both = graph.op("Concat", present, fresh, axis=0)
         graph.output(graph.op("Gather", both, sources, axis=0), f"next_{name}", dtype, ["next", *tail])
     return graph
+
+
+def self_write_graph(*, layers: int, heads: int, head_dim: int, dtype: str) -> GraphBuilder:
+    """Write the new column into every row's self cache, then copy some rows over others, all in place.
+
+    Running it again changes nothing, as long as no row is both copied from and to another: CUDA graphs are captured by
+    running several times.
+
+    Inputs: ``self_k.l``, ``self_v.l`` [R, H, C, d], ``new_kv`` [2·L, R, H, d], ``lengths`` int64 [R] (the column each
+    row's new token goes to), ``origins`` and ``targets`` int64 [M] (row ``targets[i]`` becomes a copy of row
+    ``origins[i]``).
+    Outputs: ``written_self_k.l``, ``written_self_v.l`` (with the column) and ``next_self_k.l``, ``next_self_v.l`` (with
+    the copies besides), [R, H, C, d]; bind both to the input's address.
+    """
+    graph = _InPlace("self_write")
+    new = graph.input("new_kv", dtype, [2 * layers, "rows", heads, head_dim])
+    lengths = graph.input("lengths", "int64", ["rows"])
+    origins = graph.input("origins", "int64", ["moved"])
+    targets = graph.op("Unsqueeze", graph.input("targets", "int64", ["moved"]), graph.ints(1))
+    # [R, H, 3]: row, head and column of each vector of the new column.
+    count = graph.op("Squeeze", graph.op("Shape", lengths), graph.ints(0))
+    rows = graph.op("Range", graph.const(0, "int64"), count, graph.const(1, "int64"))
+    shape = graph.op("Concat", graph.op("Shape", lengths), graph.ints(heads, 1), axis=0)
+    parts = (graph.reshape(rows, -1, 1, 1), graph.const(np.arange(heads).reshape(1, heads, 1), "int64"))
+    places = [graph.op("Expand", part, shape) for part in (*parts, graph.reshape(lengths, -1, 1, 1))]
+    where = graph.op("Concat", *places, axis=2)
+    for index in range(2 * layers):
+        name = f"self_{'kv'[index >= layers]}.{index % layers}"
+        past = graph.input(name, dtype, ["rows", heads, "columns", head_dim])
+        column = graph.op("Gather", new, graph.const(index, "int64"), axis=0)
+        written = graph.write(past, where, column, f"written_{name}")
+        graph.write(written, targets, graph.op("Gather", written, origins, axis=0), f"next_{name}")
+        for output in (written, f"next_{name}"):
+            graph.declare(output, dtype, ["rows", heads, "columns", head_dim])
+    return graph
+
+
+def cross_write_graph(
+    *, layers: int, heads: int, head_dim: int, image_tokens: int, dtype: str, start: int | None = None
+) -> GraphBuilder:
+    """Put images just encoded into places of the cross cache, in place.
+
+    Inputs: ``cross_k.l`` [B, H, d, S], ``cross_v.l`` [B, H, S, d], ``fresh_cross_k.l``, ``fresh_cross_v.l`` of M
+    images, ``places`` int64 [M]: where each goes. With ``start`` as in :func:`cross_cache_graph`.
+    Outputs: ``next_cross_k.l``, ``next_cross_v.l`` and ``next_start`` of B images; bind them to the inputs' addresses.
+    """
+    graph = _InPlace("cross_write")
+    places = graph.op("Unsqueeze", graph.input("places", "int64", ["fresh"]), graph.ints(1))
+    for name, tail in _per_image(layers, heads, head_dim, image_tokens, start).items():
+        present = graph.input(name, dtype, ["images", *tail])
+        fresh = graph.input(f"fresh_{name}", dtype, ["fresh", *tail])
+        graph.declare(graph.write(present, places, fresh, f"next_{name}"), dtype, ["images", *tail])
+    return graph
+
+
+class _InPlace(GraphBuilder):
+    """Its outputs are what ``ScatterND`` itself gives: an ``Identity`` behind it would copy a whole cache."""
+
+    def write(self, data: str, indices: str, updates: str, name: str) -> str:
+        self._nodes.append(helper.make_node("ScatterND", [data, indices, updates], [name], name=name))
+        return name
+
+    def declare(self, name: str, dtype: str, shape: list[int | str]) -> None:
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        self._outputs.append(helper.make_tensor_value_info(name, kind, shape))
+
+
+def _per_image(layers: int, heads: int, head_dim: int, image_tokens: int, start: int | None) -> dict[str, list[int]]:
+    """What the step graph takes once per image, by name, with its shape behind the images."""
+    tails: dict[str, list[int]] = {}
+    for kind, tail in (("k", [head_dim, image_tokens]), ("v", [image_tokens, head_dim])):
+        tails |= {f"cross_{kind}.{layer}": [heads, *tail] for layer in range(layers)}
+    return tails if start is None else tails | {"start": [start]}

@@ -27,17 +27,14 @@ class ClipCapPlan:
         self._image = dataclasses.replace(checkpoint.image, size=image_size)
 
     def graphs(self, precision: Precision) -> dict[str, GraphBuilder]:
-        """The captioner's two graphs, and the two that keep its caches on a device."""
+        """The captioner's two graphs, and those that keep its caches on a device."""
         settings, text, tensors = self._settings, self._settings.text, self._checkpoint.tensors
         dtype = float_type(precision)
         sizes = {"layers": text.layers, "heads": text.heads, "head_dim": text.head_dim}
         return {
             "vision": clipcap.vision_graph(settings, tensors, self._image, precision),
             "step": clipcap.step_graph(settings, tensors, precision),
-            "self_cache": caches.self_cache_graph(**sizes, dtype=dtype),
-            "cross_cache": caches.cross_cache_graph(
-                **sizes, image_tokens=settings.image_tokens, dtype=dtype, start=text.width
-            ),
+            **caches.cache_graphs(**sizes, image_tokens=settings.image_tokens, dtype=dtype, start=text.width),
         }
 
     def manifest_fields(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def test_a_bundle_says_what_it_is(checkpoint: Path, bundle_path: Path):
     manifest = read_bundle(bundle_path).manifest
     config = json.loads((checkpoint / "config.json").read_text())
     assert (manifest.family, manifest.precision, manifest.name) == ("blip", "fp32", "tiny")
-    assert set(manifest.graphs) == {"vision", "step", "self_cache", "cross_cache"}
+    assert set(manifest.graphs) == {"vision", "step", "self_cache", "cross_cache", "self_write", "cross_write"}
     assert manifest.tokens.eos == config["text_config"]["sep_token_id"]
     assert manifest.image.size == config["vision_config"]["image_size"]
     assert manifest.image.reflectance["full_scale"] == 2500
