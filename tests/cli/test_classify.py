@@ -99,7 +99,7 @@ def test_summary_goes_to_stdout_and_talk_to_stderr(scene, bundle, capsys, caplog
 
 def test_classes_are_shown_as_captions_are(scene, bundle):
     views = ["--html", "report.html", "--sheet", "sheet.png", "--stac", "item.json"]
-    assert classify(scene, bundle, *views) == 0
+    assert classify(scene, "-m", bundle, "--labels", LABELS, *views) == 0
     features = json.loads(Path("scene.classes.geojson").read_text())["features"]
     named = {feature["properties"]["class"] for feature in features} - {None}
     page, style = Path("report.html").read_text(), Path("scene.classes.qml").read_text()
