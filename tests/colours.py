@@ -22,6 +22,7 @@ class ColourEmbedder:
         self.logit_scale, self.logit_bias = logit_scale, logit_bias
         self.model, self.hash = "colours@abcdefabcdef", "abcdefabcdef" + 52 * "0"
         self.device, self.device_reason, self.batch_size = "cpu", "asked for", 16
+        self.backend = "onnxruntime"
         self.texts: list[str] = []
         self.seen = 0
 

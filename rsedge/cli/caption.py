@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 @options.generation
 @options.tiling
 @options.device
+@options.backend
 @options.threads
 @options.batch_size
 @options.overwrite
@@ -55,6 +57,7 @@ def command(
     stac: Path | None,
     style: bool,
     device: str,
+    backend: str,
     threads: int | None,
     batch_size: int | None,
     overwrite: bool,
@@ -78,14 +81,15 @@ def command(
     opened = options.open_scenes(scenes, **scene_options)
     output = options.chosen_output(output, opened, ".geojson")
     bundle = options.chosen_captioner(model)
-    captioner = Captioner.load(bundle, device=device, threads=threads, batch_size=batch_size)
+    engine: dict[str, Any] = {"device": device, "backend": backend, "threads": threads, "batch_size": batch_size}
+    captioner = Captioner.load(bundle, **engine)
     task = captioner.with_options(**others)
-    beside, encoder = _embeddings(embeddings, embedder, dtype, device=device, threads=threads, batch_size=batch_size)
+    beside, encoder = _embeddings(embeddings, embedder, dtype, engine)
     targets = views.targets(opened, output, html=html, sheet=sheet, style=style, overwrite=overwrite)
     if stac:
         files = {"report": html, "sheet": sheet, "embeddings": Path(embeddings) if embeddings else None}
         targets.append(views.item(stac, opened, captioner.model, output, files, file_format=file_format))
-    used = {"device": captioner.device, "batch_size": captioner.batch_size}
+    used = {"device": captioner.device, "backend": captioner.backend, "batch_size": captioner.batch_size}
     with resumable(output), tile_progress() as progress:
         summary = run(
             opened,
@@ -107,7 +111,7 @@ def command(
 
 
 def _embeddings(
-    path: str | None, bundle: Path | None, dtype: Any, *, device: str, threads: int | None, batch_size: int | None
+    path: str | None, bundle: Path | None, dtype: Any, engine: Mapping[str, Any]
 ) -> tuple[EmbeddingsOutput | None, dict[str, Any] | None]:
     """What ``--embed`` and ``--embedder`` ask for, and what else decides the embeddings."""
     if path is None or bundle is None:
@@ -115,9 +119,9 @@ def _embeddings(
     from rsedge.runtime.embedder import Embedder
     from rsedge.runtime.pipeline import EmbeddingsOutput
 
-    embedder = Embedder.load(options.chosen_embedder(bundle), device=device, threads=threads, batch_size=batch_size)
+    embedder = Embedder.load(options.chosen_embedder(bundle), **engine)
     output = EmbeddingsOutput(path=path, embedder=embedder, dtype=dtype or "float16")
-    return output, {"device": embedder.device, "batch_size": embedder.batch_size}
+    return output, {"device": embedder.device, "backend": embedder.backend, "batch_size": embedder.batch_size}
 
 
 def _search_options(used: DecodingOptions) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from rsedge.cli.progress import tile_progress
 @views.style
 @options.tiling
 @options.device
+@options.backend
 @options.threads
 @options.batch_size
 @options.overwrite
@@ -61,6 +62,7 @@ def command(
     stac: Path | None,
     style: bool,
     device: str,
+    backend: str,
     threads: int | None,
     batch_size: int | None,
     overwrite: bool,
@@ -88,10 +90,10 @@ def command(
     opened = options.open_scenes(scenes, **scene_options)
     output = options.chosen_output(output, opened, ".classes.geojson")
     bundle = options.chosen_embedder(model)
-    embedder = Embedder.load(bundle, device=device, threads=threads, batch_size=batch_size)
+    embedder = Embedder.load(bundle, device=device, backend=backend, threads=threads, batch_size=batch_size)
     for text in overlong(texts, embedder.token_ids):
         options.warn(f"the model reads only the beginning of {text!r}: use a shorter label or template")
-    settings = {"device": embedder.device, "batch_size": embedder.batch_size}
+    settings = {"device": embedder.device, "backend": embedder.backend, "batch_size": embedder.batch_size}
     targets = views.targets(
         opened, output, html=html, sheet=sheet, style=style, overwrite=overwrite, classes=list(classes)
     )

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 )
 @click.option("--seed", type=click.IntRange(min=0), default=7, show_default=True, help="Of the scene.")
 @options.device
+@options.backend
 @options.threads
-def command(output: Path, seed: int, device: str, threads: int | None) -> None:
+def command(output: Path, seed: int, device: str, backend: str, threads: int | None) -> None:
     """Make a scene of 18 by 13 km, caption its tiles and show them, without network or torch.
 
     The land is generated. The built-in model names land cover in Sentinel-2 true colour at 10 m; its card,
@@ -45,7 +46,7 @@ def command(output: Path, seed: int, device: str, threads: int | None) -> None:
     from rsedge.runtime.sources import printable
     from rsedge.runtime.synthetic import write_scene
 
-    captioner = Captioner.load(built_in_model(), device=device, threads=threads)
+    captioner = Captioner.load(built_in_model(), device=device, backend=backend, threads=threads)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

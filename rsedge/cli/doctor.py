@@ -20,20 +20,46 @@ Rows = Iterator[tuple[str, str]]
 @click.command("doctor")
 @options.bundle
 @options.device
+@click.option(
+    "--selftest",
+    is_flag=True,
+    help="Build, run and compare a tiny model with each engine that is here, TensorRT among them, and nothing else.",
+)
 @options.as_json
-def command(model: Path | None, device: str, as_json: bool) -> int:
+def command(model: Path | None, device: str, selftest: bool, as_json: bool) -> int:
     """Tell versions, devices, what would run captioning and why, and what to install for more.
 
     One generated tile is captioned. Problems come last, each with the next step; the exit code is 0 if captioning
-    works and 1 if not.
+    works and 1 if not. TensorRT awaits confirmation on hardware: --selftest tells whether it works on this machine.
     """
     import json
 
     from rsedge.runtime.doctor import check_up
 
+    if selftest:
+        if model is not None:
+            raise click.UsageError("--selftest runs a model of its own: leave -m out")
+        return _selftest(device, as_json=as_json)
+
     found = check_up(_bundle(model), device=device)
     click.echo(json.dumps(found.to_dict(), allow_nan=False) if as_json else "\n".join(_lines(found)))
     return 0 if found.works else 1
+
+
+def _selftest(device: str, *, as_json: bool) -> int:
+    """Test the engines; 1 if one gives anything but what it must."""
+    import json
+
+    from rsedge.runtime.selftest import selftest
+
+    checks = selftest(device=device, progress=options.note)
+    if as_json:
+        click.echo(json.dumps([check.to_json() for check in checks], allow_nan=False))
+    else:
+        words = {True: "passed", False: "FAILED", None: "-"}
+        for check in checks:
+            click.echo(f"{words[check.passed]:<7} {check.name}: {check.detail}")
+    return 1 if any(check.passed is False for check in checks) else 0
 
 
 def _bundle(model: Path | None) -> Callable[[], tuple[Path, str]]:

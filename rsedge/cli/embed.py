@@ -30,6 +30,7 @@ _OF_SCENES = tuple(name for name in (*options.OF_TILES, *options.OF_SCENES) if n
 )
 @options.tiling
 @options.device
+@options.backend
 @options.threads
 @options.batch_size
 @options.overwrite
@@ -45,6 +46,7 @@ def command(
     dtype: Any,
     kind: Any,
     device: str,
+    backend: str,
     threads: int | None,
     batch_size: int | None,
     overwrite: bool,
@@ -81,8 +83,8 @@ def command(
     for warning in found.warnings:
         options.warn(warning)
     bundle = options.chosen_embedder(model)
-    embedder = Embedder.load(bundle, device=device, threads=threads, batch_size=batch_size)
-    settings = {"device": embedder.device, "batch_size": embedder.batch_size}
+    embedder = Embedder.load(bundle, device=device, backend=backend, threads=threads, batch_size=batch_size)
+    settings = {"device": embedder.device, "backend": embedder.backend, "batch_size": embedder.batch_size}
     with resumable(output), tile_progress() as progress:
         summary = embed(
             found.entries,

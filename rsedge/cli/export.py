@@ -17,6 +17,7 @@ from rsedge.cli import options
 @click.option("--fp32", is_flag=True, help="32-bit floats (default).")
 @click.option("--fp16", is_flag=True, help="16-bit floats, for GPUs.")
 @click.option("--int8", is_flag=True, help="8-bit integers, for CPUs.")
+@click.option("--tensorrt", is_flag=True, help="Build engines for this machine's GPU, too; not of int8.")
 @click.option("--image-size", type=click.IntRange(min=1), help="Pixels.  [default: the checkpoint's]")
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @options.overwrite
@@ -27,6 +28,7 @@ def command(
     fp32: bool,
     fp16: bool,
     int8: bool,
+    tensorrt: bool,
     image_size: int | None,
     revision: str | None,
     overwrite: bool,
@@ -47,6 +49,11 @@ def command(
     if len(chosen) > 1:
         raise click.UsageError(f"--{' and --'.join(chosen)} were both given: a bundle has one precision")
     precision: Any = chosen[0] if chosen else "fp32"
+    if tensorrt:
+        from rsedge.runtime.trt import tensorrt_problem
+
+        if problem := tensorrt_problem(0, precision):  # before the export, which takes minutes
+            raise BackendError(f"--tensorrt: {problem}; leave it out, and rsedge build on the machine that has it")
     remedy = "pip install 'rsedge[export,cpu]'"
     # Imported only where they are used, which is after the first graphs are written.
     if missing := [name for name in ("torch", "transformers") if find_spec(name) is None]:
@@ -64,6 +71,10 @@ def command(
         overwrite=overwrite,
         progress=options.note,
     )
+    if tensorrt:
+        from rsedge.cli.build import build_engines
+
+        build_engines(bundle)
     report = bundle.manifest.parity
     if as_json:
         click.echo(json.dumps({"bundle": str(bundle.path), "model": bundle.model, "parity": report}))

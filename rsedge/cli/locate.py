@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 )
 @options.reading
 @options.device
+@options.backend
 @options.threads
 @options.batch_size
 @options.overwrite
@@ -62,6 +63,7 @@ def command(
     window: int,
     stride: int,
     device: str,
+    backend: str,
     threads: int | None,
     batch_size: int | None,
     overwrite: bool,
@@ -95,7 +97,7 @@ def command(
     for warning in opened.warnings:
         options.warn(warning)
     bundle = options.chosen_embedder(model)
-    embedder = Embedder.load(bundle, device=device, threads=threads, batch_size=batch_size)
+    embedder = Embedder.load(bundle, device=device, backend=backend, threads=threads, batch_size=batch_size)
     for text in overlong([*texts, *contrasts], embedder.token_ids):
         options.warn(f"the model reads only the beginning of {text!r}: use a shorter text")
     began = time.monotonic()
@@ -111,8 +113,8 @@ def command(
     found.write(output)
     if png:
         write_overlay(png, found)
-    settings = {"device": embedder.device, "batch_size": embedder.batch_size, "model": str(bundle)}
-    save_config(ctx, output, settings)
+    settings = {"device": embedder.device, "backend": embedder.backend, "batch_size": embedder.batch_size}
+    save_config(ctx, output, {**settings, "model": str(bundle)})
     values = {
         "output": str(output),
         "png": png and str(png),

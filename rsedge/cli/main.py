@@ -18,6 +18,8 @@ from rsedge.errors import RsedgeError
 
 COMMANDS = {
     "back-translate": "Reword the captions of a set by translating them there and back.",
+    "build": "Build a bundle's TensorRT engines for this machine's GPU.",
+    "bench": "Time a bundle on this machine: tiles per second, stages, memory.",
     "caption": "Caption every tile of a scene, in map coordinates.",
     "classify": "Find the class of every tile, among labels in words.",
     "config": "Show and change your settings, such as the default model.",

@@ -130,11 +130,18 @@ embedding_type = click.option(
 device = click.option(
     "--device", default="auto", show_default=True, help="auto (CUDA if usable, else CPU), cpu, cuda or cuda:N."
 )
+backend = click.option(
+    "--backend",
+    type=click.Choice(["auto", "onnxruntime", "tensorrt"]),
+    default="auto",
+    show_default=True,
+    help="What runs the graphs; auto: TensorRT where it works, else ONNX Runtime.",
+)
 threads = click.option("--threads", type=click.IntRange(min=1), help="CPU threads of inference.  [default: all cores]")
 batch_size = click.option(
     "--batch-size",
     type=click.IntRange(min=1),
-    help="Images computed together.  [default: 16 on CPU; on CUDA 32 to caption, 64 to embed]",
+    help="Images computed together.  [default: 16 on CPU; on CUDA 32 to caption, 64 to embed, or what fits]",
 )
 overwrite = click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print a machine-readable summary.")

@@ -73,6 +73,7 @@ class TileName(click.ParamType):  # type: ignore[type-arg]
 @click.option("--build-index", is_flag=True, help="Make an index beside each file, for --approximate.")
 @click.option("--measure-recall", is_flag=True, help="How many of the exact hits the index finds, for 100 tiles.")
 @options.device
+@options.backend
 @options.threads
 @options.overwrite
 @options.as_json
@@ -99,6 +100,7 @@ def command(
     build_index: bool,
     measure_recall: bool,
     device: str,
+    backend: str,
     threads: int | None,
     overwrite: bool,
     as_json: bool,
@@ -130,7 +132,9 @@ def command(
     if tile is None:
         from rsedge.runtime.embedder import Embedder
 
-        values["embedder"] = Embedder.load(options.chosen_embedder(model), device=device, threads=threads)
+        values["embedder"] = Embedder.load(
+            options.chosen_embedder(model), device=device, backend=backend, threads=threads
+        )
         index.check_model(values["embedder"])
         values["image"] = _pixels(image) if image is not None else None
     hits = index.search(**values, top=top, filters=chosen, approximate=approximate, threads=threads)

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsedge.errors import BundleError, OptionError
+from rsedge.runtime.backends import open_bundle
 from rsedge.runtime.decoder import REFILL, Decoder
 from rsedge.runtime.decoding import make_search
 from rsedge.runtime.images import check_image_spec, fitting_images
 from rsedge.runtime.memory import smaller_batch
 from rsedge.runtime.options import DecodingOptions, DecodingOverrides
-from rsedge.runtime.ort import OrtBackend, open_bundle
 from rsedge.runtime.pipeline import caption_scene
 from rsedge.runtime.records import Caption, TileRecord
 from rsedge.runtime.sources import Tiling
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from rsedge.bundle import Bundle
+    from rsedge.runtime.backends import Backend
     from rsedge.runtime.scene import Scene
 
 UInt8 = NDArray[np.uint8]
@@ -52,11 +53,12 @@ class Captioner:
         decoder: Its graphs and caches.
     """
 
-    def __init__(self, bundle: Bundle, backend: OrtBackend, *, device_reason: str, batch_size: int) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, *, device_reason: str, batch_size: int) -> None:
         manifest = bundle.manifest
         if manifest.tokens is None or manifest.generation is None:
             raise BundleError(f"{bundle.path} is a {manifest.family} bundle and cannot write captions")
         self.bundle, self.device, self.device_reason = bundle, backend.device, device_reason
+        self.backend = backend.name
         self.batch_size, self.model = batch_size, bundle.model
         self.image_size, self.resample = manifest.image.size, manifest.image.resample
         check_image_spec(bundle)
@@ -67,25 +69,32 @@ class Captioner:
 
     @classmethod
     def load(
-        cls, path: str | Path, *, device: str = "auto", threads: int | None = None, batch_size: int | None = None
+        cls,
+        path: str | Path,
+        *,
+        device: str = "auto",
+        backend: str = "auto",
+        threads: int | None = None,
+        batch_size: int | None = None,
     ) -> Captioner:
         """Open a bundle.
 
         Args:
             path: A ``NAME.rsedge`` directory.
             device: ``auto`` (a CUDA GPU if usable, else the CPU; logged), ``cpu``, ``cuda`` or ``cuda:N``.
+            backend: ``auto`` (TensorRT where it works, else ONNX Runtime; logged), ``onnxruntime`` or ``tensorrt``.
             threads: CPU threads; None takes the cores this process may use.
             batch_size: Images decoded together; None takes 16 on the CPU, 32 on CUDA or what fits.
 
         Raises:
             BundleError: The bundle is damaged, or no captioner.
-            BackendError: The device cannot be used, or ONNX Runtime is missing.
+            BackendError: The device or the backend cannot be used, or ONNX Runtime is missing.
             OptionError: A value that is not accepted.
         """
-        bundle, backend, reason, size = open_bundle(
-            path, device=device, threads=threads, batch_size=batch_size, usual=BATCH_SIZE
+        bundle, made, reason, size = open_bundle(
+            path, device=device, backend=backend, threads=threads, batch_size=batch_size, usual=BATCH_SIZE
         )
-        return cls(bundle, backend, device_reason=reason, batch_size=size)
+        return cls(bundle, made, device_reason=reason, batch_size=size)
 
     def options(self, **overrides: Unpack[DecodingOverrides]) -> DecodingOptions:
         """The bundle's generation defaults with ``overrides`` over them.

@@ -9,7 +9,7 @@ place at fixed addresses (:mod:`rsedge.runtime.fixed`) where the backend can, el
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
     from rsedge.bundle import Bundle, DecoderSpec, TensorSpec
+    from rsedge.runtime.backends import Backend, Graph
     from rsedge.runtime.ort import OrtBackend, OrtGraph
 
 Array = NDArray[Any]
@@ -42,13 +43,13 @@ class Caches(Protocol):
     def feeds(self) -> Mapping[str, Any]:
         """The step graph's cache inputs, by name, for the images and rows in work."""
 
-    def step_output(self, graph: OrtGraph, feeds: Mapping[str, Any], names: Sequence[str]) -> list[Array]:
+    def step_output(self, graph: Graph, feeds: Mapping[str, Any], names: Sequence[str]) -> list[Array]:
         """Run the step graph, keep its new column, and return the outputs ``names``."""
 
     def advance(self, lengths: Ints, parents: Ints) -> None:
         """Append the new column at each row's length, then let row i continue the cache of row ``parents[i]``."""
 
-    def arrange(self, sources: Ints, encoder: OrtGraph, pixels: UInt8) -> None:
+    def arrange(self, sources: Ints, encoder: Graph, pixels: UInt8) -> None:
         """Let slot i hold what slot ``sources[i]`` held, and put the encoded ``pixels`` into the slots after them."""
 
 
@@ -60,7 +61,7 @@ class Decoder:
         backend: Where to run it.
     """
 
-    def __init__(self, bundle: Bundle, backend: OrtBackend) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
         spec = bundle.manifest.decoder
         if spec is None or not {"vision", "step"} <= set(bundle.manifest.graphs):
             raise BundleError(f"{bundle.path} cannot caption: a {bundle.manifest.family} bundle without a decoder")
@@ -68,7 +69,7 @@ class Decoder:
         self._bundle, self._backend = bundle, backend
         self._vision = backend.open(bundle.graph_path("vision"))
         self._inputs = bundle.manifest.graphs["step"].inputs
-        self._rearrange: tuple[OrtGraph, OrtGraph] | None = None
+        self._rearrange: tuple[Graph, Graph] | None = None
         self._fixed: FixedGraphs | None = None
         self._idle: list[FixedMemory] = []
         # Another backend may keep values on the device and know nothing of addresses.
@@ -86,12 +87,13 @@ class Decoder:
 
     def keep_fixed(self, bundle: Bundle) -> None:
         """Hold the caches at fixed addresses of the device, written in place by the bundle's cache graphs."""
+        backend = cast("OrtBackend", self._backend)  # the one that has addresses
         roles = ("self_cache", "cross_cache", "cross_write")
-        graphs = {role: self._backend.open(bundle.graph_path(role)) for role in roles}
+        graphs = {role: backend.open(bundle.graph_path(role)) for role in roles}
         # These run at every step, at few shapes.
-        graphs |= {role: self._backend.open(bundle.graph_path(role), capture=True) for role in ("step", "self_write")}
+        graphs |= {role: backend.open(bundle.graph_path(role), capture=True) for role in ("step", "self_write")}
         self._step = graphs["step"]
-        self._fixed = FixedGraphs(self._backend, self._vision, graphs)
+        self._fixed = FixedGraphs(backend, cast("OrtGraph", self._vision), graphs)
 
     def release(self) -> None:
         """Let go of memory that is kept for the next batch."""
@@ -136,7 +138,7 @@ class Decoder:
 class Batch:
     """Images in work: a search's requests go in, its candidates come out."""
 
-    def __init__(self, caches: Caches, vision: OrtGraph, step: OrtGraph) -> None:
+    def __init__(self, caches: Caches, vision: Graph, step: Graph) -> None:
         self._caches, self._vision, self._graph = caches, vision, step
         self._lengths = np.zeros(0, np.int64)
         self.together: int | None = None
@@ -214,7 +216,7 @@ class _HostCaches:
         cross = {name: array[: self._images] for name, array in self._cross.items()}
         return cross | {name: array[:rows] for name, array in self._self.items()}
 
-    def step_output(self, graph: OrtGraph, feeds: Mapping[str, Any], names: Sequence[str]) -> list[Array]:
+    def step_output(self, graph: Graph, feeds: Mapping[str, Any], names: Sequence[str]) -> list[Array]:
         *outputs, self._new = graph.run(feeds, [*names, "new_kv"])
         return outputs
 
@@ -231,7 +233,7 @@ class _HostCaches:
             if len(moved):
                 array[moved, :, :used] = array[parents[moved], :, :used]
 
-    def arrange(self, sources: Ints, encoder: OrtGraph, pixels: UInt8) -> None:
+    def arrange(self, sources: Ints, encoder: Graph, pixels: UInt8) -> None:
         for slot, source in enumerate(sources.tolist()):
             # Sources lie at or behind the slot they move to, so going forward overwrites nothing still needed.
             if slot != source:
@@ -258,8 +260,8 @@ class _DeviceCaches:
         self,
         spec: DecoderSpec,
         inputs: Sequence[TensorSpec],
-        backend: OrtBackend,
-        graphs: tuple[OrtGraph, OrtGraph],
+        backend: Backend,
+        graphs: tuple[Graph, Graph],
         *,
         rows: int,
     ) -> None:
@@ -276,7 +278,7 @@ class _DeviceCaches:
     def feeds(self) -> dict[str, onnxruntime.OrtValue]:
         return self._cross | self._self
 
-    def step_output(self, graph: OrtGraph, feeds: Mapping[str, Any], names: Sequence[str]) -> list[Array]:
+    def step_output(self, graph: Graph, feeds: Mapping[str, Any], names: Sequence[str]) -> list[Array]:
         outputs, [self._new] = graph.run_on_device(feeds, host=names, device=["new_kv"])
         return outputs
 
@@ -297,7 +299,7 @@ class _DeviceCaches:
         _, values = self._self_graph.run_on_device(feeds, device=[f"next_{name}" for name in names])
         self._self = dict(zip(names, values, strict=True))
 
-    def arrange(self, sources: Ints, encoder: OrtGraph, pixels: UInt8) -> None:
+    def arrange(self, sources: Ints, encoder: Graph, pixels: UInt8) -> None:
         names = list(self._cross)
         fresh = self._fresh_start
         if len(pixels):

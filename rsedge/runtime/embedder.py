@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsedge.errors import BundleError, OptionError
+from rsedge.runtime.backends import open_bundle
 from rsedge.runtime.images import check_image_spec, fitting_images
 from rsedge.runtime.memory import smaller_batch
-from rsedge.runtime.ort import OrtBackend, OrtGraph, open_bundle
 from rsedge.runtime.pipeline import embed_scene
 from rsedge.runtime.tokenizer import Tokenizer
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from rsedge.bundle import Bundle, EmbeddingSpec
+    from rsedge.runtime.backends import Backend, Graph
     from rsedge.runtime.records import TileRecord
     from rsedge.runtime.scene import Scene
     from rsedge.runtime.sources import Tiling
@@ -48,7 +49,7 @@ class Embedder:
         logit_scale, logit_bias: Similarity × scale + bias is the model's own logit, where it has one, else None.
     """
 
-    def __init__(self, bundle: Bundle, backend: OrtBackend, *, device_reason: str, batch_size: int) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, *, device_reason: str, batch_size: int) -> None:
         manifest = bundle.manifest
         if manifest.embedding is None or "vision" not in manifest.graphs:
             raise BundleError(
@@ -58,34 +59,42 @@ class Embedder:
         spec: EmbeddingSpec = manifest.embedding
         self.bundle, self.model, self.hash = bundle, bundle.model, bundle.hash
         self.device, self.device_reason, self.batch_size = backend.device, device_reason, batch_size
+        self.backend = backend.name
         self.image_size, self.resample = manifest.image.size, manifest.image.resample
         self.dim, self.logit_scale, self.logit_bias = spec.dim, spec.logit_scale, spec.logit_bias
         self._spec, self._backend = spec, backend
         # Opened when first needed: embedding a scene needs no texts, searching by text no images.
-        self._graphs: dict[str, OrtGraph] = {}
+        self._graphs: dict[str, Graph] = {}
         self._tokenizer: Tokenizer | None = None
 
     @classmethod
     def load(
-        cls, path: str | Path, *, device: str = "auto", threads: int | None = None, batch_size: int | None = None
+        cls,
+        path: str | Path,
+        *,
+        device: str = "auto",
+        backend: str = "auto",
+        threads: int | None = None,
+        batch_size: int | None = None,
     ) -> Embedder:
         """Open a bundle.
 
         Args:
             path: A ``NAME.rsedge`` directory.
             device: ``auto`` (a CUDA GPU if usable, else the CPU; logged), ``cpu``, ``cuda`` or ``cuda:N``.
+            backend: ``auto`` (TensorRT where it works, else ONNX Runtime; logged), ``onnxruntime`` or ``tensorrt``.
             threads: CPU threads; None takes the cores this process may use.
             batch_size: Images or texts computed together; None takes 16 on the CPU, 64 on CUDA or what fits.
 
         Raises:
             BundleError: The bundle is damaged, or no embedding model.
-            BackendError: The device cannot be used, or ONNX Runtime is missing.
+            BackendError: The device or the backend cannot be used, or ONNX Runtime is missing.
             OptionError: A value that is not accepted.
         """
-        bundle, backend, reason, size = open_bundle(
-            path, device=device, threads=threads, batch_size=batch_size, usual=BATCH_SIZE
+        bundle, made, reason, size = open_bundle(
+            path, device=device, backend=backend, threads=threads, batch_size=batch_size, usual=BATCH_SIZE
         )
-        return cls(bundle, backend, device_reason=reason, batch_size=size)
+        return cls(bundle, made, device_reason=reason, batch_size=size)
 
     def embed_images(self, images: NDArray[Any]) -> Float32:
         """The embeddings of images, float32 [B, D] of unit length.
@@ -165,7 +174,7 @@ class Embedder:
             else:
                 start = part.stop
 
-    def _graph(self, role: str) -> OrtGraph:
+    def _graph(self, role: str) -> Graph:
         if role not in self._graphs:
             self._graphs[role] = self._backend.open(self.bundle.graph_path(role))
         return self._graphs[role]

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rsedge.bundle import Bundle, read_bundle
 from rsedge.errors import BackendError, BundleError, OptionError
 from rsedge.runtime.memory import fitting_batch, free_memory
 from rsedge.runtime.ort_cuda import GRAPHS_SINCE, Buffer, FixedRun, Packed, View
@@ -86,35 +85,6 @@ def _usable_cores() -> int:
     """Cores this process may run on; macOS cannot tell, so there it is all of them."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def open_bundle(
-    path: str | Path, *, device: str, threads: int | None, batch_size: int | None, usual: Mapping[str, int]
-) -> tuple[Bundle, OrtBackend, str, int]:
-    """A bundle with what runs it; where that is, and why, is logged.
-
-    Args:
-        path: A ``NAME.rsedge`` directory.
-        device: As :func:`choose_device` takes it.
-        threads: CPU threads; None takes the cores this process may use.
-        batch_size: Images computed together, or None.
-        usual: ``cpu`` and ``cuda`` → batch size where none is given; on CUDA it is halved until it fits.
-
-    Returns:
-        The bundle, its backend, why it runs there, and the batch size.
-
-    Raises:
-        BundleError: The bundle is damaged.
-        BackendError: The device cannot be used, or ONNX Runtime is missing.
-        OptionError: A value that is not accepted.
-    """
-    if batch_size is not None and batch_size < 1:
-        raise OptionError(f"batch_size is {batch_size}, expected at least 1")
-    bundle = read_bundle(path)
-    chosen, reason = choose_device(device, bundle.manifest.precision)
-    _log.info("running %s on %s: %s", bundle.model, chosen, reason)
-    backend = OrtBackend(chosen, threads=threads)
-    return bundle, backend, reason, batch_size or default_batch_size(bundle.manifest, chosen, usual)
 
 
 def default_batch_size(manifest: Manifest, device: str, usual: Mapping[str, int]) -> int:

@@ -200,3 +200,21 @@ def test_both_runtimes_at_once(bundle_path, monkeypatch):
     found = doctor.check_up(lambda: (bundle_path, "named with -m"))
     assert any("overwrite each other" in problem.text for problem in found.problems)
     assert found.works
+
+
+def test_selftest_runs_every_engine_there_is(capsys):
+    assert run(["doctor", "--selftest", "--json"]) == 0
+    checks = json.loads(capsys.readouterr().out)
+    assert [check["passed"] for check in checks if "cpu" in check["name"]] == [True]
+    assert any("TensorRT" in check["name"] for check in checks)
+    assert run(["doctor", "--selftest", "-m", "x.rsedge"]) == 2
+
+
+def test_selftest_fails_where_an_engine_gives_something_else(monkeypatch, capsys):
+    from rsedge.runtime import selftest
+
+    expected = selftest.expected_results()
+    wrong = {name: [[7] * len(row) for row in expected[name]] for name in ("greedy", "beam3")}
+    monkeypatch.setattr(selftest, "expected_results", lambda: {**expected, **wrong})
+    assert run(["doctor", "--selftest", "--device", "cpu"]) == 1
+    assert "FAILED" in capsys.readouterr().out

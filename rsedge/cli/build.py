@@ -1,0 +1,140 @@
+"""``rsedge build``: bundle → TensorRT engines for the GPU of this machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from rsedge.cli import options
+
+if TYPE_CHECKING:
+    from rsedge.bundle import Bundle
+    from rsedge.runtime.trt import TrtBackend
+    from rsedge.runtime.trt_build import BuildProgress, BuildSettings
+    from rsedge.runtime.trt_profiles import Limits
+
+
+@click.command("build")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--device", default="cuda", show_default=True, help="cuda or cuda:N.")
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), help="Images computed together.  [default: 32, 64 for embeddings]"
+)
+@click.option("--beams", type=click.IntRange(1, 64), help="Widest beam search.  [default: the bundle's, 3 at least]")
+@click.option(
+    "--max-new-tokens", type=click.IntRange(min=1), help="Longest caption.  [default: the bundle's, 40 at least]"
+)
+@click.option(
+    "--level",
+    type=click.IntRange(0, 5),
+    default=3,
+    show_default=True,
+    help="How long to search for fast kernels, 0 to 5; an engine that was searched for longer is kept.",
+)
+@click.option("--workspace", type=click.IntRange(min=1), help="Most scratch memory, MiB.  [default: all of the GPU's]")
+@click.option("--force", is_flag=True, help="Build engines that are there already, too.")
+@options.as_json
+def command(
+    bundle: Path,
+    device: str,
+    batch_size: int | None,
+    beams: int | None,
+    max_new_tokens: int | None,
+    level: int,
+    workspace: int | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Build the TensorRT engines of BUNDLE for this machine's GPU, so that the first caption need not wait for it.
+
+    Commands that run on TensorRT build what is missing themselves; this does it ahead, and for other sizes. Engines
+    fit one GPU and one TensorRT version and are kept in RSEDGE_CACHE, else ~/.cache/rsedge, never in the bundle.
+    """
+    from rsedge.bundle import read_bundle
+    from rsedge.errors import OptionError
+    from rsedge.runtime.trt_build import BuildSettings
+    from rsedge.runtime.trt_profiles import Limits
+
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or (number and not number.isdecimal()):
+        raise OptionError(f"device is {device!r}, expected cuda or cuda:N: TensorRT runs on NVIDIA GPUs only")
+    found = read_bundle(bundle)
+    limits = Limits.of(found.manifest, images=batch_size, beams=beams, tokens=max_new_tokens)
+    settings = BuildSettings(level=level, workspace=None if workspace is None else workspace << 20)
+    backend, taken = build_engines(found, device=device, limits=limits, settings=settings, force=force)
+    paths = {role: backend.engine_path(role) for role in taken}
+    if as_json:
+        engines = {
+            role: {"path": str(path), "bytes": path.stat().st_size, "seconds": round(taken[role], 1)}
+            for role, path in paths.items()
+        }
+        summary = {
+            "model": found.model,
+            "tensorrt": backend.version,
+            "gpu": backend.cuda.info.name,
+            "engines": engines,
+        }
+        click.echo(json.dumps(summary))
+        return
+    for role, path in paths.items():
+        how = f"built in {taken[role]:.0f} s" if taken[role] else "was there"
+        click.echo(f"{role:<10}  {path.stat().st_size / 2**20:8.1f} MiB  {how:<16}  {path}")
+
+
+def build_engines(
+    bundle: Bundle,
+    *,
+    device: str = "cuda",
+    limits: Limits | None = None,
+    settings: BuildSettings | None = None,
+    force: bool = False,
+) -> tuple[TrtBackend, dict[str, float]]:
+    """Build a bundle's engines, with progress on stderr.
+
+    Args:
+        bundle: Of precision fp16 or fp32.
+        device: ``cuda`` or ``cuda:N``.
+        limits, settings: As :class:`~rsedge.runtime.trt.TrtBackend` takes them.
+        force: Build what is there, too.
+
+    Returns:
+        The backend, and role → seconds its engine took; 0 where it was there.
+
+    Raises:
+        BackendError: TensorRT cannot be used here, or an engine cannot be built.
+    """
+    from rsedge.runtime.trt import TrtBackend, device_summary
+
+    with build_progress() as report:
+        backend = TrtBackend(bundle, device, limits=limits, settings=settings, report=report)
+        options.note(f"TensorRT {backend.version} on {device_summary(backend.cuda)}")
+        return backend, backend.prepare(exact=True, force=force)
+
+
+@contextmanager
+def build_progress() -> Iterator[Callable[[BuildProgress], None] | None]:
+    """What to call with each :class:`~rsedge.runtime.trt_build.BuildProgress`: a bar on a terminal, else lines."""
+    import logging
+    import sys
+
+    if not logging.getLogger("rsedge").isEnabledFor(logging.INFO) or not sys.stderr.isatty():
+        yield None  # the backend then logs a line now and then
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=None)
+
+        def update(progress: BuildProgress) -> None:
+            bar.update(
+                task, description=f"{progress.role}: {progress.phase}", completed=progress.step, total=progress.steps
+            )
+
+        yield update

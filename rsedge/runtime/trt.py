@@ -1,0 +1,235 @@
+"""TensorRT, native: the graphs of a bundle as engines on one CUDA device, with the ONNX Runtime backend's interface.
+
+Engines are taken from the cache or built at first use. This backend is tested against a stand-in for TensorRT that
+enforces its call protocol, and against its bindings' signatures; it awaits confirmation on hardware, which
+``rsedge doctor --selftest`` gives in one command.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rsedge.errors import BackendError, BundleError
+from rsedge.runtime.trt_build import BuildSettings, Loggers, build_plan, import_tensorrt, line_reports
+from rsedge.runtime.trt_context import LoadedEngine
+from rsedge.runtime.trt_engine_cache import EngineKey, EngineStore
+from rsedge.runtime.trt_graph import TrtGraph
+from rsedge.runtime.trt_memory import Cuda, DeviceArray, find_device
+from rsedge.runtime.trt_profiles import Limits, Profile, profiles
+from rsedge.runtime.trt_rows import RowsGraph
+
+if TYPE_CHECKING:
+    from rsedge.bundle import Bundle
+    from rsedge.runtime.trt_build import Report
+    from rsedge.runtime.trt_memory import Array
+
+_log = logging.getLogger("rsedge")
+
+ENGINES = ("vision", "text", "step", "self_cache")
+"""Roles that run as engines; ``cross_cache`` is done by copies, and no other is needed."""
+
+
+def tensorrt_problem(number: int, precision: str) -> str:
+    """Why TensorRT cannot run a bundle of this precision on CUDA device ``number``, or an empty string.
+
+    The device is looked for first: without one, TensorRT's runtime takes the process down.
+    """
+    if precision == "int8":
+        return "an int8 bundle is made for CPUs, with operators TensorRT does not have: export with --fp16"
+    try:
+        find_device(number)
+        import_tensorrt()
+    except BackendError as error:
+        return str(error)
+    return ""
+
+
+class TrtBackend:
+    """The graphs of one bundle as TensorRT engines.
+
+    Args:
+        bundle: A bundle of precision fp16 or fp32.
+        device: ``cuda`` or ``cuda:N``.
+        limits: Sizes that engines are built for; None takes those of the bundle's defaults.
+        settings: How builds go.
+        store: Where engines are kept; None takes the user's.
+        report: Called with the progress of builds; None logs a line now and then.
+        capture: Whether recurring runs are replayed as CUDA graphs.
+
+    Raises:
+        BackendError: There is no such device, TensorRT is missing, or the bundle is not for it.
+    """
+
+    name = "tensorrt"
+    on_cuda = True
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: str = "cuda:0",
+        *,
+        limits: Limits | None = None,
+        settings: BuildSettings | None = None,
+        store: EngineStore | None = None,
+        report: Report | None = None,
+        capture: bool = True,
+    ) -> None:
+        number = int(device.partition(":")[2] or 0)
+        if problem := tensorrt_problem(number, bundle.manifest.precision):
+            raise BackendError(f"TensorRT cannot run {bundle.path.name}: {problem}")
+        self.device = f"cuda:{number}"
+        self.bundle, self.limits = bundle, limits or Limits.of(bundle.manifest)
+        self.settings, self.store = settings or BuildSettings(), store or EngineStore()
+        self._report, self._capture = report, capture
+        self.cuda = Cuda(number)
+        self._trt = import_tensorrt()
+        self._loggers = Loggers(self._trt)
+        self._runtime = self._trt.Runtime(self._loggers.logger)
+        self._roles = {bundle.path / graph.file: role for role, graph in bundle.manifest.graphs.items()}
+
+    @property
+    def version(self) -> str:
+        """Of TensorRT."""
+        return str(self._trt.__version__)
+
+    def to_device(self, array: Array) -> DeviceArray:
+        """A copy of ``array`` in the device's memory."""
+        return self.cuda.to_device(array)
+
+    def open(self, path: Path) -> TrtGraph | RowsGraph:
+        """A graph ready to run; its engine is built if the cache has none.
+
+        Args:
+            path: Of a graph of this backend's bundle.
+
+        Raises:
+            BundleError: The bundle has no such graph.
+            BackendError: Its engine cannot be built or loaded.
+        """
+        role = self._roles.get(Path(path))
+        if role is None:
+            raise BundleError(f"{path} is no graph of {self.bundle.path}")
+        graph = self.bundle.manifest.graphs[role]
+        if role == RowsGraph.role:
+            return RowsGraph(graph, self.cuda)
+        if role not in ENGINES:
+            raise BackendError(f"the graph {role} is not for TensorRT, which runs {', '.join(ENGINES)}")
+        return TrtGraph(
+            role,
+            graph,
+            trt=self._trt,
+            cuda=self.cuda,
+            obtain=lambda wanted: self._load(role, wanted),
+            profiles=self._profiles(role),
+            capture=self._capture,
+        )
+
+    def prepare(self, *, exact: bool = False, force: bool = False) -> dict[str, float]:
+        """Build the engines that the cache does not have.
+
+        Args:
+            exact: Build for the very limits of this backend even where an engine for larger ones is there, and again
+                where the one there was searched for less than the settings say.
+            force: Build even what is there.
+
+        Returns:
+            Role → seconds its engine took to build; 0 where it was there.
+
+        Raises:
+            BackendError: An engine cannot be built.
+        """
+        taken = {}
+        for role in self.bundle.manifest.graphs:
+            if role in ENGINES:
+                key = self._key(role, self._profiles(role))
+                again = force or (exact and 0 <= self.store.level(key) < self.settings.level)
+                started = time.monotonic()
+                _, _, built = self._plan(key if exact or again else self.store.covering(key), force=again)
+                taken[role] = time.monotonic() - started if built else 0.0
+        return taken
+
+    def engine_path(self, role: str) -> Path:
+        """Where the engine of a graph for the limits of this backend is, or would be."""
+        return self.store.path(self._key(role, self._profiles(role)))
+
+    def _profiles(self, role: str) -> list[Profile]:
+        embedding = self.bundle.manifest.embedding
+        return profiles(role, self.limits, context_length=embedding.context_length if embedding else None)
+
+    def _key(self, role: str, wanted: list[Profile]) -> EngineKey:
+        graph, info = self.bundle.manifest.graphs[role], self.cuda.info
+        return EngineKey(
+            role=role,
+            graph_sha256=graph.sha256,
+            external_sha256=tuple(ref.sha256 for ref in graph.external_data),
+            tensorrt=self.version,
+            gpu=info.name,
+            sm=info.sm,
+            precision=self.bundle.manifest.precision,
+            profiles=tuple(tuple(profile.items()) for profile in wanted),
+        )
+
+    def _load(self, role: str, wanted: list[Profile]) -> LoadedEngine:
+        key, plan, built = self._plan(self.store.covering(self._key(role, wanted)))
+        engine = self._runtime.deserialize_cuda_engine(plan)
+        if engine is None and not built:
+            _log.warning(
+                "TensorRT %s refuses the kept engine of %s: building it again\n%s",
+                self.version,
+                role,
+                self._loggers.taken(),
+            )
+            key, plan, _ = self._plan(key, force=True)
+            engine = self._runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            raise BackendError(
+                f"TensorRT {self.version} refuses the engine of {role} it has just built:\n{self._loggers.taken()}"
+            )
+        return LoadedEngine(engine, [dict(profile) for profile in key.profiles])
+
+    def _plan(self, key: EngineKey, *, force: bool = False) -> tuple[EngineKey, bytes | memoryview, bool]:
+        """The plan of a key, and whether it was built just now."""
+        if not force and (kept := self.store.load(key)) is not None:
+            return key, kept, False
+        with self.store.building(key):
+            if not force and (kept := self.store.load(key)) is not None:
+                return key, kept, False  # another process built it meanwhile
+            return key, self._build(key), True
+
+    def _build(self, key: EngineKey) -> memoryview:
+        role = key.role
+        _log.info(
+            "building the TensorRT engine of %s for %s (TensorRT %s): once, which can take minutes; kept in %s",
+            role,
+            self.cuda.info.name,
+            self.version,
+            self.store.root,
+        )
+        started = time.monotonic()
+        plan, timing = build_plan(
+            self._trt,
+            self._loggers,
+            self.bundle.graph_path(role),
+            self.bundle.manifest.graphs[role],
+            role,
+            [dict(profile) for profile in key.profiles],
+            precision=self.bundle.manifest.precision,
+            settings=self.settings,
+            timing=self.store.load_timing(key),
+            report=self._report or line_reports(),
+            activate=self.cuda.activate,
+        )
+        self.store.save(key, plan, seconds=time.monotonic() - started, level=self.settings.level)
+        if timing is not None:
+            self.store.save_timing(key, timing)
+        return plan
+
+
+def device_summary(cuda: Any) -> str:
+    """One line about a device, for people."""
+    info = cuda.info
+    kind = "memory shared with the CPU" if info.integrated else "own memory"
+    return f"{info.name}, compute capability {info.sm}, {info.memory / 2**30:.1f} GiB {kind}"

@@ -1,0 +1,87 @@
+"""TensorRT's execution contexts: the order of calls, and one arena for the activations of all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rsedge.errors import BackendError
+
+if TYPE_CHECKING:
+    from rsedge.runtime.trt_memory import Array, Cuda
+    from rsedge.runtime.trt_profiles import Profile
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedEngine:
+    """An engine in memory, and what it was built for.
+
+    Attributes:
+        engine: TensorRT's ``ICudaEngine``.
+        profiles: Its optimisation profiles.
+    """
+
+    engine: Any
+    profiles: list[Profile]
+
+
+class Context:
+    """An execution context whose activations lie in the shared arena.
+
+    Calls come in TensorRT's order: profile, input shapes, addresses of sizes in host memory, then output shapes, then
+    all other addresses, then execution.
+    """
+
+    def __init__(self, trt: Any, cuda: Cuda, loaded: LoadedEngine) -> None:
+        self._cuda = cuda
+        self._engine = loaded.engine
+        # The activations of all contexts share the arena; without this each would keep its own.
+        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        self._context = loaded.engine.create_execution_context(strategy)
+        if self._context is None:
+            raise BackendError("TensorRT cannot make an execution context: out of memory, or a damaged engine")
+        self._generation = -1
+        self._profile: int | None = None
+
+    def shape(
+        self,
+        profile: int,
+        shapes: Mapping[str, tuple[int, ...]],
+        sizes: Mapping[str, Array],
+        outputs: Sequence[str],
+    ) -> dict[str, tuple[int, ...]]:
+        """Choose a profile and input shapes; returns the shapes of the outputs.
+
+        Args:
+            profile: Index of the optimisation profile.
+            shapes: Of every input.
+            sizes: Inputs in this machine's memory, which must live until execution is enqueued.
+            outputs: Names.
+        """
+        context, cuda = self._context, self._cuda
+        if self._generation != cuda.arena_generation:
+            size = max(int(self._engine.device_memory_size_v2), 1)
+            address = cuda.arena(size)
+            context.set_device_memory(address, cuda.arena_size)
+            self._generation = cuda.arena_generation
+        if self._profile != profile:
+            if not context.set_optimization_profile_async(profile, cuda.stream):
+                raise BackendError(f"TensorRT refuses optimization profile {profile}")
+            self._profile = profile
+        for name, shape in shapes.items():
+            if not context.set_input_shape(name, shape):
+                raise BackendError(f"TensorRT refuses the shape {list(shape)} of {name}")
+        for name, value in sizes.items():
+            context.set_tensor_address(name, value.ctypes.data)
+        if missing := context.infer_shapes():
+            raise BackendError(f"TensorRT cannot tell the output shapes without {', '.join(missing)}")
+        return {name: tuple(int(size) for size in context.get_tensor_shape(name)) for name in outputs}
+
+    def run(self, addresses: Mapping[str, int]) -> None:
+        """Enqueue execution on the device's stream."""
+        for name, address in addresses.items():
+            if not self._context.set_tensor_address(name, address):
+                raise BackendError(f"TensorRT refuses an address for {name}")
+        if not self._context.execute_async_v3(self._cuda.stream):
+            raise BackendError("TensorRT could not enqueue the execution; its messages are in the debug log")

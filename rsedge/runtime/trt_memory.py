@@ -1,0 +1,391 @@
+"""CUDA through cuda-python: the device, its memory, a stream and captured graphs; no torch, no CuPy.
+
+Two layouts of cuda-python are served: ``cuda.bindings.runtime`` (12.8 on) and ``cuda.cudart`` (12.6, the first with
+wheels for CUDA 12 on 64-bit Arm and Python 3.10). In both a function returns a tuple that begins with the error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import math
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from rsedge.errors import BackendError
+
+Array = NDArray[Any]
+
+_OLD_DRIVER = 35  # cudaErrorInsufficientDriver
+_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
+_ALIGNMENT = 256  # what TensorRT asks of activation memory, and what cudaMalloc gives
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """A CUDA device.
+
+    Attributes:
+        number: Its index.
+        name: As the driver gives it, such as ``Orin``.
+        sm: Compute capability, such as ``8.7``.
+        memory: Bytes in all.
+        integrated: Whether it shares the memory of the CPU, as on a Jetson.
+    """
+
+    number: int
+    name: str
+    sm: str
+    memory: int
+    integrated: bool
+
+
+def runtime_bindings() -> Any:
+    """cuda-python's runtime module.
+
+    Raises:
+        BackendError: It is not installed.
+    """
+    for name in ("cuda.bindings.runtime", "cuda.cudart"):
+        with contextlib.suppress(ImportError):
+            return importlib.import_module(name)
+    raise BackendError("cuda-python is not installed: pip install 'rsedge[tensorrt]'")
+
+
+def find_device(number: int) -> DeviceInfo:
+    """CUDA device ``number``, asked of the driver before anything else touches CUDA.
+
+    Raises:
+        BackendError: cuda-python or the driver is missing, or there is no such device; the message says which.
+    """
+    cudart = runtime_bindings()
+    try:
+        count = _values(cudart, cudart.cudaGetDeviceCount(), "looking for a CUDA device")
+    except RuntimeError as error:  # cuda-python 12.6 raises this where there is no driver library
+        raise BackendError(f"there is no CUDA driver ({error})") from error
+    except CudaError as error:
+        if error.code == _OLD_DRIVER:
+            hint = "the driver is missing or older than cuda-python's CUDA: pip install 'cuda-python>=12.6,<13'"
+            raise CudaError(f"{error}; {hint}", error.code) from error
+        raise
+    if number >= count:
+        raise BackendError(f"there is no CUDA device {number}: the driver knows {count}")
+    properties = _values(cudart, cudart.cudaGetDeviceProperties(number), f"reading CUDA device {number}")
+    name = properties.name
+    return DeviceInfo(
+        number=number,
+        name=(name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)).rstrip("\0"),
+        sm=f"{properties.major}.{properties.minor}",
+        memory=int(properties.totalGlobalMem),
+        integrated=bool(properties.integrated),
+    )
+
+
+def _values(cudart: Any, result: tuple[Any, ...], doing: str) -> Any:
+    """What a call gave besides its error: nothing, one value or a tuple."""
+    error, *values = result
+    if int(error) != 0:
+        text = cudart.cudaGetErrorString(error)[-1]
+        text = text.decode() if isinstance(text, bytes) else str(text)
+        raise CudaError(f"CUDA failed when {doing}: {text} ({int(error)})", int(error))
+    return values[0] if len(values) == 1 else tuple(values)
+
+
+class CudaError(BackendError):
+    """A CUDA call failed.
+
+    Attributes:
+        code: The ``cudaError_t``.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Block:
+    """Device memory that goes back to its pool when nothing refers to it any more."""
+
+    __slots__ = ("_pool", "address", "size")
+
+    def __init__(self, pool: Cuda, address: int, size: int) -> None:
+        self._pool, self.address, self.size = pool, address, size
+
+    def __del__(self) -> None:
+        self._pool.give_back(self.address, self.size)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceArray:
+    """A dense array in device memory.
+
+    Attributes:
+        cuda: Where it is.
+        block: Its memory, which may be larger.
+        start: Where it begins in the block, bytes.
+        shape, dtype: As NumPy's.
+    """
+
+    cuda: Cuda
+    block: Block
+    start: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def address(self) -> int:
+        """Of the first element."""
+        return self.block.address + self.start
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the elements."""
+        return _size(self.shape, self.dtype)
+
+    def numpy(self) -> Array:
+        """A copy in this machine's memory."""
+        return self.cuda.to_host([self])[0]
+
+
+class Cuda:
+    """One device with one stream, on which everything happens in order.
+
+    Memory is pooled: a block that nothing refers to is given out again. That is safe without waiting, since whoever
+    gets it uses it on the same stream, later. It also makes addresses recur, which captured graphs depend on.
+
+    Args:
+        number: Of the device.
+
+    Raises:
+        BackendError: There is no such device.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.info = find_device(number)
+        self._cudart = cudart = runtime_bindings()
+        self._here = threading.local()
+        self.activate()
+        flags = cudart.cudaStreamNonBlocking
+        self._stream = self._call("making a stream", cudart.cudaStreamCreateWithFlags(flags))
+        self._free: dict[int, list[int]] = {}
+        self._pinned_address, self._pinned_size = 0, 0
+        self._arena: tuple[int, int] = (0, 0)
+        self.arena_generation = 0
+
+    def _call(self, doing: str, result: tuple[Any, ...]) -> Any:
+        return _values(self._cudart, result, doing)
+
+    @property
+    def stream(self) -> int:
+        """The stream's handle, as TensorRT takes it."""
+        return int(self._stream)
+
+    def activate(self) -> None:
+        """Make this the device of the calling thread, which threads do not inherit; cheap when it is already."""
+        if getattr(self._here, "active", False):
+            return
+        self._here.active = True
+        self._call(f"choosing CUDA device {self.info.number}", self._cudart.cudaSetDevice(self.info.number))
+
+    def wait(self) -> None:
+        """Until all work on the stream is done."""
+        self._call("computing", self._cudart.cudaStreamSynchronize(self._stream))
+
+    def free_memory(self) -> int:
+        """Bytes that could still be allocated."""
+        return int(self._call("asking for free memory", self._cudart.cudaMemGetInfo())[0])
+
+    # Memory
+
+    def take(self, size: int) -> Block:
+        """At least ``size`` bytes, from those given back if any fit.
+
+        Raises:
+            CudaError: There is not that much memory.
+        """
+        size = _rounded(size)
+        waiting = self._free.get(size)
+        address = waiting.pop() if waiting else self._allocate(size)
+        return Block(self, address, size)
+
+    def give_back(self, address: int, size: int) -> None:
+        """Keep memory for whoever asks for this size next."""
+        self._free.setdefault(size, []).append(address)
+
+    def _allocate(self, size: int) -> int:
+        error, address = self._cudart.cudaMalloc(size)
+        if int(error) == _OUT_OF_MEMORY:
+            # What others gave back has other sizes: return it to the driver and try once more.
+            self._cudart.cudaGetLastError()
+            self.trim()
+            error, address = self._cudart.cudaMalloc(size)
+        if int(error) == _OUT_OF_MEMORY:
+            raise CudaError(
+                f"out of memory: the GPU {self.info.name} has no {size / 2**20:.0f} MiB left of "
+                f"{self.info.memory / 2**30:.1f} GiB: choose a smaller --batch-size, or close what else uses it",
+                _OUT_OF_MEMORY,
+            )
+        return int(self._call(f"allocating {size} bytes", (error, address)))
+
+    def trim(self) -> None:
+        """Give unused memory back to the driver."""
+        self.wait()
+        for addresses in self._free.values():
+            while addresses:
+                self._call("freeing memory", self._cudart.cudaFree(addresses.pop()))
+
+    def arena(self, size: int) -> int:
+        """The address of at least ``size`` bytes that all execution contexts share for their activations.
+
+        Sharing is safe since they run one after the other. Where the arena must grow it moves, and
+        ``arena_generation`` says so: graphs captured before hold the old address.
+        """
+        address, present = self._arena
+        if size > present or not address:
+            if address:
+                self.wait()
+                self._arena = (0, 0)
+                self._call("freeing memory", self._cudart.cudaFree(address))
+            size = max(_rounded(size), _ALIGNMENT)
+            self._arena = (self._allocate(size), size)
+            self.arena_generation += 1
+        return self._arena[0]
+
+    @property
+    def arena_size(self) -> int:
+        """Bytes of the arena."""
+        return self._arena[1]
+
+    # Copies
+
+    def empty(self, *arrays: tuple[tuple[int, ...], DTypeLike]) -> list[DeviceArray]:
+        """Memory for arrays of these shapes and types, with anything in it.
+
+        They share one block: what is made together recurs at the same addresses together, which captured graphs need.
+        """
+        kinds = [(shape, np.dtype(dtype)) for shape, dtype in arrays]
+        starts, total = _packed([_size(shape, kind) for shape, kind in kinds])
+        block = self.take(total)
+        return [
+            DeviceArray(self, block, start, shape, kind) for start, (shape, kind) in zip(starts, kinds, strict=True)
+        ]
+
+    def to_device(self, array: Array) -> DeviceArray:
+        """A copy of ``array``."""
+        made = self.empty((array.shape, array.dtype))[0]
+        self.write(made.address, array)
+        return made
+
+    def write(self, address: int, array: Array) -> None:
+        """Copy a contiguous array to device memory; it may be changed as soon as this returns."""
+        if array.nbytes:
+            kind = self._cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
+            # From pageable memory CUDA takes its own copy before it returns.
+            result = self._cudart.cudaMemcpyAsync(address, array.ctypes.data, array.nbytes, kind, self._stream)
+            self._call("copying to the GPU", result)
+
+    def copy(self, target: int, source: int, size: int) -> None:
+        """Copy within device memory."""
+        if size:
+            kind = self._cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+            self._call("copying on the GPU", self._cudart.cudaMemcpyAsync(target, source, size, kind, self._stream))
+
+    def to_host(self, arrays: list[DeviceArray]) -> list[Array]:
+        """Copies of several arrays in this machine's memory, with one wait for all of them."""
+        starts, total = _packed([array.nbytes for array in arrays])
+        base = self._pinned(total)
+        kind = self._cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        for array, start in zip(arrays, starts, strict=True):
+            if array.nbytes:
+                result = self._cudart.cudaMemcpyAsync(base + start, array.address, array.nbytes, kind, self._stream)
+                self._call("copying from the GPU", result)
+        self.wait()
+        return [_copied(base + start, array) for array, start in zip(arrays, starts, strict=True)]
+
+    def _pinned(self, size: int) -> int:
+        """Page-locked memory, which copies do not have to pass through another buffer."""
+        if size > self._pinned_size or not self._pinned_address:
+            self.wait()
+            if self._pinned_address:
+                self._call("freeing memory", self._cudart.cudaFreeHost(self._pinned_address))
+                self._pinned_address = 0
+            self._pinned_size = _rounded(size)
+            result = self._cudart.cudaMallocHost(self._pinned_size)
+            self._pinned_address = int(self._call("allocating page-locked memory", result))
+        return self._pinned_address
+
+    # Captured graphs
+
+    @contextlib.contextmanager
+    def capturing(self) -> Iterator[list[Any]]:
+        """Record what is enqueued on the stream instead of running it; the list then holds the graph to launch.
+
+        Raises:
+            CudaError: Something in it cannot be captured; the stream is usable again.
+        """
+        cudart = self._cudart
+        made: list[Any] = []
+        mode = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._call("beginning a capture", cudart.cudaStreamBeginCapture(self._stream, mode))
+        try:
+            yield made
+        except BaseException:
+            cudart.cudaStreamEndCapture(self._stream)
+            cudart.cudaGetLastError()  # else the next call would report what the capture failed of
+            raise
+        graph = self._call("ending a capture", cudart.cudaStreamEndCapture(self._stream))
+        try:
+            made.append(self._call("instantiating a captured graph", cudart.cudaGraphInstantiate(graph, 0)))
+        finally:
+            cudart.cudaGraphDestroy(graph)
+
+    def launch(self, captured: Any) -> None:
+        """Run a captured graph."""
+        self._call("launching a captured graph", self._cudart.cudaGraphLaunch(captured, self._stream))
+
+    def discard(self, captured: Any) -> None:
+        """Free a captured graph that is not running."""
+        self._call("freeing a captured graph", self._cudart.cudaGraphExecDestroy(captured))
+
+
+Feeds = Mapping[str, Array | DeviceArray]
+"""Inputs of a graph, on either side."""
+
+
+def on_host(value: Array | DeviceArray) -> Array:
+    """``value`` in this machine's memory, copied only if it is not there."""
+    return value.numpy() if isinstance(value, DeviceArray) else value
+
+
+def _rounded(size: int) -> int:
+    """Up to one of four sizes per power of two, so that blocks of nearly equal arrays are exchangeable."""
+    size = max(size, _ALIGNMENT)
+    step = max(_ALIGNMENT, 1 << max((size - 1).bit_length() - 3, 0))
+    return -(-size // step) * step
+
+
+def _size(shape: tuple[int, ...], kind: np.dtype[Any]) -> int:
+    return math.prod(shape) * kind.itemsize
+
+
+def _packed(sizes: list[int]) -> tuple[list[int], int]:
+    """Where each of several pieces begins in one block, and the size of the block."""
+    starts, total = [], 0
+    for size in sizes:
+        starts.append(total)
+        total += -(-size // _ALIGNMENT) * _ALIGNMENT
+    return starts, total
+
+
+def _copied(address: int, like: DeviceArray) -> Array:
+    if not like.nbytes:
+        return np.empty(like.shape, like.dtype)
+    data = memoryview((ctypes.c_byte * like.nbytes).from_address(address)).cast("B")
+    values: Array = np.frombuffer(data, like.dtype).reshape(like.shape).copy()
+    return values

@@ -1,0 +1,89 @@
+"""The choice of a backend: by what works, said aloud; by name, or not at all."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from rsedge.errors import BackendError, OptionError
+from rsedge.runtime.backends import choose_backend, open_bundle
+from tests.fake_cuda import FakeCuda
+from tests.runtime.trt_machines import make_machine
+
+USUAL = {"cpu": 16, "cuda": 32}
+
+
+def test_auto_takes_tensorrt_where_it_works(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    make_machine(monkeypatch, tmp_path / "cache")
+    choice = choose_backend("auto", "auto", "fp16")
+    assert (choice.kind, choice.device, choice.reason) == ("tensorrt", "cuda:0", "TensorRT is usable")
+    assert choose_backend("tensorrt", "cuda", "fp32").reason == "TensorRT was asked for"
+    assert choose_backend("onnxruntime", "auto", "fp16").kind == "onnxruntime"
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_auto_goes_on_without_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, device: str):
+    make_machine(monkeypatch, tmp_path / "cache", cuda=FakeCuda(devices=0))
+    assert choose_backend("auto", device, "fp16").kind == "onnxruntime"
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "cuda", "reason"),
+    [
+        ("cpu", "fp16", FakeCuda(), "runs on NVIDIA GPUs only"),
+        ("auto", "int8", FakeCuda(), "an int8 bundle is made for CPUs"),
+        ("auto", "fp16", FakeCuda(devices=0), "the driver knows 0"),
+        ("cuda:3", "fp16", FakeCuda(), "there is no CUDA device 3: the driver knows 1"),
+        ("auto", "fp16", FakeCuda(error=35), "driver version is insufficient"),
+    ],
+)
+def test_by_name_it_never_falls_back(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, device: str, precision: str, cuda: FakeCuda, reason: str
+):
+    make_machine(monkeypatch, tmp_path / "cache", cuda=cuda)
+    with pytest.raises(BackendError, match=reason):
+        choose_backend("tensorrt", device, precision)
+
+
+def test_values_are_checked():
+    with pytest.raises(OptionError, match="backend is 'torch', expected auto, onnxruntime, tensorrt"):
+        choose_backend("torch", "auto", "fp16")
+    with pytest.raises(OptionError, match="device is 'tpu'"):
+        choose_backend("auto", "tpu", "fp16")
+
+
+def test_without_cuda_python_nothing_breaks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    for name in ("cuda", "cuda.bindings", "cuda.bindings.runtime", "cuda.cudart"):
+        monkeypatch.setitem(__import__("sys").modules, name, None)
+    assert choose_backend("auto", "auto", "fp16").kind == "onnxruntime"
+    with pytest.raises(BackendError, match="cuda-python is not installed"):
+        choose_backend("tensorrt", "auto", "fp16")
+
+
+def test_a_bundle_is_opened_and_its_engines_are_built(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle_path: Path, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO, "rsedge")
+    machine = make_machine(monkeypatch, tmp_path / "cache")
+    _, backend, _, size = open_bundle(bundle_path, device="auto", threads=None, batch_size=4, usual=USUAL)
+    assert (backend.name, size) == ("tensorrt", 4)
+    assert len(machine.trt.builds) == 3
+    assert "on cuda:0 with tensorrt: TensorRT is usable" in caplog.text
+    open_bundle(bundle_path, device="auto", threads=None, batch_size=2, usual=USUAL)
+    assert len(machine.trt.builds) == 3, "a smaller batch runs on the engines that are there"
+
+
+def test_where_a_build_fails_auto_says_so_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle_path: Path, caplog: pytest.LogCaptureFixture
+):
+    machine = make_machine(monkeypatch, tmp_path / "cache")
+    machine.trt.problem = "Could not find any implementation"
+    arguments = {"device": "auto", "threads": 1, "batch_size": 4, "usual": USUAL}
+    _, backend, _, _ = open_bundle(bundle_path, **arguments)  # type: ignore[arg-type]
+    assert backend.name == "onnxruntime"
+    assert "TensorRT fails, going on with ONNX Runtime" in caplog.text
+    assert "Could not find any implementation" in caplog.text
+    with pytest.raises(BackendError, match="Could not find any implementation"):
+        open_bundle(bundle_path, backend="tensorrt", **arguments)  # type: ignore[arg-type]
