@@ -1,5 +1,6 @@
 # make setup   .venv with everything for development      make demo   caption a generated scene (offline, no torch)
 # make test    lint, then all tests                       make bench  the benchmarks behind the README's figures
+# make bench-gpu   checks, then pairs against torch, on a machine with an NVIDIA GPU
 # make builtin-model EUROSAT=eurosat_rgb.zip   train, measure and pack the captioner that ships with rsedge
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,7 @@ EUROSAT ?= ../shared/data/eurosat/eurosat_rgb.zip
 SCENES ?= ../shared/data/scenes
 PIP_INSTALL := pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup demo test lint format bench docs builtin-model clean
+.PHONY: setup demo test lint format bench bench-gpu docs builtin-model clean
 
 setup: $(VENV)/.installed
 
@@ -44,6 +45,7 @@ docs: setup
 	$(BIN)/python tools/layout.py
 	$(BIN)/python tools/readme_figures.py
 	$(BIN)/python tools/results.py
+	$(BIN)/python tools/performance.py
 
 # About an hour on two cores; goes on where it was interrupted.
 builtin-model: setup
@@ -53,6 +55,10 @@ bench: setup
 	$(BIN)/python bench/caption_cpu.py
 	$(BIN)/python bench/memory.py
 	$(BIN)/python bench/pipeline.py
+	$(BIN)/python bench/read.py
+
+bench-gpu: setup
+	$(BIN)/python bench/gpu.py
 
 clean:
 	rm -rf $(VENV) $(DEMO_VENV) demo-out build *.egg-info

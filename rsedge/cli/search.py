@@ -115,12 +115,15 @@ def command(
     _check_use(ctx, query, on_index)
     from rsedge.runtime.hits import check_output, parse_format, write_hits
     from rsedge.runtime.index import Index
+    from rsedge.runtime.rasters import check_suffix
 
     for target in (output, sheet):
         if target is not None and target != "-":
             check_output(target, overwrite=overwrite)
     if output is not None:
         parse_format(output)
+    if sheet is not None:
+        check_suffix(sheet, (".png",))
     index = Index.open(*embeddings)
     if on_index:
         _on_index(index, build=build_index, measure=measure_recall, top=top, as_json=as_json)

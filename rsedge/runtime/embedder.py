@@ -119,10 +119,12 @@ class Embedder:
 
         Raises:
             BundleError: The bundle has no text encoder.
-            OptionError: ``texts`` is one string, not a list of them.
+            OptionError: ``texts`` is one string, not a list of them, or holds something else.
         """
         if isinstance(texts, str):
             raise OptionError(f"texts is the string {texts[:40]!r}, expected a list of strings: pass [text]")
+        if others := [text for text in texts if not isinstance(text, str)]:
+            raise OptionError(f"texts hold {others[0]!r}, expected strings")
         ids, text = self._encode(texts), self._graph("text")
         rows = np.empty((len(texts), self.dim), np.float32)
         # Neighbours in length are computed together, so that little is filled.

@@ -28,6 +28,8 @@ def fitting_images(images: NDArray[Any], size: int, resample: str) -> UInt8:
             f"images are {images.dtype} {list(images.shape)}, expected uint8 [B, H, W, 3]; "
             "for one image pass image[None]"
         )
+    if 0 in images.shape[1:3]:
+        raise OptionError(f"images are {images.shape[1]} x {images.shape[2]} pixels: there is nothing to see")
     if images.shape[1:3] == (size, size):
         return images
     resized = [resize(image, size, resample) for image in images]

@@ -100,6 +100,13 @@ def test_what_cannot_be_embedded_is_refused(embedder: Embedder, clip_path: Path)
         Embedder.load(clip_path, batch_size=0)
 
 
+def test_nothing_is_no_image_and_no_text(embedder: Embedder):
+    with pytest.raises(OptionError, match="nothing to see"):
+        embedder.embed_images(np.zeros((1, 0, 5, 3), np.uint8))
+    with pytest.raises(OptionError, match="hold 1, expected strings"):
+        embedder.embed_texts(["a", 1])
+
+
 def test_a_captioner_is_no_embedder(bundle_path: Path):
     with pytest.raises(BundleError, match="is a blip bundle and cannot embed"):
         Embedder.load(bundle_path, device="cpu")
