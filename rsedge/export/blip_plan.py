@@ -35,7 +35,7 @@ class BlipPlan:
         return {
             "vision": blip.vision_graph(shape, tensors, positions, image.mean, image.std, precision),
             "step": blip.step_graph(shape, tensors, precision),
-            **caches.cache_graphs(**sizes, image_tokens=shape.image_tokens, dtype=dtype),
+            **caches.cache_graphs(**sizes, image_tokens=shape.image_tokens, dtype=dtype, codes=precision == "int8"),
         }
 
     def manifest_fields(self) -> dict[str, Any]:

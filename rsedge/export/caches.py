@@ -14,15 +14,22 @@ from rsedge.export.graph import GraphBuilder
 
 
 def cache_graphs(
-    *, layers: int, heads: int, head_dim: int, image_tokens: int, dtype: str, start: int | None = None
+    *,
+    layers: int,
+    heads: int,
+    head_dim: int,
+    image_tokens: int,
+    dtype: str,
+    start: int | None = None,
+    codes: bool = False,
 ) -> dict[str, GraphBuilder]:
     """The cache graphs of a captioner by role; arguments as those of the graphs."""
     sizes = {"layers": layers, "heads": heads, "head_dim": head_dim}
     return {
         "self_cache": self_cache_graph(**sizes, dtype=dtype),
-        "cross_cache": cross_cache_graph(**sizes, image_tokens=image_tokens, dtype=dtype, start=start),
+        "cross_cache": cross_cache_graph(**sizes, image_tokens=image_tokens, dtype=dtype, start=start, codes=codes),
         "self_write": self_write_graph(**sizes, dtype=dtype),
-        "cross_write": cross_write_graph(**sizes, image_tokens=image_tokens, dtype=dtype, start=start),
+        "cross_write": cross_write_graph(**sizes, image_tokens=image_tokens, dtype=dtype, start=start, codes=codes),
     }
 
 
@@ -55,22 +62,31 @@ def self_cache_graph(*, layers: int, heads: int, head_dim: int, dtype: str) -> G
 
 
 def cross_cache_graph(
-    *, layers: int, heads: int, head_dim: int, image_tokens: int, dtype: str, start: int | None = None
+    *,
+    layers: int,
+    heads: int,
+    head_dim: int,
+    image_tokens: int,
+    dtype: str,
+    start: int | None = None,
+    codes: bool = False,
 ) -> GraphBuilder:
     """Choose the images of the next round from those in work and those just encoded.
 
     Inputs: ``cross_k.l`` [B, H, d, S], ``cross_v.l`` [B, H, S, d], ``fresh_cross_k.l``, ``fresh_cross_v.l`` of M
     images, ``sources`` int64 [N]: 0 to B − 1 is an image in work, B + j the j-th fresh one. With ``start``, the width
-    of the decoder's first input where that is the image's own, ``start`` [B, width] and ``fresh_start`` besides.
+    of the decoder's first input where that is the image's own, ``start`` [B, width] and ``fresh_start`` besides. With
+    ``codes`` the cross caches are int8, and there is ``cross_scales`` [B, 2·L, H, d] besides.
     Outputs: ``next_cross_k.l``, ``next_cross_v.l`` and ``next_start`` of N images.
     """
     graph = GraphBuilder("cross_cache")
     sources = graph.input("sources", "int64", ["next"])
-    for name, tail in _per_image(layers, heads, head_dim, image_tokens, start).items():
-        present = graph.input(name, dtype, ["images", *tail])
-        fresh = graph.input(f"fresh_{name}", dtype, ["fresh", *tail])
+    inputs = _per_image(layers, heads, head_dim, image_tokens, dtype, start, codes=codes)
+    for name, (kind, tail) in inputs.items():
+        present = graph.input(name, kind, ["images", *tail])
+        fresh = graph.input(f"fresh_{name}", kind, ["fresh", *tail])
         both = graph.op("Concat", present, fresh, axis=0)
-        graph.output(graph.op("Gather", both, sources, axis=0), f"next_{name}", dtype, ["next", *tail])
+        graph.output(graph.op("Gather", both, sources, axis=0), f"next_{name}", kind, ["next", *tail])
     return graph
 
 
@@ -110,20 +126,28 @@ def self_write_graph(*, layers: int, heads: int, head_dim: int, dtype: str) -> G
 
 
 def cross_write_graph(
-    *, layers: int, heads: int, head_dim: int, image_tokens: int, dtype: str, start: int | None = None
+    *,
+    layers: int,
+    heads: int,
+    head_dim: int,
+    image_tokens: int,
+    dtype: str,
+    start: int | None = None,
+    codes: bool = False,
 ) -> GraphBuilder:
     """Put images just encoded into places of the cross cache, in place.
 
     Inputs: ``cross_k.l`` [B, H, d, S], ``cross_v.l`` [B, H, S, d], ``fresh_cross_k.l``, ``fresh_cross_v.l`` of M
-    images, ``places`` int64 [M]: where each goes. With ``start`` as in :func:`cross_cache_graph`.
+    images, ``places`` int64 [M]: where each goes. With ``start`` and ``codes`` as in :func:`cross_cache_graph`.
     Outputs: ``next_cross_k.l``, ``next_cross_v.l`` and ``next_start`` of B images; bind them to the inputs' addresses.
     """
     graph = _InPlace("cross_write")
     places = graph.op("Unsqueeze", graph.input("places", "int64", ["fresh"]), graph.ints(1))
-    for name, tail in _per_image(layers, heads, head_dim, image_tokens, start).items():
-        present = graph.input(name, dtype, ["images", *tail])
-        fresh = graph.input(f"fresh_{name}", dtype, ["fresh", *tail])
-        graph.declare(graph.write(present, places, fresh, f"next_{name}"), dtype, ["images", *tail])
+    inputs = _per_image(layers, heads, head_dim, image_tokens, dtype, start, codes=codes)
+    for name, (kind, tail) in inputs.items():
+        present = graph.input(name, kind, ["images", *tail])
+        fresh = graph.input(f"fresh_{name}", kind, ["fresh", *tail])
+        graph.declare(graph.write(present, places, fresh, f"next_{name}"), kind, ["images", *tail])
     return graph
 
 
@@ -139,9 +163,16 @@ class _InPlace(GraphBuilder):
         self._outputs.append(helper.make_tensor_value_info(name, kind, shape))
 
 
-def _per_image(layers: int, heads: int, head_dim: int, image_tokens: int, start: int | None) -> dict[str, list[int]]:
-    """What the step graph takes once per image, by name, with its shape behind the images."""
-    tails: dict[str, list[int]] = {}
+def _per_image(
+    layers: int, heads: int, head_dim: int, image_tokens: int, dtype: str, start: int | None, *, codes: bool
+) -> dict[str, tuple[str, list[int]]]:
+    """What the step graph takes once per image, by name: its type, and its shape behind the images."""
+    inputs: dict[str, tuple[str, list[int]]] = {}
+    cross = "int8" if codes else dtype
     for kind, tail in (("k", [head_dim, image_tokens]), ("v", [image_tokens, head_dim])):
-        tails |= {f"cross_{kind}.{layer}": [heads, *tail] for layer in range(layers)}
-    return tails if start is None else tails | {"start": [start]}
+        inputs |= {f"cross_{kind}.{layer}": (cross, [heads, *tail]) for layer in range(layers)}
+    if codes:
+        inputs["cross_scales"] = ("float32", [2 * layers, heads, head_dim])
+    if start is not None:
+        inputs["start"] = (dtype, [start])
+    return inputs

@@ -34,7 +34,9 @@ class ClipCapPlan:
         return {
             "vision": clipcap.vision_graph(settings, tensors, self._image, precision),
             "step": clipcap.step_graph(settings, tensors, precision),
-            **caches.cache_graphs(**sizes, image_tokens=settings.image_tokens, dtype=dtype, start=text.width),
+            **caches.cache_graphs(
+                **sizes, image_tokens=settings.image_tokens, dtype=dtype, start=text.width, codes=False
+            ),
         }
 
     def manifest_fields(self) -> dict[str, Any]:

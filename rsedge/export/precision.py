@@ -5,7 +5,8 @@ fp32        everything in float32
 fp16        weights, activations and caches in float16, typed in the graph itself (strongly typed TensorRT needs
             it so); LayerNorm, softmax and log-softmax in float32
 int8        linear layers on int8 weights (per output channel) and activations (per row, measured at run time);
-            the rest in float32. For CPUs: it uses ONNX Runtime's MatMulIntegerToFloat.
+            BLIP's cross cache in int8 (per image, head and channel); the rest in float32. For CPUs: it uses ONNX
+            Runtime's MatMulIntegerToFloat.
 ==========  =====================================================================================================
 
 Activations are quantised per row, not per tensor, so that a tile's result does not depend on which tiles are computed
@@ -108,6 +109,38 @@ class Layers:
             )
             self._quantized[value] = (rows, peak)
         return self._quantized[value]
+
+    def cache_codes(self, value: str, axis: int) -> tuple[str, str]:
+        """``value`` as int8 of 7 bits, and what a unit of each channel along ``axis``, kept as one, is worth."""
+        graph = self.graph
+        peak = graph.op("ReduceMax", graph.op("Abs", value), graph.ints(axis), keepdims=1)
+        peak = graph.op("Max", peak, graph.const(1e-12, "float32"))
+        codes = graph.op(
+            "QuantizeLinear",
+            graph.op("Div", value, peak),
+            graph.const(1.0 / WEIGHT_LEVELS, "float32"),
+            graph.const(0, "int8"),
+        )
+        return codes, graph.op("Mul", peak, graph.const(1.0 / WEIGHT_LEVELS, "float32"))
+
+    def times_codes(self, value: str, codes: str) -> str:
+        """``value`` [B, H, r, K], quantised per row, times int8 ``codes`` [B, H, K, N] as :meth:`cache_codes` gives."""
+        rows, peak = self._quantize_rows(value)
+        return self._integer_product(rows, codes, peak, 1.0 / 127.0, 128)
+
+    def weights_times_codes(self, weights: str, codes: str) -> str:
+        """As :meth:`times_codes` for attention weights, which are never negative: all 8 bits count upwards."""
+        graph = self.graph
+        peak = graph.op("ReduceMax", weights, graph.ints(-1), keepdims=1)
+        step = graph.const(1.0 / 255.0, "float32")
+        rows = graph.op("QuantizeLinear", graph.op("Div", weights, peak), step, graph.const(0, "uint8"))
+        return self._integer_product(rows, codes, peak, 1.0 / 255.0, 0)
+
+    def _integer_product(self, rows: str, codes: str, peak: str, step: float, zero: int) -> str:
+        # Not MatMulIntegerToFloat, which takes twice the time for many small products (bench/LOG.md).
+        graph = self.graph
+        product = graph.op("MatMulInteger", rows, codes, graph.const(zero, "uint8"))
+        return graph.op("Mul", graph.cast(product, "float32"), graph.op("Mul", peak, graph.const(step, "float32")))
 
     def embedding(self, indices: str, name: str, table: NDArray[np.float32]) -> str:
         """Rows of ``table`` [V, D] by ``indices``; int8 stores the table in 8 bits with a scale per row."""

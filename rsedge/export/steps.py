@@ -7,7 +7,7 @@ H heads of d, C columns of the self cache, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class LayerCaches:
     """One layer's cache inputs: ``self_k``, ``self_v`` [R, H, C, d], ``cross_k`` [B, H, d, S], ``cross_v`` [B, H, S,
-    d].
+    d]; and, where those are int8, what a unit of each channel is worth: ``scale_k``, ``scale_v`` [B, H, 1, d].
     """
 
     self_k: str
     self_v: str
     cross_k: str
     cross_v: str
+    scale_k: str | None = None
+    scale_v: str | None = None
 
 
 class StepInputs:
@@ -43,22 +45,31 @@ class StepInputs:
         by_image: int64 [4], the shape [B, R / B, H, d]: how rows fall to images.
     """
 
-    def __init__(self, nn: Layers, *, layers: int, heads: int, head_dim: int, image_tokens: int) -> None:
+    def __init__(
+        self, nn: Layers, *, layers: int, heads: int, head_dim: int, image_tokens: int, codes: bool = False
+    ) -> None:
         graph = nn.graph
         self.tokens = graph.input("tokens", "int64", ["rows"])
         self.lengths = graph.input("lengths", "int64", ["rows"])
         self.top = graph.input("top", "int64", [1])
         self.watch = graph.input("watch", "int64", ["rows", "watched"])
         past: list[int | str] = ["rows", heads, "columns", head_dim]
+        cross = "int8" if codes else nn.dtype
         self.caches = [
             LayerCaches(
                 graph.input(f"self_k.{layer}", nn.dtype, past),
                 graph.input(f"self_v.{layer}", nn.dtype, past),
-                graph.input(f"cross_k.{layer}", nn.dtype, ["images", heads, head_dim, image_tokens]),
-                graph.input(f"cross_v.{layer}", nn.dtype, ["images", heads, image_tokens, head_dim]),
+                graph.input(f"cross_k.{layer}", cross, ["images", heads, head_dim, image_tokens]),
+                graph.input(f"cross_v.{layer}", cross, ["images", heads, image_tokens, head_dim]),
             )
             for layer in range(layers)
         ]
+        if codes:
+            scales = graph.input("cross_scales", "float32", ["images", 2 * layers, heads, head_dim])
+            self.caches = [
+                replace(caches, scale_k=_scale(graph, scales, layer), scale_v=_scale(graph, scales, layers + layer))
+                for layer, caches in enumerate(self.caches)
+            ]
         self.images = graph.op("Shape", self.caches[0].cross_k, start=0, end=1)
         self.by_image = graph.op("Concat", self.images, graph.ints(-1, heads, head_dim), axis=0)
 
@@ -68,6 +79,11 @@ class StepInputs:
         index = graph.op("Range", graph.const(0, "int64"), columns, graph.const(1, "int64"))
         filled = graph.op("Less", index, graph.op("Unsqueeze", self.lengths, graph.ints(1, 2, 3)))
         return graph.op("Where", filled, graph.const(0.0, "float32"), graph.const(-1e30, "float32"))
+
+
+def _scale(graph: GraphBuilder, scales: str, index: int) -> str:
+    """One cache's of all scales, [B, 2·L, H, d] → [B, H, 1, d]."""
+    return graph.op("Unsqueeze", graph.op("Gather", scales, graph.const(index, "int64"), axis=1), graph.ints(2))
 
 
 def give_candidates(graph: GraphBuilder, inputs: StepInputs, logits: str, vocab_size: int) -> None:

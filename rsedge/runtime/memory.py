@@ -93,7 +93,8 @@ def bytes_per_image(manifest: Manifest, *, tokens: int, rows: int) -> int:
     if manifest.decoder is None or manifest.tokens is None:
         return total
     decoder = manifest.decoder
-    wide = np.dtype(next(tensor.dtype for tensor in vision.outputs if tensor.name == "cross_k.0")).itemsize
+    step = manifest.graphs["step"]
+    wide = np.dtype(next(tensor.dtype for tensor in step.inputs if tensor.name == "self_k.0")).itemsize
     self_cache = 2 * decoder.layers * decoder.heads * decoder.head_dim * tokens * wide
     logits = 4 * 4 * manifest.tokens.vocab_size
     # Twice: the cross cache of images just encoded stands beside that of images in work, and caches are widened.

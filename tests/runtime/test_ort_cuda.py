@@ -417,8 +417,11 @@ def test_a_blip_of_base_size_takes_about_what_its_caches_and_activations_take():
     pixels = TensorSpec(name="pixels", dtype="uint8", shape=("batch", 224, 224, 3))
     vision = Graph(file="vision.onnx", sha256="0" * 64, size=1, opset=20, inputs=(pixels,), outputs=tuple(outputs))
 
+    past = TensorSpec(name="self_k.0", dtype="float16", shape=("rows", 12, "columns", 64))
+    step = Graph(file="step.onnx", sha256="0" * 64, size=1, opset=20, inputs=(past,), outputs=(past,))
+
     class Manifest:
-        graphs = {"vision": vision}  # noqa: RUF012
+        graphs = {"vision": vision, "step": step}  # noqa: RUF012
         image = ImageSpec(size=224, mean=(0.5,) * 3, std=(0.5,) * 3)
         decoder = DecoderSpec(layers=12, heads=12, head_dim=64, max_positions=512, image_tokens=197)
         tokens = TokenSpec(bos=1, eos=2, pad=0, vocab_size=30524)
