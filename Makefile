@@ -53,6 +53,7 @@ builtin-model: setup
 
 bench: setup
 	$(BIN)/python bench/caption_cpu.py
+	$(BIN)/python bench/profile_cpu.py
 	$(BIN)/python bench/memory.py
 	$(BIN)/python bench/pipeline.py
 	$(BIN)/python bench/read.py

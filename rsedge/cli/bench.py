@@ -1,0 +1,136 @@
+"""``rsedge bench``: how fast a bundle is on this machine, and where the time goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rsedge.cli import options
+
+if TYPE_CHECKING:
+    from rsedge.runtime.benchmark import BenchmarkReport, Spread
+    from rsedge.runtime.scene import Scene
+
+
+@click.command("bench")
+@options.bundle
+@click.option("--scene", "scene_name", help="Scene to read: anything that is one scene.  [default: a generated one]")
+@click.option(
+    "--batch-size",
+    "batch_sizes",
+    type=click.IntRange(min=1),
+    multiple=True,
+    help="Images computed together; repeat it to compare several.  [default: 1, 4, 16 on CPU; on CUDA a quarter of the "
+    "usual number, that, and four times as many]",
+)
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="How long to measure.  [default: 30]")
+@click.option("--tiles", type=click.IntRange(min=1), help="Tiles in a round, instead of a time.")
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Rounds behind each figure.")
+@options.generation
+@options.tiling
+@options.device
+@options.backend
+@options.threads
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the report, FILE.json.")
+@options.overwrite
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def command(
+    model: Path | None,
+    scene_name: str | None,
+    output: Path | None,
+    overwrite: bool,
+    as_json: bool,
+    **others: Any,
+) -> None:
+    """Time a bundle on this machine: tiles per second at several batch sizes, milliseconds per stage, memory.
+
+    The model alone is timed in rounds through all batch sizes, then reading alone, then whole runs with reading and
+    writing. The first runs are left out; figures are medians over rounds, with the lowest and the highest. Measuring
+    takes longer than --seconds where a batch of each size in every round does.
+    """
+    import json
+    from contextlib import ExitStack
+
+    from rsedge.errors import OutputError
+    from rsedge.runtime.benchmark import benchmark
+    from rsedge.runtime.writers import check_target, write_bytes
+
+    if output is not None:
+        check_target(output)
+        if output.exists() and not overwrite:
+            raise OutputError(f"{output} exists already: pass --overwrite to replace it, or choose another output")
+    opening = options.take(others, options.OF_SCENES)
+    with ExitStack() as stack:
+        scene = None if scene_name is None else stack.enter_context(_scene(scene_name, opening))
+        if scene is None:
+            _refuse_opening(opening)
+        found = benchmark(options.chosen_bundle(model), scene=scene, say=options.note, **others)
+    text = json.dumps(found.to_dict(), indent=2, allow_nan=False) + "\n"
+    if output is not None:
+        write_bytes(output, text.encode())
+    click.echo(text if as_json else "\n".join(_lines(found)), nl=not as_json)
+
+
+def _scene(name: str, opening: dict[str, Any]) -> Scene:
+    from rsedge.errors import OptionError
+
+    scenes = options.open_scenes([name], **opening)
+    if len(scenes) != 1:
+        raise OptionError(f"{name} stands for {len(scenes)} scenes: name one of them with --scene")
+    return scenes[0]
+
+
+def _refuse_opening(opening: dict[str, Any]) -> None:
+    """How a scene is opened says nothing about a generated one."""
+    from rsedge.errors import OptionError
+
+    if given := [f"--{name.replace('_', '-')}" for name, value in opening.items() if value not in (None, False)]:
+        raise OptionError(f"{', '.join(given)} say how a scene is opened: name it with --scene, or leave them out")
+
+
+def _lines(found: BenchmarkReport) -> Iterator[str]:
+    machine, scene = found.machine, found.scene
+    yield f"{found.model}: {found.family}, {found.precision}; {found.backend} on {found.device} ({found.device_reason})"
+    if found.decoding:
+        names = ("temperature", "top_k", "top_p") if found.decoding["do_sample"] else ("num_beams",)
+        chosen = [f"{name} {found.decoding[name]:g}" for name in (*names, "min_new_tokens", "max_new_tokens")]
+        yield f"decoding: {', '.join(chosen)}"
+    features = f" ({', '.join(machine['instructions'])})" if machine["instructions"] else ""
+    load = "not known" if machine["load"] is None else machine["load"]
+    yield f"{machine['cpu']}, {machine['cores']} cores{features}, {found.threads} threads; load before: {load}"
+    yield from machine["gpus"]
+    yield ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    made = "generated scene" if scene["generated"] else scene["name"]
+    yield (
+        f"{made}: {scene['width']} x {scene['height']} px, {scene['tiles']} tiles of {scene['tile_size']} px; "
+        f"{found.rounds} rounds, medians (lowest to highest)"
+    )
+    yield ""
+    yield "batch size   tiles/s, model alone"
+    for batch in found.batches:
+        rate = "does not fit into memory" if batch.tiles_per_second is None else _spread(batch.tiles_per_second)
+        best = "   fastest" if batch.batch_size == found.batch_size and len(found.batches) > 1 else ""
+        yield f"{batch.batch_size:10}   {rate}{best}"
+    yield ""
+    yield "stage              ms/tile"
+    for stage in found.stages:
+        note = "   beside the model" if stage.runs == "beside" else ""
+        calls = f"   {stage.calls} for {stage.tiles} tiles" if stage.name == "decode steps" else ""
+        yield f"{stage.name:16}   {_spread(stage.ms_per_tile)}{note}{calls}"
+    yield ""
+    ratio = f"{found.whole_ratio.median:.3f} times what the model alone takes"
+    yield f"with reading and writing   {_spread(found.whole_tiles_per_second)} tiles/s, {ratio}"
+    yield f"peak memory                {_megabytes(found.peak_memory_mb)}" + (
+        f", of the GPU {_megabytes(found.device_memory_mb)}" if found.device_memory_mb else ""
+    )
+
+
+def _spread(values: Spread) -> str:
+    return f"{values.median:.4g} ({values.lowest:.4g} to {values.highest:.4g})"
+
+
+def _megabytes(count: float | None) -> str:
+    return "not known" if count is None else f"{count:.0f} MB"
