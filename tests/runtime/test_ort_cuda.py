@@ -418,7 +418,8 @@ def test_a_blip_of_base_size_takes_about_what_its_caches_and_activations_take():
     vision = Graph(file="vision.onnx", sha256="0" * 64, size=1, opset=20, inputs=(pixels,), outputs=tuple(outputs))
 
     past = TensorSpec(name="self_k.0", dtype="float16", shape=("rows", 12, "columns", 64))
-    step = Graph(file="step.onnx", sha256="0" * 64, size=1, opset=20, inputs=(past,), outputs=(past,))
+    new = TensorSpec(name="new_kv", dtype="float16", shape=(24, "rows", 12, 64))
+    step = Graph(file="step.onnx", sha256="0" * 64, size=1, opset=20, inputs=(past,), outputs=(new,))
 
     class Manifest:
         graphs = {"vision": vision, "step": step}  # noqa: RUF012
