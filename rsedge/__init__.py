@@ -9,7 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rsedge.runtime.benchmark import benchmark
     from rsedge.runtime.captioner import Captioner
+    from rsedge.runtime.catalog import open_scenes
     from rsedge.runtime.classify import Classifier
     from rsedge.runtime.embedder import Embedder
     from rsedge.runtime.index import Index
@@ -18,7 +20,19 @@ if TYPE_CHECKING:
     from rsedge.runtime.scene import Scene
 
 __version__ = "0.1.0"
-__all__ = ["Caption", "Captioner", "Classifier", "Embedder", "Index", "Scene", "TileRecord", "__version__", "locate"]
+__all__ = [
+    "Caption",
+    "Captioner",
+    "Classifier",
+    "Embedder",
+    "Index",
+    "Scene",
+    "TileRecord",
+    "__version__",
+    "benchmark",
+    "locate",
+    "open_scenes",
+]
 
 _HOMES = {
     "Caption": "rsedge.runtime.records",
@@ -28,7 +42,9 @@ _HOMES = {
     "Index": "rsedge.runtime.index",
     "Scene": "rsedge.runtime.scene",
     "TileRecord": "rsedge.runtime.records",
+    "benchmark": "rsedge.runtime.benchmark",
     "locate": "rsedge.runtime.locate",
+    "open_scenes": "rsedge.runtime.catalog",
 }
 
 
