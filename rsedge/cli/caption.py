@@ -78,7 +78,7 @@ def command(
         message = "--embed FILE.parquet and --embedder BUNDLE go together, and --dtype needs both: pass all, or none"
         raise click.UsageError(message)
     scene_options, tiling = options.take(others, options.OF_SCENES), options.take(others, options.OF_TILES)
-    opened = options.open_scenes(scenes, **scene_options)
+    opened = options.open_scenes(scenes, [output, html, sheet, stac], **scene_options)
     output = options.chosen_output(output, opened, ".geojson")
     bundle = options.chosen_captioner(model)
     engine: dict[str, Any] = {"device": device, "backend": backend, "threads": threads, "batch_size": batch_size}

@@ -87,7 +87,7 @@ def command(
     check_labels(classes)
     texts = [text for label in classes for text in prompts(label, chosen)]
     scene_options, tiling = options.take(others, options.OF_SCENES), options.take(others, options.OF_TILES)
-    opened = options.open_scenes(scenes, **scene_options)
+    opened = options.open_scenes(scenes, [output, raster, html, sheet, stac], **scene_options)
     output = options.chosen_output(output, opened, ".classes.geojson")
     bundle = options.chosen_embedder(model)
     embedder = Embedder.load(bundle, device=device, backend=backend, threads=threads, batch_size=batch_size)

@@ -81,8 +81,9 @@ def command(
     from rsedge.runtime.locate import LocateOptions, check_texts, locate
     from rsedge.runtime.overlay import write_overlay
     from rsedge.runtime.prompts import overlong
-    from rsedge.runtime.rasters import check_outputs, spare_scene
+    from rsedge.runtime.rasters import check_outputs
     from rsedge.runtime.scene import Scene
+    from rsedge.runtime.sources import spare_scenes
 
     # Before a model is opened, so that a slip is told at once.
     scene_options, windows = options.take(others, options.OF_SCENES), {"window": window, "stride": stride, **others}
@@ -92,7 +93,7 @@ def command(
     output = output or Path(f"{opened.name}.heat.tif")
     outputs = {output: (".tif", ".tiff"), **({png: (".png",)} if png else {})}
     check_outputs(outputs, overwrite=overwrite)
-    spare_scene(opened, *outputs)
+    spare_scenes([opened], outputs)
     options.introduce(opened)
     for warning in opened.warnings:
         options.warn(warning)

@@ -228,11 +228,15 @@ def take(values: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     return {name: values.pop(name) for name in names if name in values}
 
 
-def open_scenes(names: Sequence[str], **scene_options: Any) -> list[Scene]:
-    """The scenes that ``names`` stand for, with a line for each; ``-`` is STAC on standard input."""
+def open_scenes(names: Sequence[str], outputs: Iterable[Path | str | None] = (), **scene_options: Any) -> list[Scene]:
+    """The scenes that ``names`` stand for, with a line for each; ``-`` is STAC on standard input.
+
+    What ``outputs`` name is none of them, where it was left in a folder by an earlier run.
+    """
     from rsedge.runtime.catalog import open_scenes as open_all
 
-    scenes = open_all(names, stdin=standard_input(names), **scene_options)
+    written = [output for output in outputs if output is not None]
+    scenes = open_all(names, stdin=standard_input(names), outputs=written, **scene_options)
     for scene in scenes:
         introduce(scene)
     return scenes

@@ -32,16 +32,26 @@ def resumable(output: str) -> Iterator[None]:
 
 def save_config(ctx: click.Context, output: Path, resolved: Mapping[str, Any]) -> None:
     """Keep the options beside the output, those in ``resolved`` as they are there, in a file that ``--config`` takes
-    for the very same run.
+    for the very same run; but signatures of URLs are secrets, and are to be given again.
     """
     from rsedge.errors import OutputError
     from rsedge.tomlfile import write_toml
 
     path = output.with_name(f"{output.name}.config.toml")
     try:
-        write_toml(path, options.to_config(ctx.command, {**ctx.params, "output": str(output), **resolved}))
+        values = {**ctx.params, "output": str(output), **resolved}
+        write_toml(path, options.to_config(ctx.command, {name: _unsigned(value) for name, value in values.items()}))
     except OSError as error:
         raise OutputError(f"{output} is whole, but {path} cannot be written: {error.strerror}; move it away") from error
+
+
+def _unsigned(value: Any) -> Any:
+    """A URL, or those in a tuple, without its signature; anything else as it is."""
+    from rsedge.runtime.remote import is_remote, unsigned
+
+    if isinstance(value, tuple):
+        return tuple(map(_unsigned, value))
+    return unsigned(value) if isinstance(value, str) and is_remote(value) else value
 
 
 def report(summary: Summary, made: str, device: str, device_reason: str, *, as_json: bool) -> int:

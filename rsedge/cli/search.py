@@ -200,7 +200,7 @@ def _write_sheet(sheet: Path, hits: list[Hit], folders: tuple[Path, ...]) -> Non
     if not hits:
         options.warn(f"{sheet} is not written: nothing was found")
     elif without := write_hit_sheet(sheet, hits, folders=folders):
-        options.warn(f"{without} of {len(hits)} hits on {sheet} have no pixels: name their folder with --pixels-from")
+        options.warn(f"{without} of {len(hits)} hits on {sheet} have no pixels: it says why (--pixels-from FOLDER)")
 
 
 def _report(index: Index, hits: list[Hit], output: str | None, sheet: Path | None, *, as_json: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -12,12 +12,12 @@ from rsedge.errors import OptionError
 
 ROLES = ("red", "green", "blue")
 
-# First words of a band description that name a role; Sentinel-2 numbers, colours, and channels of a true-colour image.
-_NAMES = {
-    "red": {"b04", "b4", "red", "r", "tci_r"},
-    "green": {"b03", "b3", "green", "g", "tci_g"},
-    "blue": {"b02", "b2", "blue", "b", "tci_b"},
-}
+# First words of a band description that name a role, in order of trust: Sentinel-2 numbers and colours, then channels
+# of a true-colour image, which Earth Engine exports beside the bands.
+_NAMES = (
+    {"red": {"b04", "b4", "red", "r"}, "green": {"b03", "b3", "green", "g"}, "blue": {"b02", "b2", "blue", "b"}},
+    {"red": {"tci_r"}, "green": {"tci_g"}, "blue": {"tci_b"}},
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ def find_bands(descriptions: Sequence[str | None], colours: Sequence[str], dtype
         colours: GDAL's colour interpretation of each band, as a lower-case name.
         dtypes: NumPy name of each band's type.
     """
-    found = _by_role([_role(text) for text in descriptions])
+    found = next(filter(None, (_by_role([_role(text, names) for text in descriptions]) for names in _NAMES)), None)
     if found:
         names = ", ".join(
             f"{role} = band {index} ({descriptions[index - 1]})" for role, index in zip(ROLES, found, strict=True)
@@ -101,12 +101,12 @@ def unusable_type(source: str, dtypes: Iterable[str], choice: BandChoice | None)
     )
 
 
-def _role(description: str | None) -> str | None:
+def _role(description: str | None, names: Mapping[str, Collection[str]]) -> str | None:
     """The colour a band description names, or None: "B04" and "B4, central wavelength 665 nm" are red."""
     words = re.split(r"[\s,;:()/]+", (description or "").strip().lower())
     if words[1:2] == ["edge"]:  # "Red edge 1" is no red
         return None
-    return next((role for role, names in _NAMES.items() if words[0] in names), None)
+    return next((role for role, words_for in names.items() if words[0] in words_for), None)
 
 
 def _by_role(roles: Sequence[str | None]) -> tuple[int, ...] | None:

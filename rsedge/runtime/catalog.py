@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rsedge.errors import SceneError
 from rsedge.runtime import remote
 from rsedge.runtime.loose_bands import read_loose_bands, sibling_bands
+from rsedge.runtime.opening import open_dataset
 from rsedge.runtime.products import Product
 from rsedge.runtime.safe import is_safe, read_safe
 from rsedge.runtime.stac import is_stac, read_stac
@@ -30,6 +31,7 @@ STDIN = "-"
 RASTERS = frozenset({".tif", ".tiff", ".jp2", ".vrt", ".img", ".png", ".jpg", ".jpeg"})
 
 _RESOLUTIONS = ("R10m", "R20m", "R60m")  # where a product keeps the bands that its own folder was read by
+_DOCUMENTS = frozenset({".json", ".geojson"})
 _SHOWN = 8  # problems that are told in full
 
 
@@ -49,6 +51,8 @@ def find(
         SceneError: It does not exist, holds nothing to read, or is damaged.
         OptionError: It is remote, and that was not allowed.
     """
+    if not name:
+        raise SceneError("an empty name stands for no scene: pass a raster, a product, or . for this folder")
     if name == STDIN:
         return list(read_stac(STDIN, text=stdin or "", allow_remote=allow_remote))
     if remote.is_remote(name):
@@ -67,6 +71,10 @@ def find(
                 f"{', '.join(sorted(suffixes))}; pass another, or one raster file"
             )
         return found
+    if path.suffix.lower() in _DOCUMENTS and path.is_file() and not _is_raster(name):
+        raise SceneError(
+            f"{name} is neither a raster nor STAC with an item in it: pass an item or a collection of items"
+        )
     return [name]
 
 
@@ -84,12 +92,19 @@ def find_one(name: str, *, allow_remote: bool = False) -> str | Product:
     return found[0]
 
 
-def open_scenes(names: Sequence[str | os.PathLike[str]], *, stdin: str | None = None, **options: Any) -> list[Scene]:
+def open_scenes(
+    names: Sequence[str | os.PathLike[str]],
+    *,
+    stdin: str | None = None,
+    outputs: Collection[str | os.PathLike[str]] = (),
+    **options: Any,
+) -> list[Scene]:
     """The scenes of all ``names``, in order.
 
     Args:
         names: See :func:`find`.
         stdin: What ``-`` holds.
+        outputs: What will be written: the results of an earlier run are no scenes of the folder they lie in.
         **options: See :class:`rsedge.runtime.scene_opening.SceneOptions`.
 
     Raises:
@@ -102,9 +117,12 @@ def open_scenes(names: Sequence[str | os.PathLike[str]], *, stdin: str | None = 
     problems: list[str] = []
     allowed = bool(options.get("allow_remote"))
     found: list[str | Product] = []
-    for name in names:
+    written = {Path(output).resolve() for output in outputs}
+    for each in names:
+        name = os.fspath(each)
         with _noted(problems):
-            found += find(os.fspath(name), allow_remote=allowed, stdin=stdin)
+            inside = find(name, allow_remote=allowed, stdin=stdin)
+            found += [entry for entry in inside if entry == name or not _is_one_of(entry, written)]
     for entry in found:
         with _noted(problems):
             scenes.append(Scene.open(entry, **options))
@@ -112,6 +130,10 @@ def open_scenes(names: Sequence[str | os.PathLike[str]], *, stdin: str | None = 
         more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
         raise SceneError("\n".join([*problems[:_SHOWN], *more]))
     return scenes
+
+
+def _is_one_of(entry: str | Product, paths: Collection[Path]) -> bool:
+    return isinstance(entry, str) and not remote.is_remote(entry) and Path(entry).resolve() in paths
 
 
 @contextmanager
@@ -151,7 +173,7 @@ def walk(
 def _own_products(folder: Path, allow_remote: bool) -> list[Product]:
     """Those of the folder's own files: STAC items, else band files beside each other."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    items = [path for path in files if path.suffix.lower() in (".json", ".geojson") and is_stac(os.fspath(path))]
+    items = [path for path in files if path.suffix.lower() in _DOCUMENTS and is_stac(os.fspath(path))]
     described: list[Product] = []
     for path in items:
         problems: list[str] = []
@@ -171,6 +193,14 @@ def _products(path: Path, allow_remote: bool) -> list[Product] | None:
     if path.is_file() and (product := sibling_bands(path)) is not None:
         return [product]
     return None
+
+
+def _is_raster(name: str) -> bool:
+    try:
+        open_dataset(name).close()
+    except SceneError:
+        return False
+    return True
 
 
 def _of_pattern(pattern: str, allow_remote: bool, suffixes: Collection[str]) -> list[str | Product]:

@@ -21,7 +21,7 @@ from rsedge.errors import BundleError, OptionError
 from rsedge.runtime.class_records import ClassifiedTile, open_class_writer
 from rsedge.runtime.pipeline import Summary, check_distinct, embed_scene, execute_run
 from rsedge.runtime.prompts import TEMPLATES, class_embeddings
-from rsedge.runtime.rasters import MAX_CLASSES, NO_CLASS, Cells, check_suffix, spare_scene, tile_cells, write_classes
+from rsedge.runtime.rasters import MAX_CLASSES, NO_CLASS, Cells, check_suffix, tile_cells, write_classes
 from rsedge.runtime.sources import TileOptions, Tiling, rounded
 from rsedge.runtime.work import Models, Progress, ResultWriter, Target, TileEmbedder
 from rsedge.runtime.writers import STDOUT, Writer, parse_format
@@ -322,7 +322,6 @@ def _raster_target(classifier: Classifier, scenes: Sequence[Scene], path: Path, 
         raise OptionError(f"{len(scenes)} scenes do not fit in one raster, {path}: classify one scene at a time")
     check_suffix(path)
     scene, grid = scenes[0], options.grid(scenes[0])
-    spare_scene(scene, path)
     cells: Cells = tile_cells(options.tile_size, options.overlap)
     tags = {
         "model": classifier.embedder.model,

@@ -47,7 +47,7 @@ class CloudSource:
         """For a scene on ``grid``; ``extent`` is where a file lies that does not say so itself.
 
         Raises:
-            SceneError: The raster cannot be opened, is not uint8, or lies on no grid that fits.
+            SceneError: The raster cannot be opened, holds no whole numbers, or lies on no grid that fits.
         """
         return cls(kind, file, on_grid(file, grid, outside=_OUTSIDE[kind], extent=extent))
 
@@ -60,12 +60,14 @@ class CloudReader:
     """Reads windows of a cloud source; belongs to one thread."""
 
     def __init__(self, source: CloudSource) -> None:
-        self._dataset: Any = open_dataset(source.target)
-        self._cloudy = np.zeros(256, np.bool_)
-        self._cloudy[list(SCL_CLOUDS) if source.kind == "scl" else slice(1, None)] = True
         with open_dataset(source.file.path) as dataset:
             nodata = dataset.nodatavals[source.file.band - 1]
-        if nodata is not None and 0 <= nodata <= 255:
+        self._dataset: Any = open_dataset(source.target)
+        stored = np.dtype(self._dataset.dtypes[0])
+        # A table of every value there is; those below zero lie at its end, as negative indexes do.
+        self._cloudy = np.zeros(256**stored.itemsize, np.bool_)
+        self._cloudy[list(SCL_CLOUDS) if source.kind == "scl" else slice(1, None)] = True
+        if nodata is not None and float(nodata).is_integer() and np.iinfo(stored).min <= nodata <= np.iinfo(stored).max:
             self._cloudy[int(nodata)] = False
         self._no_data = SCL_NO_DATA if source.kind == "scl" else None
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from xml.etree.ElementTree import Element, SubElement, tostring
 
 from rasterio.crs import CRS
+from rasterio.enums import MaskFlags
 from rasterio.transform import from_origin
 
 from rsedge.errors import SceneError
 from rsedge.runtime import remote
 from rsedge.runtime.opening import open_dataset
+from rsedge.runtime.sentinel2 import OFFSET_TAGS
 
 if TYPE_CHECKING:
     from rasterio.transform import Affine
@@ -59,6 +61,9 @@ class _Source:
     dtype: str
     nodata: float | None
     blocks: tuple[int, int]
+    masked: bool
+    scaling: tuple[float, float]
+    tags: Mapping[str, str]
 
     @classmethod
     def open(cls, file: BandFile, extent: Extent | None) -> _Source:
@@ -77,7 +82,16 @@ class _Source:
             grid = Grid.of(dataset)
             if extent is not None and not grid.crs and grid.transform.is_identity:
                 grid = _spread_over(extent, dataset.width, dataset.height)
-            return cls(file, grid, dataset.dtypes[index], dataset.nodatavals[index], dataset.block_shapes[index])
+            return cls(
+                file,
+                grid,
+                dataset.dtypes[index],
+                dataset.nodatavals[index],
+                dataset.block_shapes[index],
+                MaskFlags.per_dataset in dataset.mask_flag_enums[index],
+                (dataset.scales[index], dataset.offsets[index]),
+                dataset.tags(index + 1),
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +134,15 @@ def compose(bands: Sequence[BandFile], extent: Extent | None = None) -> Composit
         SubElement(band, "ColorInterp").text = colour
         if source.nodata is not None:
             SubElement(band, "NoDataValue").text = repr(source.nodata)
+        _add_scaling(band, source)
         resampled = source.grid.transform.a != finest.transform.a
         if resampled:
             notes.append(f"{colour.lower()} was resampled from {abs(source.grid.transform.a):g} to "
                          f"{abs(finest.transform.a):g} map units")  # fmt: skip
         _add_source(band, source, finest, "bilinear" if resampled else None)
+    if masked := next((source for source in sources if source.masked), None):
+        band = SubElement(SubElement(root, "MaskBand"), "VRTRasterBand", dataType="Byte")
+        _add_source(band, masked, finest, None, of_mask=True)
     with open_dataset(bands[0].path) as dataset:
         driver = dataset.driver
     return Composite(tostring(root, encoding="unicode"), sources[0].blocks, driver, tuple(notes))
@@ -141,7 +159,7 @@ def on_grid(file: BandFile, grid: Grid, *, outside: int, extent: Extent | None =
         name = remote.unsigned(file.path)
         raise SceneError(f"{name} is {source.dtype}, but masks hold classes: convert it with gdal_translate -ot Byte")
     root = _root(grid)
-    band = SubElement(root, "VRTRasterBand", dataType="Byte", band="1")
+    band = SubElement(root, "VRTRasterBand", dataType=_GDAL_TYPES[source.dtype], band="1")
     SubElement(band, "NoDataValue").text = str(outside)
     _add_source(band, source, grid, None)
     return tostring(root, encoding="unicode")
@@ -162,14 +180,26 @@ def _root(grid: Grid) -> Element:
     return root
 
 
-def _add_source(band: Element, source: _Source, grid: Grid, resampling: str | None) -> None:
+def _add_scaling(band: Element, source: _Source) -> None:
+    """What the file says of its digital numbers."""
+    scale, offset = source.scaling
+    if (scale, offset) != (1.0, 0.0):
+        SubElement(band, "Offset").text, SubElement(band, "Scale").text = repr(offset), repr(scale)
+    told = {name: text for name, text in source.tags.items() if name in OFFSET_TAGS}
+    if told:
+        entries = SubElement(band, "Metadata")
+        for name, text in told.items():
+            SubElement(entries, "MDI", key=name).text = text
+
+
+def _add_source(band: Element, source: _Source, grid: Grid, resampling: str | None, *, of_mask: bool = False) -> None:
     x, y, width, height = _place(source, grid)
     entry = SubElement(band, "SimpleSource")
     if resampling:
         entry.set("resampling", resampling)
     # Shared handles would be used by several threads at once.
     SubElement(entry, "SourceFilename", relativeToVRT="0", shared="0").text = source.file.path
-    SubElement(entry, "SourceBand").text = str(source.file.band)
+    SubElement(entry, "SourceBand").text = ("mask," if of_mask else "") + str(source.file.band)
     rows, cols = source.blocks
     own = source.grid
     SubElement(  # known here, so that GDAL opens a file when its pixels are wanted and not before
@@ -177,7 +207,7 @@ def _add_source(band: Element, source: _Source, grid: Grid, resampling: str | No
         "SourceProperties",
         RasterXSize=str(own.width),
         RasterYSize=str(own.height),
-        DataType=_GDAL_TYPES[source.dtype],
+        DataType="Byte" if of_mask else _GDAL_TYPES[source.dtype],
         BlockXSize=str(cols),
         BlockYSize=str(rows),
     )

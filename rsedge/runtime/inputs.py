@@ -127,7 +127,7 @@ def _is_scene(name: str, kind: InputKind, large: list[str]) -> bool:
         with warnings.catch_warnings(), rasterio.Env():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             dataset = rasterio.open(name)
-    except RasterioError:
+    except (RasterioError, UnicodeEncodeError):  # rasterio opens no name that is not UTF-8
         return False
     with dataset:
         if dataset.crs or not dataset.transform.is_identity or dataset.gcps[0] or dataset.count == 0:

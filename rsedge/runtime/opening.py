@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 import warnings
@@ -28,6 +29,9 @@ def open_dataset(target: str) -> Any:
         with _WARNING_FILTERS, warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             return rasterio.open(target)
+    except UnicodeEncodeError as error:
+        name = os.fsencode(target).decode("utf-8", "replace")
+        raise SceneError(f"{name} is a name that is not UTF-8, and rasterio opens none: rename the file") from error
     except RasterioError as error:
         if remote.is_remote(target):
             raise remote.read_problem(target, error) from error

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any, cast
 from rsedge.errors import OptionError
 from rsedge.runtime.geoparquet import EmbeddingsInfo, EmbeddingsWriter
 from rsedge.runtime.scene import Scene
-from rsedge.runtime.sources import SEGMENT_TILES, ImageSource, SceneTiles, TileOptions, Tiling, make_sources
+from rsedge.runtime.sources import (
+    SEGMENT_TILES,
+    ImageSource,
+    SceneTiles,
+    TileOptions,
+    Tiling,
+    make_sources,
+    spare_scenes,
+)
 from rsedge.runtime.work import (
     EmbeddingType,
     Models,
@@ -282,13 +290,14 @@ def execute_run(
     Raises:
         OptionError, OutputError, SceneError: As :func:`run`.
     """
+    scenes = [entry for entry in inputs if isinstance(entry, Scene)]
+    spare_scenes(scenes, (target.path for target in targets if target.path is not None))
     sources = make_sources(inputs, options)
     tiling = {name: value for name, value in asdict(options).items() if name != "readers"}
     began = time.monotonic()
     work = Work(sources, models, progress)
     done = execute(work, targets, overwrite=overwrite, settings={**tiling, "settings": dict(settings)})
     seconds = time.monotonic() - began
-    scenes = [entry for entry in inputs if isinstance(entry, Scene)]
     tiles = done.counts.total()
     return Summary(
         output=str(targets[0].path or STDOUT),

@@ -53,7 +53,7 @@ def quicklook(scene: Scene, *, longest: int = 1400) -> UInt8:
     width, height = (max(1, round(side / factor)) for side in (scene.width, scene.height))
     lines = max(_CACHED_LINES, scene.block_shape[0] * 3 // 2)
     cache = max(_SMALLEST_CACHE, lines * scene.width * scene.band_count * np.dtype(scene.dtype).itemsize)
-    with rasterio.Env(GDAL_CACHEMAX=cache, GDAL_NUM_THREADS="ALL_CPUS"):
+    with scene.environment(GDAL_CACHEMAX=cache, GDAL_NUM_THREADS="ALL_CPUS"):
         source = _overview(scene, factor)
         with source.reader() as reader:
             return _averaged(reader, (source.height, source.width), (height, width))

@@ -73,17 +73,6 @@ def check_suffix(path: Path, suffixes: Sequence[str] = (".tif", ".tiff")) -> Non
         raise OptionError(f"output {path}: end its name in {' or '.join(suffixes)}")
 
 
-def spare_scene(scene: Scene, *outputs: Path) -> None:
-    """Refuse outputs that are files of the scene itself, which ``--overwrite`` would destroy.
-
-    Raises:
-        OptionError: One is; all are named.
-    """
-    own = {Path(name).resolve() for name in scene.files}
-    if found := [str(path) for path in outputs if path.resolve() in own]:
-        raise OptionError(f"{' and '.join(found)}: the scene itself is never replaced; choose another output")
-
-
 def check_outputs(outputs: Mapping[Path, Sequence[str]], *, overwrite: bool) -> None:
     """Refuse outputs that cannot be written, before any work.
 

@@ -22,7 +22,14 @@ from rsedge.runtime.rendering import (
     offset_conflict,
     offset_missing,
 )
-from rsedge.runtime.sentinel2 import ProductName, acquisition_time, baseline_offset, declared_offset, parse_time
+from rsedge.runtime.sentinel2 import (
+    OFFSET_TAGS,
+    ProductName,
+    acquisition_time,
+    baseline_offset,
+    declared_offset,
+    parse_time,
+)
 
 if TYPE_CHECKING:
     from rsedge.runtime.bands import BandChoice
@@ -63,12 +70,12 @@ def known_facts(source: str, dataset: Any, choice: BandChoice, product: Product 
     offset, why, quantification = None, "nothing declares one", None
     if product is not None and product.boa_offset is not None:
         offset, why = product.boa_offset, "metadata of the product"
-    elif product is None:
+    elif product is None or not product.visual:
         indexes = [index - 1 for index in choice.indexes]
         tags = [dataset.tags(index + 1) for index in indexes]
         scaling = [(dataset.scales[index], dataset.offsets[index]) for index in indexes]
         declared = declared_offset(tags, scaling)
-        if declared or any("BOA_ADD_OFFSET" in tag or "RADIO_ADD_OFFSET" in tag for tag in tags):
+        if declared or any(tag.keys() & set(OFFSET_TAGS) for tag in tags):
             offset, why = declared, "metadata of the bands"
         if scaling[0][0] not in (0.0, 1.0):
             quantification = 1 / scaling[0][0]

@@ -126,6 +126,10 @@ def _resolve(source: str) -> str:
 
 def _describe(source: str, target: str, dataset: Any, options: SceneOptions, product: Product | None = None) -> Scene:
     """The scene for an open dataset; reports everything that is wrong at once."""
+    parts = [target] if product is None else [*(file.path for file in product.bands.values())]
+    # A VRT on disk may lead to the network, which opening it does not tell.
+    far = {name for name in parts if remote.is_remote(name)} or {n for n in dataset.files if remote.is_remote(n)}
+    remote.check_allowed(sorted(far), allow=options.allow_remote)
     choice, dtype = _choose_bands(source, dataset, options, product)
     if options.nodata is not None:
         _check_nodata(options.nodata, dtype)
@@ -138,7 +142,6 @@ def _describe(source: str, target: str, dataset: Any, options: SceneOptions, pro
     rendering, why, doubts = choose_rendering(
         dataset, choice, nodata, facts, boa_offset=options.boa_offset, values=options.pixel_values, source=source
     )
-    parts = [target] if product is None else [*(file.path for file in product.bands.values())]
     scene = Scene(
         name=product.name if product else _name(source),
         path=dataset.name if product is None else target,
@@ -160,7 +163,7 @@ def _describe(source: str, target: str, dataset: Any, options: SceneOptions, pro
         band_count=dataset.count,
         driver=dataset.driver,
         files=_local_files(dataset, product),
-        remote=tuple(sorted({part for part in parts if remote.is_remote(part)})),
+        remote=tuple(sorted(far)),
         product_id=facts.product_id,
         mgrs_tile=facts.mgrs_tile,
         resampled=resampled,
@@ -198,6 +201,12 @@ def _with_clouds(scene: Scene, dataset: Any, options: SceneOptions, product: Pro
         file = BandFile(path=_resolve(os.fspath(named)))
     elif product is None:
         called = [index for index, text in enumerate(dataset.descriptions, 1) if (text or "").strip().upper() == "SCL"]
+        if called and dataset.dtypes[called[0] - 1] in FLOATS:  # scaled with the bands, classes would be others
+            doubt = (
+                f"{scene.source}: band {called[0]} (SCL) is {dataset.dtypes[called[0] - 1]} and classes are whole "
+                f"numbers, so clouds are not known: gdal_translate -b {called[0]} -ot Byte makes a raster for --scl"
+            )
+            return replace(scene, warnings=(*scene.warnings, doubt))
         file = BandFile(path=scene.path, band=called[0]) if called else None
     if file is None:
         return scene
@@ -285,7 +294,9 @@ def _georeference_warnings(source: str, dataset: Any) -> tuple[str, ...]:
         missing.append("geotransform")
     if not missing:
         return ()
-    remedy = (
-        "gdalwarp uses its ground control points" if dataset.gcps[0] else "gdal_edit.py -a_srs … -a_ullr … sets them"
-    )
+    remedy = "gdal_edit.py -a_srs … -a_ullr … sets them"
+    if dataset.gcps[0]:
+        remedy = "gdalwarp uses its ground control points"
+    elif dataset.rpcs:
+        remedy = "gdalwarp -rpc uses its rational polynomial coefficients"
     return (f"{source} has no {' and no '.join(missing)}: its records have no geometry ({remedy})",)

@@ -142,6 +142,7 @@ def _at(position: int, count: int, step: int, first: int) -> bool:
 def _read(scene: Scene, records: Sequence[TileRecord], side: int) -> list[UInt8 | None]:
     """Pixels of the tiles as squares, uint8 [side, side, 3]; None where they cannot be read."""
     with ExitStack() as stack:
+        stack.enter_context(scene.environment())
         try:
             reader = stack.enter_context(scene.reader())
         except SceneError:

@@ -13,6 +13,8 @@ import numpy as np
 from rasterio.errors import RasterioError
 
 from rsedge.errors import OptionError, RsedgeError
+from rsedge.runtime.catalog import find
+from rsedge.runtime.products import Product
 from rsedge.runtime.scene import Scene
 from rsedge.runtime.sheet import write_sheet
 
@@ -105,7 +107,7 @@ class _Scenes:
         if height < 1 or width < 1:
             return f"{scene.name} is smaller than when it was embedded"
         try:
-            with scene.reader() as reader:
+            with scene.environment(), scene.reader() as reader:
                 image, _ = reader.read(record.row_off, record.col_off, height, width)
         except (RasterioError, RsedgeError) as error:
             return f"pixels cannot be read: {' '.join(str(error).split())}"
@@ -117,7 +119,7 @@ class _Scenes:
     def _open(self, hit: Hit) -> Scene | str:
         problem = "pixels not found: --pixels-from FOLDER"
         for path in self._candidates(hit):
-            scene = _try_open(path)
+            scene = _try_open(path, hit.record.scene)
             if not isinstance(scene, str):
                 return scene
             problem = scene
@@ -150,8 +152,11 @@ def _shared_end(path: Path, embedded: str | None) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-def _try_open(path: Path) -> Scene | str:
+def _try_open(path: Path, name: str) -> Scene | str:
+    """The scene at a path; the one of its ``name`` where there are several, granules or STAC items."""
     try:
-        return Scene.open(path)
+        found = find(os.fspath(path))
+        named = [entry for entry in found if isinstance(entry, Product) and entry.name == name]
+        return Scene.open(named[0] if len(found) > 1 and len(named) == 1 else path)
     except RsedgeError as error:
         return f"pixels cannot be read: {' '.join(str(error).split())}"

@@ -10,6 +10,9 @@ from datetime import datetime, timezone
 
 from rsedge.errors import SceneError
 
+OFFSET_TAGS = ("BOA_ADD_OFFSET", "RADIO_ADD_OFFSET")
+"""Metadata of a band that say what is to be added to its digital numbers."""
+
 # In order of trust; TIFFTAG_DATETIME comes last, because many programs put the time of processing there.
 _TIME_TAGS = ("ACQUISITIONDATETIME", "DATATAKE_1_DATATAKE_SENSING_START", "PRODUCT_START_TIME")
 _TIME_FORMATS = ("%Y-%m-%dT%H:%M:%S.%f", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y:%m:%d %H:%M:%S")
@@ -147,7 +150,7 @@ def declared_offset(tags: Sequence[Mapping[str, str]], scaling: Sequence[tuple[f
     """
     offsets = set()
     for tag, (scale, offset) in zip(tags, scaling, strict=True):
-        text = tag.get("BOA_ADD_OFFSET", tag.get("RADIO_ADD_OFFSET"))
+        text = next((tag[name] for name in OFFSET_TAGS if name in tag), None)
         try:
             offsets.add(round(float(text)) if text is not None else round(offset / (scale or 1.0)))
         except (ValueError, OverflowError) as error:

@@ -9,7 +9,7 @@ import hashlib
 import math
 import os
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -312,6 +312,17 @@ def make_sources(inputs: Sequence[Scene | ImageSource], options: TileOptions) ->
     if not sources:
         raise OptionError("no scene was given: pass at least one raster")
     return sources
+
+
+def spare_scenes(scenes: Iterable[Scene], outputs: Iterable[Path]) -> None:
+    """Refuse outputs that are files of a scene, of its metadata or its cloud mask, which ``--overwrite`` would destroy.
+
+    Raises:
+        OptionError: One is; all are named.
+    """
+    own = {Path(name).resolve() for scene in scenes for name in scene.files}
+    if found := [str(path) for path in outputs if path.resolve() in own]:
+        raise OptionError(f"{' and '.join(found)}: the scene itself is never replaced; choose another output")
 
 
 def rounded(value: float | None) -> float | None:

@@ -9,7 +9,11 @@ import pytest
 from PIL import Image
 
 from rsedge.cli.main import run
+from rsedge.runtime.reader import ImageSize
+from rsedge.runtime.records import TileResult
+from rsedge.runtime.sources import SceneTiles, TileOptions
 from tests import scenes
+from tests.range_server import serve
 from tests.safe_products import write_safe
 
 
@@ -109,3 +113,84 @@ def test_a_folder_becomes_one_output(product, bundle_path, tmp_path):
     assert caption(tmp_path / "in", bundle_path, "-o", "all.geojsonl") == 0
     names = [json.loads(line)["properties"]["scene"] for line in Path("all.geojsonl").read_text().splitlines()]
     assert list(dict.fromkeys(names)) == [product.name, "more"]
+
+
+def write_item(product):
+    """A STAC item of a product, in this folder."""
+    assets = {
+        name: {"href": str(product.path / product.image(band))}
+        for name, band in (("red", "B04"), ("green", "B03"), ("blue", "B02"))
+    }
+    values = {"type": "Feature", "stac_version": "1.0.0", "id": "s", "properties": {}, "assets": assets, "links": []}
+    Path("item.json").write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    ("scene", "arguments"),
+    [
+        ("scene.png", ["-o", "out.csv", "--sheet", "scene.png"]),
+        ("item.json", ["-o", "out.csv", "--stac", "item.json"]),
+        ("scene.gpkg", ["-o", "scene.gpkg"]),
+        ("scene.gpkg", ["-o", "-", "--cloud-mask", "mask.png", "--sheet", "mask.png"]),
+    ],
+)
+def test_what_is_read_is_never_replaced(product, bundle_path, capsys, scene, arguments):
+    write_item(product)
+    scenes.write(Path("scene.png"), scenes.pixels(3, 64, 64), driver="PNG")
+    scenes.write(Path("scene.gpkg"), scenes.pixels(3, 64, 64), driver="GPKG")
+    scenes.write(Path("mask.png"), scenes.pixels(1, 64, 64), driver="PNG")
+    before = {path: path.read_bytes() for path in Path().iterdir() if path.is_file()}
+    assert caption(scene, bundle_path, *arguments, "--overwrite") == 2
+    assert "the scene itself is never replaced" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in Path().iterdir() if path.is_file()} == before
+
+
+def test_a_run_over_its_own_folder_again(product, bundle_path):
+    scenes.write(Path("a.tif"), scenes.pixels(3, 64, 64))
+    for _ in range(2):
+        assert caption(".", bundle_path, "-o", "out.csv", *VIEWS, "--overwrite") == 0
+    assert {line.split(",")[0] for line in Path("out.csv").read_text().splitlines()[1:]} == {"a", product.name}
+
+
+def test_signatures_stay_out_of_all_that_is_written(tmp_path, monkeypatch, bundle_path):
+    (tmp_path / "served").mkdir()
+    scenes.write(tmp_path / "served" / "a.tif", scenes.pixels(3, 64, 64))
+    monkeypatch.chdir(tmp_path)
+    with serve(tmp_path / "served") as server:
+        server.query = "sig=SECRET"
+        assert caption(server.url("a.tif"), bundle_path, "-o", "out.geojson", *VIEWS, "--allow-remote") == 0
+    written = [path for path in Path().iterdir() if path.is_file()]
+    assert len(written) == 6
+    assert [path.name for path in written if b"SECRET" in path.read_bytes()] == []
+    assert "/a.tif" in Path("out.geojson.config.toml").read_text()
+
+
+@pytest.mark.parametrize("view", ["sheet.png", "report.html"])
+def test_views_read_remote_scenes_as_a_run_does(product, tmp_path, monkeypatch, view):
+    """With retries and time limits, and without looking for files beside the scene."""
+    from rasterio.env import getenv, hasenv
+
+    from rsedge.runtime.report import report_target
+    from rsedge.runtime.scene import Scene
+    from rsedge.runtime.scene_reader import SceneReader
+    from rsedge.runtime.scene_sheet import sheet_target
+
+    (tmp_path / "served").mkdir()
+    scenes.write(tmp_path / "served" / "a.tif", scenes.pixels(3, 64, 64))
+    opened = []
+    real = SceneReader.__init__
+
+    def watch(self, scene):
+        opened.append(scene)
+        assert hasenv()
+        assert getenv()["GDAL_HTTP_MAX_RETRY"] == "2"
+        real(self, scene)
+
+    with serve(tmp_path / "served") as server:
+        scene = Scene.open(server.url("a.tif"), allow_remote=True)
+        results = list(SceneTiles(scene, TileOptions(tile_size=32)).segments(0, [ImageSize(32)], "m"))
+        monkeypatch.setattr(SceneReader, "__init__", watch)
+        make = sheet_target if view.endswith(".png") else report_target
+        with make(view, [scene]).open() as writer:
+            writer.write([TileResult(tile.record, tile.path, None) for segment in results for tile in segment])
+    assert opened

@@ -11,6 +11,7 @@ from rsedge.errors import OptionError, SceneError
 from rsedge.runtime.catalog import find, open_scenes
 from rsedge.runtime.scene import Scene
 from rsedge.runtime.sources import SceneTiles, TileOptions
+from tests import scenes
 from tests.range_server import serve
 from tests.safe_products import SafeProduct, write_safe
 
@@ -181,3 +182,80 @@ def test_damage_is_told_for_every_scene(product, tmp_path):
     assert "first.tif" in str(caught.value)
     assert "absent.tif" in str(caught.value)
     assert product.name not in str(caught.value)
+
+
+def write_bands(folder, **options):
+    """B04, B03 and B02 beside each other, 1200 and more."""
+    folder.mkdir()
+    for number, band in enumerate(("B04", "B03", "B02")):
+        scenes.write(folder / f"{band}.tif", scenes.pixels(1, 32, 32, "uint16", seed=number) + 1200, **options)
+    return folder
+
+
+def test_bands_beside_each_other_may_declare_an_offset(tmp_path):
+    plain = Scene.open(write_bands(tmp_path / "plain"))
+    assert plain.reflectance.boa_offset == 0
+    for name, declare in (
+        ("scaled", lambda band: (setattr(band, "scales", (1e-4,)), setattr(band, "offsets", (-0.1,)))),
+        ("tagged", lambda band: band.update_tags(1, BOA_ADD_OFFSET="-1000")),
+    ):
+        for path in write_bands(tmp_path / name).iterdir():
+            with rasterio.open(path, "r+") as band:
+                declare(band)
+        scene = Scene.open(tmp_path / name)
+        assert scene.reflectance.boa_offset == -1000
+        assert "metadata of the bands" in scene.rendering_reason
+        with scene.reader() as reader:
+            shown = reader.read(0, 0, 32, 32)[0]
+        assert np.array_equal(shown, scene.rendering.apply(stored(plain)))
+
+
+def stored(scene):
+    with rasterio.open(scene.path) as dataset:
+        return dataset.read().transpose(1, 2, 0)
+
+
+def test_bands_beside_each_other_may_have_a_mask(tmp_path):
+    mask = np.full((32, 32), 255, np.uint8)
+    mask[:, :8] = 0
+    folder = write_bands(tmp_path / "in", mask=mask)
+    scene = Scene.open(folder)
+    with scene.reader() as reader:
+        assert np.array_equal(reader.read(0, 0, 32, 32)[1], mask == 0)
+
+
+def test_what_will_be_written_is_no_scene_of_its_folder(tmp_path):
+    scenes.write(tmp_path / "a.tif", scenes.pixels(3, 8, 8))
+    sheet = scenes.write(tmp_path / "sheet.png", scenes.pixels(3, 8, 8), driver="PNG")
+    assert [scene.name for scene in open_scenes([tmp_path])] == ["a", "sheet"]
+    assert [scene.name for scene in open_scenes([tmp_path], outputs=[sheet])] == ["a"]
+    assert [scene.name for scene in open_scenes([sheet], outputs=[sheet])] == ["sheet"]
+
+
+@pytest.mark.parametrize("text", ["[1]", '{"type": "FeatureCollection", "features": []}', '{"type": "Collection"}'])
+def test_json_that_is_no_item_is_told_as_such(tmp_path, text):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(SceneError, match="neither a raster nor STAC with an item"):
+        Scene.open(path)
+
+
+def test_an_empty_name_is_not_this_folder():
+    with pytest.raises(SceneError, match="empty name"):
+        find("")
+
+
+def test_a_local_vrt_of_a_remote_file_needs_leave(tmp_path):
+    path = scenes.write(tmp_path / "a.tif", scenes.pixels(3, 32, 32))
+    vrt = tmp_path / "a.vrt"
+    rasterio.shutil.copy(path, vrt, driver="VRT")
+    with serve(tmp_path) as server:
+        far = f'relativeToVRT="0">/vsicurl/{server.url("a.tif")}<'
+        vrt.write_text(vrt.read_text().replace('relativeToVRT="1">a.tif<', far))
+        with pytest.raises(OptionError, match=r"a\.tif is remote.*--allow-remote"):
+            Scene.open(vrt)
+        assert server.requests == []
+        scene = Scene.open(vrt, allow_remote=True)
+        assert scene.environment().options["GDAL_HTTP_MAX_RETRY"] == "2"
+        assert scene.identity()["remote"][0][0] == server.url("a.tif")
+        assert records(scene) == [{**each, "scene": "a"} for each in records(Scene.open(path))]

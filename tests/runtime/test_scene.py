@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import rasterio
+import rasterio.rpc
 import rasterio.shutil
 
 from rsedge.errors import OptionError, SceneError
@@ -339,4 +342,66 @@ def test_the_offset_may_be_declared_as_gdal_scale_and_offset(tmp_path):
         for band in (1, 2, 3):
             dataset.update_tags(band, BOA_ADD_OFFSET="none")
     with pytest.raises(SceneError, match="'none', which is no number: pass --boa-offset"):
+        Scene.open(path)
+
+
+EARTH_ENGINE = (
+    *("B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B9", "B11", "B12", "AOT", "WVP", "SCL"),
+    *("TCI_R", "TCI_G", "TCI_B", "MSK_CLDPRB", "QA10", "QA20", "QA60"),
+)
+
+
+def write_export(path, dtype, factor=1.0):
+    """All bands of an image of Earth Engine's S2_SR_HARMONIZED, SCL 9 throughout."""
+    data = scenes.pixels(len(EARTH_ENGINE), 32, 32, "uint16").astype("float64")
+    data[EARTH_ENGINE.index("SCL")] = 9
+    return scenes.write(path, (data * factor).astype(dtype), descriptions=tuple(EARTH_ENGINE))
+
+
+def test_an_export_with_bands_true_colour_and_classes(tmp_path):
+    scene = Scene.open(write_export(tmp_path / "20230823T095559_20230823T095553_T34UCF.tif", "uint16"))
+    assert scene.bands == (4, 3, 2)
+    assert scene.mgrs_tile == "34UCF"
+    assert scene.datetime == "2023-08-23T09:55:59Z"
+    with scene.reader() as reader:
+        assert reader.read_pixels(0, 0, 32, 32).cloud.all()
+
+
+def test_an_export_as_floats_is_read_and_its_classes_are_not(tmp_path):
+    scene = Scene.open(write_export(tmp_path / "export.tif", "float32", 1e-4))
+    assert (scene.bands, scene.rendering.values, scene.clouds) == ((4, 3, 2), "reflectance", None)
+    assert "band 15 (SCL) is float32" in scene.warnings[-1]
+    assert "gdal_translate -b 15" in scene.warnings[-1]
+
+
+def test_a_true_colour_image_by_its_channels(tmp_path):
+    path = scenes.write(tmp_path / "a.tif", scenes.pixels(3, 8, 8), descriptions=("TCI_B", "TCI_G", "TCI_R"))
+    assert Scene.open(path).bands == (3, 2, 1)
+
+
+@pytest.mark.parametrize(("dtype", "cloud", "nodata"), [("int16", -1, None), ("uint16", 300, 65535), ("uint8", 1, 255)])
+def test_masks_of_any_integers(tmp_path, dtype, cloud, nodata):
+    mask = np.zeros((1, 8, 8), dtype)
+    mask[:, :4] = cloud
+    mask[:, 6:] = 0 if nodata is None else nodata
+    given = scenes.write(tmp_path / "mask.tif", mask, nodata=nodata)
+    scene = Scene.open(scenes.write(tmp_path / "a.tif", scenes.pixels(3, 8, 8)), cloud_mask=given)
+    with scene.reader() as reader:
+        assert np.array_equal(reader.read_pixels(0, 0, 8, 8).cloud, mask[0] == cloud)
+
+
+def test_rational_polynomials_alone_are_no_place(tmp_path):
+    path = scenes.write(tmp_path / "a.tif", scenes.pixels(3, 8, 8), crs=None, transform=None)
+    ones = [1.0] * 20
+    with rasterio.open(path, "r+") as dataset:
+        dataset.rpcs = rasterio.rpc.RPC(0, 1, 45, 1, ones, ones, 10, 1, 4, 4, ones, ones, 4, 4)
+    scene = Scene.open(path)
+    assert scene.crs_name == "pixel"
+    assert "gdalwarp -rpc" in scene.warnings[0]
+
+
+def test_a_name_that_is_not_utf8(tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9.tif")
+    scenes.write(tmp_path / "a.tif", scenes.pixels(3, 8, 8)).rename(path)
+    with pytest.raises(SceneError, match=r"caf�\.tif is a name that is not UTF-8.*rename"):
         Scene.open(path)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,8 +9,10 @@ from PIL import Image
 from rsedge.errors import OptionError
 from rsedge.runtime import search_sheet
 from rsedge.runtime.index import Index
+from rsedge.runtime.scene import Scene
 from rsedge.runtime.search_sheet import write_hit_sheet
 from tests.runtime.search_files import unit_vectors, write_file
+from tests.safe_products import write_old_l1c
 from tests.scenes import pixels, write
 
 
@@ -113,3 +117,18 @@ def test_what_cannot_be_shown_is_refused(tmp_path):
         write_hit_sheet(tmp_path / "x.png", [])
     with pytest.raises(OptionError, match="nowhere is no folder"):
         write_hit_sheet(tmp_path / "x.png", hits, folders=[tmp_path / "nowhere"])
+
+
+def test_one_granule_of_a_product_of_several(tmp_path, cards):
+    granules = write_old_l1c(tmp_path, seed=3, size=64)
+    scene = f"{granules[1].name}_T{granules[1].tile}"
+    whole = {"row_off": [0], "col_off": [0], "width": [64], "height": [64]}
+    written = write_file(
+        tmp_path / "a.parquet", unit_vectors(1, 4), scene=[scene], path=[str(granules[1].path)], **whole
+    )
+    assert write_hit_sheet(tmp_path / "hits.png", search(written)) == 0
+    ((image, _),) = cards
+    dn = granules[1].dn[:3].transpose(1, 2, 0)
+    assert np.array_equal(image.any(axis=2), dn.any(axis=2))
+    with Scene.open(Path(f"{granules[1].path}") / granules[1].granule).reader() as reader:
+        assert np.array_equal(image, reader.read(0, 0, 64, 64)[0])
