@@ -119,9 +119,9 @@ def _true_colour() -> Iterable[str]:
     yield from _paragraph(
         f"{found['product']}, resampled to 100 m, rendered by `{found['rule']}` (`bench/tci.py`). Where the TCI is not "
         f"saturated ({clear['share_of_values']:.0%} of its values) the mean absolute difference is "
-        f"{clear['mean_absolute_difference']:.2f} grey levels, {clear['within_2']:.1%} are within 2. The rest lies beside "
-        "saturated pixels, as the TCI was clipped before it was resampled: where nothing within two pixels is saturated "
-        f"the mean is {far['mean_absolute_difference']:.2f}, and {far['within_2']:.1%} are within 2."
+        f"{clear['mean_absolute_difference']:.2f} grey levels, {clear['within_2']:.1%} are within 2. The rest lies "
+        "beside saturated pixels, as the TCI was clipped before it was resampled: where nothing within two pixels is "
+        f"saturated the mean is {far['mean_absolute_difference']:.2f}, and {far['within_2']:.1%} are within 2."
     )
 
 
