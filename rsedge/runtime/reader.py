@@ -1,14 +1,14 @@
 """Tiles of a scene as images, read ahead by threads, in order, in constant memory.
 
-Pixels are read by tile rows. Where a file is stored in tiles, each thread owns a range of block columns and walks down
-the scene, so that the last row of blocks is still in GDAL's cache when the next tile row begins in it; where it is
-stored in strips as wide as the scene, threads take whole tile rows in turn. Either way no block is decoded twice by two
-threads, and a row is cut into tiles by the thread that read the last part of it.
+Pixels are read in pieces that are whole blocks of the file (tiles, strips), row by row of pieces. Each piece is decoded
+once, by one thread, made 8-bit at once, and laid into all tiles that it touches; a tile row is finished by the thread
+that read the last piece of it. So the pace is that of decoding the file from its first block to its last.
 """
 
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -32,10 +32,15 @@ _SEQUENTIAL = frozenset({"PNG", "JPEG", "GIF", "BMP", "WEBP"})
 # A raster made of others reports blocks of its own; this is what the files behind it usually have (JP2: 1024).
 _COMPOSITE = frozenset({"VRT", "SENTINEL2"})
 _COMPOSITE_BLOCK = 1024
-# Room for a row of 512-line blocks of a whole Sentinel-2 tile in 16 bits: up to that width memory is the same.
-_SMALLEST_CACHE = 64 * 2**20
-# Lines per read: enough to keep GDAL busy, few enough that copies on the way cost little memory.
-_LINES_AT_ONCE = 64
+# Where GDAL resamples, a pixel between two values may depend on the window that it is part of: the same ones always,
+# tile row by tile row, so many lines each.
+_WARPED_LINES = 64
+# Blocks higher than this are read slice by slice, from GDAL's cache: laid out as tiles they would take too much memory.
+_HIGHEST_PIECE = 4096
+_PIXELS_TOGETHER = 2**18  # make a read worth its call: smaller blocks are read together
+# Pixels per read at most: a JP2 block of 1024 in one; two threads that read parts through VRTs decode each twice.
+_PIXELS_AT_ONCE = 2**20
+_SMALLEST_CACHE = 32 * 2**20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,55 +135,105 @@ def read_tiles(
 def _generate(
     scene: Scene, grid: TileGrid, queue: _RowQueue, readers: int, queue_tiles: int
 ) -> Generator[TilePixels, None, None]:
-    ranges = _column_ranges(scene, readers)
-    workers = 1 if len(ranges) > 1 else _strip_readers(scene, grid, readers)
-    queue.start(ranges, workers, ahead=max(queue_tiles // grid.cols, workers), cache_bytes=cache_bytes(scene, grid))
+    if scene.driver in _SEQUENTIAL or _is_high(scene):
+        readers = 1
+    pieces = _Pieces(scene, queue.window, readers, grid.stride)
+    queue.start(pieces, ahead=max(queue_tiles // grid.cols, 1), cache_bytes=cache_bytes(scene, grid))
     try:
         yield from queue
     finally:
         queue.close()
 
 
-def _column_ranges(scene: Scene, readers: int) -> list[tuple[int, int]]:
-    """First and last column (not included) that each thread reads: whole blocks, about the same number each."""
-    block = max(scene.block_shape[1], _COMPOSITE_BLOCK if scene.driver in _COMPOSITE else 1)
-    blocks = -(-scene.width // block)
-    count = min(readers, blocks)
-    edges = [min(scene.width, block * (blocks * k // count)) for k in range(count + 1)]
-    return list(pairwise(edges))
+def _block_shape(scene: Scene) -> tuple[int, int]:
+    """Height and width of what is decoded at once."""
+    least = _COMPOSITE_BLOCK if scene.driver in _COMPOSITE else 1
+    return max(scene.block_shape[0], least), max(scene.block_shape[1], least)
 
 
-def _strip_readers(scene: Scene, grid: TileGrid, readers: int) -> int:
-    """Threads that take whole tile rows in turn; one, where neighbouring rows share more than a tenth of the strips."""
-    strip = scene.block_shape[0]
-    shared = grid.overlap + (0 if grid.stride % strip == 0 else strip)
-    return 1 if scene.driver in _SEQUENTIAL or shared * 10 > grid.tile_size else min(readers, grid.rows)
+def _is_high(scene: Scene) -> bool:
+    return _block_shape(scene)[0] > _HIGHEST_PIECE
 
 
 def cache_bytes(scene: Scene, grid: TileGrid) -> int:
-    """GDAL's block cache: the rows of blocks that the next tile row wants again, whatever the height of the scene.
+    """GDAL's block cache: what is decoded besides the pixels at hand, whatever the height of the scene.
 
     In bytes, because rasterio hands GDAL the number as it is: the 64 that GDAL's own option would read as megabytes
-    leaves no cache at all, and every block is decoded again for each tile row.
+    leaves no cache at all, and every block is decoded again for each read.
     """
-    composite = scene.driver in _COMPOSITE
-    block = max(scene.block_shape[0], _COMPOSITE_BLOCK if composite else 1)
-    # Lines are read from above: only blocks of the last lines and of the overlap are wanted again. Half a row more is
-    # room for a thread that is ahead, whose new blocks would else drive out those another one still needs.
-    lines = block * (1 + -(-grid.overlap // block)) + block // 2
-    bands = len(scene.bands) if composite else scene.band_count  # interleaved by pixel, all bands are decoded together
-    return max(_SMALLEST_CACHE, lines * scene.width * bands * np.dtype(scene.dtype).itemsize)
+    rows, cols = _block_shape(scene)
+    bands = (
+        len(scene.bands) if scene.driver in _COMPOSITE else scene.band_count
+    )  # interleaved, all are decoded together
+    bytes_per_pixel = bands * np.dtype(scene.dtype).itemsize
+    if _is_high(scene) or scene.resampled or scene.remote:
+        # Its lines are wanted again, by the next slice or by what is resampled from them, or come row by row.
+        lines = rows * (1 + -(-grid.overlap // rows)) + rows // 2
+        wider = 2 if scene.resampled else 1  # the file than the scene, as 10 m than 20 m
+        return max(2 * _SMALLEST_CACHE, wider * lines * scene.width * bytes_per_pixel)
+    return max(_SMALLEST_CACHE, 4 * rows * min(cols, scene.width) * bytes_per_pixel)
+
+
+class _Pieces:
+    """A window of a scene as pieces that are whole blocks, in rows; all but those at its rim have one size.
+
+    Attributes:
+        edges: First line of each row of pieces, and the end.
+        columns: First and last column (not included) of the pieces of a row.
+        lanes: What each thread works through: the same for all, or columns of its own where the pieces below need again
+            what it decoded.
+    """
+
+    def __init__(self, scene: Scene, window: tuple[int, int, int, int], readers: int, stride: int) -> None:
+        top, bottom, left, right = window
+        rows, cols = _block_shape(scene)
+        blocks = max(1, -(-right // cols) - left // cols)
+        readers = max(1, min(readers, blocks if scene.block_shape[1] < scene.width else readers))
+        if scene.block_shape[1] >= scene.width:
+            across = 1
+        elif scene.remote or scene.resampled:  # neighbours on a line are fetched together, or decoded for one another
+            across = -(-blocks // readers)
+        else:
+            across = min(-(-blocks // readers), max(1, _PIXELS_TOGETHER // (rows * cols)))
+        high = rows * max(1, min(_PIXELS_TOGETHER // (cols * across), stride) // rows)
+        if scene.resampled:
+            high = stride
+        elif _is_high(scene):
+            high, across = stride, blocks
+        self.edges = [top, *range((top // high + 1) * high, bottom, high), bottom]
+        wide = cols * across
+        verticals = [left, *range((left // wide + 1) * wide, right, wide), right]
+        self.columns = list(pairwise(verticals))
+        apart = scene.resampled and len(self.columns) > 1
+        self.lanes = [_Lane([columns]) for columns in self.columns] if apart else [_Lane(self.columns)] * readers
+
+
+class _Lane:
+    """Columns of pieces on the way down: the row of pieces in work, and which of it nobody has taken yet."""
+
+    def __init__(self, columns: list[tuple[int, int]]) -> None:
+        self.columns = columns
+        self.at = 0
+        self.left = list(columns)
 
 
 class _Row:
-    """One tile row while it is being read: its images, filled line by line, and counts of their pixels: without data,
+    """One tile row while it is being read: its images, filled piece by piece, and counts of their pixels: without data,
     fill, cloud.
     """
 
     def __init__(self, tiles: list[Tile], tile_size: int, parts: int) -> None:
-        self.left = tiles[0].col_off
-        self.right = max(tile.col_off + tile.width for tile in tiles)
-        self.images: list[UInt8] = [np.zeros((tile_size, tile_size, 3), np.uint8) for _ in tiles]
+        self.tiles = tiles
+        self.top, self.bottom = tiles[0].row_off, tiles[0].row_off + tiles[0].height
+        self.lefts = [tile.col_off for tile in tiles]
+        self.rights = [tile.col_off + tile.width for tile in tiles]
+        # Zeros only where no pixel will be laid.
+        self.images: list[UInt8] = [
+            (np.empty if (tile.height, tile.width) == (tile_size, tile_size) else np.zeros)(
+                (tile_size, tile_size, 3), np.uint8
+            )
+            for tile in tiles
+        ]
         self.counts = np.zeros((3, len(tiles)), np.int64)
         self.parts_left = parts
         self.failed = False
@@ -202,17 +257,29 @@ class _RowQueue:
         self._stopped = False
         self._error: BaseException | None = None
         self._threads: list[threading.Thread] = []
+        # Tile rows by their lines; both ascend.
+        firsts = [grid.tile(number * grid.cols) for number in self._rows]
+        self._tops = [tile.row_off for tile in firsts]
+        self._bottoms = [tile.row_off + tile.height for tile in firsts]
 
-    def start(self, ranges: list[tuple[int, int]], workers: int, *, ahead: int, cache_bytes: int) -> None:
-        """Start a thread per column range, or ``workers`` threads that share the one range row by row."""
-        self._parts = len(ranges)
+    @property
+    def window(self) -> tuple[int, int, int, int]:
+        """What is read of the scene: first and last line (not included), first and last column."""
+        if not self._rows:
+            return 0, 0, 0, 0
+        tiles = [tile for number in self._rows[:2] for tile in self._tiles(number)]
+        left, right = min(tile.col_off for tile in tiles), max(tile.col_off + tile.width for tile in tiles)
+        return self._tops[0], self._bottoms[-1], left, right
+
+    def start(self, pieces: _Pieces, *, ahead: int, cache_bytes: int) -> None:
+        """Start the threads."""
+        self._pieces = pieces
         self._ahead = ahead
-        for first in range(workers):
-            for columns in ranges:
-                arguments = (self._rows[first::workers], columns, cache_bytes)
-                thread = threading.Thread(target=self._work, args=arguments, name="rsedge-reader", daemon=True)
-                self._threads.append(thread)
-                thread.start()
+        for number, lane in enumerate(pieces.lanes if self._rows else ()):
+            arguments = (lane, (number + 0.5) / len(pieces.lanes), cache_bytes)
+            thread = threading.Thread(target=self._work, args=arguments, name="rsedge-reader", daemon=True)
+            self._threads.append(thread)
+            thread.start()
 
     def _tiles(self, number: int) -> list[Tile]:
         """The tiles wanted of a tile row."""
@@ -234,25 +301,23 @@ class _RowQueue:
             return self._done.pop(number)
 
     def close(self) -> None:
-        """End the threads and wait for them; each finishes at most the read it is in."""
+        """End the threads and wait for them; each finishes at most the piece it is in."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
 
-    def _work(self, numbers: range, columns: tuple[int, int], cache_bytes: int) -> None:
-        """Read ``columns`` of the rows ``numbers``: the body of a thread."""
+    def _work(self, lane: _Lane, place: float, cache_bytes: int) -> None:
+        """Read piece after piece: the body of a thread. Of a row of pieces it prefers those near ``place``, 0 to 1."""
         try:
             with self._scene.environment(GDAL_CACHEMAX=cache_bytes), self._scene.reader() as reader:
-                for number in numbers:
-                    row = self._enter(number)
-                    if row is None:
-                        return
-                    if self._leave(row, self._fill(row, self._tiles(number), reader, columns)):
-                        tiles = self._cut(row, self._tiles(number), reader)
+                while (piece := self._enter(lane, place)) is not None:
+                    window, rows = piece
+                    counts = self._fill(rows, reader, *window)
+                    for number in self._leave(rows, counts):
+                        tiles = self._cut(rows[number], reader)
                         with self._changed:
-                            del self._in_work[number]
                             self._done[number] = tiles
                             self._changed.notify_all()
         except BaseException as error:  # whatever it is, the consumer must hear of it
@@ -261,50 +326,79 @@ class _RowQueue:
                 self._stopped = True
                 self._changed.notify_all()
 
-    def _enter(self, number: int) -> _Row | None:
-        """Row ``number`` once the consumer is near it, or None when all should end."""
+    def _enter(self, lane: _Lane, place: float) -> tuple[tuple[int, int, int, int], dict[int, _Row]] | None:
+        """The next piece (top, bottom, left, right) with the tile rows that it touches, once the consumer is near;
+        None when all should end.
+        """
+        edges = self._pieces.edges
         with self._changed:
-            self._changed.wait_for(lambda: self._stopped or number <= self._taken + self._ahead)
-            if self._stopped:
-                return None
-            if number not in self._in_work:
-                self._in_work[number] = _Row(self._tiles(number), self._grid.tile_size, self._parts)
-            return self._in_work[number]
+            while True:
+                if not lane.left:
+                    lane.at += 1
+                    lane.left = list(lane.columns)
+                if self._stopped or lane.at + 1 >= len(edges):
+                    return None
+                numbers = self._touched(edges[lane.at], edges[lane.at + 1])
+                if not numbers:  # lines that no tile wants
+                    lane.left = []
+                elif numbers.start <= self._taken + self._ahead:
+                    break
+                else:
+                    self._changed.wait()
+            target = self._pieces.columns[0][0] * (1 - place) + self._pieces.columns[-1][1] * place
+            left, right = min(lane.left, key=lambda columns: abs(columns[0] + columns[1] - 2 * target))
+            lane.left.remove((left, right))
+            for number in numbers:
+                if number not in self._in_work:
+                    self._in_work[number] = self._new_row(number)
+            return (edges[lane.at], edges[lane.at + 1], left, right), {n: self._in_work[n] for n in numbers}
 
-    def _fill(self, row: _Row, tiles: list[Tile], reader: SceneReader, owned: tuple[int, int]) -> npt.NDArray[np.int64]:
-        """Read the owned columns into the row's images; gives the counts of their pixels in each, [3, tiles]."""
-        counts = np.zeros((3, len(tiles)), np.int64)
-        left, right = max(owned[0], row.left), min(owned[1], row.right)
-        if left >= right or row.failed:
-            return counts
-        height = tiles[0].height
+    def _touched(self, top: int, bottom: int) -> range:
+        """Numbers of the tile rows that want any of the lines."""
+        return self._rows[bisect_right(self._bottoms, top) : bisect_left(self._tops, bottom)]
+
+    def _new_row(self, number: int) -> _Row:
+        tiles, edges = self._tiles(number), self._pieces.edges
+        top, bottom = tiles[0].row_off, tiles[0].row_off + tiles[0].height
+        parts = bisect_left(edges, bottom) - bisect_right(edges, top) + 1  # rows of pieces that reach into it
+        return _Row(tiles, self._grid.tile_size, parts * len(self._pieces.columns))
+
+    def _fill(
+        self, rows: dict[int, _Row], reader: SceneReader, top: int, bottom: int, left: int, right: int
+    ) -> dict[int, npt.NDArray[np.int64]]:
+        """Read a piece into the images of the tile rows; gives the counts of its pixels in each, [3, tiles]."""
+        counts = {number: np.zeros((3, len(row.tiles)), np.int64) for number, row in rows.items()}
+        lines = _WARPED_LINES if self._scene.resampled else max(1, _PIXELS_AT_ONCE // (right - left))
         try:
-            for top in range(0, height, _LINES_AT_ONCE):
-                lines = slice(top, min(top + _LINES_AT_ONCE, height))
-                pixels = reader.read_pixels(tiles[0].row_off + top, left, lines.stop - top, right - left)
-                for index, tile in enumerate(tiles):
-                    first, last = max(tile.col_off, left), min(tile.col_off + tile.width, right)
-                    if first < last:
-                        part, place = slice(first - left, last - left), slice(first - tile.col_off, last - tile.col_off)
-                        row.images[index][lines, place] = pixels.rgb[:, part]
-                        counts[:, index] += _counts(pixels, part)
+            for first in range(top, bottom, lines):
+                last = min(first + lines, bottom)
+                pixels = reader.read_pixels(first, left, last - first, right - left)
+                for number, row in rows.items():
+                    if row.top < last and row.bottom > first:
+                        _lay(pixels, row, counts[number], first, left)
         except RasterioError:
-            row.failed = True
+            for row in rows.values():
+                row.failed = True
         return counts
 
-    def _leave(self, row: _Row, counts: npt.NDArray[np.int64]) -> bool:
-        """Whether the caller read the last part of the row, and so has to finish it."""
+    def _leave(self, rows: dict[int, _Row], counts: dict[int, npt.NDArray[np.int64]]) -> list[int]:
+        """Numbers of the rows of which the caller read the last piece, and which so it has to finish."""
+        finished = []
         with self._changed:
-            row.counts += counts
-            row.parts_left -= 1
-            return row.parts_left == 0
+            for number, row in rows.items():
+                row.counts += counts[number]
+                row.parts_left -= 1
+                if row.parts_left == 0:
+                    finished.append(number)
+                    del self._in_work[number]
+        return finished
 
-    def _cut(self, row: _Row, tiles: list[Tile], reader: SceneReader) -> list[TilePixels]:
+    def _cut(self, row: _Row, reader: SceneReader) -> list[TilePixels]:
         if row.failed:  # what of it can be read, tile by tile, so that the outcome does not depend on how it was shared
-            return [self._read_alone(tile, reader) for tile in tiles]
+            return [self._read_alone(tile, reader) for tile in row.tiles]
         return [
             self._finish(tile, image, counts)
-            for tile, image, counts in zip(tiles, row.images, row.counts.T.tolist(), strict=True)
+            for tile, image, counts in zip(row.tiles, row.images, row.counts.T.tolist(), strict=True)
         ]
 
     def _read_alone(self, tile: Tile, reader: SceneReader) -> TilePixels:
@@ -314,8 +408,9 @@ class _RowQueue:
             reason = " ".join(str(error.__cause__ or error).split())
             return TilePixels(tile, (), None, error=f"pixels cannot be read: {reason}")
         image = np.zeros((self._grid.tile_size, self._grid.tile_size, 3), np.uint8)
-        image[: tile.height, : tile.width] = pixels.rgb
-        return self._finish(tile, image, _counts(pixels, slice(None)))
+        for channel in range(3):
+            image[: tile.height, : tile.width, channel] = pixels.planes[channel]
+        return self._finish(tile, image, _counts(pixels, slice(None), slice(None)))
 
     def _finish(self, tile: Tile, image: UInt8, counts: Sequence[int]) -> TilePixels:
         """Bring a padded tile to the images' sizes; padding does not count as missing."""
@@ -325,14 +420,29 @@ class _RowQueue:
         return TilePixels(tile, self._bring_to_size(image), empty / size, fill / size, cloudy)
 
 
-def _counts(pixels: Pixels, columns: slice) -> list[int]:
+def _lay(pixels: Pixels, row: _Row, counts: npt.NDArray[np.int64], top: int, left: int) -> None:
+    """Lay pixels whose upper left is at ``top``, ``left`` into a row's images, as far as they belong there."""
+    height, width = pixels.planes.shape[1:]
+    first, last, right = max(top, row.top), min(top + height, row.bottom), left + width
+    lines, place = slice(first - top, last - top), slice(first - row.top, last - row.top)
+    known = any(mask is not None for mask in pixels[1:])
+    for index in range(bisect_right(row.rights, left), bisect_left(row.lefts, right)):
+        begin, end = max(row.lefts[index], left), min(row.rights[index], right)
+        columns = slice(begin - left, end - left)
+        image = row.images[index][place, begin - row.lefts[index] : end - row.lefts[index]]
+        for channel in range(3):  # several times as fast as transposing the whole
+            image[..., channel] = pixels.planes[channel, lines, columns]
+        if known:
+            counts[:, index] += _counts(pixels, lines, columns)
+
+
+def _counts(pixels: Pixels, lines: slice, columns: slice) -> list[int]:
     """Pixels without data, pixels of fill that have data, pixels of cloud that have data."""
-    empty = pixels.empty[:, columns]
-    none = int(np.count_nonzero(empty))
-    return [
-        none,
-        *(
-            0 if mask is None else int(np.count_nonzero(mask[:, columns] & ~empty if none else mask[:, columns]))
-            for mask in (pixels.fill, pixels.cloud)
-        ),
-    ]
+    empty = None if pixels.empty is None else pixels.empty[lines, columns]
+    found = [0 if empty is None else int(np.count_nonzero(empty))]
+    for mask in (pixels.fill, pixels.cloud):
+        part = None if mask is None else mask[lines, columns]
+        if part is not None and empty is not None and found[0]:
+            part = part & ~empty
+        found.append(0 if part is None else int(np.count_nonzero(part)))
+    return found

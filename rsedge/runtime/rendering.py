@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -16,6 +17,8 @@ from rsedge.errors import OptionError
 
 if TYPE_CHECKING:
     from rsedge.pixels import ReflectanceRule, UInt8
+
+    UInt16 = npt.NDArray[np.uint16]
 
 PixelValues = Literal["reflectance", "dn", "colours"]
 PIXEL_VALUES: tuple[PixelValues, ...] = get_args(PixelValues)
@@ -27,6 +30,7 @@ _DN_PER_REFLECTANCE = 10000
 _NEWER_OFFSET = -1000
 # A share of pixels this far below zero reflectance is no noise: dark water scatters by a hundredth or two.
 _IMPOSSIBLE, _IMPOSSIBLE_SHARE = -300, 0.02
+_AT_ONCE = 2**17  # numbers that stay in the cache of a core from step to step
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,73 @@ class Rendering:
         if self.rule is None:
             return "uint8 as stored"
         return self.rule.describe() + ("; DN = round(10000 * reflectance)" if self.values == "reflectance" else "")
+
+
+class FastRule:
+    """A rule for digital numbers at twice the speed of its table: a product and a sum in float32 instead of look-ups.
+
+    Belongs to one thread, whose buffers it keeps.
+    """
+
+    def __init__(self, rule: ReflectanceRule) -> None:
+        self._rule = rule
+        self._line = _line(rule)
+        if self._line is not None:
+            # The limits as arrays, because NumPy compares with a single number five times as slowly.
+            self._low, self._high = (np.full(_AT_ONCE, limit, np.uint16) for limit in (self._line.low, self._line.high))
+            self._floats = np.empty(_AT_ONCE, np.float32)
+
+    def apply(self, dn: UInt16, out: UInt8, least: int, most: int) -> None:
+        """What ``ReflectanceRule.apply`` gives, to the last bit.
+
+        Args:
+            dn: uint16, contiguous, of any shape; overwritten.
+            out: uint8 of the same shape, contiguous.
+            least, most: The least and the greatest value in ``dn``.
+        """
+        line = self._line
+        if line is None:
+            out[...] = self._rule.apply(dn)
+            return
+        flat, result = dn.reshape(-1), out.reshape(-1)
+        for first in range(0, flat.size, _AT_ONCE):
+            part = flat[first : first + _AT_ONCE]
+            if most > line.high:
+                np.minimum(part, self._high[: part.size], out=part)
+            if least < line.low:
+                np.maximum(part, self._low[: part.size], out=part)
+            floats = self._floats[: part.size]
+            floats[...] = part
+            floats *= line.slope
+            floats += line.start
+            result[first : first + _AT_ONCE] = floats
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """8-bit values as ``start + slope * DN``, cut to whole numbers, between ``low`` and ``high``; float32."""
+
+    low: int
+    high: int
+    slope: np.float32
+    start: np.float32
+
+    def apply(self, dn: UInt16) -> UInt8:
+        return (np.clip(dn, self.low, self.high).astype(np.float32) * self.slope + self.start).astype(np.uint8)
+
+
+@lru_cache(maxsize=8)
+def _line(rule: ReflectanceRule) -> _Line | None:
+    """The line of a rule, or None where float32 would give another value for any digital number at all."""
+    every = np.arange(65536, dtype=np.uint16)
+    table = rule.apply(every)
+    low = int(np.count_nonzero(table == table[0])) - 1
+    high = 65536 - int(np.count_nonzero(table == table[-1]))
+    slope = 254 / rule.full_scale
+    # Exact values lie 1 / (2 * full_scale) apart: half of that more, and rounding errors of float32 cross none of them.
+    start = 1.5 + slope * rule.boa_offset + 0.25 / rule.full_scale
+    line = _Line(low, high, np.float32(slope), np.float32(start))
+    return line if np.array_equal(line.apply(every), table) else None
 
 
 def _whole(stored: npt.NDArray[Any], factor: int, most: int) -> npt.NDArray[np.uint16]:

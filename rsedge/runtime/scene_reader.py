@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,6 +13,7 @@ from rasterio.windows import Window
 
 from rsedge.runtime.clouds import CloudReader
 from rsedge.runtime.opening import open_dataset
+from rsedge.runtime.rendering import FastRule
 
 if TYPE_CHECKING:
     from rsedge.pixels import UInt8
@@ -23,18 +23,19 @@ Mask = npt.NDArray[np.bool_]
 
 
 class Pixels(NamedTuple):
-    """A window of a scene.
+    """A window of a scene; valid until its reader reads the next one.
 
     Attributes:
-        rgb: uint8 [h, w, 3], R, G, B; 0 where there is no data.
-        empty: bool [h, w], True where there is no data.
+        planes: uint8 [3, h, w], R, G, B; 0 where there is no data. Plane by plane, as GDAL gives them and every step is
+            fastest.
+        empty: bool [h, w], True where there is no data. None where all have data.
         fill: bool [h, w], True where all bands hold the least or all the greatest value they can: black or white fill
             that nothing declares, or clipping. None where there is none at all.
         cloud: bool [h, w], True where there is cloud; None where the scene has no cloud mask.
     """
 
-    rgb: UInt8
-    empty: Mask
+    planes: UInt8
+    empty: Mask | None
     fill: Mask | None
     cloud: Mask | None
 
@@ -56,73 +57,94 @@ class SceneReader:
                 resampling=Resampling[scene.resampled],
             )
         self._clouds = CloudReader(scene.clouds) if scene.clouds else None
-        # A grey scene names its band three times and an alpha band rides along: each band is read once.
-        wanted = dict.fromkeys(scene.bands + ((scene.mask_band,) if scene.mask_band else ()))
-        self._indexes = list(wanted)
-        self._rgb = [self._indexes.index(band) for band in scene.bands]
         self._colours = _colour_table(self._opened, scene.bands[0]) if scene.palette else None
-        self._declared = [None if value is None else np.array(value, dtype=scene.dtype) for value in scene.nodata]
-        self._fill = _fill_values(scene)
+        declared = np.array([value for value in scene.nodata if value is not None], scene.dtype)
+        # Each is what the bands of a pixel without data hold, in the scene's own type.
+        empty = {tuple(declared)} if len(declared) == len(scene.nodata) else set()
+        if scene.reflectance is not None:
+            empty.add((np.dtype(scene.dtype).type(0),) * len(scene.bands))
+        self._empty = list(empty)
+        self._fill = [(np.dtype(scene.dtype).type(value),) * len(scene.bands) for value in _fill_values(scene)]
+        self._impossible = _impossible(scene)
+        self._fast = FastRule(scene.rendering.rule) if scene.rendering.rule and scene.dtype == "uint16" else None
+        self._stored = np.empty(0, scene.dtype)
+        self._planes = np.empty(0, np.uint8)
 
     def read(self, row_off: int, col_off: int, height: int, width: int) -> tuple[UInt8, Mask]:
-        """The colours of a window inside the scene, and where there is no data; see :class:`Pixels`.
+        """The colours of a window inside the scene, and where there is no data, bool [h, w]; see :class:`Pixels`.
 
         Raises:
             rasterio.errors.RasterioError: The pixels cannot be read.
         """
         pixels = self.read_pixels(row_off, col_off, height, width)
-        return pixels.rgb, pixels.empty
+        empty = np.zeros((height, width), np.bool_) if pixels.empty is None else pixels.empty
+        return np.stack(tuple(pixels.planes), axis=2), empty
 
     def read_pixels(self, row_off: int, col_off: int, height: int, width: int) -> Pixels:
-        """All that is known of a window inside the scene.
+        """All that is known of a window inside the scene, in buffers that the next call uses again.
 
         Raises:
             rasterio.errors.RasterioError: The pixels cannot be read.
         """
         window = Window(col_off, row_off, width, height)
-        stored = self._dataset.read(self._indexes, window=window)
-        planes = [stored[position] for position in self._rgb]
-        empty = self._no_data(stored, planes, window)
+        bands = self._scene.bands
+        count = height * width * len(bands)
+        if self._stored.size < count:
+            self._stored = np.empty(count, self._scene.dtype)
+        stored = self._stored[:count].reshape(len(bands), height, width)
+        self._dataset.read(bands, window=window, out=stored)
+        flat = stored.reshape(-1)
+        extremes = (flat.min(), flat.max())
+        empty = _either(self._no_data(stored, extremes), self._masked(window))
         cloud = None
         if self._clouds is not None:
             cloud, without = self._clouds.read(window)
-            if without is not None:
-                empty |= without
-        fill = self._filled(planes)
+            empty = _either(empty, without)
+        fill = None
+        for values in self._fill:
+            fill = _either(fill, _where(stored, values, extremes))
         if self._colours is not None:
-            rgba = self._colours[stored[0]]
-            rgb, empty = np.ascontiguousarray(rgba[..., :3]), empty | (rgba[..., 3] == 0)
+            colours = self._colours[stored[0]]
+            planes, empty = np.moveaxis(colours[..., :3], 2, 0), _either(empty, colours[..., 3] == 0)
         else:
-            rgb = np.empty((height, width, 3), dtype=np.uint8)
-            for channel, plane in enumerate(planes):  # six times as fast as transposing the whole
-                rgb[..., channel] = self._scene.rendering.apply(plane)
-        if empty.any():
-            rgb[empty] = 0
-        return Pixels(rgb, empty, fill, cloud)
+            planes = self._render(stored, extremes)
+        if empty is not None and not empty.any():
+            empty = None
+        if empty is not None:
+            planes *= (~empty).view(np.uint8)  # many times as fast as assigning to a mask
+        return Pixels(planes, empty, fill if fill is None or fill.any() else None, cloud)
 
-    def _no_data(self, stored: npt.NDArray[Any], planes: Sequence[npt.NDArray[Any]], window: Window) -> Mask:
-        """Which pixels of bands [K, h, w], read at ``window``, have no data."""
-        scene = self._scene
-        empty = np.zeros(planes[0].shape, dtype=np.bool_)
-        if planes[0].dtype.kind == "f":
-            for plane in planes:
-                empty |= ~np.isfinite(plane)
-        if all(value is not None for value in self._declared):
-            empty |= _all_equal(planes, self._declared)
-        if scene.reflectance is not None:
-            empty |= _all_equal(planes, [0, 0, 0])
-        if scene.mask_band:
-            empty |= stored[self._indexes.index(scene.mask_band)] == 0
-        elif scene.mask_band == 0:
-            empty |= self._dataset.read_masks(scene.bands[0], window=window) == 0
+    def _masked(self, window: Window) -> Mask | None:
+        """Which pixels have no data as another band or a mask tells; None where nothing does."""
+        if self._scene.mask_band:
+            found: Mask = self._dataset.read(self._scene.mask_band, window=window) == 0
+        elif self._scene.mask_band == 0:
+            found = self._dataset.read_masks(self._scene.bands[0], window=window) == 0
+        else:
+            return None
+        return found
+
+    def _render(self, stored: npt.NDArray[Any], extremes: tuple[Any, Any]) -> UInt8:
+        """8-bit colours of bands [3, h, w], which may be overwritten."""
+        if self._fast is None:
+            return self._scene.rendering.apply(stored)
+        if self._planes.size < stored.size:
+            self._planes = np.empty(stored.size, np.uint8)
+        planes = self._planes[: stored.size].reshape(stored.shape)
+        self._fast.apply(stored, planes, int(extremes[0]), int(extremes[1]))
+        return planes
+
+    def _no_data(self, stored: npt.NDArray[Any], extremes: tuple[Any, Any]) -> Mask | None:
+        """Which pixels of bands [K, h, w] have no data as the values themselves tell; None where all have."""
+        empty: Mask | None = None
+        if stored.dtype.kind == "f" and not np.isfinite(extremes).all():
+            empty = ~np.isfinite(stored).all(axis=0)
+        if self._impossible is not None and not extremes[0] >= self._impossible:
+            impossible: Mask = np.all(stored < self._impossible, axis=0)
+            empty = _either(empty, impossible)
+        for values in self._empty:
+            empty = _either(empty, _where(stored, values, extremes))
         return empty
-
-    def _filled(self, planes: Sequence[npt.NDArray[Any]]) -> Mask | None:
-        fill: Mask | None = None
-        for value in self._fill:
-            found = _all_equal(planes, [value] * len(planes))
-            fill = found if fill is None else fill | found
-        return fill if fill is not None and fill.any() else None
 
     def close(self) -> None:
         """Give the dataset handles back."""
@@ -150,14 +172,30 @@ def _fill_values(scene: Scene) -> list[Any]:
     return [] if scene.dtype.startswith("float") else [np.iinfo(scene.dtype).max]
 
 
-def _all_equal(planes: Sequence[npt.NDArray[Any]], values: Sequence[Any]) -> Mask:
-    """Where every plane has its value; stops at the first plane that has it nowhere, as most scenes allow."""
-    found: Mask = planes[0] == values[0]
-    for plane, value in zip(planes[1:], values[1:], strict=True):
+def _impossible(scene: Scene) -> float | None:
+    """What no reflectance is below, in the scene's own numbers: -9999 and the like, which many files do not declare."""
+    if scene.reflectance is None or scene.dtype == "uint16":
+        return None
+    return -0.2 if scene.rendering.values == "reflectance" else -2000.0
+
+
+def _where(stored: npt.NDArray[Any], values: tuple[Any, ...], extremes: tuple[Any, Any]) -> Mask | None:
+    """Where bands [K, h, w] have their values, K of them; None where their extremes tell that it is nowhere."""
+    if min(values) < extremes[0] or max(values) > extremes[1]:
+        return None
+    found: Mask = stored[0] == values[0]
+    for band, value in zip(stored[1:], values[1:], strict=True):
         if not found.any():
-            break
-        found &= plane == value
+            return None
+        found &= band == value
     return found
+
+
+def _either(one: Mask | None, other: Mask | None) -> Mask | None:
+    """Where one of two masks is True; None is one that is False throughout."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one | other
 
 
 def _colour_table(dataset: Any, band: int) -> UInt8:

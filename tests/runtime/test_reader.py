@@ -9,8 +9,9 @@ import rasterio
 from rasterio.windows import Window
 
 from rsedge.errors import OptionError, SceneError
-from rsedge.pixels import resize
+from rsedge.pixels import ReflectanceRule, resize
 from rsedge.runtime.reader import read_tiles
+from rsedge.runtime.rendering import FastRule
 from rsedge.runtime.scene import Scene
 from rsedge.runtime.scene_reader import SceneReader
 from rsedge.runtime.tiles import TileGrid
@@ -104,6 +105,27 @@ def test_images_are_resized_as_pixels_does(tmp_path):
         np.testing.assert_array_equal(pixels.image, resize(expected_image(path, pixels.tile, SIZE), 50))
 
 
+@pytest.mark.parametrize("offset", [0, -1000, -317])
+@pytest.mark.parametrize("scale", [2500, 2764, 7, 65535])
+@pytest.mark.parametrize("window", [(0, 65536), (1200, 2000), (900, 60000)])
+def test_fast_rule_is_the_rule(offset, scale, window):
+    rule = ReflectanceRule(offset, scale)
+    dn = np.arange(*window, dtype=np.uint16)
+    out = np.empty(dn.shape, np.uint8)
+    expected = rule.apply(dn)
+    FastRule(rule).apply(dn, out, int(dn.min()), int(dn.max()))
+    np.testing.assert_array_equal(out, expected)
+
+
+def test_fast_rule_goes_through_more_than_one_buffer():
+    rule = ReflectanceRule(-1000)
+    dn = np.random.default_rng(0).integers(0, 65536, (3, 300, 400), dtype=np.uint16)
+    out = np.empty(dn.shape, np.uint8)
+    expected = rule.apply(dn)
+    FastRule(rule).apply(dn, out, int(dn.min()), int(dn.max()))
+    np.testing.assert_array_equal(out, expected)
+
+
 # ---- damaged files ----
 
 
@@ -192,19 +214,46 @@ def test_no_block_is_decoded_twice(tmp_path, layout, overlap):
     assert bytes_read_by_this_process() - before < 1.4 * path.stat().st_size
 
 
-def test_no_block_is_read_by_two_threads(tmp_path, monkeypatch):
-    columns = {}
+@pytest.mark.parametrize("layout", ["tiled", "tiled-large", "striped", "striped-high"])
+@pytest.mark.parametrize(("overlap", "edge"), [(0, "pad"), (5, "shift"), (5, "drop")])
+def test_every_pixel_is_read_once_in_whole_blocks(tmp_path, monkeypatch, layout, overlap, edge):
+    reads = np.zeros((150, 210), np.int64)
     read = SceneReader.read_pixels
+    path = make(tmp_path, layout)
+    scene = Scene.open(path)
+    rows, cols = scene.block_shape
 
     def spy(self, row_off, col_off, height, width):
-        columns.setdefault(threading.current_thread(), set()).update(range(col_off // 16, -(-(col_off + width) // 16)))
+        reads[row_off : row_off + height, col_off : col_off + width] += 1
+        assert row_off % rows == 0
+        assert col_off % cols == 0
         return read(self, row_off, col_off, height, width)
 
     monkeypatch.setattr(SceneReader, "read_pixels", spy)
-    scene = Scene.open(make(tmp_path, "tiled"))
-    list(read_tiles(scene, TileGrid(210, 150, SIZE, 5), image_size=SIZE, readers=3))
-    assert len(columns) == 3
-    assert sum(map(len, columns.values())) == len(set.union(*columns.values())) == -(-210 // 16)
+    grid = TileGrid(210, 150, SIZE, overlap, edge)
+    tiles = list(grid)
+    list(read_tiles(scene, grid, image_size=SIZE, readers=3))
+    bottom = max(tile.row_off + tile.height for tile in tiles)
+    right = max(tile.col_off + tile.width for tile in tiles)
+    assert (reads[:bottom, :right] == 1).all()
+    assert reads.sum() == bottom * right  # and what no tile wants is not read at all
+
+
+def test_blocks_higher_than_memory_allows_are_read_in_slices(tmp_path, monkeypatch):
+    monkeypatch.setattr("rsedge.runtime.reader._HIGHEST_PIECE", 40)
+    path = make(tmp_path, "one-strip")
+    scene = Scene.open(path)
+    held = []
+    read = SceneReader.read_pixels
+
+    def spy(self, row_off, col_off, height, width):
+        held.append(height)
+        return read(self, row_off, col_off, height, width)
+
+    monkeypatch.setattr(SceneReader, "read_pixels", spy)
+    for pixels in read_tiles(scene, TileGrid(210, 150, SIZE, 5), image_size=SIZE, readers=3):
+        np.testing.assert_array_equal(pixels.image, expected_image(path, pixels.tile, SIZE))
+    assert max(held) <= 2 * (SIZE - 5)
 
 
 @pytest.mark.parametrize("layout", ["tiled", "striped"])

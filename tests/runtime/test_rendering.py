@@ -75,6 +75,15 @@ def test_a_declared_value_of_floats(tmp_path):
     assert scene.rendering.values == "reflectance"  # told from the others
 
 
+@pytest.mark.parametrize(("dtype", "factor"), [("int16", 1), ("float32", 1), ("float32", 1e-4)])
+def test_an_impossible_value_that_nothing_declares_is_no_data(tmp_path, dtype, factor):
+    data = (land() * factor).astype(dtype)
+    data[:, 5:9] = -9999
+    data[0, 20] = -10 * factor  # dark water
+    with Scene.open(write(tmp_path / "a.tif", data)).reader() as reader:
+        assert np.array_equal(reader.read(0, 0, 64, 64)[1], (data == -9999).all(axis=0))
+
+
 def test_values_that_fit_nothing_ask_the_user(tmp_path):
     path = write(tmp_path / "a.tif", land().astype("float32") * 1000)
     with pytest.raises(OptionError, match="--pixel-values"):
