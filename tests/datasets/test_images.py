@@ -122,9 +122,16 @@ def test_what_cannot_be_told_is_refused(tmp_path: Path):
     path = write(tmp_path / "four.tif", pixels(4, 6, 7, "uint16"))
     with pytest.raises(SceneError, match=r"four\.tif: it is unclear which of its bands.*gdal_translate -b R -b G -b B"):
         FileImage(path).read()
-    path = write(tmp_path / "float.tif", pixels(3, 6, 7, "uint16").astype(np.float32) / 10000)
-    with pytest.raises(SceneError, match=r"float\.tif is no image that rsedge reads.*float32.*-scale 0 1 0 10000"):
+    path = write(tmp_path / "wide.tif", pixels(3, 6, 7, "uint16").astype(np.int32))
+    with pytest.raises(SceneError, match=r"wide\.tif is no image that rsedge reads.*int32.*-scale 0 1 0 10000"):
         FileImage(path).read()
+
+
+def test_reflectance_as_floats_is_what_its_digital_numbers_are(tmp_path: Path):
+    numbers = pixels(3, 6, 7, "uint16")
+    whole = FileImage(write(tmp_path / "whole.tif", numbers)).read()
+    floats = FileImage(write(tmp_path / "floats.tif", numbers.astype(np.float32) / 10000)).read()
+    assert np.array_equal(floats, whole)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
