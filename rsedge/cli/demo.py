@@ -39,11 +39,9 @@ def command(output: Path, seed: int, device: str, backend: str, threads: int | N
     from rsedge.runtime.captioner import Captioner
     from rsedge.runtime.default_model import built_in_model
     from rsedge.runtime.pipeline import run
-    from rsedge.runtime.records import TileResult
     from rsedge.runtime.report import report_target
     from rsedge.runtime.scene import Scene
     from rsedge.runtime.scene_sheet import sheet_target
-    from rsedge.runtime.sources import printable
     from rsedge.runtime.synthetic import write_scene
 
     captioner = Captioner.load(built_in_model(), device=device, backend=backend, threads=threads)
@@ -53,14 +51,10 @@ def command(output: Path, seed: int, device: str, backend: str, threads: int | N
         raise OutputError(f"cannot make the folder {output}: {error.strerror}; choose another with -o") from error
     target, report, sheet = output / "captions.geojson", output / "report.html", output / "sheet.png"
     with Scene.open(write_scene(output / "scene.tif", seed=seed)) as scene:
+        views = [report_target(report, [scene]), sheet_target(sheet, [scene])]
         with tile_progress() as progress:
-            summary = run([scene], captioner.with_options(), target, overwrite=True, progress=progress)
-        records = _records(target)
-        results = [TileResult(record, printable(scene.source)) for record in records]
-        for picture in (report_target(report, [scene]), sheet_target(sheet, [scene])):
-            with picture.open() as writer:
-                writer.write(results)
-    _print_table(records)
+            summary = run([scene], captioner.with_options(), target, beside=views, overwrite=True, progress=progress)
+    _print_table(_records(target))
     click.echo(
         f"\n{output / 'scene.tif'}: {scene.width} x {scene.height} px at 10 m, generated from seed {seed}\n"
         f"{target}: {summary.ok} captions, {summary.nodata} tiles without data; "

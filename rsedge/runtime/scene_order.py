@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rsedge.runtime.sources import printable
+from rsedge.runtime.sentinel2 import printable
 
 if TYPE_CHECKING:
     from rsedge.runtime.records import TileResult

@@ -21,6 +21,7 @@ from rsedge.errors import OptionError, SceneError
 from rsedge.runtime.reader import ImageSize, TilePixels, read_tiles, resize_all
 from rsedge.runtime.records import Status, TileRecord
 from rsedge.runtime.scene import Scene
+from rsedge.runtime.sentinel2 import printable
 from rsedge.runtime.tiles import Edge, TileGrid
 
 if TYPE_CHECKING:
@@ -328,11 +329,6 @@ def spare_scenes(scenes: Iterable[Scene], outputs: Iterable[Path]) -> None:
 def rounded(value: float | None) -> float | None:
     """4 decimals, as records keep them: enough to rank by, too few for the noise of another batch or device."""
     return None if value is None or not math.isfinite(value) else round(float(value), 4) + 0.0
-
-
-def printable(text: str) -> str:
-    """Text from a file name, which need not be UTF-8, while outputs must be."""
-    return os.fsencode(text).decode("utf-8", "replace")
 
 
 def segment_sizes(sources: Sequence[Source]) -> Iterator[int]:
