@@ -234,7 +234,7 @@ def _grid(scene: Any) -> Any:
 
 def run_worker(name: str, side: str, threads: str) -> None:
     from rsedge import Scene
-    from rsedge.runtime.reader import cache_bytes
+    from rsedge.runtime.pieces import cache_bytes
 
     os.environ["GDAL_NUM_THREADS"] = "1"
     case = CASES[name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -11,7 +11,8 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
+import rasterio
+from rasterio.windows import Window
 
 from rsedge.bundle import read_bundle
 from rsedge.errors import OptionError
@@ -19,6 +20,7 @@ from rsedge.runtime.benchmark_report import Spread, Stage
 from rsedge.runtime.captioner import Captioner
 from rsedge.runtime.embedder import Embedder
 from rsedge.runtime.geoparquet import EmbeddingsInfo, EmbeddingsWriter
+from rsedge.runtime.images import stack_images
 from rsedge.runtime.sources import SEGMENT_TILES, SceneTiles, TileInput
 from rsedge.runtime.stage_clock import StageClock, TimedDecoder, TimedEmbedder
 from rsedge.runtime.work import Models, ResultWriter, Target
@@ -48,7 +50,8 @@ class Subject:
         self.manifest = read_bundle(path).manifest
         self.decoding: dict[str, Any] | None = None
         if self.manifest.generation is not None:
-            captioner = Captioner.load(path, **where)
+            most: dict[str, Any] = {name: decoding.get(name) for name in ("num_beams", "max_new_tokens")}
+            captioner = Captioner.load(path, **where, **most)
             captioner.decoder = cast("Decoder", TimedDecoder(captioner.decoder, clock))
             task = captioner.with_options(**cast("DecodingOverrides", decoding))
             self.model: Captioner | Embedder = captioner
@@ -67,14 +70,14 @@ class Subject:
         """What the model wants to see."""
         return self.models.sizes[0]
 
-    def run(self, images: Sequence[UInt8], count: int) -> float:
-        """Seconds that the model takes for ``count`` of the images, over again where there are fewer.
+    def run(self, images: Sequence[UInt8], counts: Iterable[int]) -> float:
+        """Seconds that the model takes for images, over again where there are few, so many together as ``counts`` say.
 
-        They are given as a run over a scene gives them, and getting them together is not counted.
+        Getting them together is not counted.
         """
         seconds, shown = 0.0, cycle(images)
-        for first in range(0, count, SEGMENT_TILES):
-            together = np.stack(list(islice(shown, min(SEGMENT_TILES, count - first))))
+        for count in counts:
+            together = stack_images(list(islice(shown, count)))
             begin = time.perf_counter()
             self._run(together)
             seconds += time.perf_counter() - begin
@@ -104,11 +107,46 @@ def _open_records(path: Path) -> Iterator[ResultWriter]:
         yield _Records(writer)
 
 
+def in_segments(count: int) -> list[int]:
+    """How many of ``count`` tiles a run over a scene gives a model together."""
+    whole, rest = divmod(count, SEGMENT_TILES)
+    return [SEGMENT_TILES] * whole + [rest] * (rest > 0)
+
+
+def repeat_scene(source: Path, path: Path, times: int) -> Path:
+    """A larger scene, of ``source`` at least so many times: painting takes longer than measuring.
+
+    Reading a small one over and over would count, each time, that the first tiles are waited for.
+
+    Args:
+        source: A GeoTIFF.
+        path: Where it is written, with the source's format, bands and tags.
+        times: Is rounded up to rows of 4, and bounded by 52.
+    """
+    rows, across = min(-(-times // 4), 13), 4
+    with rasterio.open(source) as dataset:
+        pixels, profile, names, tags = dataset.read(), dataset.profile, dataset.descriptions, dataset.tags()
+    height, width = pixels.shape[1:]
+    with rasterio.open(path, "w", **profile | {"height": rows * height, "width": across * width}) as dataset:
+        dataset.descriptions = names
+        dataset.update_tags(**tags)
+    for row in range(rows):  # opened for each, so that GDAL keeps no more of it in memory
+        with rasterio.open(path, "r+") as dataset:
+            for column in range(across):
+                dataset.write(pixels, window=Window(column * width, row * height, width, height))
+    return path
+
+
 class First:
-    """The first tiles of a scene, so that a run over a large one ends in time."""
+    """The first tiles of a scene, so that a run over a large one ends in time.
+
+    Attributes:
+        shown: How many of each segment a model saw, in the last run that had any.
+    """
 
     def __init__(self, tiles: SceneTiles, count: int, clock: StageClock) -> None:
         self.name, self.warnings = tiles.name, tiles.warnings
+        self.shown: list[int] = []
         self._tiles, self._count, self._clock = tiles, min(count, len(tiles)), clock
 
     def __len__(self) -> int:
@@ -121,11 +159,14 @@ class First:
     def segments(self, start: int, sizes: Sequence[ImageSize], model: str) -> Generator[list[TileInput], None, None]:
         """See ``Source.segments``; what is waited for them is told to the clock."""
         left = self._count - start * SEGMENT_TILES
+        self.shown = []
         with closing(self._tiles.segments(start, sizes, model)) as segments:
             while left > 0:
                 with self._clock(WAIT):
-                    segment = next(segments)
-                yield segment[:left]
+                    segment = next(segments)[:left]
+                if shown := sum(tile.record.status == "ok" for tile in segment):
+                    self.shown.append(shown)
+                yield segment
                 left -= len(segment)
 
 

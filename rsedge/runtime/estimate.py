@@ -12,7 +12,8 @@ import numpy as np
 
 from rsedge.bundle import read_bundle
 from rsedge.errors import BackendError
-from rsedge.runtime.reader import cache_bytes
+from rsedge.runtime import machine
+from rsedge.runtime.pieces import cache_bytes
 from rsedge.runtime.synthetic import compose_tile
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Probe:
     Attributes:
         model: ``name@hash12``.
         does: ``caption`` or ``embed``.
-        device, device_reason: Where it runs and why; both None where it cannot.
+        backend, device, device_reason: What runs it, where and why; all None where it cannot.
         batch_size: Images computed together, or None where it cannot run.
         image_size: Side of its images in pixels.
         images: Generated images that were timed; 0 where nothing was measured.
@@ -48,6 +49,7 @@ class Probe:
 
     model: str
     does: str
+    backend: str | None
     device: str | None
     device_reason: str | None
     batch_size: int | None
@@ -64,7 +66,7 @@ class Estimate:
     """What a run over one scene will take.
 
     Attributes:
-        model, does, device, device_reason, batch_size, tiles_per_second: See ``Probe``.
+        model, does, backend, device, device_reason, batch_size, tiles_per_second: See ``Probe``.
         measured_images: Generated images it rests on; 0 where nothing was measured.
         seconds: Wall time of the model's part, or None; reading runs beside it and counts only where it is slower.
         reader_cache_bytes: Cache of decoded blocks.
@@ -76,6 +78,7 @@ class Estimate:
 
     model: str
     does: str
+    backend: str | None
     device: str | None
     device_reason: str | None
     batch_size: int | None
@@ -94,6 +97,7 @@ def probe_model(
     path: str | Path,
     *,
     device: str = "auto",
+    backend: str = "auto",
     threads: int | None = None,
     batch_size: int | None = None,
     measure: bool = True,
@@ -102,7 +106,7 @@ def probe_model(
 
     Args:
         path: A bundle of any family.
-        device, threads, batch_size: As ``Captioner.load`` takes them.
+        device, backend, threads, batch_size: As ``Captioner.load`` takes them.
         measure: Whether to run it; else only where it would run is found out.
 
     Returns:
@@ -114,7 +118,8 @@ def probe_model(
     """
     bundle = read_bundle(path)
     manifest = bundle.manifest
-    before = _resident() or _BARE
+    machine.forget_memory_peak()  # what came before is no part of the model's
+    before = machine.memory_now() or _BARE
     known: dict[str, Any] = {
         "model": bundle.model,
         "does": "embed" if manifest.generation is None else "caption",
@@ -123,21 +128,15 @@ def probe_model(
     }
     guessed = _guessed_bytes(manifest, batch_size or 16)
     try:
-        run, runs_on = _load(bundle, device=device, threads=threads, batch_size=batch_size)
+        run, runs_on = _load(bundle, device=device, backend=backend, threads=threads, batch_size=batch_size)
     except BackendError as error:
-        idle: dict[str, Any] = {
-            "device": None,
-            "device_reason": None,
-            "batch_size": None,
-            "images": 0,
-            "tiles_per_second": None,
-        }
-        return Probe(**known, **idle, model_bytes=guessed, problem=str(error))
+        idle: dict[str, Any] = dict.fromkeys(("backend", "device", "device_reason", "batch_size", "tiles_per_second"))
+        return Probe(**known, **idle, images=0, model_bytes=guessed, problem=str(error))
     if not measure:
         guessed = _guessed_bytes(manifest, runs_on["batch_size"])
         return Probe(**known, **runs_on, images=0, tiles_per_second=None, model_bytes=guessed)
     images, rate = _time(run, manifest.image.size, runs_on["batch_size"])
-    peak = _peak()
+    peak = machine.memory_peak()
     taken = max(peak - before, 0) if peak else guessed
     return Probe(**known, **runs_on, images=images, tiles_per_second=rate, model_bytes=taken)
 
@@ -157,6 +156,7 @@ def estimate(scene: Scene, options: TileOptions, probe: Probe) -> Estimate:
     return Estimate(
         model=probe.model,
         does=probe.does,
+        backend=probe.backend,
         device=probe.device,
         device_reason=probe.device_reason,
         batch_size=probe.batch_size,
@@ -172,23 +172,21 @@ def estimate(scene: Scene, options: TileOptions, probe: Probe) -> Estimate:
     )
 
 
-def _load(
-    bundle: Bundle, *, device: str, threads: int | None, batch_size: int | None
-) -> tuple[Callable[[UInt8], Any], dict[str, Any]]:
+def _load(bundle: Bundle, **where: Any) -> tuple[Callable[[UInt8], Any], dict[str, Any]]:
     """What runs images, uint8 [N, S, S, 3], and where."""
     if bundle.manifest.generation is None:
         from rsedge.runtime.embedder import Embedder
 
-        embedder = Embedder.load(bundle.path, device=device, threads=threads, batch_size=batch_size)
+        embedder = Embedder.load(bundle.path, **where)
         return embedder.embed_images, _where(embedder)
     from rsedge.runtime.captioner import Captioner
 
-    captioner = Captioner.load(bundle.path, device=device, threads=threads, batch_size=batch_size)
+    captioner = Captioner.load(bundle.path, **where)
     return captioner.caption, _where(captioner)
 
 
 def _where(model: Any) -> dict[str, Any]:
-    return {"device": model.device, "device_reason": model.device_reason, "batch_size": model.batch_size}
+    return {name: getattr(model, name) for name in ("backend", "device", "device_reason", "batch_size")}
 
 
 def _time(run: Callable[[UInt8], Any], size: int, batch_size: int) -> tuple[int, float]:
@@ -217,21 +215,3 @@ def _guessed_bytes(manifest: Manifest, batch_size: int) -> int:
         for tensor in outputs
     )
     return 2 * weights + 2 * batch_size * values
-
-
-def _resident() -> int | None:
-    return _status("VmRSS")
-
-
-def _peak() -> int | None:
-    return _status("VmHWM")
-
-
-def _status(name: str) -> int | None:
-    """A line of Linux's account of this process, in bytes; None on other systems."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return None
-    found = [line.split()[1] for line in lines if line.startswith(f"{name}:")]
-    return int(found[0]) * 1024 if found else None

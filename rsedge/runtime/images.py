@@ -1,7 +1,8 @@
-"""Images as a bundle's vision graph takes them: checked, and brought to its size."""
+"""Images as a bundle's vision graph takes them: checked, brought to its size, and laid together."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +35,18 @@ def fitting_images(images: NDArray[Any], size: int, resample: str) -> UInt8:
         return images
     resized = [resize(image, size, resample) for image in images]
     return np.array(resized, np.uint8).reshape(len(images), size, size, 3)
+
+
+def stack_images(images: Sequence[UInt8]) -> UInt8:
+    """Images, uint8 [H, W, 3] of one size, as a contiguous batch uint8 [B, H, W, 3].
+
+    Tiles come plane after plane in memory; ``np.stack`` would keep them so.
+    """
+    batch = np.empty((len(images), *images[0].shape), np.uint8)
+    for into, image in zip(batch, images, strict=True):
+        for channel in range(3):  # several times as fast as all at once
+            into[..., channel] = image[..., channel]
+    return batch
 
 
 def check_image_spec(bundle: Bundle) -> None:

@@ -19,6 +19,7 @@ from rasterio.errors import RasterioError
 
 from rsedge.errors import OptionError
 from rsedge.runtime.classify import TextImageEmbedder, need_scale, softmax
+from rsedge.runtime.images import stack_images
 from rsedge.runtime.rasters import Cells, write_heat
 from rsedge.runtime.reader import TilePixels, read_tiles
 from rsedge.runtime.sources import SEGMENT_TILES, judge
@@ -253,7 +254,7 @@ class _Scores:
 
     def of(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float64]:
         """float64 [N, texts] for N images uint8 [S, S, 3]."""
-        similarity = self._embedder.embed_images(np.stack(images)).astype(np.float64) @ self._anchors.T
+        similarity = self._embedder.embed_images(stack_images(images)).astype(np.float64) @ self._anchors.T
         texts, contrasts = similarity[:, : self._count, None], similarity[:, None, self._count :]
         if not contrasts.shape[-1]:
             return similarity

@@ -7,12 +7,13 @@ that read the last piece of it. So the pace is that of decoding the file from it
 
 from __future__ import annotations
 
+import math
 import threading
+import weakref
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +22,7 @@ from rasterio.errors import RasterioError
 
 from rsedge.errors import OptionError
 from rsedge.pixels import UInt8, resize
+from rsedge.runtime.pieces import Lane, Pieces, cache_bytes, is_high
 
 if TYPE_CHECKING:
     from rsedge.runtime.scene import Scene
@@ -29,18 +31,11 @@ if TYPE_CHECKING:
 
 # Formats that can only be decoded from the top: a second reader would decode everything a second time.
 _SEQUENTIAL = frozenset({"PNG", "JPEG", "GIF", "BMP", "WEBP"})
-# A raster made of others reports blocks of its own; this is what the files behind it usually have (JP2: 1024).
-_COMPOSITE = frozenset({"VRT", "SENTINEL2"})
-_COMPOSITE_BLOCK = 1024
 # Where GDAL resamples, a pixel between two values may depend on the window that it is part of: the same ones always,
 # tile row by tile row, so many lines each.
 _WARPED_LINES = 64
-# Blocks higher than this are read slice by slice, from GDAL's cache: laid out as tiles they would take too much memory.
-_HIGHEST_PIECE = 4096
-_PIXELS_TOGETHER = 2**18  # make a read worth its call: smaller blocks are read together
 # Pixels per read at most: a JP2 block of 1024 in one; two threads that read parts through VRTs decode each twice.
 _PIXELS_AT_ONCE = 2**20
-_SMALLEST_CACHE = 32 * 2**20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,7 +45,7 @@ class TilePixels:
     Attributes:
         tile: Which one.
         images: Per size asked for uint8 [size, size, 3], 0 where there is no data or the tile hangs over; empty if
-            unreadable.
+            unreadable. Plane after plane in memory where they were not resized: see ``rsedge.runtime.images``.
         nodata_fraction: Share of the covered source pixels without data, or None if unreadable.
         fill_fraction: Share of them that are pure black or white although they have data, or None if unreadable.
         cloud_fraction: Share of those with data that are cloud, or None if unreadable, all without data, or unknown.
@@ -135,9 +130,9 @@ def read_tiles(
 def _generate(
     scene: Scene, grid: TileGrid, queue: _RowQueue, readers: int, queue_tiles: int
 ) -> Generator[TilePixels, None, None]:
-    if scene.driver in _SEQUENTIAL or _is_high(scene):
+    if scene.driver in _SEQUENTIAL or is_high(scene):
         readers = 1
-    pieces = _Pieces(scene, queue.window, readers, grid.stride)
+    pieces = Pieces(scene, queue.window, readers, grid.stride)
     queue.start(pieces, ahead=max(queue_tiles // grid.cols, 1), cache_bytes=cache_bytes(scene, grid))
     try:
         yield from queue
@@ -145,98 +140,44 @@ def _generate(
         queue.close()
 
 
-def _block_shape(scene: Scene) -> tuple[int, int]:
-    """Height and width of what is decoded at once."""
-    least = _COMPOSITE_BLOCK if scene.driver in _COMPOSITE else 1
-    return max(scene.block_shape[0], least), max(scene.block_shape[1], least)
-
-
-def _is_high(scene: Scene) -> bool:
-    return _block_shape(scene)[0] > _HIGHEST_PIECE
-
-
-def cache_bytes(scene: Scene, grid: TileGrid) -> int:
-    """GDAL's block cache: what is decoded besides the pixels at hand, whatever the height of the scene.
-
-    In bytes, because rasterio hands GDAL the number as it is: the 64 that GDAL's own option would read as megabytes
-    leaves no cache at all, and every block is decoded again for each read.
-    """
-    rows, cols = _block_shape(scene)
-    bands = (
-        len(scene.bands) if scene.driver in _COMPOSITE else scene.band_count
-    )  # interleaved, all are decoded together
-    bytes_per_pixel = bands * np.dtype(scene.dtype).itemsize
-    if _is_high(scene) or scene.resampled or scene.remote:
-        # Its lines are wanted again, by the next slice or by what is resampled from them, or come row by row.
-        lines = rows * (1 + -(-grid.overlap // rows)) + rows // 2
-        wider = 2 if scene.resampled else 1  # the file than the scene, as 10 m than 20 m
-        return max(2 * _SMALLEST_CACHE, wider * lines * scene.width * bytes_per_pixel)
-    return max(_SMALLEST_CACHE, 4 * rows * min(cols, scene.width) * bytes_per_pixel)
-
-
-class _Pieces:
-    """A window of a scene as pieces that are whole blocks, in rows; all but those at its rim have one size.
+class _Row:
+    """One tile row while it is being read: its pixels, filled piece by piece, and counts of them: without data, fill,
+    cloud.
 
     Attributes:
-        edges: First line of each row of pieces, and the end.
-        columns: First and last column (not included) of the pieces of a row.
-        lanes: What each thread works through: the same for all, or columns of its own where the pieces below need again
-            what it decoded.
+        planes: Per tile uint8 [3, size, size] as pixels come: interleaving them would take a tenth of the reading.
     """
 
-    def __init__(self, scene: Scene, window: tuple[int, int, int, int], readers: int, stride: int) -> None:
-        top, bottom, left, right = window
-        rows, cols = _block_shape(scene)
-        blocks = max(1, -(-right // cols) - left // cols)
-        readers = max(1, min(readers, blocks if scene.block_shape[1] < scene.width else readers))
-        if scene.block_shape[1] >= scene.width:
-            across = 1
-        elif scene.remote or scene.resampled:  # neighbours on a line are fetched together, or decoded for one another
-            across = -(-blocks // readers)
-        else:
-            across = min(-(-blocks // readers), max(1, _PIXELS_TOGETHER // (rows * cols)))
-        high = rows * max(1, min(_PIXELS_TOGETHER // (cols * across), stride) // rows)
-        if scene.resampled:
-            high = stride
-        elif _is_high(scene):
-            high, across = stride, blocks
-        self.edges = [top, *range((top // high + 1) * high, bottom, high), bottom]
-        wide = cols * across
-        verticals = [left, *range((left // wide + 1) * wide, right, wide), right]
-        self.columns = list(pairwise(verticals))
-        apart = scene.resampled and len(self.columns) > 1
-        self.lanes = [_Lane([columns]) for columns in self.columns] if apart else [_Lane(self.columns)] * readers
-
-
-class _Lane:
-    """Columns of pieces on the way down: the row of pieces in work, and which of it nobody has taken yet."""
-
-    def __init__(self, columns: list[tuple[int, int]]) -> None:
-        self.columns = columns
-        self.at = 0
-        self.left = list(columns)
-
-
-class _Row:
-    """One tile row while it is being read: its images, filled piece by piece, and counts of their pixels: without data,
-    fill, cloud.
-    """
-
-    def __init__(self, tiles: list[Tile], tile_size: int, parts: int) -> None:
+    def __init__(self, tiles: list[Tile], memory: _Memory, parts: int) -> None:
         self.tiles = tiles
         self.top, self.bottom = tiles[0].row_off, tiles[0].row_off + tiles[0].height
         self.lefts = [tile.col_off for tile in tiles]
         self.rights = [tile.col_off + tile.width for tile in tiles]
-        # Zeros only where no pixel will be laid.
-        self.images: list[UInt8] = [
-            (np.empty if (tile.height, tile.width) == (tile_size, tile_size) else np.zeros)(
-                (tile_size, tile_size, 3), np.uint8
-            )
-            for tile in tiles
-        ]
+        self.planes = [memory.take() for _ in tiles]
+        for tile, planes in zip(tiles, self.planes, strict=True):
+            if (tile.height, tile.width) != planes.shape[1:]:  # pixels will not be laid over all of it
+                planes[:] = 0
         self.counts = np.zeros((3, len(tiles)), np.int64)
         self.parts_left = parts
         self.failed = False
+
+
+class _Memory:
+    """Memory of tiles that is used again once nobody looks at them any more: fresh pages cost more than the copy."""
+
+    def __init__(self, size: int) -> None:
+        self._shape = (3, size, size)
+        self._free: list[bytearray] = []
+
+    def take(self) -> UInt8:
+        """uint8 [3, size, size], holding anything."""
+        try:
+            memory = self._free.pop()
+        except IndexError:
+            memory = bytearray(math.prod(self._shape))
+        planes = np.ndarray(self._shape, np.uint8, memory)
+        weakref.finalize(planes, self._free.append, memory).atexit = False  # views of it keep it alive
+        return planes
 
 
 class _RowQueue:
@@ -250,6 +191,7 @@ class _RowQueue:
         self._span = (start, stop)
         self._rows = range(start // grid.cols, -(-stop // grid.cols)) if start < stop else range(0)
         self._bring_to_size = bring_to_size
+        self._memory = _Memory(grid.tile_size)
         self._changed = threading.Condition()
         self._in_work: dict[int, _Row] = {}
         self._done: dict[int, list[TilePixels]] = {}
@@ -271,7 +213,7 @@ class _RowQueue:
         left, right = min(tile.col_off for tile in tiles), max(tile.col_off + tile.width for tile in tiles)
         return self._tops[0], self._bottoms[-1], left, right
 
-    def start(self, pieces: _Pieces, *, ahead: int, cache_bytes: int) -> None:
+    def start(self, pieces: Pieces, *, ahead: int, cache_bytes: int) -> None:
         """Start the threads."""
         self._pieces = pieces
         self._ahead = ahead
@@ -308,7 +250,7 @@ class _RowQueue:
         for thread in self._threads:
             thread.join()
 
-    def _work(self, lane: _Lane, place: float, cache_bytes: int) -> None:
+    def _work(self, lane: Lane, place: float, cache_bytes: int) -> None:
         """Read piece after piece: the body of a thread. Of a row of pieces it prefers those near ``place``, 0 to 1."""
         try:
             with self._scene.environment(GDAL_CACHEMAX=cache_bytes), self._scene.reader() as reader:
@@ -326,7 +268,7 @@ class _RowQueue:
                 self._stopped = True
                 self._changed.notify_all()
 
-    def _enter(self, lane: _Lane, place: float) -> tuple[tuple[int, int, int, int], dict[int, _Row]] | None:
+    def _enter(self, lane: Lane, place: float) -> tuple[tuple[int, int, int, int], dict[int, _Row]] | None:
         """The next piece (top, bottom, left, right) with the tile rows that it touches, once the consumer is near;
         None when all should end.
         """
@@ -361,7 +303,7 @@ class _RowQueue:
         tiles, edges = self._tiles(number), self._pieces.edges
         top, bottom = tiles[0].row_off, tiles[0].row_off + tiles[0].height
         parts = bisect_left(edges, bottom) - bisect_right(edges, top) + 1  # rows of pieces that reach into it
-        return _Row(tiles, self._grid.tile_size, parts * len(self._pieces.columns))
+        return _Row(tiles, self._memory, parts * len(self._pieces.columns))
 
     def _fill(
         self, rows: dict[int, _Row], reader: SceneReader, top: int, bottom: int, left: int, right: int
@@ -397,8 +339,8 @@ class _RowQueue:
         if row.failed:  # what of it can be read, tile by tile, so that the outcome does not depend on how it was shared
             return [self._read_alone(tile, reader) for tile in row.tiles]
         return [
-            self._finish(tile, image, counts)
-            for tile, image, counts in zip(row.tiles, row.images, row.counts.T.tolist(), strict=True)
+            self._finish(tile, planes, counts)
+            for tile, planes, counts in zip(row.tiles, row.planes, row.counts.T.tolist(), strict=True)
         ]
 
     def _read_alone(self, tile: Tile, reader: SceneReader) -> TilePixels:
@@ -407,17 +349,16 @@ class _RowQueue:
         except RasterioError as error:
             reason = " ".join(str(error.__cause__ or error).split())
             return TilePixels(tile, (), None, error=f"pixels cannot be read: {reason}")
-        image = np.zeros((self._grid.tile_size, self._grid.tile_size, 3), np.uint8)
-        for channel in range(3):
-            image[: tile.height, : tile.width, channel] = pixels.planes[channel]
-        return self._finish(tile, image, _counts(pixels, slice(None), slice(None)))
+        planes = np.zeros((3, self._grid.tile_size, self._grid.tile_size), np.uint8)
+        planes[:, : tile.height, : tile.width] = pixels.planes
+        return self._finish(tile, planes, _counts(pixels, slice(None), slice(None)))
 
-    def _finish(self, tile: Tile, image: UInt8, counts: Sequence[int]) -> TilePixels:
+    def _finish(self, tile: Tile, planes: UInt8, counts: Sequence[int]) -> TilePixels:
         """Bring a padded tile to the images' sizes; padding does not count as missing."""
         empty, fill, cloud = counts
         size = tile.width * tile.height
         cloudy = cloud / (size - empty) if self._scene.clouds is not None and empty < size else None
-        return TilePixels(tile, self._bring_to_size(image), empty / size, fill / size, cloudy)
+        return TilePixels(tile, self._bring_to_size(planes.transpose(1, 2, 0)), empty / size, fill / size, cloudy)
 
 
 def _lay(pixels: Pixels, row: _Row, counts: npt.NDArray[np.int64], top: int, left: int) -> None:
@@ -429,9 +370,8 @@ def _lay(pixels: Pixels, row: _Row, counts: npt.NDArray[np.int64], top: int, lef
     for index in range(bisect_right(row.rights, left), bisect_left(row.lefts, right)):
         begin, end = max(row.lefts[index], left), min(row.rights[index], right)
         columns = slice(begin - left, end - left)
-        image = row.images[index][place, begin - row.lefts[index] : end - row.lefts[index]]
-        for channel in range(3):  # several times as fast as transposing the whole
-            image[..., channel] = pixels.planes[channel, lines, columns]
+        across = slice(begin - row.lefts[index], end - row.lefts[index])
+        row.planes[index][:, place, across] = pixels.planes[:, lines, columns]
         if known:
             counts[:, index] += _counts(pixels, lines, columns)
 

@@ -30,7 +30,7 @@ _DN_PER_REFLECTANCE = 10000
 _NEWER_OFFSET = -1000
 # A share of pixels this far below zero reflectance is no noise: dark water scatters by a hundredth or two.
 _IMPOSSIBLE, _IMPOSSIBLE_SHARE = -300, 0.02
-_AT_ONCE = 2**17  # numbers that stay in the cache of a core from step to step
+_AT_ONCE = 2**18
 
 
 @dataclass(frozen=True, slots=True)

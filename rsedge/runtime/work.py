@@ -15,9 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
-import numpy as np
-
 from rsedge.errors import OptionError, OutputError
+from rsedge.runtime.images import stack_images
 from rsedge.runtime.journal import Journal
 from rsedge.runtime.reader import ImageSize
 from rsedge.runtime.records import Caption, Embedding, TileRecord, TileResult
@@ -25,6 +24,8 @@ from rsedge.runtime.sources import SEGMENT_TILES, Source, TileInput, rounded, se
 from rsedge.runtime.writers import check_target
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from rsedge.pixels import UInt8
 
 EmbeddingType = Literal["float16", "float32"]
@@ -130,12 +131,12 @@ class Models:
         records = [tile.record for tile in segment]
         vectors: dict[int, Embedding] = {}
         if chosen and self.captioner:
-            images = np.stack([segment[position].images[0] for position in chosen])
+            images = stack_images([segment[position].images[0] for position in chosen])
             captions = self.captioner.caption_tiles(images, [_key(records[position]) for position in chosen])
             for position, caption in zip(chosen, captions, strict=True):
                 records[position] = replace(records[position], caption=caption.text, score=rounded(caption.score))
         if chosen and self.embedder:
-            images = np.stack([segment[position].images[-1] for position in chosen])
+            images = stack_images([segment[position].images[-1] for position in chosen])
             vectors = dict(zip(chosen, self.embedder.embed_images(images).astype(self.dtype), strict=True))
         return [
             TileResult(record, tile.path, vectors.get(position))

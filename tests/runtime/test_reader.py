@@ -66,8 +66,21 @@ def test_tiles_are_what_rasterio_reads(tmp_path, layout, readers, overlap, edge)
     for pixels in found:
         np.testing.assert_array_equal(pixels.image, expected_image(path, pixels.tile, SIZE))
         assert pixels.image.dtype == np.uint8
-        assert pixels.image.base is None  # its own memory, not a row's
+        assert pixels.image.base.nbytes == pixels.image.nbytes  # its own memory, not a row's
         assert (pixels.nodata_fraction, pixels.error) == (0.0, None)
+
+
+def test_memory_of_tiles_is_used_again_once_they_are_gone(tmp_path):
+    scene = Scene.open(make(tmp_path, "tiled"), bands=(1, 2, 3))
+    grid = TileGrid(scene.width, scene.height, SIZE)
+    kept, places = [], set()
+    for pixels in read_tiles(scene, grid, image_size=SIZE, readers=1, queue_tiles=1):
+        places.add(pixels.image.ctypes.data)
+        if pixels.tile.col == 0:
+            kept.append(pixels)
+    assert len(places) < len(grid)
+    for pixels in kept:
+        np.testing.assert_array_equal(pixels.image, expected_image(scene.path, pixels.tile, SIZE))
 
 
 @pytest.mark.parametrize("layout", ["tiled", "striped", "striped-high"])
@@ -240,7 +253,7 @@ def test_every_pixel_is_read_once_in_whole_blocks(tmp_path, monkeypatch, layout,
 
 
 def test_blocks_higher_than_memory_allows_are_read_in_slices(tmp_path, monkeypatch):
-    monkeypatch.setattr("rsedge.runtime.reader._HIGHEST_PIECE", 40)
+    monkeypatch.setattr("rsedge.runtime.pieces._HIGHEST_PIECE", 40)
     path = make(tmp_path, "one-strip")
     scene = Scene.open(path)
     held = []
