@@ -8,7 +8,6 @@ runs them binds each output to the address of the input it is named after, so th
 from __future__ import annotations
 
 import numpy as np
-from onnx import helper
 
 from rsedge.export.graph import GraphBuilder
 
@@ -102,7 +101,7 @@ def self_write_graph(*, layers: int, heads: int, head_dim: int, dtype: str) -> G
     Outputs: ``written_self_k.l``, ``written_self_v.l`` (with the column) and ``next_self_k.l``, ``next_self_v.l`` (with
     the copies besides), [R, H, C, d]; bind both to the input's address.
     """
-    graph = _InPlace("self_write")
+    graph = GraphBuilder("self_write")
     new = graph.input("new_kv", dtype, [2 * layers, "rows", heads, head_dim])
     lengths = graph.input("lengths", "int64", ["rows"])
     origins = graph.input("origins", "int64", ["moved"])
@@ -118,10 +117,10 @@ def self_write_graph(*, layers: int, heads: int, head_dim: int, dtype: str) -> G
         name = f"self_{'kv'[index >= layers]}.{index % layers}"
         past = graph.input(name, dtype, ["rows", heads, "columns", head_dim])
         column = graph.op("Gather", new, graph.const(index, "int64"), axis=0)
-        written = graph.write(past, where, column, f"written_{name}")
-        graph.write(written, targets, graph.op("Gather", written, origins, axis=0), f"next_{name}")
-        for output in (written, f"next_{name}"):
-            graph.declare(output, dtype, ["rows", heads, "columns", head_dim])
+        written = graph.op("ScatterND", past, where, column)
+        copied = graph.op("ScatterND", written, targets, graph.op("Gather", written, origins, axis=0))
+        graph.output(written, f"written_{name}", dtype, ["rows", heads, "columns", head_dim])
+        graph.output(copied, f"next_{name}", dtype, ["rows", heads, "columns", head_dim])
     return graph
 
 
@@ -141,26 +140,14 @@ def cross_write_graph(
     images, ``places`` int64 [M]: where each goes. With ``start`` and ``codes`` as in :func:`cross_cache_graph`.
     Outputs: ``next_cross_k.l``, ``next_cross_v.l`` and ``next_start`` of B images; bind them to the inputs' addresses.
     """
-    graph = _InPlace("cross_write")
+    graph = GraphBuilder("cross_write")
     places = graph.op("Unsqueeze", graph.input("places", "int64", ["fresh"]), graph.ints(1))
     inputs = _per_image(layers, heads, head_dim, image_tokens, dtype, start, codes=codes)
     for name, (kind, tail) in inputs.items():
         present = graph.input(name, kind, ["images", *tail])
         fresh = graph.input(f"fresh_{name}", kind, ["fresh", *tail])
-        graph.declare(graph.write(present, places, fresh, f"next_{name}"), kind, ["images", *tail])
+        graph.output(graph.op("ScatterND", present, places, fresh), f"next_{name}", kind, ["images", *tail])
     return graph
-
-
-class _InPlace(GraphBuilder):
-    """Its outputs are what ``ScatterND`` itself gives: an ``Identity`` behind it would copy a whole cache."""
-
-    def write(self, data: str, indices: str, updates: str, name: str) -> str:
-        self._nodes.append(helper.make_node("ScatterND", [data, indices, updates], [name], name=name))
-        return name
-
-    def declare(self, name: str, dtype: str, shape: list[int | str]) -> None:
-        kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-        self._outputs.append(helper.make_tensor_value_info(name, kind, shape))
 
 
 def _per_image(

@@ -7,7 +7,7 @@ with the versions of a tracer, and a model need not fit into memory twice.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,8 @@ class GraphBuilder:
         self._initializers: dict[str, onnx.TensorProto] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
+        self._made: set[str] = set()  # values that nodes make: neither inputs nor weights
+        self._given: dict[str, str] = {}  # value → the output that it is
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._count = 0
 
@@ -60,8 +62,13 @@ class GraphBuilder:
         return name
 
     def output(self, value: str, name: str, dtype: str, shape: Sequence[int | str]) -> None:
-        """Declare ``value`` as the graph output ``name``."""
-        self._nodes.append(helper.make_node("Identity", [value], [name], name=f"{name}/output"))
+        """Declare ``value`` as the graph output ``name``.
+
+        The node that makes it will give it under that name: an ``Identity`` behind it would copy it at every run, and
+        what is written in place could not be.
+        """
+        if self._given.setdefault(value, name) != name or value not in self._made:
+            self._nodes.append(helper.make_node("Identity", [value], [name], name=f"{name}/output"))
         self._outputs.append(helper.make_tensor_value_info(name, _DTYPES[dtype], list(shape)))
 
     def op(self, kind: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
@@ -74,6 +81,7 @@ class GraphBuilder:
         base = f"{kind}_{self._count}"
         names = [base] if outputs == 1 else [f"{base}:{index}" for index in range(outputs)]
         self._nodes.append(helper.make_node(kind, list(inputs), names, name=base, domain=domain, **attributes))
+        self._made.update(names)
         return names
 
     def weight(self, name: str, array: NDArray[Any]) -> str:
@@ -108,9 +116,9 @@ class GraphBuilder:
 
     def model(self) -> onnx.ModelProto:
         """The finished model."""
-        graph = helper.make_graph(
-            self._nodes, self.name, self._inputs, self._outputs, list(self._initializers.values())
-        )
+        names = {value: name for value, name in self._given.items() if value in self._made}
+        nodes, weights = [_renamed(node, names) for node in self._nodes], list(self._initializers.values())
+        graph = helper.make_graph(nodes, self.name, self._inputs, self._outputs, weights)
         opsets = [helper.make_opsetid("", OPSET)]
         if any(node.domain == MICROSOFT for node in self._nodes):
             opsets.append(helper.make_opsetid(MICROSOFT, 1))
@@ -130,3 +138,12 @@ class GraphBuilder:
         data = path.with_name(f"{path.name}.data")
         onnx.save_model(model, path, save_as_external_data=True, location=data.name, size_threshold=1024)
         return [path, data]
+
+
+def _renamed(node: onnx.NodeProto, names: Mapping[str, str]) -> onnx.NodeProto:
+    """A copy of a node whose inputs and outputs have new names."""
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    copy.input[:] = [names.get(name, name) for name in node.input]
+    copy.output[:] = [names.get(name, name) for name in node.output]
+    return copy

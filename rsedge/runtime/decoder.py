@@ -28,8 +28,12 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 UInt8 = NDArray[np.uint8]
 
-# Columns the self cache grows by: few enough that short captions read little, many enough that growing is rare.
-_BUCKET = 8
+CACHE_BUCKET = 16
+"""Columns the self cache grows by: few enough that short captions read little, many enough that growing is rare.
+
+It is always a multiple of it wide, and 16 float32 fill the widest vector of a CPU: so kernels add up the scores of a
+row in the same order whatever the width, and a caption does not depend on how long those beside it are.
+"""
 # Images encoded together on the CPU: few enough that activations stay in its last-level cache (bench/LOG.md).
 _ENCODE_TOGETHER = 4
 
@@ -203,7 +207,7 @@ class _HostCaches:
         self._dtype = _self_dtype(inputs)
         self._images = 0
         self._cross = _per_image(inputs, slots)
-        self._self = self._columns(min(_BUCKET, limit))
+        self._self = self._columns(CACHE_BUCKET)
         self._new: Array = np.empty(0, self._dtype)
 
     def _columns(self, count: int) -> dict[str, Array]:
@@ -222,8 +226,9 @@ class _HostCaches:
 
     def advance(self, lengths: Ints, parents: Ints) -> None:
         used = int(lengths.max()) + 1
-        if used >= self._self["self_k.0"].shape[2] and used < self._limit:
-            old, self._self = self._self, self._columns(min(used + _BUCKET, self._limit))
+        width = self._self["self_k.0"].shape[2]
+        if used >= width and used < self._limit:
+            old, self._self = self._self, self._columns(width + CACHE_BUCKET)
             for name, array in old.items():
                 self._self[name][:, :, : array.shape[2]] = array
         rows = np.arange(len(lengths))
@@ -284,7 +289,7 @@ class _DeviceCaches:
 
     def advance(self, lengths: Ints, parents: Ints) -> None:
         used = int(lengths.max()) + 1
-        grow = _BUCKET if used >= self._width else 0
+        grow = CACHE_BUCKET if used >= self._width else 0
         self._width += grow
         self._rewrite(lengths, grow, parents)
 
@@ -317,7 +322,7 @@ class _DeviceCaches:
         """Rows follow their images; a fresh image's rows may hold anything, since its lengths are 0."""
         total, spec = self._images * self._rows, self._spec
         if not total:
-            self._width = _BUCKET
+            self._width = CACHE_BUCKET
             zeros = np.zeros((count * self._rows, spec.heads, self._width, spec.head_dim), self._dtype)
             self._self = {name: self._backend.to_device(zeros) for name in _self_names(spec.layers)}
             return

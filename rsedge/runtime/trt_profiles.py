@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rsedge.errors import OptionError
+from rsedge.runtime.decoder import CACHE_BUCKET
 
 if TYPE_CHECKING:
     from rsedge.bundle import Manifest, TensorSpec
@@ -27,7 +28,6 @@ SIZE_INPUTS = ("top", "grow")
 
 _IMAGES, _BEAMS, _TOKENS = 32, 3, 40
 _IMAGES_EMBEDDED = 64
-_BUCKET = 8  # columns the self cache grows by
 _MOST_CANDIDATES = 3839  # of TensorRT's TopK
 
 
@@ -83,23 +83,25 @@ def profiles(role: str, limits: Limits, *, context_length: int | None = None) ->
     """
     images, beams = limits.images, limits.beams
     few = max(1, images // 4)
-    columns = -(-limits.tokens // _BUCKET) * _BUCKET + _BUCKET
+    columns = -(-limits.tokens // CACHE_BUCKET) * CACHE_BUCKET + CACHE_BUCKET
     if role in ("vision", "text"):
         tokens = context_length or limits.tokens
         length: Profile = {"tokens": (1, min(16, tokens), tokens)}
         return _distinct([{"batch": (1, few, few), **length}, {"batch": (1, images, images), **length}])
-    cache = (_BUCKET, min(2 * _BUCKET, columns), columns)
+    cache = (CACHE_BUCKET, min(2 * CACHE_BUCKET, columns), columns)
     if role == "step":
         shared: Profile = {
             "columns": cache,
             "images": (1, images, images),
-            "watched": (0, 0, columns + _BUCKET),
-            "top": (1, 2 * beams, min(_MOST_CANDIDATES, 2 * beams + columns + _BUCKET)),
+            "watched": (0, 0, columns + CACHE_BUCKET),
+            "top": (1, 2 * beams, min(_MOST_CANDIDATES, 2 * beams + columns + CACHE_BUCKET)),
         }
         rows = [(1, images, images), (1, images * min(beams, 3), images * beams)]
         return _distinct([{"rows": each, **shared} for each in rows])
     rows = [(1, images, images), (1, images * min(beams, 3), images * beams)]
-    return _distinct([{"rows": each, "previous": each, "columns": cache, "grow": (0, 0, _BUCKET)} for each in rows])
+    return _distinct(
+        [{"rows": each, "previous": each, "columns": cache, "grow": (0, 0, CACHE_BUCKET)} for each in rows]
+    )
 
 
 def _distinct(candidates: list[Profile]) -> list[Profile]:

@@ -66,6 +66,23 @@ def test_int8_gives_an_image_the_same_caption_in_any_company(checkpoint: Path, t
     together = captioner.caption(images, num_beams=3)
     alone = [captioner.caption(image[None], num_beams=3)[0] for image in images]
     assert [c.token_ids for c in together] == [c.token_ids for c in alone]
+    # Images that enter as others leave find a cache as wide as those before them needed: sums must not change with it.
+    images = random_images(40, 32, seed=4)
+    for beams in (1, 3):
+        options = {"num_beams": beams, "max_new_tokens": 30, "min_new_tokens": 25}
+        alone = [captioner.caption(image[None], **options)[0] for image in images]
+        for captioner.batch_size in (1, 3):
+            together = captioner.caption(images, **options)
+            assert [c.token_ids for c in together] == [c.token_ids for c in alone]
+            np.testing.assert_allclose([c.score for c in together], [c.score for c in alone], atol=1e-6)
+
+
+def test_outputs_are_given_by_the_nodes_that_make_them(bundle_path: Path):
+    """An Identity would copy the logits, or a whole cache, at every step."""
+    for name in ("vision", "step", "self_write", "cross_write"):
+        model = onnx.load(bundle_path / f"{name}.onnx")
+        outputs = {output.name for output in model.graph.output}
+        assert not [node.name for node in model.graph.node if node.op_type == "Identity" and outputs & {*node.output}]
 
 
 def test_fp16_is_typed_in_the_graph_with_norms_and_softmax_in_float32(checkpoint: Path, tmp_path: Path):
