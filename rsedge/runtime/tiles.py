@@ -32,6 +32,9 @@ class Tile:
     height: int
 
 
+_LARGEST = 16384  # 0.8 GB of pixels: a whole Sentinel-2 tile is 10980
+
+
 @dataclass(frozen=True, slots=True)
 class TileGrid:
     """Tiles of a scene in row-major order.
@@ -56,8 +59,8 @@ class TileGrid:
     def __post_init__(self) -> None:
         if self.width < 1 or self.height < 1:
             raise OptionError(f"a scene of {self.width} × {self.height} pixels has no tiles: both must be at least 1")
-        if self.tile_size < 1:
-            raise OptionError(f"tile size is {self.tile_size}, expected at least 1 pixel: 224 is the default")
+        if not 1 <= self.tile_size <= _LARGEST:
+            raise OptionError(f"tile size is {self.tile_size} pixels, expected 1 to {_LARGEST}: 224 is the default")
         if not 0 <= self.overlap < self.tile_size:
             raise OptionError(
                 f"overlap is {self.overlap}, expected 0 to {self.tile_size - 1} (less than the tile size "

@@ -117,3 +117,9 @@ def test_no_such_tile(index):
 
 def test_slice_stops_at_the_end():
     assert [tile.index for tile in TileGrid(500, 500).slice(7, 99)] == [7, 8]
+
+
+@pytest.mark.parametrize("tile_size", [0, -1, 16385])
+def test_tiles_that_no_memory_holds_are_refused(tile_size):
+    with pytest.raises(OptionError, match=f"tile size is {tile_size} pixels, expected 1 to 16384"):
+        TileGrid(100, 100, tile_size)
