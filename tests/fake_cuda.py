@@ -10,6 +10,7 @@ import bisect
 import ctypes
 import enum
 import sys
+import threading
 import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -44,6 +45,7 @@ class Properties:
     minor: int = 7
     totalGlobalMem: int = 8 << 30
     integrated: int = 1
+    multiProcessorCount: int = 8
 
 
 @dataclass
@@ -59,8 +61,12 @@ class FakeCuda:
         self.device: dict[int, ctypes.Array[Any]] = {}
         self.pinned: dict[int, ctypes.Array[Any]] = {}
         self.streams: set[int] = set()
+        self.pending: list[Callable[[], None]] = []
         self.recording: list[Callable[[], None]] | None = None
         self.capture_problem = ""
+        self.here = threading.local()
+        self.last_error = Error(0)
+        self.used_devices: set[int] = set()
         self.launches = 0
         self.copies = 0
         self.graphs: set[int] = set()
@@ -82,12 +88,19 @@ class FakeCuda:
         return index >= 0 and address + size <= starts[index] + len(self.device[starts[index]])
 
     def enqueue(self, stream: int, work: Callable[[], None]) -> None:
-        """Do it now, or keep it where the stream is capturing."""
+        """Keep it until somebody waits, as a busy GPU does, or for good where the stream is capturing."""
         assert stream in self.streams, f"there is no stream {stream}"
-        if self.recording is not None:
-            self.recording.append(work)
-        else:
-            work()
+        (self.pending if self.recording is None else self.recording).append(work)
+
+    def finish(self) -> None:
+        """Do what was enqueued."""
+        work, self.pending = self.pending, []
+        for each in work:
+            each()
+
+    def is_pinned(self, address: int, size: int) -> bool:
+        """Whether [address, address + size) lies in page-locked memory."""
+        return any(start <= address and address + size <= start + len(block) for start, block in self.pinned.items())
 
     # The module's functions
 
@@ -99,22 +112,25 @@ class FakeCuda:
         return OK, self.properties
 
     def cudaSetDevice(self, number: int) -> tuple[Any, ...]:
-        return (OK,) if 0 <= number < self.devices else (Error(101),)
+        if not 0 <= number < self.devices:
+            return (Error(101),)
+        self.here.number = number
+        return (OK,)
 
     def cudaGetErrorString(self, error: Error) -> tuple[Any, ...]:
         texts = {2: b"out of memory", 35: b"CUDA driver version is insufficient for CUDA runtime version"}
         return OK, texts.get(int(error), b"unknown error")
 
     def cudaGetLastError(self) -> tuple[Any, ...]:
-        return (OK,)
-
-    def cudaMemGetInfo(self) -> tuple[Any, ...]:
-        return OK, self.limit - self.used, self.limit
+        error, self.last_error = self.last_error, OK
+        return (error,)
 
     def cudaMalloc(self, size: int) -> tuple[Any, ...]:
         assert self.recording is None, "allocating while a stream is capturing"
         if self.used + size > self.limit:
+            self.last_error = Error(2)
             return Error(2), None
+        self.used_devices.add(getattr(self.here, "number", 0))
         block = (ctypes.c_byte * (size + 256))()
         ctypes.memset(block, 0x7F, len(block))  # whoever reads what was not written should see it
         address = -(-ctypes.addressof(block) // 256) * 256
@@ -124,6 +140,7 @@ class FakeCuda:
         return OK, address
 
     def cudaFree(self, address: int) -> tuple[Any, ...]:
+        self.finish()  # it waits, as the real one does
         assert address in self.device, "freed twice, or never allocated"
         del self.device[address]
         return (OK,)
@@ -134,6 +151,7 @@ class FakeCuda:
         return OK, ctypes.addressof(block)
 
     def cudaFreeHost(self, address: int) -> tuple[Any, ...]:
+        assert not self.pending, "page-locked memory is freed while a copy may use it"
         del self.pinned[address]
         return (OK,)
 
@@ -143,6 +161,8 @@ class FakeCuda:
         assert size > 0
         assert self.owns(target, size) == (kind != cudaMemcpyKind.cudaMemcpyDeviceToHost), f"wrong target for {kind!r}"
         assert self.owns(source, size) == (kind != cudaMemcpyKind.cudaMemcpyHostToDevice), f"wrong source for {kind!r}"
+        host = {cudaMemcpyKind.cudaMemcpyHostToDevice: source, cudaMemcpyKind.cudaMemcpyDeviceToHost: target}.get(kind)
+        assert host is None or self.is_pinned(host, size), "CUDA does not promise when it is done with pageable memory"
         self.copies += 1
         self.enqueue(stream, lambda: ctypes.memmove(target, source, size) and None)
         return (OK,)
@@ -153,9 +173,14 @@ class FakeCuda:
         self.streams.add(stream)
         return OK, stream
 
+    def cudaStreamDestroy(self, stream: int) -> tuple[Any, ...]:
+        self.streams.remove(stream)
+        return (OK,)
+
     def cudaStreamSynchronize(self, stream: int) -> tuple[Any, ...]:
         assert stream in self.streams
         assert self.recording is None, "waiting for a stream that is capturing"
+        self.finish()
         return (OK,)
 
     def cudaStreamBeginCapture(self, stream: int, mode: cudaStreamCaptureMode) -> tuple[Any, ...]:
@@ -193,6 +218,7 @@ class FakeCuda:
         return (OK,)
 
     def cudaGraphExecDestroy(self, executable: int) -> tuple[Any, ...]:
+        assert not self.pending, "a graph is freed while it may be running"
         self.graphs.remove(executable)
         return (OK,)
 

@@ -44,7 +44,10 @@ class FakeTensorRT(types.ModuleType):
     Attributes:
         builds: Paths of the ONNX files that were built, in order.
         problem: A message with which every build fails, or empty.
-        refuse: Whether plans are refused when deserialised.
+        refuse: A message with which plans are refused when deserialised, or empty; the first ``accepts`` are not.
+        refuse_runtime: Whether a ``Runtime`` cannot be made.
+        enqueue_problem: A message with which executions are refused, or empty.
+        memory: Bytes of activation memory that engines built from now on want beside the usual.
         slow: Called in every step of a build, from the builder's thread.
     """
 
@@ -54,7 +57,8 @@ class FakeTensorRT(types.ModuleType):
         self.cuda = cuda
         self.builds: list[str] = []
         self.contexts = 0
-        self.problem, self.refuse = "", False
+        self.problem, self.refuse, self.refuse_runtime, self.enqueue_problem = "", "", False, ""
+        self.memory = self.accepts = 0
         self.slow: Any = lambda: None
         self.levels: list[int] = []
         self.tf32: list[bool] = []
@@ -208,11 +212,14 @@ def _classes(module: FakeTensorRT, version: str) -> dict[str, Any]:
             self._profiles.append(profile)
             return len(self._profiles) - 1
 
-        def create_timing_cache(self, serialized_timing_cache: bytes) -> ITimingCache:
+        def create_timing_cache(self, serialized_timing_cache: bytes) -> ITimingCache | None:
             module.timing_given.append(bytes(serialized_timing_cache))
+            if serialized_timing_cache == b"garbage":
+                return None
             return ITimingCache(bytes(serialized_timing_cache))
 
         def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
+            assert isinstance(cache, ITimingCache)
             assert ignore_mismatch is False
             self._cache = cache
             return cache._data in (b"", b"timings")
@@ -258,7 +265,7 @@ def _classes(module: FakeTensorRT, version: str) -> dict[str, Any]:
                 "gpu": cuda.properties.name.decode(),
                 "profiles": [[profile._ranges, profile._values] for profile in config._profiles],
                 "shape_inputs": sorted(_shape_inputs(network._model.graph)),
-                "memory": 4096 + len(network._model.graph.node),
+                "memory": module.memory + 4096 + len(network._model.graph.node),
             }
             text, model = json.dumps(header).encode(), network._model.SerializeToString()
             return MAGIC + struct.pack("<I", len(text)) + text + model
@@ -267,20 +274,24 @@ def _classes(module: FakeTensorRT, version: str) -> dict[str, Any]:
         def __init__(self, logger: ILogger) -> None:
             check_logger(logger)
             assert bool(cuda.devices) > bool(cuda.error), "a Runtime without a device takes the process down"
+            if module.refuse_runtime:
+                raise TypeError("pybind11::init(): factory function returned nullptr")
             self._logger = logger
 
         def deserialize_cuda_engine(self, serialized_engine: Any) -> ICudaEngine | None:
             data = bytes(serialized_engine)
             size = struct.unpack("<I", data[8:12])[0] if data[:8] == MAGIC else 0
             header = json.loads(data[12 : 12 + size]) if size else {}
-            if module.refuse or (header.get("version"), header.get("gpu")) != (version, cuda.properties.name.decode()):
-                self._logger.log(severity.ERROR, "Serialization assertion failed: version or device mismatch")
+            module.accepts -= 1
+            refused = module.refuse and module.accepts < 0
+            if refused or (header.get("version"), header.get("gpu")) != (version, cuda.properties.name.decode()):
+                self._logger.log(severity.ERROR, module.refuse or "Serialization assertion failed: version mismatch")
                 return None
-            return ICudaEngine(header, data[12 + size :])
+            return ICudaEngine(header, data[12 + size :], self._logger)
 
     class ICudaEngine:
-        def __init__(self, header: dict[str, Any], model: bytes) -> None:
-            self._header = header
+        def __init__(self, header: dict[str, Any], model: bytes, logger: ILogger) -> None:
+            self._header, self._logger = header, logger
             self._session = _session(model)
             self._io = [*self._session.get_inputs(), *self._session.get_outputs()]
             self._inputs = [value.name for value in self._session.get_inputs()]
@@ -388,7 +399,11 @@ def _classes(module: FakeTensorRT, version: str) -> dict[str, Any]:
 
         def execute_async_v3(self, stream_handle: int) -> bool:
             assert stream_handle in cuda.streams
+            assert not cuda.last_error, "TensorRT would take an earlier failure for one of its kernels'"
             assert self._memory[0] in cuda.device, "no device memory was given, or it was freed"
+            if module.enqueue_problem:
+                self._engine._logger.log(severity.ERROR, module.enqueue_problem)
+                return False
             assert not self.infer_shapes(), f"unset: {self.infer_shapes()}"
             engine = self._engine
             shapes = {value.name: self.get_tensor_shape(value.name) for value in engine._io}

@@ -82,7 +82,7 @@ def command(
     output = options.chosen_output(output, opened, ".geojson")
     bundle = options.chosen_captioner(model)
     engine: dict[str, Any] = {"device": device, "backend": backend, "threads": threads, "batch_size": batch_size}
-    captioner = Captioner.load(bundle, **engine)
+    captioner = Captioner.load(bundle, **engine, num_beams=others["num_beams"], max_new_tokens=others["max_new_tokens"])
     task = captioner.with_options(**others)
     beside, encoder = _embeddings(embeddings, embedder, dtype, engine)
     targets = views.targets(opened, output, html=html, sheet=sheet, style=style, overwrite=overwrite)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -94,7 +94,9 @@ def choose_backend(backend: str, device: str, precision: str) -> Choice:
                 f"backend tensorrt cannot be used: {problem}; see rsedge doctor, or use --backend onnxruntime"
             )
     chosen, reason = choose_device(device, precision)
-    without = "" if backend == "onnxruntime" or chosen == "cpu" else f"; without TensorRT: {problem}"
+    # Where the CPU was asked for, or its only kind of bundle given, the reason says it all already.
+    plain = backend == "onnxruntime" or kind == "cpu" or precision == "int8"
+    without = "" if plain else f"; without TensorRT: {problem}"
     return Choice("onnxruntime", chosen, reason + without)
 
 
@@ -119,8 +121,8 @@ def open_bundle(
 ) -> tuple[Bundle, Backend, str, int]:
     """A bundle with what runs it; what that is, and why, is logged.
 
-    Engines that TensorRT needs are built here if they are not there. Where ``auto`` chose TensorRT and a build fails,
-    ONNX Runtime takes its place with a warning.
+    Engines that TensorRT needs are built here if they are not there. Where ``auto`` chose TensorRT and an engine
+    cannot be built or loaded, ONNX Runtime takes its place with a warning.
 
     Args:
         path: A ``NAME.rsedge`` directory.
@@ -129,8 +131,8 @@ def open_bundle(
         batch_size: Images computed together, or None.
         usual: ``cpu`` and ``cuda`` → batch size where none is given; on CUDA it is halved until it fits.
         backend: ``auto``, ``onnxruntime`` or ``tensorrt``.
-        beams, tokens: Rows per image and longest caption that TensorRT engines are built for; None takes the bundle's
-            defaults. More at run time means another build then.
+        beams, tokens: Rows per image and longest caption that TensorRT engines have to serve, if that is more than the
+            bundle's defaults. Still more at run time means another build then.
 
     Returns:
         The bundle, its backend, why it runs there, and the batch size.
@@ -148,15 +150,19 @@ def open_bundle(
     choice = choose_backend(backend, device, bundle.manifest.precision)
     size = batch_size or default_batch_size(bundle.manifest, choice.device, usual)
     made: Backend | None = None
+    problem = ""
     if choice.kind == "tensorrt":
         try:
             made = _tensorrt(bundle, choice.device, size, beams, tokens)
         except BackendError as error:
             if backend == "tensorrt":
                 raise
-            _log.warning("Warning: TensorRT fails, going on with ONNX Runtime: %s", error)
-            choice = choose_backend("onnxruntime", device, bundle.manifest.precision)
-            size = batch_size or default_batch_size(bundle.manifest, choice.device, usual)
+            problem = str(error)
+    if problem:  # out of the except clause, where the error keeps what it left on the GPU
+        _log.warning("Warning: TensorRT fails, going on with ONNX Runtime: %s", problem)
+        choice = choose_backend("onnxruntime", device, bundle.manifest.precision)
+        choice = Choice(choice.kind, choice.device, f"{choice.reason}; without TensorRT: {problem.splitlines()[0]}")
+        size = batch_size or default_batch_size(bundle.manifest, choice.device, usual)
     if made is None:
         made = OrtBackend(choice.device, threads=threads)
     _log.info("running %s on %s with %s: %s", bundle.model, made.device, made.name, choice.reason)
@@ -164,9 +170,22 @@ def open_bundle(
 
 
 def _tensorrt(bundle: Bundle, device: str, images: int, beams: int | None, tokens: int | None) -> Backend:
-    from rsedge.runtime.trt import TrtBackend
+    from rsedge.runtime.trt import ENGINES, TrtBackend
     from rsedge.runtime.trt_profiles import Limits
 
-    made = TrtBackend(bundle, device, limits=Limits.of(bundle.manifest, images=images, beams=beams, tokens=tokens))
+    manifest, usual = bundle.manifest, bundle.manifest.generation
+    if usual:  # engines made for no more than these, by rsedge build, are not to be built again for being tight
+        least = Limits.of(
+            manifest, images=images, beams=beams or usual.num_beams, tokens=tokens or usual.max_new_tokens
+        )
+    else:
+        least = None
+    limits = Limits.of(manifest, images=images)
+    if beams or tokens:
+        asked = Limits.of(manifest, images=images, beams=beams, tokens=tokens)
+        limits = replace(limits, beams=max(limits.beams, asked.beams), tokens=max(limits.tokens, asked.tokens))
+    made = TrtBackend(bundle, device, limits=limits, least=least)
     made.prepare()
+    # What fails to load should fail here, where another backend can take its place. Texts are not always embedded.
+    made.open_ahead(role for role in ENGINES if role != "text")
     return made

@@ -76,6 +76,8 @@ class Captioner:
         backend: str = "auto",
         threads: int | None = None,
         batch_size: int | None = None,
+        num_beams: int | None = None,
+        max_new_tokens: int | None = None,
     ) -> Captioner:
         """Open a bundle.
 
@@ -85,6 +87,8 @@ class Captioner:
             backend: ``auto`` (TensorRT where it works, else ONNX Runtime; logged), ``onnxruntime`` or ``tensorrt``.
             threads: CPU threads; None takes the cores this process may use.
             batch_size: Images decoded together; None takes 16 on the CPU, 32 on CUDA or what fits.
+            num_beams, max_new_tokens: What engines of TensorRT have to serve, if that is more than the bundle's
+                defaults. Still more at run time builds them once more.
 
         Raises:
             BundleError: The bundle is damaged, or no captioner.
@@ -92,7 +96,14 @@ class Captioner:
             OptionError: A value that is not accepted.
         """
         bundle, made, reason, size = open_bundle(
-            path, device=device, backend=backend, threads=threads, batch_size=batch_size, usual=BATCH_SIZE
+            path,
+            device=device,
+            backend=backend,
+            threads=threads,
+            batch_size=batch_size,
+            usual=BATCH_SIZE,
+            beams=num_beams,
+            tokens=max_new_tokens,
         )
         return cls(bundle, made, device_reason=reason, batch_size=size)
 

@@ -8,12 +8,14 @@ enforces its call protocol, and against its bindings' signatures; it awaits conf
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rsedge.errors import BackendError, BundleError
-from rsedge.runtime.trt_build import BuildSettings, Loggers, build_plan, import_tensorrt, line_reports
+from rsedge.runtime.memory import is_out_of_memory
+from rsedge.runtime.trt_build import BuildSettings, Loggers, build_plan, import_tensorrt, line_reports, refusals
 from rsedge.runtime.trt_context import LoadedEngine
 from rsedge.runtime.trt_engine_cache import EngineKey, EngineStore
 from rsedge.runtime.trt_graph import TrtGraph
@@ -22,6 +24,8 @@ from rsedge.runtime.trt_profiles import Limits, Profile, profiles
 from rsedge.runtime.trt_rows import RowsGraph
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from rsedge.bundle import Bundle
     from rsedge.runtime.trt_build import Report
     from rsedge.runtime.trt_memory import Array
@@ -39,6 +43,8 @@ def tensorrt_problem(number: int, precision: str) -> str:
     """
     if precision == "int8":
         return "an int8 bundle is made for CPUs, with operators TensorRT does not have: export with --fp16"
+    if sys.platform == "win32":
+        return "engines are code and are kept closed to other users, which rsedge cannot do on Windows"
     try:
         find_device(number)
         import_tensorrt()
@@ -54,6 +60,7 @@ class TrtBackend:
         bundle: A bundle of precision fp16 or fp32.
         device: ``cuda`` or ``cuda:N``.
         limits: Sizes that engines are built for; None takes those of the bundle's defaults.
+        least: Sizes that will do where engines for them are there already; None wants ``limits``.
         settings: How builds go.
         store: Where engines are kept; None takes the user's.
         report: Called with the progress of builds; None logs a line now and then.
@@ -72,6 +79,7 @@ class TrtBackend:
         device: str = "cuda:0",
         *,
         limits: Limits | None = None,
+        least: Limits | None = None,
         settings: BuildSettings | None = None,
         store: EngineStore | None = None,
         report: Report | None = None,
@@ -82,13 +90,16 @@ class TrtBackend:
             raise BackendError(f"TensorRT cannot run {bundle.path.name}: {problem}")
         self.device = f"cuda:{number}"
         self.bundle, self.limits = bundle, limits or Limits.of(bundle.manifest)
+        self._least = least or self.limits
         self.settings, self.store = settings or BuildSettings(), store or EngineStore()
         self._report, self._capture = report, capture
         self.cuda = Cuda(number)
         self._trt = import_tensorrt()
         self._loggers = Loggers(self._trt)
-        self._runtime = self._trt.Runtime(self._loggers.logger)
+        with refusals(self._trt, self._loggers, "starting its runtime"):
+            self._runtime = self._trt.Runtime(self._loggers.logger)
         self._roles = {bundle.path / graph.file: role for role, graph in bundle.manifest.graphs.items()}
+        self._ready: dict[str, TrtGraph] = {}
 
     @property
     def version(self) -> str:
@@ -97,7 +108,8 @@ class TrtBackend:
 
     def to_device(self, array: Array) -> DeviceArray:
         """A copy of ``array`` in the device's memory."""
-        return self.cuda.to_device(array)
+        with self.cuda.using():
+            return self.cuda.to_device(array)
 
     def open(self, path: Path) -> TrtGraph | RowsGraph:
         """A graph ready to run; its engine is built if the cache has none.
@@ -117,15 +129,36 @@ class TrtBackend:
             return RowsGraph(graph, self.cuda)
         if role not in ENGINES:
             raise BackendError(f"the graph {role} is not for TensorRT, which runs {', '.join(ENGINES)}")
-        return TrtGraph(
-            role,
-            graph,
-            trt=self._trt,
-            cuda=self.cuda,
-            obtain=lambda wanted: self._load(role, wanted),
-            profiles=self._profiles(role),
-            capture=self._capture,
-        )
+        return self._ready.pop(role, None) or self._open(role)
+
+    def open_ahead(self, roles: Iterable[str]) -> None:
+        """Load engines now, for :meth:`open` to hand out: whether that works is so known before it is relied on.
+
+        Args:
+            roles: Graphs of ``ENGINES``; those that the bundle does not have are left out.
+
+        Raises:
+            BackendError: An engine cannot be built or loaded.
+        """
+        try:
+            for role in roles:
+                if role in self.bundle.manifest.graphs:
+                    self._ready[role] = self._open(role)
+        except BaseException:
+            self._ready.clear()  # their memory is for what takes the place of this backend
+            raise
+
+    def _open(self, role: str) -> TrtGraph:
+        with self.cuda.using(), refusals(self._trt, self._loggers, f"opening the engine of {role}"):
+            return TrtGraph(
+                role,
+                self.bundle.manifest.graphs[role],
+                trt=self._trt,
+                cuda=self.cuda,
+                obtain=lambda wanted: self._load(role, wanted),
+                profiles=self._profiles(role),
+                capture=self._capture,
+            )
 
     def prepare(self, *, exact: bool = False, force: bool = False) -> dict[str, float]:
         """Build the engines that the cache does not have.
@@ -147,7 +180,10 @@ class TrtBackend:
                 key = self._key(role, self._profiles(role))
                 again = force or (exact and 0 <= self.store.level(key) < self.settings.level)
                 started = time.monotonic()
-                _, _, built = self._plan(key if exact or again else self.store.covering(key), force=again)
+                with self.cuda.using():
+                    _, _, built = self._plan(
+                        key if exact or again else self._found(role, self._profiles(role)), force=again
+                    )
                 taken[role] = time.monotonic() - started if built else 0.0
         return taken
 
@@ -155,9 +191,17 @@ class TrtBackend:
         """Where the engine of a graph for the limits of this backend is, or would be."""
         return self.store.path(self._key(role, self._profiles(role)))
 
-    def _profiles(self, role: str) -> list[Profile]:
+    def _profiles(self, role: str, limits: Limits | None = None) -> list[Profile]:
         embedding = self.bundle.manifest.embedding
-        return profiles(role, self.limits, context_length=embedding.context_length if embedding else None)
+        return profiles(role, limits or self.limits, context_length=embedding.context_length if embedding else None)
+
+    def _found(self, role: str, wanted: list[Profile]) -> EngineKey:
+        """The engine that is there for these profiles, or for the least that will do; else the one to build."""
+        key = self.store.covering(self._key(role, wanted))
+        if wanted == self._profiles(role) and not self.store.path(key).exists():
+            least = self.store.covering(self._key(role, self._profiles(role, self._least)))
+            return least if self.store.path(least).exists() else key
+        return key
 
     def _key(self, role: str, wanted: list[Profile]) -> EngineKey:
         graph, info = self.bundle.manifest.graphs[role], self.cuda.info
@@ -168,27 +212,27 @@ class TrtBackend:
             tensorrt=self.version,
             gpu=info.name,
             sm=info.sm,
+            multiprocessors=info.multiprocessors,
             precision=self.bundle.manifest.precision,
             profiles=tuple(tuple(profile.items()) for profile in wanted),
         )
 
     def _load(self, role: str, wanted: list[Profile]) -> LoadedEngine:
-        key, plan, built = self._plan(self.store.covering(self._key(role, wanted)))
-        engine = self._runtime.deserialize_cuda_engine(plan)
-        if engine is None and not built:
-            _log.warning(
-                "TensorRT %s refuses the kept engine of %s: building it again\n%s",
-                self.version,
-                role,
-                self._loggers.taken(),
-            )
-            key, plan, _ = self._plan(key, force=True)
-            engine = self._runtime.deserialize_cuda_engine(plan)
+        key, plan, built = self._plan(self._found(role, wanted))
+        engine, said = self._deserialized(plan)
+        if engine is None and not built and not is_out_of_memory(BackendError(said)):
+            _log.warning("TensorRT %s refuses the kept engine of %s: building it again\n%s", self.version, role, said)
+            key, plan, built = self._plan(key, force=True)
+            engine, said = self._deserialized(plan)
         if engine is None:
-            raise BackendError(
-                f"TensorRT {self.version} refuses the engine of {role} it has just built:\n{self._loggers.taken()}"
-            )
-        return LoadedEngine(engine, [dict(profile) for profile in key.profiles])
+            made = "it has just built" if built else "that is kept"
+            raise BackendError(f"TensorRT {self.version} refuses the engine of {role} {made}:\n{said}")
+        return LoadedEngine(engine, [dict(profile) for profile in key.profiles], self._loggers.taken)
+
+    def _deserialized(self, plan: bytes | memoryview) -> tuple[Any, str]:
+        """The engine, or None and why."""
+        self._loggers.taken()  # of something else
+        return self._runtime.deserialize_cuda_engine(plan), self._loggers.taken()
 
     def _plan(self, key: EngineKey, *, force: bool = False) -> tuple[EngineKey, bytes | memoryview, bool]:
         """The plan of a key, and whether it was built just now."""
@@ -209,19 +253,20 @@ class TrtBackend:
             self.store.root,
         )
         started = time.monotonic()
-        plan, timing = build_plan(
-            self._trt,
-            self._loggers,
-            self.bundle.graph_path(role),
-            self.bundle.manifest.graphs[role],
-            role,
-            [dict(profile) for profile in key.profiles],
-            precision=self.bundle.manifest.precision,
-            settings=self.settings,
-            timing=self.store.load_timing(key),
-            report=self._report or line_reports(),
-            activate=self.cuda.activate,
-        )
+        with refusals(self._trt, self._loggers, f"building the engine of {role}"):
+            plan, timing = build_plan(
+                self._trt,
+                self._loggers,
+                self.bundle.graph_path(role),
+                self.bundle.manifest.graphs[role],
+                role,
+                [dict(profile) for profile in key.profiles],
+                precision=self.bundle.manifest.precision,
+                settings=self.settings,
+                timing=self.store.load_timing(key),
+                report=self._report or line_reports(),
+                activate=self.cuda.activate,
+            )
         self.store.save(key, plan, seconds=time.monotonic() - started, level=self.settings.level)
         if timing is not None:
             self.store.save_timing(key, timing)

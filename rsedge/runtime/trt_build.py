@@ -7,11 +7,12 @@ them; not yet confirmed on hardware.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,7 +77,7 @@ def import_tensorrt() -> Any:
     """
     try:
         import tensorrt
-    except ImportError as error:
+    except Exception as error:  # its libraries fail to load with OSError, an old one with a new NumPy otherwise
         raise BackendError(
             f"TensorRT cannot be imported ({error}): on a Jetson use the system's, in a virtual environment made with "
             "--system-site-packages; elsewhere pip install tensorrt"
@@ -113,6 +114,16 @@ class Loggers:
         text = "\n".join(f"  - {message}" for message in self.errors)
         self.errors.clear()
         return text
+
+
+@contextlib.contextmanager
+def refusals(trt: Any, loggers: Loggers, doing: str) -> Iterator[None]:
+    """Exceptions of the bindings as BackendErrors: a ``TypeError`` is how they say that an object was not made."""
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError) as error:
+        said = "\n".join(filter(None, (f"TensorRT {trt.__version__} fails when {doing}: {error}", loggers.taken())))
+        raise BackendError(said) from error
 
 
 def build_plan(
@@ -163,9 +174,10 @@ def build_plan(
     if precision == "fp32":
         config.clear_flag(trt.BuilderFlag.TF32)
     for profile in profiles:
-        config.add_optimization_profile(_profile(builder, network, graph, profile))
+        if config.add_optimization_profile(_profile(builder, network, graph, profile)) < 0:
+            raise BackendError(f"TensorRT {trt.__version__} refuses the sizes {profile}:\n{loggers.taken()}")
     cache = config.create_timing_cache(timing)
-    if not config.set_timing_cache(cache, False):
+    if cache is None or not config.set_timing_cache(cache, False):
         cache = config.create_timing_cache(b"")
         config.set_timing_cache(cache, False)
     monitor = _monitor(trt, role, report)

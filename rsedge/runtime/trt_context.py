@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +21,12 @@ class LoadedEngine:
     Attributes:
         engine: TensorRT's ``ICudaEngine``.
         profiles: Its optimisation profiles.
+        errors: Gives what TensorRT said went wrong since it was last asked, or an empty string.
     """
 
     engine: Any
     profiles: list[Profile]
+    errors: Callable[[], str]
 
 
 class Context:
@@ -34,15 +37,23 @@ class Context:
     """
 
     def __init__(self, trt: Any, cuda: Cuda, loaded: LoadedEngine) -> None:
-        self._cuda = cuda
-        self._engine = loaded.engine
+        self._cuda, self._engine, self._errors = cuda, loaded.engine, loaded.errors
+        self._sizes: dict[str, Array] = {}  # TensorRT holds their addresses
         # The activations of all contexts share the arena; without this each would keep its own.
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         self._context = loaded.engine.create_execution_context(strategy)
         if self._context is None:
-            raise BackendError("TensorRT cannot make an execution context: out of memory, or a damaged engine")
+            raise self._refused("to make an execution context")
         self._generation = -1
         self._profile: int | None = None
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # the driver may be gone
+            self._cuda.wait()  # what still runs uses what goes with the context
+
+    def _refused(self, what: str) -> BackendError:
+        """TensorRT's own words are part of it: by them is known whether memory ran out."""
+        return BackendError("\n".join(filter(None, (f"TensorRT refuses {what}", self._errors()))))
 
     def shape(
         self,
@@ -56,8 +67,11 @@ class Context:
         Args:
             profile: Index of the optimisation profile.
             shapes: Of every input.
-            sizes: Inputs in this machine's memory, which must live until execution is enqueued.
+            sizes: Inputs in this machine's memory; they must not be changed before the next call.
             outputs: Names.
+
+        Raises:
+            BackendError: TensorRT refuses one of them, or lacks memory.
         """
         context, cuda = self._context, self._cuda
         if self._generation != cuda.arena_generation:
@@ -67,21 +81,27 @@ class Context:
             self._generation = cuda.arena_generation
         if self._profile != profile:
             if not context.set_optimization_profile_async(profile, cuda.stream):
-                raise BackendError(f"TensorRT refuses optimization profile {profile}")
+                raise self._refused(f"optimization profile {profile}")
             self._profile = profile
         for name, shape in shapes.items():
             if not context.set_input_shape(name, shape):
-                raise BackendError(f"TensorRT refuses the shape {list(shape)} of {name}")
+                raise self._refused(f"the shape {list(shape)} of {name}")
         for name, value in sizes.items():
-            context.set_tensor_address(name, value.ctypes.data)
-        if missing := context.infer_shapes():
-            raise BackendError(f"TensorRT cannot tell the output shapes without {', '.join(missing)}")
+            if not context.set_tensor_address(name, value.ctypes.data):
+                raise self._refused(f"an address for {name}")
+        self._sizes = dict(sizes)
+        try:
+            missing = context.infer_shapes()
+        except RuntimeError as error:  # which is how it says that the shapes do not fit together
+            raise self._refused(f"these shapes ({error})") from error
+        if missing:
+            raise self._refused(f"to tell the output shapes without {', '.join(missing)}")
         return {name: tuple(int(size) for size in context.get_tensor_shape(name)) for name in outputs}
 
     def run(self, addresses: Mapping[str, int]) -> None:
         """Enqueue execution on the device's stream."""
         for name, address in addresses.items():
             if not self._context.set_tensor_address(name, address):
-                raise BackendError(f"TensorRT refuses an address for {name}")
+                raise self._refused(f"an address for {name}")
         if not self._context.execute_async_v3(self._cuda.stream):
-            raise BackendError("TensorRT could not enqueue the execution; its messages are in the debug log")
+            raise self._refused("the execution")

@@ -43,6 +43,7 @@ class EngineKey:
         tensorrt: Version.
         gpu: The device's name.
         sm: Its compute capability.
+        multiprocessors: How many of them it has: the name is the same for boards, and power modes, that differ in it.
         precision: Of the bundle.
         profiles: The optimisation profiles.
     """
@@ -53,6 +54,7 @@ class EngineKey:
     tensorrt: str
     gpu: str
     sm: str
+    multiprocessors: int
     precision: str
     profiles: tuple[Ranges, ...]
 
@@ -175,7 +177,7 @@ class EngineStore:
             _write(self._timing(key), hashlib.sha256(data).hexdigest().encode() + b"\n" + bytes(data))
 
     def _timing(self, key: EngineKey) -> Path:
-        text = json.dumps([key.tensorrt, key.gpu, key.sm])
+        text = json.dumps([key.tensorrt, key.gpu, key.sm, key.multiprocessors])
         return self.root / f"timing-{hashlib.sha256(text.encode()).hexdigest()[:16]}.cache"
 
     @contextlib.contextmanager
@@ -198,6 +200,8 @@ class EngineStore:
             except BlockingIOError:
                 _log.info("another process builds the TensorRT engine of %s: waiting for it", key.role)
                 fcntl.flock(handle, fcntl.LOCK_EX)
+            except OSError as error:  # a file system that cannot lock; writing is whole or not at all without it, too
+                _log.debug("%s cannot be locked: %s", self.root, error)
             yield
         finally:
             os.close(handle)  # which unlocks; the file stays, since removing it would race with who waits for it
@@ -219,15 +223,20 @@ class EngineStore:
                 f"the TensorRT engines in {self.root} belong to another user, and engines are code: point RSEDGE_CACHE "
                 "at a directory of your own"
             )
-        if status.st_mode & 0o022:
-            for plan in self.root.glob("*.plan"):
-                plan.unlink()
+        if not status.st_mode & 0o077:
+            return
+        try:
             self.root.chmod(0o700)
-            _log.warning(
-                "others could write in %s, so the TensorRT engines there are not used: they are deleted, the directory "
-                "is closed, and engines are built again",
-                self.root,
-            )
+            if status.st_mode & 0o022:
+                for path in (*self.root.glob("*.plan"), *self.root.glob("timing-*.cache")):
+                    path.unlink(missing_ok=True)
+                _log.warning(
+                    "others could write in %s, so the TensorRT engines there are not used: they are deleted, the "
+                    "directory is closed, and engines are built again",
+                    self.root,
+                )
+        except OSError as error:
+            raise BackendError(_cannot_write(self.root, error)) from error
 
     def _why_missing(self, key: EngineKey) -> str:
         """What engines of the same graph there are, if any, and how they differ."""
@@ -282,7 +291,7 @@ def _extent(key: EngineKey) -> int:
 def _difference(name: str, there: Any, wanted: Any) -> str:
     if name == "profiles":
         return "other sizes"
-    label = {"tensorrt": "TensorRT", "sm": "compute capability", "gpu": "GPU"}
+    label = {"tensorrt": "TensorRT", "sm": "compute capability", "gpu": "GPU", "multiprocessors": "GPU cores (SM)"}
     return f"{label.get(name, name)} {there}, not {wanted}"
 
 

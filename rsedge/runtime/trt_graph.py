@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rsedge.errors import BackendError
 from rsedge.runtime.trt_context import Context, LoadedEngine
-from rsedge.runtime.trt_memory import CudaError, DeviceArray, Feeds, on_host
+from rsedge.runtime.trt_memory import CapturedGraph, DeviceArray, Feeds, on_host
 from rsedge.runtime.trt_profiles import SIZE_INPUTS, Profile, fitting, widened
 
 if TYPE_CHECKING:
@@ -32,16 +32,20 @@ _MOST_CAPTURED = 48
 _MOST_SHAPES = 4096
 _SEEN_BEFORE_CAPTURE = 2
 """Runs with the same shapes and addresses before one is captured: what comes once is not worth it."""
+_SEEN_AT_MOST = 64
+"""To this that number grows where captured graphs make room for others before they have paid for themselves."""
+_WORTH = 16
+"""Replays that pay for a capture: it makes an execution context and computes twice more."""
 
 
 @dataclass(slots=True)
 class _Captured:
-    """A captured graph, and the context and sizes it depends on; nobody else may change that context."""
+    """A captured graph, and the context it depends on, which nobody else may change."""
 
-    executable: Any
+    graph: CapturedGraph
     context: Context
-    sizes: list[Array]
     generation: int
+    replays: int = 0
 
 
 class TrtGraph:
@@ -76,15 +80,19 @@ class TrtGraph:
         self._shapes: dict[Any, dict[str, tuple[int, ...]]] = {}
         self._seen: OrderedDict[Any, int] = OrderedDict()
         self._captured: OrderedDict[Any, _Captured] = OrderedDict()
+        self._wanted = _SEEN_BEFORE_CAPTURE
         self._open(profiles)
 
     def _open(self, profiles: list[Profile]) -> None:
-        self._discard_captured()
-        self._loaded = self._obtain(profiles)
-        self._sizes = self._check(self._loaded.engine)
+        loaded = self._obtain(profiles)
+        sizes = self._check(loaded.engine)
         # The arena grows now rather than in the first run: captured graphs hold its address.
-        self._cuda.arena(max(int(self._loaded.engine.device_memory_size_v2), 1))
-        self._context = Context(self._trt, self._cuda, self._loaded)
+        self._cuda.arena(max(int(loaded.engine.device_memory_size_v2), 1))
+        context = Context(self._trt, self._cuda, loaded)
+        # Only now, together: where memory ran out above, the engine there was goes on with a smaller batch.
+        self._captured.clear()
+        self._seen.clear()
+        self._loaded, self._sizes, self._context = loaded, sizes, context
 
     def _check(self, engine: Any) -> list[str]:
         """Compare the engine's inputs and outputs with the manifest; returns the inputs it wants in host memory."""
@@ -129,7 +137,10 @@ class TrtGraph:
             BackendError: TensorRT or CUDA refuses, or ``feeds`` are not the graph's inputs.
             OptionError: A size that no engine can serve.
         """
-        self._cuda.activate()
+        with self._cuda.using():
+            return self._run(feeds, host, device)
+
+    def _run(self, feeds: Feeds, host: Sequence[str], device: Sequence[str]) -> tuple[list[Array], list[DeviceArray]]:
         profile = self._profile_for(self._dimensions(feeds))
         sizes = {name: on_host(feeds[name]).astype(np.int64) for name in self._sizes}
         inputs = {name: self._place(name, feeds[name]) for name in self._inputs if name not in sizes}
@@ -201,7 +212,7 @@ class TrtGraph:
         if isinstance(value, DeviceArray):
             return value
         place = self._room(f"input {name}", value.shape, value.dtype)
-        self._cuda.write(place.address, np.ascontiguousarray(value))
+        self._cuda.write(place.address, value)
         return place
 
     def _room(self, name: str, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
@@ -228,10 +239,10 @@ class TrtGraph:
         captured = self._captured.pop(key, None)
         if captured is not None and captured.generation == self._cuda.arena_generation:
             self._captured[key] = captured  # the last to be given up
-            self._cuda.launch(captured.executable)
+            captured.replays += 1
+            self._cuda.launch(captured.graph)
             return
-        if captured is not None:
-            self._discard(captured)  # its activations are where the arena was
+        del captured  # its activations are where the arena was
         self._context.shape(profile, shapes, sizes, [])
         self._context.run(addresses)
         if self._capture and self._recurs(key):
@@ -242,7 +253,7 @@ class TrtGraph:
         self._seen[key] = count
         while len(self._seen) > 16 * _MOST_CAPTURED:
             self._seen.popitem(last=False)
-        return count >= _SEEN_BEFORE_CAPTURE
+        return count >= self._wanted
 
     def _record(
         self,
@@ -254,25 +265,17 @@ class TrtGraph:
     ) -> None:
         """Capture a run that has just been computed; the outputs are computed again, to the same values."""
         while len(self._captured) >= _MOST_CAPTURED:
-            self._discard(self._captured.popitem(last=False)[1])
+            if self._captured.popitem(last=False)[1].replays < _WORTH:
+                self._wanted = min(2 * self._wanted, _SEEN_AT_MOST)
         try:
             context = Context(self._trt, self._cuda, self._loaded)
             context.shape(profile, shapes, sizes, [])
             context.run(addresses)  # settles what depends on the shapes, which must not be captured
             with self._cuda.capturing() as made:
                 context.run(addresses)
-        except (CudaError, BackendError) as error:
+        except BackendError as error:
             self._capture = False
             _log.info("%s runs without CUDA graphs: %s", self.role, str(error).splitlines()[0])
             return
-        self._captured[key] = _Captured(made[0], context, list(sizes.values()), self._cuda.arena_generation)
-
-    def _discard(self, captured: _Captured) -> None:
-        self._cuda.wait()
-        self._cuda.discard(captured.executable)
-
-    def _discard_captured(self) -> None:
-        for captured in self._captured.values():
-            self._discard(captured)
-        self._captured.clear()
-        self._seen.clear()
+        self._captured[key] = _Captured(made[0], context, self._cuda.arena_generation)
+        del self._seen[key]

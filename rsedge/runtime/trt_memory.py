@@ -25,6 +25,7 @@ Array = NDArray[Any]
 _OLD_DRIVER = 35  # cudaErrorInsufficientDriver
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 _ALIGNMENT = 256  # what TensorRT asks of activation memory, and what cudaMalloc gives
+_STAGING = 1 << 20  # least page-locked memory for a direction: many small arrays, or a few images
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class DeviceInfo:
         number: Its index.
         name: As the driver gives it, such as ``Orin``.
         sm: Compute capability, such as ``8.7``.
+        multiprocessors: How many it has. Boards with the same name differ in this, and so do a board's power modes.
         memory: Bytes in all.
         integrated: Whether it shares the memory of the CPU, as on a Jetson.
     """
@@ -42,6 +44,7 @@ class DeviceInfo:
     number: int
     name: str
     sm: str
+    multiprocessors: int
     memory: int
     integrated: bool
 
@@ -82,6 +85,7 @@ def find_device(number: int) -> DeviceInfo:
         number=number,
         name=(name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)).rstrip("\0"),
         sm=f"{properties.major}.{properties.minor}",
+        multiprocessors=int(properties.multiProcessorCount),
         memory=int(properties.totalGlobalMem),
         integrated=bool(properties.integrated),
     )
@@ -91,6 +95,7 @@ def _values(cudart: Any, result: tuple[Any, ...], doing: str) -> Any:
     """What a call gave besides its error: nothing, one value or a tuple."""
     error, *values = result
     if int(error) != 0:
+        cudart.cudaGetLastError()  # else whoever launches a kernel next, TensorRT say, is told of this failure
         text = cudart.cudaGetErrorString(error)[-1]
         text = text.decode() if isinstance(text, bytes) else str(text)
         raise CudaError(f"CUDA failed when {doing}: {text} ({int(error)})", int(error))
@@ -150,14 +155,16 @@ class DeviceArray:
 
     def numpy(self) -> Array:
         """A copy in this machine's memory."""
-        return self.cuda.to_host([self])[0]
+        with self.cuda.using():
+            return self.cuda.to_host([self])[0]
 
 
 class Cuda:
     """One device with one stream, on which everything happens in order.
 
     Memory is pooled: a block that nothing refers to is given out again. That is safe without waiting, since whoever
-    gets it uses it on the same stream, later. It also makes addresses recur, which captured graphs depend on.
+    gets it uses it on the same stream, later. It also makes addresses recur, which captured graphs depend on. All of it
+    goes back to the driver with this object, which whatever uses it keeps alive.
 
     Args:
         number: Of the device.
@@ -169,14 +176,25 @@ class Cuda:
     def __init__(self, number: int) -> None:
         self.info = find_device(number)
         self._cudart = cudart = runtime_bindings()
-        self._here = threading.local()
+        self._lock = threading.RLock()
         self.activate()
         flags = cudart.cudaStreamNonBlocking
         self._stream = self._call("making a stream", cudart.cudaStreamCreateWithFlags(flags))
         self._free: dict[int, list[int]] = {}
-        self._pinned_address, self._pinned_size = 0, 0
-        self._arena: tuple[int, int] = (0, 0)
+        # Page-locked memory for copies to and from the device: address and size; and what of the first is being read.
+        self._up = self._down = (0, 0)
+        self._staged = 0
+        self._arena = (0, 0)
         self.arena_generation = 0
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # there may be nothing to free, or no driver any more
+            self.trim()
+            free, free_host = self._cudart.cudaFree, self._cudart.cudaFreeHost
+            for release, (address, size) in ((free_host, self._up), (free_host, self._down), (free, self._arena)):
+                if size:
+                    release(address)
+            self._cudart.cudaStreamDestroy(self._stream)
 
     def _call(self, doing: str, result: tuple[Any, ...]) -> Any:
         return _values(self._cudart, result, doing)
@@ -187,19 +205,19 @@ class Cuda:
         return int(self._stream)
 
     def activate(self) -> None:
-        """Make this the device of the calling thread, which threads do not inherit; cheap when it is already."""
-        if getattr(self._here, "active", False):
-            return
-        self._here.active = True
+        """Make this the device of the calling thread: threads do not inherit it, and others may have chosen another."""
         self._call(f"choosing CUDA device {self.info.number}", self._cudart.cudaSetDevice(self.info.number))
+
+    @contextlib.contextmanager
+    def using(self) -> Iterator[None]:
+        """The device for this thread alone: what is kept for the next run is shared by all threads."""
+        with self._lock:
+            self.activate()
+            yield
 
     def wait(self) -> None:
         """Until all work on the stream is done."""
         self._call("computing", self._cudart.cudaStreamSynchronize(self._stream))
-
-    def free_memory(self) -> int:
-        """Bytes that could still be allocated."""
-        return int(self._call("asking for free memory", self._cudart.cudaMemGetInfo())[0])
 
     # Memory
 
@@ -219,24 +237,23 @@ class Cuda:
         self._free.setdefault(size, []).append(address)
 
     def _allocate(self, size: int) -> int:
-        error, address = self._cudart.cudaMalloc(size)
-        if int(error) == _OUT_OF_MEMORY:
-            # What others gave back has other sizes: return it to the driver and try once more.
-            self._cudart.cudaGetLastError()
-            self.trim()
+        for last in (False, True):
             error, address = self._cudart.cudaMalloc(size)
-        if int(error) == _OUT_OF_MEMORY:
-            raise CudaError(
-                f"out of memory: the GPU {self.info.name} has no {size / 2**20:.0f} MiB left of "
-                f"{self.info.memory / 2**30:.1f} GiB: choose a smaller --batch-size, or close what else uses it",
-                _OUT_OF_MEMORY,
-            )
-        return int(self._call(f"allocating {size} bytes", (error, address)))
+            if int(error) != _OUT_OF_MEMORY:
+                return int(self._call(f"allocating {size} bytes", (error, address)))
+            self._cudart.cudaGetLastError()
+            if not last:
+                self.trim()  # what others gave back has other sizes: return it to the driver and try once more
+        raise CudaError(
+            f"out of memory: the GPU {self.info.name} has no {size / 2**20:.0f} MiB left of "
+            f"{self.info.memory / 2**30:.1f} GiB: choose a smaller --batch-size, or close what else uses it",
+            _OUT_OF_MEMORY,
+        )
 
     def trim(self) -> None:
         """Give unused memory back to the driver."""
         self.wait()
-        for addresses in self._free.values():
+        for addresses in list(self._free.values()):
             while addresses:
                 self._call("freeing memory", self._cudart.cudaFree(addresses.pop()))
 
@@ -247,12 +264,14 @@ class Cuda:
         ``arena_generation`` says so: graphs captured before hold the old address.
         """
         address, present = self._arena
-        if size > present or not address:
+        if size > present:
             if address:
                 self.wait()
+                # Known as gone before anything can fail: contexts and captured graphs must not use it again.
                 self._arena = (0, 0)
+                self.arena_generation += 1
                 self._call("freeing memory", self._cudart.cudaFree(address))
-            size = max(_rounded(size), _ALIGNMENT)
+            size = _rounded(size)
             self._arena = (self._allocate(size), size)
             self.arena_generation += 1
         return self._arena[0]
@@ -283,12 +302,20 @@ class Cuda:
         return made
 
     def write(self, address: int, array: Array) -> None:
-        """Copy a contiguous array to device memory; it may be changed as soon as this returns."""
-        if array.nbytes:
-            kind = self._cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
-            # From pageable memory CUDA takes its own copy before it returns.
-            result = self._cudart.cudaMemcpyAsync(address, array.ctypes.data, array.nbytes, kind, self._stream)
-            self._call("copying to the GPU", result)
+        """Copy an array to device memory; it may be changed as soon as this returns."""
+        array, size = np.ascontiguousarray(array), array.nbytes
+        if not size:
+            return
+        # Through page-locked memory of ours: whether CUDA has read pageable memory when it returns is not promised.
+        if self._staged + size > self._up[1]:
+            self.wait()
+            self._staged = 0
+            self._up = self._page_locked(self._up, size)
+        place = self._up[0] + self._staged
+        self._staged += -(-size // _ALIGNMENT) * _ALIGNMENT
+        ctypes.memmove(place, array.ctypes.data, size)
+        kind = self._cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self._call("copying to the GPU", self._cudart.cudaMemcpyAsync(address, place, size, kind, self._stream))
 
     def copy(self, target: int, source: int, size: int) -> None:
         """Copy within device memory."""
@@ -299,59 +326,78 @@ class Cuda:
     def to_host(self, arrays: list[DeviceArray]) -> list[Array]:
         """Copies of several arrays in this machine's memory, with one wait for all of them."""
         starts, total = _packed([array.nbytes for array in arrays])
-        base = self._pinned(total)
+        self._down = self._page_locked(self._down, total)
+        base = self._down[0]
         kind = self._cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
         for array, start in zip(arrays, starts, strict=True):
             if array.nbytes:
                 result = self._cudart.cudaMemcpyAsync(base + start, array.address, array.nbytes, kind, self._stream)
                 self._call("copying from the GPU", result)
         self.wait()
+        self._staged = 0
         return [_copied(base + start, array) for array, start in zip(arrays, starts, strict=True)]
 
-    def _pinned(self, size: int) -> int:
-        """Page-locked memory, which copies do not have to pass through another buffer."""
-        if size > self._pinned_size or not self._pinned_address:
+    def _page_locked(self, present: tuple[int, int], size: int) -> tuple[int, int]:
+        """Page-locked memory, address and size, of at least ``size`` bytes; ``present`` if that is enough."""
+        if size <= present[1] and present[0]:
+            return present
+        size = _rounded(max(size, _STAGING))
+        made = int(self._call("allocating page-locked memory", self._cudart.cudaMallocHost(size)))
+        if present[0]:
             self.wait()
-            if self._pinned_address:
-                self._call("freeing memory", self._cudart.cudaFreeHost(self._pinned_address))
-                self._pinned_address = 0
-            self._pinned_size = _rounded(size)
-            result = self._cudart.cudaMallocHost(self._pinned_size)
-            self._pinned_address = int(self._call("allocating page-locked memory", result))
-        return self._pinned_address
+            self._call("freeing memory", self._cudart.cudaFreeHost(present[0]))
+        return made, size
 
     # Captured graphs
 
     @contextlib.contextmanager
-    def capturing(self) -> Iterator[list[Any]]:
+    def capturing(self) -> Iterator[list[CapturedGraph]]:
         """Record what is enqueued on the stream instead of running it; the list then holds the graph to launch.
 
         Raises:
             CudaError: Something in it cannot be captured; the stream is usable again.
         """
         cudart = self._cudart
-        made: list[Any] = []
+        made: list[CapturedGraph] = []
         mode = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("beginning a capture", cudart.cudaStreamBeginCapture(self._stream, mode))
         try:
             yield made
         except BaseException:
-            cudart.cudaStreamEndCapture(self._stream)
-            cudart.cudaGetLastError()  # else the next call would report what the capture failed of
+            error, graph = cudart.cudaStreamEndCapture(self._stream)
+            if int(error) == 0:
+                cudart.cudaGraphDestroy(graph)
+            cudart.cudaGetLastError()  # as of _values
             raise
         graph = self._call("ending a capture", cudart.cudaStreamEndCapture(self._stream))
         try:
-            made.append(self._call("instantiating a captured graph", cudart.cudaGraphInstantiate(graph, 0)))
+            executable = self._call("instantiating a captured graph", cudart.cudaGraphInstantiate(graph, 0))
         finally:
             cudart.cudaGraphDestroy(graph)
+        made.append(CapturedGraph(self, executable))
 
-    def launch(self, captured: Any) -> None:
+    def launch(self, captured: CapturedGraph) -> None:
         """Run a captured graph."""
-        self._call("launching a captured graph", self._cudart.cudaGraphLaunch(captured, self._stream))
+        launched = self._cudart.cudaGraphLaunch(captured.executable, self._stream)
+        self._call("launching a captured graph", launched)
 
-    def discard(self, captured: Any) -> None:
-        """Free a captured graph that is not running."""
-        self._call("freeing a captured graph", self._cudart.cudaGraphExecDestroy(captured))
+    def discard(self, executable: Any) -> None:
+        """Free a graph that may be running."""
+        self.wait()
+        self._call("freeing a captured graph", self._cudart.cudaGraphExecDestroy(executable))
+
+
+class CapturedGraph:
+    """What :meth:`Cuda.capturing` made; freed when nothing refers to it any more."""
+
+    __slots__ = ("_cuda", "executable")
+
+    def __init__(self, cuda: Cuda, executable: Any) -> None:
+        self._cuda, self.executable = cuda, executable
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # the driver may be gone
+            self._cuda.discard(self.executable)
 
 
 Feeds = Mapping[str, Array | DeviceArray]

@@ -33,11 +33,11 @@ class RowsGraph:
         self, feeds: Feeds, *, host: Sequence[str] = (), device: Sequence[str] = ()
     ) -> tuple[list[Array], list[DeviceArray]]:
         """As of :class:`TrtGraph`: ``next_X`` holds the rows ``sources`` of ``X`` with ``fresh_X`` behind it."""
-        self._cuda.activate()
         if unknown := sorted({*host, *device} - self._outputs):
             raise BackendError(f"the graph {self.role} has no output {', '.join(unknown)}")
-        made = self._gather(feeds, (*host, *device))
-        results = self._cuda.to_host([made[name] for name in host]) if host else []
+        with self._cuda.using():
+            made = self._gather(feeds, (*host, *device))
+            results = self._cuda.to_host([made[name] for name in host]) if host else []
         return results, [made[name] for name in device]
 
     def run(self, feeds: Feeds, outputs: Sequence[str]) -> list[Array]:
@@ -50,7 +50,7 @@ class RowsGraph:
         for name in outputs:
             own = name.removeprefix("next_")
             pairs[name] = tuple(
-                value if isinstance(value, DeviceArray) else self._cuda.to_device(np.ascontiguousarray(value))
+                value if isinstance(value, DeviceArray) else self._cuda.to_device(value)
                 for value in (feeds[own], feeds[f"fresh_{own}"])
             )
         shapes = (((len(sources), *present.shape[1:]), present.dtype) for present, _ in pairs.values())

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 
 import pytest
 
+from rsedge.bundle import read_bundle
 from rsedge.errors import BackendError, OptionError
 from rsedge.runtime.backends import choose_backend, open_bundle
+from rsedge.runtime.trt import TrtBackend
+from rsedge.runtime.trt_profiles import Limits
 from tests.fake_cuda import FakeCuda
 from tests.runtime.trt_machines import make_machine
 
@@ -26,7 +30,10 @@ def test_auto_takes_tensorrt_where_it_works(monkeypatch: pytest.MonkeyPatch, tmp
 @pytest.mark.parametrize("device", ["auto", "cpu"])
 def test_auto_goes_on_without_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, device: str):
     make_machine(monkeypatch, tmp_path / "cache", cuda=FakeCuda(devices=0))
-    assert choose_backend("auto", device, "fp16").kind == "onnxruntime"
+    choice = choose_backend("auto", device, "fp16")
+    assert choice.kind == "onnxruntime"
+    why = "; without TensorRT: there is no CUDA device 0: the driver knows 0"
+    assert choice.reason.endswith(why) == (device == "auto"), choice.reason
 
 
 @pytest.mark.parametrize(
@@ -87,3 +94,49 @@ def test_where_a_build_fails_auto_says_so_and_goes_on(
     assert "Could not find any implementation" in caplog.text
     with pytest.raises(BackendError, match="Could not find any implementation"):
         open_bundle(bundle_path, backend="tensorrt", **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("fault", ["an engine is refused", "another engine is refused", "no runtime"])
+def test_where_engines_do_not_load_auto_says_so_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle_path: Path, caplog: pytest.LogCaptureFixture, fault: str
+):
+    machine = make_machine(monkeypatch, tmp_path / "cache")
+    if fault == "no runtime":
+        machine.trt.refuse_runtime, said = True, "factory function returned nullptr"
+    else:
+        machine.trt.refuse = said = "Serialization assertion failed"
+        machine.trt.accepts = int("another" in fault)
+    arguments = {"device": "auto", "threads": 1, "batch_size": 4, "usual": USUAL}
+    _, backend, reason, _ = open_bundle(bundle_path, **arguments)  # type: ignore[arg-type]
+    assert backend.name == "onnxruntime"
+    assert "; without TensorRT: TensorRT 11.4.0.106 " in reason
+    assert "TensorRT fails, going on with ONNX Runtime" in caplog.text
+    assert said in caplog.text
+    assert not machine.cuda.device, "the memory of what failed is there for what takes its place"
+    assert not machine.cuda.streams
+    with pytest.raises(BackendError, match=re.escape(said)):
+        open_bundle(bundle_path, backend="tensorrt", **arguments)  # type: ignore[arg-type]
+
+
+def test_what_was_opened_ahead_is_handed_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle_path: Path):
+    machine = make_machine(monkeypatch, tmp_path / "cache")
+    bundle, backend, _, _ = open_bundle(bundle_path, device="auto", threads=None, batch_size=4, usual=USUAL)
+    contexts = machine.trt.contexts
+    graphs = [backend.open(bundle.graph_path("vision")) for _ in range(2)]
+    assert machine.trt.contexts == contexts + 1, "the first was there"
+    assert graphs[0] is not graphs[1]
+
+
+def test_engines_built_ahead_for_no_more_than_the_defaults_are_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle_path: Path
+):
+    machine, bundle = make_machine(monkeypatch, tmp_path / "cache"), read_bundle(bundle_path)
+    usual = bundle.manifest.generation
+    assert usual
+    tight = Limits(images=4, beams=usual.num_beams, tokens=usual.max_new_tokens)
+    assert tight != Limits.of(bundle.manifest, images=4), "else this proves nothing"
+    TrtBackend(bundle, limits=tight).prepare(exact=True)
+    open_bundle(bundle_path, device="auto", threads=None, batch_size=4, usual=USUAL)
+    assert len(machine.trt.builds) == 3
+    open_bundle(bundle_path, device="auto", threads=None, batch_size=4, usual=USUAL, beams=usual.num_beams + 1)
+    assert len(machine.trt.builds) > 3

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 
 from rsedge.bundle import read_bundle
 from rsedge.errors import BackendError
+from rsedge.runtime import trt_graph
 from rsedge.runtime.captioner import Captioner
 from rsedge.runtime.embedder import Embedder
 from rsedge.runtime.ort import OrtBackend
@@ -142,6 +145,60 @@ def test_a_moved_arena_is_captured_anew(newest: Machine, half_path: Path):
     assert len(newest.cuda.graphs) == 1, "what was captured before is freed"
 
 
+def test_captures_that_do_not_pay_become_rare(newest: Machine, half_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(trt_graph, "_MOST_CAPTURED", 2)
+    bundle = read_bundle(half_path)
+    backend = TrtBackend(bundle, limits=Limits(images=6, beams=1, tokens=8))
+    vision, images = backend.open(bundle.graph_path("vision")), random_images(6, 32)
+    expected = [vision.run({"pixels": images[: 1 + size]}, ["image_embeds"])[0] for size in range(6)]
+    contexts = newest.trt.contexts
+    for run in range(60):
+        size = run % 6
+        (found,) = vision.run({"pixels": images[: 1 + size]}, ["image_embeds"])
+        np.testing.assert_array_equal(found, expected[size])
+    assert newest.trt.contexts - contexts < 15, "each makes an execution context and computes twice more"
+
+
+def test_where_a_larger_engine_does_not_fit_the_one_there_goes_on(newest: Machine, half_path: Path):
+    bundle = read_bundle(half_path)
+    backend = TrtBackend(bundle, limits=Limits(images=2, beams=1, tokens=8))
+    vision, images = backend.open(bundle.graph_path("vision")), random_images(5, 32)
+    expected = vision.run({"pixels": images[:2]}, ["image_embeds"])[0]
+    newest.trt.memory = 1 << 40
+    with pytest.raises(BackendError, match="out of memory"):
+        vision.run({"pixels": images}, ["image_embeds"])
+    assert not newest.cuda.last_error
+    for _ in range(4):
+        np.testing.assert_array_equal(vision.run({"pixels": images[:2]}, ["image_embeds"])[0], expected)
+
+
+def test_all_memory_goes_back_with_the_backend(newest: Machine, half_path: Path):
+    made = captioner(half_path, TrtBackend(read_bundle(half_path)))
+    for _ in range(3):
+        made.caption(random_images(3, 32), num_beams=2, max_new_tokens=6)
+    assert newest.cuda.device
+    assert newest.cuda.graphs
+    del made
+    gc.collect()
+    assert not newest.cuda.device
+    assert not newest.cuda.pinned
+    assert not newest.cuda.graphs
+    assert not newest.cuda.streams
+
+
+def test_other_threads_use_the_device_that_was_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, half_path: Path):
+    machine, images = make_machine(monkeypatch, tmp_path / "cache", cuda=FakeCuda(devices=2)), random_images(4, 32)
+    made = captioner(half_path, TrtBackend(read_bundle(half_path), "cuda:1"))
+    expected = [caption.token_ids for caption in made.caption(images, num_beams=2, max_new_tokens=6)]
+    machine.cuda.used_devices.clear()
+    machine.cuda.cudaSetDevice(0)  # as another library may
+    with ThreadPoolExecutor(3) as pool:
+        runs = [pool.submit(made.caption, images, num_beams=2, max_new_tokens=6) for _ in range(6)]
+        made.caption(random_images(8, 32), num_beams=3, max_new_tokens=7)
+    assert all([caption.token_ids for caption in run.result()] == expected for run in runs)
+    assert machine.cuda.used_devices <= {1}
+
+
 def test_memory_is_shared_and_comes_back(newest: Machine, half_path: Path):
     made, images = captioner(half_path, TrtBackend(read_bundle(half_path))), random_images(6, 32)
     used = []
@@ -162,6 +219,17 @@ def test_out_of_memory_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
     with pytest.raises(BackendError, match="--batch-size") as caught:
         vision.run({"pixels": random_images(32, 32)}, ["image_embeds"])
     assert is_out_of_memory(caught.value), "the batch is halved where this is recognised"
+
+
+def test_what_tensorrt_says_of_memory_is_recognised(newest: Machine, half_path: Path):
+    from rsedge.runtime.memory import is_out_of_memory
+
+    bundle = read_bundle(half_path)
+    vision = TrtBackend(bundle).open(bundle.graph_path("vision"))
+    newest.trt.enqueue_problem = "[checkMacros.cpp::catchCudaError::203] Error Code 1: Cuda Runtime (out of memory)"
+    with pytest.raises(BackendError, match="TensorRT refuses the execution") as caught:
+        vision.run({"pixels": random_images(1, 32)}, ["image_embeds"])
+    assert is_out_of_memory(caught.value)
 
 
 def test_wrong_feeds_are_refused_by_name(newest: Machine, half_path: Path):

@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 
 import rsedge.runtime
+from rsedge.runtime.trt_build import Loggers, _monitor
 from tests.runtime.trt_api import API, CUDA, CUDA_VALUES, SIGNATURES, VERSIONS
 
 SOURCES = sorted(Path(rsedge.runtime.__file__).parent.glob("trt*.py"))
@@ -63,6 +64,23 @@ def test_arguments_are_the_documented_ones(bindings: ModuleType):
         if not any(given[: len(expected)] == expected for given in names):
             wrong.append(f"{path}{expected}: {names}")
     assert wrong == []
+
+
+def test_our_logger_and_monitor_are_the_real_ones_children(bindings: ModuleType):
+    loggers, seen = Loggers(bindings), []
+    for severity in (
+        bindings.ILogger.Severity.INFO,
+        bindings.ILogger.Severity.WARNING,
+        bindings.ILogger.Severity.ERROR,
+    ):
+        loggers.logger.log(severity, str(severity))
+    assert loggers.taken() == f"  - {bindings.ILogger.Severity.ERROR}"
+    monitor = _monitor(bindings, "step", seen.append)
+    monitor.phase_start("Building", None, 2)
+    assert monitor.step_complete("Building", 0)
+    monitor.cancelled.set()
+    assert not monitor.step_complete("Building", 1)
+    assert [progress.step for progress in seen] == [0, 1, 2]
 
 
 def test_cuda_python_has_what_is_used():

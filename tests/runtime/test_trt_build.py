@@ -143,6 +143,16 @@ def test_old_and_missing_tensorrt(machine: Machine, monkeypatch: pytest.MonkeyPa
         import_tensorrt()
 
 
+def test_a_tensorrt_without_its_libraries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    folder = tmp_path / "site" / "tensorrt"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("raise OSError('libnvinfer.so.10: cannot open shared object file')")
+    monkeypatch.syspath_prepend(str(folder.parent))
+    monkeypatch.delitem(__import__("sys").modules, "tensorrt", raising=False)
+    with pytest.raises(BackendError, match=r"libnvinfer\.so\.10"):
+        import_tensorrt()
+
+
 def test_profiles_go_from_narrow_to_wide():
     made = profiles("step", Limits(images=8, beams=3, tokens=20))
     assert [profile["rows"] for profile in made] == [(1, 8, 8), (1, 24, 24)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import logging
 import multiprocessing
 import os
@@ -27,6 +29,7 @@ KEY = EngineKey(
     tensorrt="11.4.0",
     gpu="Fake",
     sm="8.7",
+    multiprocessors=8,
     precision="fp16",
     profiles=((("rows", (1, 4, 4)), ("columns", (8, 16, 24))),),
 )
@@ -81,6 +84,26 @@ def test_what_others_could_have_put_there_is_deleted(store: EngineStore, caplog:
     assert store.load(KEY) is None
     assert store.root.stat().st_mode & 0o777 == 0o700
     assert "others could write" in caplog.text
+
+
+def test_the_timings_others_could_have_written_go_too_and_readers_are_shut_out(store: EngineStore):
+    store.save(KEY, b"plan", seconds=1, level=3)
+    store.save_timing(KEY, b"times")
+    store.root.chmod(0o755)
+    assert (store.load(KEY), store.load_timing(KEY)) == (b"plan", b"times")
+    assert store.root.stat().st_mode & 0o777 == 0o700
+    store.root.chmod(0o730)
+    assert store.load_timing(KEY) == b""
+
+
+def test_a_file_system_without_locks_will_do(store: EngineStore, monkeypatch: pytest.MonkeyPatch):
+    def flock(handle: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with store.building(KEY):
+        store.save(KEY, b"plan", seconds=1, level=3)
+    assert store.load(KEY) == b"plan"
 
 
 def test_a_directory_of_another_user_is_refused(store: EngineStore, monkeypatch: pytest.MonkeyPatch):
@@ -143,7 +166,15 @@ def test_built_once_and_taken_from_the_cache(monkeypatch: pytest.MonkeyPatch, tm
     assert not list(bundle.path.glob("**/*.plan")), "a bundle is passed on, and plans are code"
 
 
-@pytest.mark.parametrize("change", ["TensorRT", "GPU"])
+def test_useless_timings_are_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle_path: Path):
+    machine = make_machine(monkeypatch, tmp_path / "cache")
+    backend = TrtBackend(read_bundle(bundle_path), limits=LIMITS)
+    backend.store.save_timing(backend._key("vision", backend._profiles("vision")), b"garbage")
+    backend.prepare()
+    assert machine.trt.timing_given[:2] == [b"garbage", b""]
+
+
+@pytest.mark.parametrize("change", ["TensorRT", "GPU", "power mode"])
 def test_another_machine_gets_its_own_engines_and_is_told_why(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle_path: Path, caplog: pytest.LogCaptureFixture, change: str
 ):
@@ -153,13 +184,18 @@ def test_another_machine_gets_its_own_engines_and_is_told_why(
     if change == "TensorRT":
         machine = make_machine(monkeypatch, tmp_path / "cache", version=VERSIONS[-1])
     else:
+        properties = Properties(name=b"Thor\0") if change == "GPU" else Properties(multiProcessorCount=4)
         machine = make_machine(
-            monkeypatch, tmp_path / "cache", version=VERSIONS[0], cuda=FakeCuda(properties=Properties(name=b"Thor\0"))
+            monkeypatch, tmp_path / "cache", version=VERSIONS[0], cuda=FakeCuda(properties=properties)
         )
     TrtBackend(read_bundle(bundle_path), limits=LIMITS).prepare()
     assert len(machine.trt.builds) == 3
-    expected = "TensorRT 10.3.0, not 11.4.0.106" if change == "TensorRT" else "GPU Fake Orin, not Thor"
-    assert f"its TensorRT engine is for {expected}: building another" in caplog.text
+    expected = {
+        "TensorRT": "TensorRT 10.3.0, not 11.4.0.106",
+        "GPU": "GPU Fake Orin, not Thor",
+        "power mode": "GPU cores (SM) 8, not 4",
+    }
+    assert f"its TensorRT engine is for {expected[change]}: building another" in caplog.text
 
 
 def test_an_engine_that_tensorrt_refuses_is_built_again(
@@ -173,7 +209,11 @@ def test_an_engine_that_tensorrt_refuses_is_built_again(
     backend.open(bundle.graph_path("vision"))
     assert "refuses the kept engine of vision: building it again" in caplog.text
     assert len(machine.trt.builds) == 1
-    machine.trt.refuse = True
+    machine.trt.refuse = "Cuda Runtime (out of memory)"
+    with pytest.raises(BackendError, match="out of memory"):
+        backend.open(bundle.graph_path("vision"))
+    assert len(machine.trt.builds) == 1, "for want of memory nothing is built again: that takes more of it"
+    machine.trt.refuse = "Serialization assertion failed"
     with pytest.raises(BackendError, match="refuses the engine of vision it has just built"):
         TrtBackend(bundle, limits=LIMITS).open(bundle.graph_path("vision"))
 

@@ -111,7 +111,7 @@ SIGNATURES = {
 
 CUDA = (
     "cudaGetDeviceCount", "cudaGetDeviceProperties", "cudaSetDevice", "cudaMalloc", "cudaFree", "cudaMallocHost",
-    "cudaFreeHost", "cudaMemGetInfo", "cudaMemcpyAsync", "cudaStreamCreateWithFlags", "cudaStreamSynchronize",
+    "cudaFreeHost", "cudaMemcpyAsync", "cudaStreamCreateWithFlags", "cudaStreamDestroy", "cudaStreamSynchronize",
     "cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate", "cudaGraphLaunch",
     "cudaGraphExecDestroy", "cudaGraphDestroy", "cudaGetLastError", "cudaGetErrorString",
 )  # fmt: skip
@@ -119,5 +119,5 @@ CUDA = (
 CUDA_VALUES = {
     "cudaMemcpyKind": ("cudaMemcpyHostToDevice", "cudaMemcpyDeviceToHost", "cudaMemcpyDeviceToDevice"),
     "cudaStreamCaptureMode": ("cudaStreamCaptureModeThreadLocal",),
-    "cudaDeviceProp": ("name", "major", "minor", "totalGlobalMem", "integrated"),
+    "cudaDeviceProp": ("name", "major", "minor", "totalGlobalMem", "integrated", "multiProcessorCount"),
 }
