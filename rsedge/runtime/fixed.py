@@ -30,7 +30,11 @@ UInt8 = NDArray[np.uint8]
 
 _COLUMNS = 16  # the narrowest self cache; each next one is twice as wide
 _SHAPES = 4  # slots, slots / 2, slots / 4 and slots / 8: images at the end leave fewer and fewer rows
-_TOP = 16  # candidates, where a search wants ever more, come in multiples of this; so do watched tokens
+_TOP = 16  # candidates come in powers of two up to this, then in multiples of it; watched tokens in multiples
+
+
+def _in_units(count: int) -> int:
+    return -(-count // _TOP) * _TOP
 
 
 class FixedGraphs:
@@ -55,13 +59,13 @@ class FixedGraphs:
         return self._thread.submit(self._encode, pixels, tuple(names))
 
     def _encode(self, pixels: UInt8, names: Sequence[str]) -> dict[str, onnxruntime.OrtValue]:
-        if self._staging is None or len(self._staging) < len(pixels):
-            self._staging = np.empty(pixels.shape, np.uint8)
-            if self._cudart:
-                self._cudart.pin(self._staging)
-        staged = self._staging[: len(pixels)]
-        np.copyto(staged, pixels)
         with self.backend.capture_lock:  # a capture forbids other threads to use the device
+            if self._staging is None or len(self._staging) < len(pixels):
+                self._staging = np.empty(pixels.shape, np.uint8)
+                if self._cudart:
+                    self._cudart.pin(self._staging, self.backend.place[1])
+            staged = self._staging[: len(pixels)]
+            np.copyto(staged, pixels)
             _, values = self._vision.run_on_device({"pixels": staged}, device=names)
         return dict(zip(names, values, strict=True))
 
@@ -297,8 +301,9 @@ class FixedBatch:
         """One decoder run for all rows."""
         self._lengths = request.lengths
         wanted, watched = request.top, request.watch.shape[1]
-        top = wanted if wanted <= _TOP else min(-(-wanted // _TOP) * _TOP, self._memory.vocab_size)
-        wide = max(1, -(-watched // _TOP) * _TOP)
+        # Some searches want more candidates at every step: without this a graph would be captured at every step.
+        top = _in_units(wanted) if wanted > _TOP else 1 << (wanted - 1).bit_length()
+        top, wide = min(top, self._memory.vocab_size), max(1, _in_units(watched))
         run, takes, gives = self._memory.step(self._images, self._width, top, wide, request.full)
         for name in ("tokens", "lengths", "watch"):
             takes.host(name)[:] = 0

@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
@@ -117,12 +118,16 @@ class Devices:
         gpus: What nvidia-smi says of each: name, driver, memory, compute capability.
         cuda: Whether ONNX Runtime can use a CUDA GPU.
         cuda_problem: Why not, or None.
+        tensorrt: Whether TensorRT can be used on the first of them.
+        tensorrt_problem: Why not, or None.
         jetpack: Such as ``6 (L4T 36.4.0)``, or None on other machines.
     """
 
     gpus: tuple[str, ...]
     cuda: bool
     cuda_problem: str | None
+    tensorrt: bool
+    tensorrt_problem: str | None
     jetpack: str | None
 
 
@@ -205,14 +210,19 @@ def processor() -> Processor:
     """See :class:`Processor`."""
     model, features = parse_cpuinfo(_text("/proc/cpuinfo"), platform.machine())
     board = _text("/proc/device-tree/model").strip("\0 \n")
-    affinity = getattr(os, "sched_getaffinity", None)
     return Processor(
         model=board or model or platform.processor() or None,
         architecture=platform.machine(),
         cores=os.cpu_count(),
-        usable=len(affinity(0)) if affinity else os.cpu_count() or 1,
+        usable=usable_cores(),
         features=features,
     )
+
+
+def usable_cores() -> int:
+    """Cores this process may run on; macOS and Windows cannot tell, so there it is all of them."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def parse_cpuinfo(text: str, machine: str) -> tuple[str | None, dict[str, bool]]:
@@ -225,10 +235,36 @@ def parse_cpuinfo(text: str, machine: str) -> tuple[str | None, dict[str, bool]]
     return (model[1].strip() if model else None), features
 
 
+def memory_now() -> int | None:
+    """Resident memory of this process, bytes; None where the system does not tell."""
+    return _bytes_of("/proc/self/status", "VmRSS")
+
+
+def memory_peak() -> int | None:
+    """The highest resident memory of this process until now, bytes; None where the system does not tell."""
+    return _bytes_of("/proc/self/status", "VmHWM")  # getrusage would count what the parent had
+
+
+def forget_memory_peak() -> None:
+    """Let :func:`memory_peak` count from now on, where the system can."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def memory_available() -> int | None:
+    """Bytes that programs can have, with what Linux would give back from its file cache; None elsewhere."""
+    return _bytes_of("/proc/meminfo", "MemAvailable")
+
+
+def _bytes_of(path: str, name: str) -> int | None:
+    """A line of one of Linux's accounts of memory."""
+    found = re.search(rf"^{name}:\s+(\d+) kB$", _text(path), re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
+
+
 def room() -> Room:
     """See :class:`Room`."""
-    found = dict(re.findall(r"^(\w+):\s+(\d+) kB$", _text("/proc/meminfo"), re.MULTILINE))
-    total, free = (int(found[name]) * 1024 if name in found else None for name in ("MemTotal", "MemAvailable"))
+    total, free = _bytes_of("/proc/meminfo", "MemTotal"), memory_available()
     cache = cache_dir()
     there = next((folder for folder in (cache, *cache.parents) if folder.exists()), None)
     try:
@@ -249,12 +285,24 @@ def devices() -> Devices:
         problem = re.sub(r"^device cuda cannot be used: |; use --device cpu.*$", "", str(error))
     except Exception as error:  # a broken installation fails in its own way
         problem = f"{type(error).__name__}: {error}"
+    without = _tensorrt_problem()
     return Devices(
         gpus=_nvidia_smi(),
         cuda=problem is None,
         cuda_problem=problem,
+        tensorrt=without is None,
+        tensorrt_problem=without,
         jetpack=parse_tegra(_text("/etc/nv_tegra_release")),
     )
+
+
+def _tensorrt_problem() -> str | None:
+    try:
+        from rsedge.runtime.trt import tensorrt_problem
+
+        return tensorrt_problem(0, "fp16") or None
+    except Exception as error:  # a broken installation fails in its own way
+        return f"{type(error).__name__}: {error}"
 
 
 def _nvidia_smi() -> tuple[str, ...]:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rsedge.runtime.machine import memory_available
+
 if TYPE_CHECKING:
     from rsedge.manifest import Manifest, TensorSpec
 
@@ -54,13 +56,18 @@ def smaller_batch(error: Exception, size: int, what: str) -> int:
 
 
 def free_memory(number: int) -> tuple[int, int] | None:
-    """Free and total bytes of a CUDA device, from the CUDA runtime or else ``nvidia-smi``; None where neither tells."""
+    """Free and total bytes of a CUDA device, from the CUDA runtime or else ``nvidia-smi``; None where neither tells.
+
+    Where the device shares this machine's memory, what Linux would give back from its file cache is free too.
+    """
     from rsedge.runtime.ort_cuda import Cudart
 
     cudart = Cudart.load()
     found = cudart.memory(number) if cudart else None
-    if found:
-        return found
+    if cudart and found:
+        free, total = found
+        shared = memory_available() if cudart.shares_memory(number) else None
+        return min(max(free, shared or 0), total), total
     command = ["nvidia-smi", f"--id={number}", "--query-gpu=memory.free,memory.total", "--format=csv,noheader,nounits"]
     try:
         text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
@@ -97,8 +104,9 @@ def bytes_per_image(manifest: Manifest, *, tokens: int, rows: int) -> int:
     wide = np.dtype(next(tensor.dtype for tensor in step.inputs if tensor.name == "self_k.0")).itemsize
     self_cache = 2 * decoder.layers * decoder.heads * decoder.head_dim * tokens * wide
     logits = 4 * 4 * manifest.tokens.vocab_size
-    # Twice: the cross cache of images just encoded stands beside that of images in work, and caches are widened.
-    return total + given + rows * (2 * self_cache + logits)
+    # The cross cache of images just encoded stands beside that of images in work. Self caches of all widths stand
+    # beside each other (16, 32, … columns): together less than three times the widest.
+    return total + given + rows * (3 * self_cache + logits)
 
 
 def _bytes(tensor: TensorSpec) -> int:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsedge.errors import BackendError, BundleError, OptionError
+from rsedge.runtime.machine import usable_cores
 from rsedge.runtime.memory import fitting_batch, free_memory
 from rsedge.runtime.ort_cuda import GRAPHS_SINCE, Buffer, FixedRun, Packed, View
 
@@ -81,12 +82,6 @@ def _cuda_problem(number: int) -> str:
     return ""
 
 
-def _usable_cores() -> int:
-    """Cores this process may run on; macOS cannot tell, so there it is all of them."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
 def default_batch_size(manifest: Manifest, device: str, usual: Mapping[str, int]) -> int:
     """Images computed together where the user does not say: the usual number, fewer if the device has not the memory.
 
@@ -125,6 +120,8 @@ class OrtBackend:
     """
 
     name = "onnxruntime"
+    capture_lock: AbstractContextManager[Any] = threading.RLock()
+    """Held while a CUDA graph is captured, and by runs that allocate: CUDA lets no other thread do that then."""
 
     def __init__(self, device: str, *, threads: int | None = None, cuda_graphs: bool | None = None) -> None:
         if threads is not None and threads < 1:
@@ -132,12 +129,12 @@ class OrtBackend:
         self.device = device
         self.on_cuda = device.startswith("cuda")
         self.fixed_addresses = self.on_cuda
-        self.threads = threads or _usable_cores()
+        self.threads = threads or usable_cores()
         self._number = int(device.partition(":")[2] or 0)
         self._ort = _import_onnxruntime()
         self.cuda_graphs = self.on_cuda and _captures_soundly(self._ort) if cuda_graphs is None else cuda_graphs
-        self.capture_lock = threading.Lock()
-        """Held while a CUDA graph is captured: no other thread may then use the device."""
+        if self.on_cuda:
+            self._ort.set_default_logger_severity(3)  # where CUDA's kernels warn of in-place writes, node by node
         self._graph_ids = itertools.count(1)
 
     def open(self, path: Path, *, capture: bool = False) -> OrtGraph:
@@ -174,7 +171,8 @@ class OrtBackend:
             # float32 means float32: what is to be faster is exported with --fp16.
             settings |= {"use_tf32": 0, "enable_cuda_graph": int(capture)}
             providers.insert(0, ("CUDAExecutionProvider", settings))
-        return ort.InferenceSession(path, options, providers=providers)
+        # No fallback: ONNX Runtime would print, take its usual providers, and hide the reason.
+        return ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
 
     @property
     def place(self) -> tuple[str, int]:
@@ -217,10 +215,12 @@ class OrtGraph:
         self._backend, self._session, self.captures = backend, session, captures
         self._may_capture = captures
         self._device, self._number = backend.place
+        self._undisturbed = backend.capture_lock if backend.on_cuda else nullcontext()
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
         """Run on arrays of this machine's memory; on the CPU contiguous inputs are used where they lie."""
-        results: list[Array] = self._session.run(list(outputs), dict(feeds), self._options(None))
+        with self._undisturbed:
+            results: list[Array] = self._session.run(list(outputs), dict(feeds), self._options(None))
         return results
 
     def run_on_device(
@@ -240,13 +240,14 @@ class OrtGraph:
         Returns:
             The ``host`` outputs as arrays and the ``device`` outputs as values, in the orders asked for.
         """
-        binding = self.bind(feeds, {})
-        for name in host:
-            binding.bind_output(name, "cpu")
-        for name in device:
-            binding.bind_output(name, self._device, self._number)
-        self._session.run_with_iobinding(binding, self._options(None))
-        values = binding.get_outputs()
+        with self._undisturbed:
+            binding = self.bind(feeds, {})
+            for name in host:
+                binding.bind_output(name, "cpu")
+            for name in device:
+                binding.bind_output(name, self._device, self._number)
+            self._session.run_with_iobinding(binding, self._options(None))
+            values = binding.get_outputs()
         return [value.numpy() for value in values[: len(host)]], list(values[len(host) :])
 
     def fix(self, inputs: Mapping[str, View | Array | onnxruntime.OrtValue], outputs: Mapping[str, View]) -> FixedRun:

@@ -13,6 +13,7 @@ import math
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,8 @@ GRAPHS_SINCE = (1, 31)
 """First ONNX Runtime whose operators keep what a captured graph reads again at every replay (onnxruntime#32121)."""
 
 _ALIGNMENT = 256
+_INTEGRATED = 18  # cudaDevAttrIntegrated
+_PORTABLE = 1  # cudaHostRegisterPortable: pinned whichever device is current when it is read
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,18 +131,18 @@ class FixedRun:
         outputs: Mapping[str, View],
         *,
         graph_id: int,
-        capture_lock: threading.Lock,
+        capture_lock: AbstractContextManager[Any],
     ) -> None:
         self._graph, self._lock, self._id = graph, capture_lock, graph_id
-        self._threads: set[int] = set()
+        # Not a set of thread ids: those are given again, and a new thread has captured nothing.
+        self._here, self._captured = threading.local(), False
         # Bindings hold addresses only: what is bound must live as long.
         self._owners = (dict(inputs), dict(outputs))
         self._binding = graph.bind(inputs, outputs)
 
     def __call__(self) -> None:
         """Run; outputs are there when it returns."""
-        here = threading.get_ident()
-        if not self._graph.captures or here in self._threads:
+        if not self._graph.captures or getattr(self._here, "captured", False):
             self._graph.run_binding(self._binding, self._id)
             return
         with self._lock:
@@ -148,15 +151,15 @@ class FixedRun:
             except Exception as error:
                 if is_out_of_memory(error):
                     raise
-                reason = str(error).splitlines()[0][:200]
+                reason = (str(error) or type(error).__name__).splitlines()[0][:200]
                 _log.warning("CUDA graphs cannot be captured here, running without them: %s", reason)
                 self._graph.captures = False
                 self._graph.run_binding(self._binding, self._id)
-        self._threads.add(here)
+        self._here.captured = self._captured = self._graph.captures
 
     def release(self) -> None:
-        """Free what was captured; the run must not be used again."""
-        if self._graph.captures and self._threads:
+        """Free what was captured, where this ONNX Runtime can; the run must not be used again."""
+        if self._captured:
             self._graph.release_captured(self._id)
 
 
@@ -182,18 +185,34 @@ class Cudart:
 
     def memory(self, number: int) -> tuple[int, int] | None:
         """Free and total bytes of a device, or None if the library will not say."""
-        free, total, before = ctypes.c_size_t(), ctypes.c_size_t(), ctypes.c_int()
-        library = self._library
-        if library.cudaGetDevice(ctypes.byref(before)) or library.cudaSetDevice(ctypes.c_int(number)):
-            return None
-        failed = library.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total))
-        library.cudaSetDevice(before)
-        return None if failed else (free.value, total.value)
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        ask = self._library.cudaMemGetInfo
+        return (free.value, total.value) if self._on(number, ask, ctypes.byref(free), ctypes.byref(total)) else None
 
-    def pin(self, array: Array) -> bool:
-        """Lock an array's pages until it is gone, so that the device reads them directly; whether that worked."""
-        pointer = ctypes.c_void_p(array.ctypes.data)
-        if self._library.cudaHostRegister(pointer, ctypes.c_size_t(array.nbytes), ctypes.c_uint(0)):
+    def shares_memory(self, number: int) -> bool:
+        """Whether a device's memory is this machine's, as on a Jetson."""
+        found, ask = ctypes.c_int(), self._library.cudaDeviceGetAttribute
+        return self._on(number, ask, ctypes.byref(found), _INTEGRATED, ctypes.c_int(number)) and found.value == 1
+
+    def pin(self, array: Array, number: int) -> bool:
+        """Lock an array's pages until it is gone, so that device ``number`` reads them directly; whether it worked."""
+        pointer, size = ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)
+        if not self._on(number, self._library.cudaHostRegister, pointer, size, ctypes.c_uint(_PORTABLE)):
             return False
         weakref.finalize(array, self._library.cudaHostUnregister, pointer)
         return True
+
+    def _on(self, number: int, function: Any, *arguments: Any) -> bool:
+        """Call a function while device ``number`` is current; whether it went well.
+
+        The CUDA runtime keeps a thread's last error, and whoever asks next takes it for their own: ONNX Runtime asks
+        after every kernel.
+        """
+        library, before = self._library, ctypes.c_int()
+        if library.cudaGetDevice(ctypes.byref(before)) == 0 and library.cudaSetDevice(ctypes.c_int(number)) == 0:
+            failed = function(*arguments)
+            library.cudaSetDevice(before)
+            if failed == 0:
+                return True
+        library.cudaGetLastError()
+        return False
