@@ -56,6 +56,7 @@ bench: setup
 	$(BIN)/python bench/profile_cpu.py
 	$(BIN)/python bench/memory.py
 	$(BIN)/python bench/pipeline.py
+	$(BIN)/python bench/pipeline.py --whole
 	$(BIN)/python bench/read.py
 
 bench-gpu: setup

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, version
@@ -77,6 +78,7 @@ def machine(device: str) -> dict[str, Any]:
         values |= {"cpu": names[0] if names else values["cpu"], "cores": len(names)}
     modules = {"rsedge": rsedge, "onnxruntime": onnxruntime, "torch": torch, "transformers": transformers, "numpy": np}
     values["versions"] = {name: module.__version__ for name, module in modules.items()}
+    values["date"] = datetime.now(timezone.utc).date().isoformat()
     if device == "cuda":
         number = torch.cuda.current_device()
         values |= {"gpu": torch.cuda.get_device_name(number), "cuda": torch.version.cuda}
@@ -87,6 +89,32 @@ def machine(device: str) -> dict[str, Any]:
         except (OSError, subprocess.SubprocessError, IndexError):
             values["driver"] = "unknown"
     return values
+
+
+def device_of(device: str) -> str:
+    """The device as rsedge names it.
+
+    Raises:
+        BackendError: ``device`` is ``cuda``, and ONNX Runtime cannot use one.
+    """
+    from rsedge.runtime.ort import choose_device
+
+    return choose_device(device, "fp16")[0]  # loads CUDA's libraries from their packages besides
+
+
+def cuda_problem() -> str:
+    """Why torch or ONNX Runtime cannot use a GPU here, or an empty string."""
+    import torch
+
+    from rsedge.errors import BackendError
+
+    if not torch.cuda.is_available():
+        return f"torch {torch.__version__} sees no CUDA device"
+    try:
+        device_of("cuda")
+    except BackendError as error:
+        return str(error)
+    return ""
 
 
 @dataclass(frozen=True)
@@ -186,18 +214,24 @@ class Rsedge:
         from rsedge.runtime.ort import OrtBackend
 
         self.name = f"rsedge {mode}"
-        backend = OrtBackend(
-            "cuda:0" if case.device == "cuda" else "cpu", cuda_graphs=None if mode == "graphs" else False
-        )
+        backend = OrtBackend(device_of(case.device), cuda_graphs=None if mode == "graphs" else False)
         backend.fixed_addresses = mode != "values"
-        self.captures = backend.cuda_graphs
         self.captioner = Captioner(read_bundle(case.bundle), backend, device_reason="a benchmark", batch_size=1)
-        if mode == "values":
+        if mode == "values" and not backend.on_cuda:
             self.captioner.decoder.keep_on_device(self.captioner.bundle)
+
+    @property
+    def captures(self) -> bool:
+        """Whether what is run at every step is replayed as CUDA graphs."""
+        fixed = self.captioner.decoder._fixed
+        return fixed is not None and fixed.step.captures and fixed.self_write.captures
 
     def caption(self, images: np.ndarray, batch: int, **settings: Any) -> list[list[int]]:
         """As :class:`Engine` has it."""
-        self.captioner.batch_size = batch
+        if batch != self.captioner.batch_size:
+            # Memory of a larger batch would be used again, and a quarter of its rows computed in vain.
+            self.captioner.decoder.release()
+            self.captioner.batch_size = batch
         return [list(caption.token_ids) for caption in self.captioner.caption(images, **settings)]
 
     def close(self) -> None:
@@ -214,9 +248,15 @@ def rate(engine: Engine, case: Case, search: str, batch: int, images: np.ndarray
         engine.caption(images, batch, **case.settings(search))
         taken = time.perf_counter() - start
     except Exception as error:
-        if is_out_of_memory(error):
-            return None
-        raise
+        if not is_out_of_memory(error):
+            raise
+        taken = None
+    if taken is None:
+        if case.device == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()  # the others shall have what this one had
+        return None
     captioner = getattr(engine, "captioner", None)
     if captioner is not None and captioner.batch_size != batch:  # it halved the batch and went on
         return None

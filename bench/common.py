@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
 from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ RESULTS = ROOT / "results"
 CACHE = Path(os.environ.get("RSEDGE_BENCH_CACHE", ROOT / ".cache"))
 """Random models of several hundred MB, made once."""
 
+LIBRARIES = ("rsedge", "onnxruntime", "onnxruntime-gpu", "torch", "transformers", "numpy")
 BLIP_BASE = {
     "hidden": 768,
     "layers": 12,
@@ -32,6 +33,8 @@ BLIP_BASE = {
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
+    from rsedge.runtime.machine import usable_cores, version_of
+
     model = platform.processor() or platform.machine()
     flags: list[str] = []
     cpuinfo = Path("/proc/cpuinfo")
@@ -42,10 +45,10 @@ def machine() -> dict[str, Any]:
         flags = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8") if flag in present]
     return {
         "cpu": model,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "instructions": flags,
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("rsedge", "onnxruntime", "torch", "transformers", "numpy")},
+        "versions": {name: found for name in LIBRARIES if (found := version_of(name))},
         "date": datetime.now(timezone.utc).date().isoformat(),
     }
 
@@ -72,9 +75,10 @@ def bundle(precision: str, name: str = "blip-base-224", **sizes: Any) -> Path:
 
 
 def peak_rss_mb() -> float:
-    """Peak resident memory of this process, MB (from /proc: getrusage would count what the parent had)."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+    """Peak resident memory of this process, in units of 2**20 bytes."""
+    from rsedge.runtime.machine import memory_peak
+
+    return (memory_peak() or 0) / 2**20
 
 
 def worker(script: str, *arguments: str) -> dict[str, Any]:
@@ -83,6 +87,45 @@ def worker(script: str, *arguments: str) -> dict[str, Any]:
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     values: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
     return values
+
+
+class Process:
+    """A benchmark script in a process of its own that answers lines with lines of JSON, the first when it is ready."""
+
+    def __init__(self, script: str, *arguments: str) -> None:
+        command = [sys.executable, script, "--worker", *arguments]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End it, whatever it does, also where it is paused."""
+        self._process.kill()
+        self._process.communicate()
+
+    def read(self) -> dict[str, Any]:
+        """Its next line."""
+        assert self._process.stdout is not None
+        if not (line := self._process.stdout.readline()):
+            raise SystemExit(f"{' '.join(map(str, self._process.args))} ended with code {self._process.wait()}")  # type: ignore[arg-type]
+        values: dict[str, Any] = json.loads(line)
+        return values
+
+    def ask(self, question: int) -> dict[str, Any]:
+        """Its answer to a line."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{question}\n")
+        self._process.stdin.flush()
+        return self.read()
+
+    def pause(self) -> None:
+        """Let none of its threads run."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let them run again."""
+        self._process.send_signal(signal.SIGCONT)
 
 
 def median(values: list[float]) -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from rsedge.runtime.machine import usable_cores
 
 TOKENS, WIDTH = 197, 768
 LAYERS = 12
@@ -142,11 +143,6 @@ def best(limits: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "read_gb_per_s": [entry["memory"]["read_gb_per_s"] for entry in limits],
         },
     }
-
-
-def usable_cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 if __name__ == "__main__":

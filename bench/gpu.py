@@ -1,16 +1,19 @@
 """Is rsedge right on the GPU, and how fast beside transformers and the limits of the machine?
 
-First what must hold: fp16 captions agree with transformers in float32 on at least 99 % of tokens; embeddings have a
-cosine of at least 0.999; CUDA graphs, fixed addresses and values that move give the same captions; and a batch that
-does not fit is halved with nothing lost. Then pairs in one process: transformers in float16, eager and compiled by
-torch, against rsedge with and without CUDA graphs, each at the batch size at which it is fastest, greedy and beam 3.
-Then shares of the measured limits (`bench/gpu_limits.py`), and where the time goes.
+First what must hold (`bench/gpu_checks.py`): a batch that does not fit is halved with nothing lost; fp16 captions agree
+with transformers in float32 on at least 99 % of tokens; CUDA graphs, fixed addresses and values that move give the same
+captions; embeddings have a cosine of at least 0.999. Then pairs in one process: transformers in float16, eager and
+compiled by torch, against rsedge with and without CUDA graphs, each at the batch size at which it is fastest, greedy
+and beam 3. Then where the time goes, and shares of the measured limits (`bench/gpu_limits.py`).
 
 The model is BLIP-base at 224 px, random and seeded unless `--checkpoint` names another; images are random unless
-`--image-folder` names real ones. Needs onnxruntime-gpu, onnx, torch, transformers, safetensors, numpy and Pillow, and
-no more: rsedge need not be installed. Results are written after each part; the exit code is 1 where a check failed.
+`--image-folder` names real ones. Needs onnxruntime-gpu, onnx, torch, transformers, safetensors, tokenizers, numpy and
+Pillow, and no more: rsedge need not be installed. Results are written as they come. A part or an engine that fails is
+named under `errors`, and the others go on; the exit code is 1 where a check or a part failed, 2 where there is no GPU.
 
     python bench/gpu.py [--quick] [--output FILE.json]
+    python bench/gpu.py --minutes 9                  # begin nothing after 9 minutes; what was left out is named
+    python bench/gpu.py --only pairs,profile         # the rest of it: what the output already has is kept
     python bench/gpu.py --device cpu --tiny          # the same on any machine, in little time and with no meaning
 """
 
@@ -20,8 +23,10 @@ import argparse
 import json
 import sys
 import time
+import traceback
 from collections import Counter
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +34,79 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench import caption_gpu, common, gpu_limits
-from bench.caption_gpu import Case, Rsedge, Torch
+from bench.caption_gpu import Case, Engine, Rsedge, Torch
+from bench.gpu_checks import check_captions, check_embeddings, check_memory
 
-LEAST_TOKENS, LEAST_COSINE = 0.99, 0.999
+PARTS = ("limits", "out_of_memory", "captions", "embeddings", "pairs", "profile", "shares")
+OURS = "rsedge graphs"
+
+
+def told(error: Exception) -> str:
+    """An error in a line."""
+    return f"{type(error).__name__}: {error}"[:300]
+
+
+@dataclass
+class Run:
+    """The parts of a run, written after each; one that fails is named, and the others go on.
+
+    Attributes:
+        values: What was found, by part, and ``errors`` and ``left_out`` besides.
+        output: Where it is written, if anywhere.
+        wanted: Parts to be run.
+        until: Time of the monotonic clock after which nothing is begun.
+    """
+
+    values: dict[str, Any]
+    output: Path | None = None
+    wanted: tuple[str, ...] = PARTS
+    until: float = float("inf")
+
+    def late(self) -> bool:
+        """Whether the time is over."""
+        return time.monotonic() > self.until
+
+    def save(self, name: str, value: Any) -> None:
+        """Keep a part, or what there is of it so far."""
+        self.values[name] = value
+        if self.output:
+            self.output.parent.mkdir(parents=True, exist_ok=True)
+            partial = self.output.with_name(f"{self.output.name}.partial")
+            partial.write_text(json.dumps(self.values, indent=2) + "\n")
+            partial.replace(self.output)
+
+    def part(self, name: str, work: Callable[[], Any]) -> None:
+        """Run a part if it is wanted and there is time."""
+        if name not in self.wanted:
+            return
+        errors, left_out = self.values["errors"], self.values["left_out"]
+        errors.pop(name, None)
+        if self.late():
+            left_out.append(name)
+            self.save("left_out", left_out)
+            return
+        begin = time.monotonic()
+        try:
+            value = work()
+        except Exception as error:
+            traceback.print_exc()
+            errors[name] = told(error)
+            self.values.pop(name, None)
+            self.save("errors", errors)
+            return
+        self.save(name, value)
+        print(f"{name}, {time.monotonic() - begin:.0f} s: {json.dumps(value, indent=2)}", flush=True)
+
+    def failed(self) -> list[str]:
+        """Checks that did not pass and parts that ended in an error."""
+        found = [name for name in ("out_of_memory", "embeddings") if not self.values.get(name, {}).get("passed", True)]
+        captions = self.values.get("captions", {})
+        found += [
+            f"captions {search}"
+            for search, entry in captions.items()
+            if isinstance(entry, dict) and not entry.get("passed", True)
+        ]
+        return [*found, *self.values["errors"]]
 
 
 def make_case(options: argparse.Namespace) -> Case:
@@ -54,6 +129,8 @@ def make_case(options: argparse.Namespace) -> Case:
         suffixes = {".jpg", ".jpeg", ".png", ".tif", ".tiff"}
         files = sorted(path for path in options.image_folder.rglob("*") if path.suffix.lower() in suffixes)
         files = files[: options.images]
+        if not files:
+            raise SystemExit(f"no image ({', '.join(sorted(suffixes))}) in {options.image_folder} or below")
         images = np.array(
             [resize(np.asarray(Image.open(file).convert("RGB")), spec.size, spec.resample) for file in files]
         )
@@ -62,147 +139,104 @@ def make_case(options: argparse.Namespace) -> Case:
     return Case(checkpoint, bundle, options.device, images, options.tokens, spec.mean, spec.std)
 
 
-def agreement(ours: list[list[int]], theirs: list[list[int]]) -> dict[str, float]:
-    """Share of equal tokens, position by position, and of equal captions."""
-    equal = sum(a == b for x, y in zip(ours, theirs, strict=True) for a, b in zip(x, y, strict=False))
-    total = sum(max(len(x), len(y)) for x, y in zip(ours, theirs, strict=True))
-    same = np.mean([x == y for x, y in zip(ours, theirs, strict=True)])
-    return {"tokens": round(equal / total, 5), "captions": round(float(same), 4)}
+def pairs(
+    case: Case,
+    makers: dict[str, Callable[[], Engine]],
+    batches: list[int],
+    rounds: int,
+    *,
+    late: Callable[[], bool] = lambda: False,
+    progress: Callable[[dict[str, Any]], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Images per second of each engine at its best batch size, medians over rounds that go through all engines.
 
-
-def check_captions(case: Case, count: int) -> dict[str, Any]:
-    """Against transformers in float32, and the three ways of rsedge against one another."""
-    images, found = case.images[:count], {}
-    batch = min(32, count)
-    reference = Torch(case, dtype="float32")
-    engines = [Rsedge(case, mode) for mode in ("graphs", "fixed", "values")]
-    for search in case.beams:
-        settings = case.settings(search, fixed=False)
-        expected = reference.caption(images, batch, **settings)
-        captions = {engine.name: engine.caption(images, batch, **settings) for engine in engines}
-        entry: dict[str, Any] = {"fp16_against_torch_fp32": agreement(captions["rsedge graphs"], expected)}
-        for name in ("rsedge fixed", "rsedge values"):
-            entry[f"graphs against {name}"] = agreement(captions["rsedge graphs"], captions[name])
-        again = engines[0].caption(images, batch, **settings)  # what was captured is replayed
-        entry["replayed"] = agreement(again, captions["rsedge graphs"])
-        # Other shapes choose other kernels, and float16 rounds: equal captions are asked of equal shapes only.
-        entry["passed"] = (
-            entry["fp16_against_torch_fp32"]["tokens"] >= LEAST_TOKENS
-            and entry["graphs against rsedge fixed"]["captions"] == entry["replayed"]["captions"] == 1
-            and entry["graphs against rsedge values"]["tokens"] >= LEAST_TOKENS
-        )
-        found[search] = entry
-    for engine in (reference, *engines):
-        engine.close()
-    return {"images": count, "captured": engines[0].captures, **found}
-
-
-def check_embeddings(options: argparse.Namespace) -> dict[str, Any]:
-    """A CLIP of the shape of B/32 in fp16 against transformers in float32."""
-    from rsedge.bundle import read_bundle
-    from rsedge.export.convert import export
-    from rsedge.runtime.embedder import Embedder
-    from rsedge.runtime.ort import OrtBackend
-    from tests.dual_encoders import TEXTS, embeddings, make_clip
-    from tests.models import random_images
-
-    name, shape, size = "gpu-clip-tiny", {}, 32
-    if not options.tiny:
-        wide = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-        text = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8}
-        name, shape, size = "gpu-clip-b32", {"vision": {**wide, "patch_size": 32}, "text": text, "dim": 512}, 224
-    checkpoint, bundle = common.CACHE / name, common.CACHE / f"{name}-fp16.rsedge"
-    if not (checkpoint / "preprocessor_config.json").exists():
-        make_clip(checkpoint, image_size=size, **shape)
-    if not bundle.exists():
-        export(checkpoint, bundle, precision="fp16")
-    images = random_images(24, size, seed=4)
-    expected = embeddings(checkpoint, images)
-    backend = OrtBackend("cuda:0" if options.device == "cuda" else "cpu")
-    embedder = Embedder(read_bundle(bundle), backend, device_reason="a benchmark", batch_size=16)
-    found = embedder.embed_images(images), embedder.embed_texts(TEXTS)
-    images_cosine, texts_cosine = (float((a * b).sum(1).min()) for a, b in zip(found, expected, strict=True))
-    passed = min(images_cosine, texts_cosine) >= LEAST_COSINE
-    return {"images_min_cosine": images_cosine, "texts_min_cosine": texts_cosine, "passed": passed}
-
-
-@contextmanager
-def little_memory(case: Case) -> Any:
-    """Leave room for few images: fill a GPU's memory; on a CPU let the first run fail as it would there."""
-    from rsedge.bundle import read_bundle
-    from rsedge.runtime.memory import bytes_per_image
-    from rsedge.runtime.ort import OrtGraph
-
-    if case.device == "cuda":
-        import torch
-
-        torch.cuda.empty_cache()
-        free, _ = torch.cuda.mem_get_info()
-        room = 2**30 + 8 * bytes_per_image(read_bundle(case.bundle).manifest, tokens=case.tokens, rows=3)
-        filling = torch.empty(max(free - room, 0), dtype=torch.uint8, device="cuda")
-        yield
-        del filling
-        torch.cuda.empty_cache()
-        return
-    original, failures = OrtGraph.run_on_device, ["Failed to allocate memory for requested buffer of size 1234"]
-
-    def run(self: Any, feeds: Any, **outputs: Any) -> Any:
-        if "pixels" in feeds and failures:
-            raise RuntimeError(failures.pop())
-        return original(self, feeds, **outputs)
-
-    OrtGraph.run_on_device = run  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        OrtGraph.run_on_device = original  # type: ignore[method-assign]
-
-
-def check_memory(case: Case, batch: int) -> dict[str, Any]:
-    """A batch that does not fit is halved, and every image has its caption."""
-    images, settings = case.images[:batch], case.settings("beam3", fixed=False)
-    plain = Rsedge(case, "graphs")
-    expected = plain.caption(images, min(8, batch), **settings)
-    plain.close()
-    del plain
-    with little_memory(case):
-        engine = Rsedge(case, "graphs")
-        found = engine.caption(images, batch, **settings)
-        ended = engine.captioner.batch_size
-        engine.close()
-    entry = {"from": batch, "to": ended, "captioned": len(found), **agreement(found, expected)}
-    return {**entry, "passed": len(found) == batch and ended < batch and entry["tokens"] >= LEAST_TOKENS}
-
-
-def pairs(case: Case, engines: list[Any], batches: list[int], rounds: int) -> dict[str, Any]:
-    """Images per second of each engine at its best batch size, medians over rounds that go through all engines."""
+    Args:
+        case: What is captioned.
+        makers: Name → an engine; made when its turn comes. One that fails does not keep the others from running.
+        batches: Sizes to try.
+        rounds: How often each is timed at its best size.
+        late: Whether nothing more is to be begun.
+        progress: Called with what there is so far.
+    """
     results: dict[str, Any] = {}
+    engines: dict[str, Engine] = {}
     for search in case.beams:
         rows: dict[str, dict[str, Any]] = {}
-        for engine in engines:
-            try:
-                batch, rates = caption_gpu.best_batch(engine, case, search, batches)
-            except Exception as error:  # an engine that does not run here is a result too
-                rows[engine.name] = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
-                continue
-            rows[engine.name] = {"batch": batch, "images_per_s_by_batch": rates, "rounds": []}
-            print(f"{search} {engine.name}: {max(rates.values()):.1f} images/s at {batch}", file=sys.stderr)
-        for _ in range(rounds):
-            for engine in engines:
-                row = rows[engine.name]
-                if "error" not in row:
-                    row["rounds"].append(caption_gpu.rate(engine, case, search, row["batch"], case.images))
-        for row in rows.values():
-            timed = [value for value in row.get("rounds", []) if value]
-            if timed:
-                row["rounds"], row["images_per_s"] = [round(value, 2) for value in timed], common.median(timed)
-        ours = rows["rsedge graphs"].get("rounds")
-        for row in rows.values():
-            if ours and row.get("rounds") and len(row["rounds"]) == len(ours):
-                ratios = [mine / theirs for mine, theirs in zip(ours, row["rounds"], strict=True)]
-                row["rsedge_graphs_is_times"] = common.median(ratios)
         results[search] = rows
+        for name, make in makers.items():
+            if late():
+                rows[name] = {"error": "left out: the time was over"}
+                continue
+            try:
+                engines[name] = engines.get(name) or make()
+                batch, rates = caption_gpu.best_batch(engines[name], case, search, batches)
+            except Exception as error:  # an engine that does not run here is a result too
+                rows[name] = {"error": told(error)}
+            else:
+                rows[name] = {"batch": batch, "images_per_s_by_batch": rates, "images_per_s": max(rates.values())}
+            print(f"{search} {name}: {rows[name]}", file=sys.stderr, flush=True)
+            progress(results)
+        timed: dict[str, list[float | None]] = {name: [] for name, row in rows.items() if "error" not in row}
+        for _ in range(rounds):
+            if late():
+                break
+            for name, times in timed.items():
+                if "error" in rows[name]:
+                    continue
+                try:
+                    batch = rows[name]["batch"]
+                    times.append(caption_gpu.rate(engines[name], case, search, batch, case.images))
+                except Exception as error:
+                    rows[name]["error"] = told(error)
+        for name, times in timed.items():
+            known = [value for value in times if value]
+            if known:
+                rows[name] |= {"rounds": [round(value, 2) for value in known], "images_per_s": common.median(known)}
+            ratios = [
+                mine / theirs for mine, theirs in zip(timed.get(OURS, []), times, strict=False) if mine and theirs
+            ]
+            if ratios:
+                rows[name]["rsedge_graphs_is_times"] = common.median(ratios)
+        progress(results)
+    for engine in engines.values():
+        engine.close()
     return results
+
+
+def encoder_alone(case: Case, engine: Rsedge, sizes: list[int]) -> dict[str, float]:
+    """Images per second of the encoder with nothing beside it, at the best of some batch sizes; outputs stay where they
+    are made.
+    """
+    from rsedge.runtime.memory import is_out_of_memory
+
+    manifest, fixed = engine.captioner.bundle.manifest, engine.captioner.decoder._fixed
+    names = [tensor.name for tensor in manifest.graphs["step"].inputs if tensor.shape[:1] == ("images",)]
+    rates: dict[int, float] = {}
+    for size in sizes:
+        images = case.images[:size]
+        try:
+            taken = gpu_limits.seconds(lambda images=images: fixed.encode(images, names).result(), "cpu", least=0.2)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            break
+        rates[len(images)] = len(images) / taken
+    best = max(rates, key=lambda size: rates[size])
+    return {"batch": best, "images_per_s": round(rates[best], 1)}
+
+
+def profiles(case: Case, rows: dict[str, Any], batches: list[int]) -> dict[str, Any]:
+    """:func:`profile` of each search at the batch size that was best for it, and the encoder alone."""
+    engine = Rsedge(case, "graphs")
+    found = {
+        search: profile(case, engine, search, rows.get(search, {}).get(OURS, {}).get("batch", batches[-1]))
+        for search in case.beams
+    }
+    alone = encoder_alone(case, engine, batches)
+    for entry in found.values():
+        entry["encoder_alone"] = alone
+    engine.close()
+    return found
 
 
 def profile(case: Case, engine: Rsedge, search: str, batch: int) -> dict[str, Any]:
@@ -243,10 +277,12 @@ def profile(case: Case, engine: Rsedge, search: str, batch: int) -> dict[str, An
     for name, (owner, attribute, original) in originals.items():
         setattr(owner, attribute, timed(name, original))
     start = time.perf_counter()
-    engine.caption(images, batch, **settings)
+    try:
+        engine.caption(images, batch, **settings)
+    finally:
+        for owner, attribute, original in originals.values():
+            setattr(owner, attribute, original)
     whole = time.perf_counter() - start
-    for owner, attribute, original in originals.values():
-        setattr(owner, attribute, original)
     stages_ms = {name: round(seconds / len(images) * 1e3, 4) for name, seconds in spent.items()}
     rest = whole - spent["decoder step with its transfers"] - spent["caches after a step with their transfers"]
     return {
@@ -276,7 +312,7 @@ def shares(case: Case, profiles: dict[str, dict[str, Any]], limits: dict[str, An
     flop += 4 * spec.layers * seen * width * spec.heads * spec.head_dim
     values: dict[str, Any] = {"gflop_per_image_encoder": round(flop / 1e9, 2)}
     for search, found in profiles.items():
-        reached = flop * found["images_per_s_encoder"] / 1e12
+        reached = flop * found["encoder_alone"]["images_per_s"] / 1e12
         rows, column = found["batch"] * case.beams[search], 2 * spec.layers * spec.heads * spec.head_dim * 2
         cross = found["batch"] * column * seen
         moved = bundle.graph_path("step").stat().st_size + cross + rows * column * case.tokens // 2
@@ -297,6 +333,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tiny", action="store_true", help="a tiny model and few images")
     parser.add_argument("--quick", action="store_true", help="fewer batch sizes, images and rounds")
     parser.add_argument("--skip-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--minutes", type=float, help="begin nothing after so many minutes")
+    parser.add_argument("--only", help=f"parts to run, of {','.join(PARTS)}; others are kept as the output has them")
     parser.add_argument("--checkpoint", type=Path, help="a BLIP captioner in Hugging Face layout")
     parser.add_argument("--bundle", type=Path, help="its fp16 bundle")
     parser.add_argument("--image-folder", type=Path, help="real images, sought in it and below")
@@ -304,41 +342,55 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, default=20)
     parser.add_argument("--output", type=Path, help="JSON; on CUDA bench/results/gpu.json")
     options = parser.parse_args(arguments)
+    wanted = tuple(options.only.split(",")) if options.only else PARTS
+    if unknown := set(wanted) - set(PARTS):
+        parser.error(f"--only names {', '.join(sorted(unknown))}, expected some of {','.join(PARTS)}")
+    until = time.monotonic() + 60 * options.minutes if options.minutes else float("inf")
     options.images = options.images or (12 if options.tiny else 256 if options.quick else 512)
     if options.output is None and options.device == "cuda" and not options.tiny:
         options.output = common.RESULTS / "gpu.json"
     caption_gpu.prepare()
+    if problem := caption_gpu.cuda_problem() if options.device == "cuda" else "":
+        parser.exit(2, f"no figures without a usable GPU: {problem}; --device cpu --tiny runs on any machine\n")
 
     batches = [4] if options.tiny else [32, 128] if options.quick else [16, 32, 64, 128, 256]
-    values: dict[str, Any] = {"machine": caption_gpu.machine(options.device), "tokens": options.tokens}
-
-    def part(name: str, value: Any) -> None:
-        values[name] = value
-        print(f"{name}: {json.dumps(value, indent=2)}")
-        if options.output:
-            options.output.parent.mkdir(parents=True, exist_ok=True)
-            options.output.write_text(json.dumps(values, indent=2) + "\n")
+    values: dict[str, Any] = {}
+    if options.only and options.output and options.output.exists():
+        values = json.loads(options.output.read_text())
+    values.pop("failed", None)  # until all is done
+    values |= {"machine": caption_gpu.machine(options.device), "tokens": options.tokens, "left_out": []}
+    run = Run({"errors": {}} | values, options.output, wanted, until)
 
     case = make_case(options)
-    part("model", {"checkpoint": case.checkpoint.name, "images": len(case.images), "real": bool(options.image_folder)})
-    part("limits", gpu_limits.measure(options.device, small=options.tiny))
-    part("captions", check_captions(case, min(len(case.images), 64 if options.quick else 256)))
-    part("embeddings", check_embeddings(options))
-    part("out_of_memory", check_memory(case, min(len(case.images), 64)))
+    batches = [size for size in batches if size <= len(case.images)] or [len(case.images)]
+    model = {"checkpoint": case.checkpoint.name, "images": len(case.images), "real": bool(options.image_folder)}
+    run.save("model", model)
+    few = min(len(case.images), 64 if options.quick else 256)
+    run.part("limits", lambda: gpu_limits.measure(options.device, small=options.tiny))
+    run.part("out_of_memory", lambda: check_memory(case, few))
+    run.part("captions", lambda: check_captions(case, few, random=options.checkpoint is None))
+    run.part("embeddings", lambda: check_embeddings(options.device, tiny=options.tiny))
 
-    engines: list[Any] = [Torch(case, dtype="float16")]
+    # The compiled one is last: it takes minutes before its first image.
+    makers: dict[str, Callable[[], Engine]] = {
+        OURS: lambda: Rsedge(case, "graphs"),
+        "transformers float16": lambda: Torch(case, dtype="float16"),
+        "rsedge fixed": lambda: Rsedge(case, "fixed"),
+        "rsedge values": lambda: Rsedge(case, "values"),
+    }
     if not options.skip_compile:
-        engines.append(Torch(case, dtype="float16", compiled=True))
-    engines += [Rsedge(case, mode) for mode in ("graphs", "fixed", "values")]
-    part("pairs", pairs(case, engines, batches, 1 if options.quick or options.tiny else 3))
-    ours = next(engine for engine in engines if engine.name == "rsedge graphs")
-    found = {search: profile(case, ours, search, rows[ours.name]["batch"]) for search, rows in values["pairs"].items()}
-    part("profile", found)
-    part("shares", shares(case, found, values["limits"]))
-    checks = {"embeddings": values["embeddings"]["passed"], "out_of_memory": values["out_of_memory"]["passed"]}
-    checks |= {f"captions {search}": values["captions"][search]["passed"] for search in case.beams}
-    part("failed", [name for name, passed in checks.items() if not passed])
-    return 1 if values["failed"] else 0
+        makers["transformers float16 compiled"] = lambda: Torch(case, dtype="float16", compiled=True)
+    rounds, save = 1 if options.quick or options.tiny else 3, run.save
+    told_so_far = {"late": run.late, "progress": lambda found: save("pairs", found)}
+    run.part("pairs", lambda: pairs(case, makers, batches, rounds, **told_so_far))
+    run.part("profile", lambda: profiles(case, run.values.get("pairs", {}), batches))
+    if {"profile", "limits"} <= set(run.values):
+        run.part("shares", lambda: shares(case, run.values["profile"], run.values["limits"]))
+    failed = run.failed()
+    if failed or set(PARTS) <= set(run.values):  # of what never ran, nothing is said
+        run.save("failed", failed)
+    print(f"failed: {', '.join(failed) or 'nothing'}; left out: {', '.join(run.values['left_out']) or 'nothing'}")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

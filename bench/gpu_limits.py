@@ -83,11 +83,16 @@ def transfers(device: str, *, small: bool = False) -> dict[str, float]:
 
 def measure(device: str, *, small: bool = False) -> dict[str, Any]:
     """All limits of a device."""
-    return {
+    found = {
         "gemm": products(device, small=small),
         "memory": bandwidth(device, small=small),
         "to_device_gb_per_s": transfers(device, small=small),
     }
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.empty_cache()  # what is measured next shares the device
+    return found
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -79,7 +78,7 @@ def timed(work: Callable[[], Any]) -> dict[str, float]:
 
 def serve(work: Callable[[np.ndarray], dict[str, Any]], dim: int) -> None:
     """Answer each line, the seed of a query, with a line of JSON."""
-    print("ready", flush=True)
+    print("{}", flush=True)
     for line in sys.stdin:
         query = np.random.default_rng(int(line)).standard_normal(dim).astype(np.float32)
         print(json.dumps(work(query / np.linalg.norm(query))), flush=True)
@@ -122,33 +121,6 @@ def search_worker(path: Path, dim: int) -> None:
     serve(work, dim)
 
 
-class Worker:
-    """A process that measures when told to."""
-
-    def __init__(self, *arguments: str) -> None:
-        command = [sys.executable, __file__, *arguments]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._line()
-
-    def ask(self, seed: int) -> dict[str, Any]:
-        """What was measured for the query of a seed."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{seed}\n")
-        self._process.stdin.flush()
-        values: dict[str, Any] = json.loads(self._line())
-        return values
-
-    def _line(self) -> str:
-        assert self._process.stdout is not None
-        if not (line := self._process.stdout.readline()):
-            raise SystemExit(f"a worker ended with code {self._process.wait()}")
-        return line
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.communicate()
-
-
 def measure_approximate(rows: int, dim: int) -> dict[str, Any]:
     from rsedge.runtime.index import Index
 
@@ -178,17 +150,17 @@ def main() -> None:
         return
     path = make_file(options.rows, options.dim, "random")
     size = ["--rows", str(options.rows), "--dim", str(options.dim)]
-    bare, search = Worker("--worker", "numpy", *size), Worker("--worker", "search", *size)
     rounds = []
-    for seed in range(options.rounds + 1):
-        one = {"numpy": bare.ask(seed), "search": search.ask(seed)}
-        assert one["numpy"]["best"] == one["search"]["best"], "the same tiles in the same order"
-        if seed:  # the first warms the page cache and the threads
-            rounds.append(one)
-            took = {"float32": one["numpy"]["float32"]["wall_s"], "search": one["search"]["search"]["wall_s"]}
-            print({name: round(value, 3) for name, value in took.items()}, file=sys.stderr)
-    for worker in (bare, search):
-        worker.close()
+    with common.Process(__file__, "numpy", *size) as bare, common.Process(__file__, "search", *size) as search:
+        bare.read()
+        search.read()
+        for seed in range(options.rounds + 1):
+            one = {"numpy": bare.ask(seed), "search": search.ask(seed)}
+            assert one["numpy"]["best"] == one["search"]["best"], "the same tiles in the same order"
+            if seed:  # the first warms the page cache and the threads
+                rounds.append(one)
+                took = {"float32": one["numpy"]["float32"]["wall_s"], "search": one["search"]["search"]["wall_s"]}
+                print({name: round(value, 3) for name, value in took.items()}, file=sys.stderr)
 
     def over(*names: str) -> float:
         return common.median([each[names[0]][names[1]][names[2]] for each in rounds])

@@ -6,10 +6,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench import caption_gpu, common, gpu
+from bench.gpu_checks import agreement
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -25,7 +27,8 @@ def test_it_runs_to_its_end_without_a_gpu(cache: Path, capsys: pytest.CaptureFix
     arguments = ["--device", "cpu", "--tiny", "--skip-compile", "--images", "6", "--tokens", "5"]
     assert gpu.main([*arguments, "--output", str(output)]) == 0
     values = json.loads(output.read_text())
-    assert values["failed"] == []
+    assert values["failed"] == values["left_out"] == []
+    assert values["errors"] == {}
     assert {"onnxruntime", "torch", "transformers"} <= set(values["machine"]["versions"])
     assert values["out_of_memory"]["to"] < values["out_of_memory"]["from"] == values["out_of_memory"]["captioned"] == 6
     for search in ("greedy", "beam3"):
@@ -38,23 +41,99 @@ def test_it_runs_to_its_end_without_a_gpu(cache: Path, capsys: pytest.CaptureFix
 
 
 def test_a_failed_check_is_told(cache: Path, monkeypatch: pytest.MonkeyPatch):
-    captions = {"greedy": {"passed": False}, "beam3": {"passed": True}}
-    for name, value in {"check_captions": captions, "check_embeddings": {"passed": True}}.items():
-        monkeypatch.setattr(gpu, name, lambda *_, found=value: found)
-    monkeypatch.setattr(gpu, "check_memory", lambda *_: {"passed": True})
-    monkeypatch.setattr(gpu, "make_case", lambda options: caption_gpu.Case(cache, cache, "cpu", [], 5, (), ()))
-    for name in ("Torch", "Rsedge"):
-        monkeypatch.setattr(gpu, name, lambda *_, **__: type("Engine", (), {"name": "rsedge graphs"}))
-    monkeypatch.setattr(gpu, "pairs", lambda *_: {})
-    monkeypatch.setattr(gpu, "shares", lambda *_: {})
-    monkeypatch.setattr(gpu.gpu_limits, "measure", lambda *_, **__: {})
+    stub_parts(cache, monkeypatch, {"check_captions": {"greedy": {"passed": False}, "beam3": {"passed": True}}})
     output = cache / "gpu.json"
     assert gpu.main(["--device", "cpu", "--tiny", "--output", str(output)]) == 1
     assert json.loads(output.read_text())["failed"] == ["captions greedy"]
 
 
+def stub_parts(cache: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]) -> None:
+    """Let every part give ``values`` by the name of its function, or {"passed": True}; an exception is raised."""
+
+    def stub(name: str) -> Any:
+        def part(*_: Any, **__: Any) -> Any:
+            value = values.get(name, {"passed": True})
+            if isinstance(value, Exception):
+                raise value
+            return value
+
+        return part
+
+    for name in ("check_captions", "check_embeddings", "check_memory", "pairs", "profiles", "shares"):
+        monkeypatch.setattr(gpu, name, stub(name))
+    monkeypatch.setattr(gpu.gpu_limits, "measure", stub("limits"))
+    monkeypatch.setattr(gpu, "make_case", lambda options: caption_gpu.Case(cache, cache, "cpu", [1] * 12, 5, (), ()))
+
+
+def test_a_part_that_ends_in_an_error_is_named_and_the_rest_goes_on(cache: Path, monkeypatch: pytest.MonkeyPatch):
+    stub_parts(cache, monkeypatch, {"check_captions": RuntimeError("CUDA failure 700")})
+    output = cache / "gpu.json"
+    arguments = ["--device", "cpu", "--tiny", "--output", str(output)]
+    assert gpu.main(arguments) == 1
+    values = json.loads(output.read_text())
+    assert values["errors"] == {"captions": "RuntimeError: CUDA failure 700"}
+    assert values["failed"] == ["captions"]
+    assert {"limits", "embeddings", "pairs", "profile", "shares"} <= set(values)
+
+    stub_parts(cache, monkeypatch, {"limits": ValueError("is not run")})
+    assert gpu.main([*arguments, "--only", "captions"]) == 0
+    values = json.loads(output.read_text())
+    assert values["failed"] == []
+    assert values["limits"] == {"passed": True}, "what was not asked for is kept"
+
+
+def test_nothing_is_begun_when_the_time_is_over(cache: Path, monkeypatch: pytest.MonkeyPatch):
+    stub_parts(cache, monkeypatch, {})
+    output = cache / "gpu.json"
+    assert gpu.main(["--device", "cpu", "--tiny", "--output", str(output), "--minutes", "1e-9"]) == 0
+    values = json.loads(output.read_text())
+    assert set(values["left_out"]) >= {"limits", "captions", "pairs"}
+    assert "failed" not in values, "nothing is known of checks that never ran"
+
+
+class Scripted:
+    """An engine that fails when it is told to."""
+
+    def __init__(self, *, fails_at: int | None = None) -> None:
+        self.calls, self._fails_at = 0, fails_at
+
+    def caption(self, images: Any, batch: int, **settings: Any) -> list[list[int]]:
+        self.calls += 1
+        if self.calls == self._fails_at:
+            raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
+        return [[1]] * len(images)
+
+    def close(self) -> None:
+        pass
+
+
+def test_an_engine_that_fails_does_not_keep_others_from_running(cache: Path):
+    def absent() -> Scripted:
+        raise ImportError("no compiler")
+
+    case = caption_gpu.Case(cache, cache, "cpu", [0] * 8, 5, (), (), {"greedy": 1})
+    makers = {"rsedge graphs": Scripted, "late": lambda: Scripted(fails_at=3), "absent": absent, "other": Scripted}
+    saved: list[str] = []
+    found = gpu.pairs(case, makers, [4], 2, progress=lambda results: saved.append(json.dumps(results)))["greedy"]
+    assert found["absent"] == {"error": "ImportError: no compiler"}
+    assert "CUDA failure 700" in found["late"]["error"]
+    assert found["late"]["images_per_s"] > 0, "what was measured before is kept"
+    assert found["rsedge graphs"]["rsedge_graphs_is_times"] == 1
+    assert len(found["other"]["rounds"]) == 2
+    assert len(saved) == 5, "after each engine, and at the end"
+    assert gpu.pairs(case, {"rsedge graphs": absent}, [4], 1)["greedy"]["rsedge graphs"]["error"]
+
+
+def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit) as exit_info:
+        gpu.main([])
+    assert exit_info.value.code == 2
+    assert "sees no CUDA device" in capsys.readouterr().err
+
+
 def test_agreement_counts_missing_tokens():
-    assert gpu.agreement([[1, 2], [3]], [[1, 2], [3, 4]]) == {"tokens": 0.75, "captions": 0.5}
+    assert agreement([[1, 2], [3]], [[1, 2], [3, 4]]) == {"tokens": 0.75, "captions": 0.5}
 
 
 def test_rsedge_is_there_without_raster_and_table_libraries():

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tools.performance_plot import Bar, draw, stamp
+from tools.performance_text import YOUR_MACHINE, missing, paragraph, table, where
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "performance.md"
@@ -42,14 +42,14 @@ def page() -> str:
         "GPU": _gpu,
     }
     lines = ["# Performance", ""]
-    lines += _paragraph(
+    lines += paragraph(
         "Measured with the scripts of `bench/`, each in pairs within one run, medians over rounds; this page is made "
         "from `bench/results/` by `make docs`. What was tried and did not help is in `bench/LOG.md`. How fast a bundle "
-        "is on your machine, and where its time goes there, `rsedge bench` tells."
+        "is on your machine, and where its time goes there, `rsedge bench` tells, see [below](#your-machine)."
     )
     for title, section in sections.items():
         lines += ["", f"## {title}", "", *section()]
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", "## Your machine", YOUR_MACHINE])
 
 
 def read(name: str) -> dict[str, Any] | None:
@@ -64,21 +64,21 @@ def read(name: str) -> dict[str, Any] | None:
 def _captioning() -> Iterable[str]:
     found = read("caption_cpu")
     if found is None:
-        yield from _missing("bench/caption_cpu.py")
+        yield from missing("bench/caption_cpu.py")
         return
-    yield from _paragraph(
+    yield from paragraph(
         f"BLIP-base at 224 px (random weights, seeded), {found['tokens']} tokens, {found['images']} images, against "
         "transformers eager in float32 at the best of batch 1, 8 and 16; the same weights, images and settings "
-        f"(`bench/caption_cpu.py`). {_where(found)}"
+        f"(`bench/caption_cpu.py`). {where(found)}"
     )
     yield ""
-    yield from _paragraph(
+    yield from paragraph(
         "The captions of random weights turn on the smallest difference: what int8 changes in a trained model stands "
         "in [results](results.md#blip)."
     )
     yield from ("", "![Milliseconds per image by engine](performance.svg)", "")
     titles = ("ms per image", "times as fast", "aim", "identical captions", "equal tokens", "peak RSS")
-    yield from _table(
+    yield from table(
         ("search", "engine", *titles),
         [
             (
@@ -100,11 +100,11 @@ def _captioning() -> Iterable[str]:
 def _limits() -> Iterable[str]:
     found = read("caption_cpu")
     if found is None:
-        yield from _missing("bench/caption_cpu.py")
+        yield from missing("bench/caption_cpu.py")
         return
     limits, flop = found["limits"], found["gflop_per_image"]
     gemm, memory = limits["gemm"], limits["memory"]
-    yield from _paragraph(
+    yield from paragraph(
         f"Measured in the same run with {limits['threads']} threads, the best of all rounds: products at the shapes of "
         f"ViT-B/16 through ONNX Runtime at {gemm['fp32']['gflops']:.0f} GFLOP/s in float32 and "
         f"{gemm['int8']['gflops']:.0f} in int8 ({gemm['int8']['gflops'] / gemm['fp32']['gflops']:.2f} times); memory "
@@ -117,7 +117,7 @@ def _limits() -> Iterable[str]:
     titles = ("encoder, of the products' rate", "steps, of the bandwidth", "least ms per image", "of it reached")
     rows = [(row, row["limit"]) for row in found["rows"] if "limit" in row]
     yield ""
-    yield from _table(
+    yield from table(
         ("search", "engine", *titles, "highest ratio", "aim"),
         [
             (
@@ -138,7 +138,7 @@ def _limits() -> Iterable[str]:
         goal = _GOALS[row["engine"], row["search"]]
         if row["ratio"] < goal:
             yield ""
-            yield from _paragraph(f"{row['engine'][7:]}, {row['search']}: {_verdict(row['ratio'], goal, limit)}")
+            yield from paragraph(f"{row['engine'][7:]}, {row['search']}: {_verdict(row['ratio'], goal, limit)}")
 
 
 def _verdict(ratio: float, goal: float, limit: dict[str, float]) -> str:
@@ -160,16 +160,16 @@ def _verdict(ratio: float, goal: float, limit: dict[str, float]) -> str:
 def _profile() -> Iterable[str]:
     found = read("profile_cpu")
     if found is None:
-        yield from _missing("bench/profile_cpu.py")
+        yield from missing("bench/profile_cpu.py")
         return
-    yield from _paragraph(
+    yield from paragraph(
         f"The same model, {found['images']} images, {found['batch']} in work, {found['threads']} threads; milliseconds "
-        f"per image (`bench/profile_cpu.py`). {_where(found)}"
+        f"per image (`bench/profile_cpu.py`). {where(found)}"
     )
     rows = found["rows"]
     stages = list(rows[0]["stages_ms_per_image"])
     yield ""
-    yield from _table(
+    yield from table(
         ("precision", "search", "in all", *stages),
         [
             (
@@ -183,12 +183,12 @@ def _profile() -> Iterable[str]:
         text=2,
     )
     yield ""
-    yield from _paragraph(
+    yield from paragraph(
         "Operators of each graph, by ONNX Runtime's profiler: share of the graph's time. MatMulIntegerToFloat is the "
         "int8 product, Gemm the float32 one, MatMul that of attention."
     )
     yield ""
-    yield from _table(
+    yield from table(
         ("precision", "search", "graph", "ms per image", "operators"),
         [
             (
@@ -209,16 +209,16 @@ def _profile() -> Iterable[str]:
 def _clipcap() -> Iterable[str]:
     found = read("clipcap")
     if found is None:
-        yield from _missing("bench/clipcap.py")
+        yield from missing("bench/clipcap.py")
         return
-    yield from _paragraph(
+    yield from paragraph(
         f"GPT-2 small behind CLIP B/32, random weights, {found['tokens']} tokens, {found['images']} images in a batch, "
         "against the same model in torch without a cache and one image at a time, as ClipCap does it; 20 times was "
         "aimed "
-        f"at (`bench/clipcap.py`). {_where(found)}"
+        f"at (`bench/clipcap.py`). {where(found)}"
     )
     yield ""
-    yield from _table(
+    yield from table(
         ("search", "engine", "ms per image", "ratio", "ratio of processor time"),
         [
             (
@@ -240,15 +240,15 @@ def _clipcap() -> Iterable[str]:
 def _reading() -> Iterable[str]:
     found = read("read")
     if found is None:
-        yield from _missing("bench/read.py")
+        yield from missing("bench/read.py")
         return
-    yield from _paragraph(
+    yield from paragraph(
         "Tiles of 224 px against GDAL that decodes every block of the same file once, with as many threads; the "
         "ratio is "
-        f"GDAL's time by the reader's, 0.9 was aimed at (`bench/read.py`). {_where(found)}"
+        f"GDAL's time by the reader's, 0.9 was aimed at (`bench/read.py`). {where(found)}"
     )
     yield ""
-    yield from _table(
+    yield from table(
         ("file", "threads", "tiles/s", "ratio", "ratio of processor time", "of it decoding", "peak RSS"),
         [
             (
@@ -265,7 +265,7 @@ def _reading() -> Iterable[str]:
         text=1,
     )
     yield ""
-    yield from _paragraph(
+    yield from paragraph(
         "The reader does more than GDAL here: it finds what has no data, makes pixels 8-bit and cuts tiles; *of it "
         "decoding* is the share of its time that GDAL takes. `cog-20m` is resampled by GDAL's warper."
     )
@@ -274,27 +274,42 @@ def _reading() -> Iterable[str]:
 def _pipeline() -> Iterable[str]:
     found = read("pipeline")
     if found is None:
-        yield from _missing("bench/pipeline.py")
+        yield from missing("bench/pipeline.py")
         return
-    yield from _paragraph(
-        f"From a deflate-compressed GeoTIFF to GeoJSON, {found['precision']}, greedy, {found['tiles']} tiles: "
-        f"{found['pipeline_ms']:.0f} ms per tile, the model alone {found['model_ms']:.0f}: {found['ratio']:.3f} times; "
-        f"1.05 at most was aimed at (`bench/pipeline.py`). {_where(found)}"
+    if "tiles" in found:
+        yield from paragraph(
+            f"From a deflate-compressed GeoTIFF to GeoJSON, {found['precision']}, greedy, {found['tiles']} tiles: "
+            f"{found['pipeline_ms']:.0f} ms per tile, the model alone {found['model_ms']:.0f}: {found['ratio']:.3f} "
+            f"times; 1.05 at most was aimed at (`bench/pipeline.py`). {where(found)}"
+        )
+    yield ""
+    whole = found.get("whole")
+    if whole is None:
+        yield from missing("bench/pipeline.py --whole", "A whole scene was not measured yet")
+        return
+    yield from paragraph(
+        f"A whole scene in one run, a deflate COG of {whole['side']} × {whole['side']} px, {whole['precision']}, "
+        f"greedy, {whole['tiles']:,} tiles: {whole['tiles_per_second']:.2f} tiles/s, {whole['pipeline_ms']:.0f} ms per "
+        f"tile, the model alone {whole['model_ms']:.0f}: {whole['ratio']:.3f} times ({min(whole['ratios']):.3f} to "
+        f"{max(whole['ratios']):.3f} between stops, at each of which the model alone was timed while the run stood "
+        f"still). Resident memory: {whole['rss_mb_at_a_tenth']:.0f} MB after a tenth of the tiles, "
+        f"{whole['rss_mb_at_the_end']:.0f} at the end ({whole['rss_ratio']:.3f} times), {whole['peak_rss_mb']:.0f} at "
+        f"most (`bench/pipeline.py --whole`). {where(whole)}"
     )
 
 
 def _memory() -> Iterable[str]:
     found = read("memory")
     if found is None:
-        yield from _missing("bench/memory.py")
+        yield from missing("bench/memory.py")
         return
-    yield from _paragraph(
+    yield from paragraph(
         f"Peak resident memory of `rsedge caption` with a small model, for a scene of {found['side']} × "
         f"{found['side']} "
-        f"px and for its quarter (`bench/memory.py`). {_where(found)}"
+        f"px and for its quarter (`bench/memory.py`). {where(found)}"
     )
     yield ""
-    yield from _table(
+    yield from table(
         ("pixels", "a quarter, MB", "whole, MB", "ratio"),
         [
             (row["dtype"], f"{row['quarter_mb']:.0f}", f"{row['whole_mb']:.0f}", f"{row['ratio']:.3f}")
@@ -307,15 +322,15 @@ def _memory() -> Iterable[str]:
 def _search() -> Iterable[str]:
     found = read("search")
     if found is None:
-        yield from _missing("bench/search.py")
+        yield from missing("bench/search.py")
         return
     wall = found["wall_s"]
-    yield from _paragraph(
+    yield from paragraph(
         f"Exact search over {found['rows']:,} float16 embeddings of {found['dim']} numbers in a file: "
         f"{wall['search']:.2f} s, {wall['ratio_to_float32']:.2f} times NumPy's product of the same numbers as "
         "float32 in "
         f"memory; peak RSS {found['peak_rss_mb']:.0f} MB (`bench/search.py`; more in [results](results.md#search)). "
-        f"{_where(found)}"
+        f"{where(found)}"
     )
 
 
@@ -329,7 +344,7 @@ def _gpu() -> Iterable[str]:
         return
     machine, limits = found["machine"], found["limits"]
     gpu = machine.get("gpu", "no GPU: the same code on a CPU")
-    yield from _paragraph(
+    yield from paragraph(
         f"BLIP-base at 224 px, float16, {found['tokens']} tokens, each engine at the batch size at which it is fastest "
         f"(`bench/gpu.py`), on {gpu}, onnxruntime {machine['versions']['onnxruntime']}, torch "
         f"{machine['versions']['torch']}. In the same run torch's products reach {limits['gemm']['tflops']:.0f} "
@@ -338,7 +353,7 @@ def _gpu() -> Iterable[str]:
     )
     failed = found.get("failed")
     yield ""
-    yield from _paragraph(
+    yield from paragraph(
         "The run ended before all parts were measured."
         if failed is None
         else f"Checks that failed: {', '.join(failed)}."
@@ -347,7 +362,7 @@ def _gpu() -> Iterable[str]:
     )
     if "pairs" in found:
         yield ""
-        yield from _table(
+        yield from table(
             ("search", "engine", "batch", "images/s", "rsedge with CUDA graphs is times"),
             [
                 (
@@ -364,7 +379,7 @@ def _gpu() -> Iterable[str]:
         )
     if "profile" in found:
         yield ""
-        yield from _table(
+        yield from table(
             ("search", "stage", "ms per image"),
             [
                 (search, stage, f"{value:.3f}")
@@ -376,7 +391,7 @@ def _gpu() -> Iterable[str]:
     if "shares" in found:
         shares = {name: entry for name, entry in found["shares"].items() if isinstance(entry, dict)}
         yield ""
-        yield from _table(
+        yield from table(
             ("search", "encoder, of the products' rate", "steps, of the bandwidth"),
             [
                 (name, f"{entry['encoder_share_of_gemm']:.0%}", f"{entry['step_share_of_bandwidth']:.0%}")
@@ -384,40 +399,6 @@ def _gpu() -> Iterable[str]:
             ],
             text=1,
         )
-
-
-# ---- text ----
-
-
-def _missing(script: str) -> Iterable[str]:
-    yield f"Not measured yet: `python {script}` measures it."
-
-
-def _where(values: dict[str, Any]) -> str:
-    machine = values["machine"]
-    text = f"{machine['cores']} cores of an {machine['cpu']} ({', '.join(machine['instructions'])}), {machine['date']}"
-    text += f", {values['rounds']} rounds" if "rounds" in values else ""
-    load = next((values[name] for name in ("load_before_each_round", "load_before", "load") if name in values), None)
-    if load is None:
-        return f"{text}."
-    loads = load if isinstance(load, list) else [load]
-    loads = [value[0] if isinstance(value, list) else value for value in loads]  # 1, 5 and 15 minutes
-    return f"{text}, load before {', '.join(f'{value:.3g}' for value in loads)}."
-
-
-def _paragraph(text: str) -> list[str]:
-    return textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False)
-
-
-def _table(
-    titles: Sequence[str], rows: Iterable[Sequence[str]], *, text: int, last_is_text: bool = False
-) -> Iterable[str]:
-    """A table whose first ``text`` columns are words."""
-    words = [place < text or (last_is_text and place == len(titles) - 1) for place in range(len(titles))]
-    yield f"| {' | '.join(titles)} |"
-    yield f"| {' | '.join('---' if word else '---:' for word in words)} |"
-    for row in rows:
-        yield f"| {' | '.join(row)} |"
 
 
 # ---- the plot ----

@@ -117,6 +117,26 @@ def test_a_gpu_is_shown_once_it_was_measured(results):
     assert "| beam3 | 55% | 31% |" in text
 
 
+WHOLE = {"machine": MACHINE, "load_before": 0.3, "precision": "int8", "side": 10980, "tiles": 2500}
+WHOLE |= {"tiles_per_second": 4.15, "pipeline_ms": 241.0, "model_ms": 239.5, "ratio": 1.006, "ratios": [0.99, 1.02]}
+WHOLE |= {"rss_mb_at_a_tenth": 410.2, "rss_mb_at_the_end": 415.9, "rss_ratio": 1.014, "peak_rss_mb": 430.0}
+
+
+@pytest.mark.parametrize("rounds", [True, False])
+def test_a_whole_scene_stands_beside_the_rounds_or_is_said_to_be_missing(results, rounds):
+    some = {"machine": MACHINE, "rounds": 3, "precision": "int8", "tiles": 64}
+    some |= {"model_ms": 251.4, "pipeline_ms": 240.5, "ratio": 0.957}
+    results("pipeline", (some if rounds else {}) | {"whole": WHOLE})
+    text = " ".join(section("Reading, captioning and writing together").split())
+    assert ("64 tiles: 240 ms per tile" in text) == rounds
+    assert "10980 × 10980 px, int8, greedy, 2,500 tiles: 4.15 tiles/s" in text
+    assert "1.006 times (0.990 to 1.020 between stops" in text
+    assert "410 MB after a tenth of the tiles, 416 at the end (1.014 times), 430 at most" in text
+    results("pipeline", some)
+    text = section("Reading, captioning and writing together")
+    assert "A whole scene was not measured yet: `python bench/pipeline.py --whole` measures it." in text
+
+
 def test_the_plot_is_the_same_for_the_same_figures(results, tmp_path):
     results("caption_cpu", CAPTIONING)
     paths = [tmp_path / name for name in ("a.svg", "b.svg")]
