@@ -21,19 +21,20 @@ if TYPE_CHECKING:
 @click.option(
     "--batch-size",
     "batch_sizes",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 64),
     multiple=True,
     help="Images computed together; repeat it to compare several.  [default: 1, 4, 16 on CPU; on CUDA a quarter of the "
-    "usual number, that, and four times as many]",
+    "usual number, that, and twice as many; at most 64, the tiles worked on together]",
 )
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="How long to measure.  [default: 30]")
-@click.option("--tiles", type=click.IntRange(min=1), help="Tiles in a round, instead of a time.")
+@click.option("--tiles", type=click.IntRange(min=1), help="Tiles in a round, a batch at least, instead of a time.")
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Rounds behind each figure.")
 @options.generation
 @options.tiling
 @options.device
 @options.backend
 @options.threads
+@options.config
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the report, FILE.json.")
 @options.overwrite
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
@@ -69,9 +70,9 @@ def command(
             _refuse_opening(opening)
         found = benchmark(options.chosen_bundle(model), scene=scene, say=options.note, **others)
     text = json.dumps(found.to_dict(), indent=2, allow_nan=False) + "\n"
+    click.echo(text if as_json else "\n".join(_lines(found)), nl=not as_json)  # first: what took minutes is not lost
     if output is not None:
         write_bytes(output, text.encode())
-    click.echo(text if as_json else "\n".join(_lines(found)), nl=not as_json)
 
 
 def _scene(name: str, opening: dict[str, Any]) -> Scene:

@@ -20,13 +20,14 @@ Rows = Iterator[tuple[str, str]]
 @click.command("doctor")
 @options.bundle
 @options.device
+@options.backend
 @click.option(
     "--selftest",
     is_flag=True,
     help="Build, run and compare a tiny model with each engine that is here, TensorRT among them, and nothing else.",
 )
 @options.as_json
-def command(model: Path | None, device: str, selftest: bool, as_json: bool) -> int:
+def command(model: Path | None, device: str, backend: str, selftest: bool, as_json: bool) -> int:
     """Tell versions, devices, what would run captioning and why, and what to install for more.
 
     One generated tile is captioned. Problems come last, each with the next step; the exit code is 0 if captioning
@@ -39,9 +40,11 @@ def command(model: Path | None, device: str, selftest: bool, as_json: bool) -> i
     if selftest:
         if model is not None:
             raise click.UsageError("--selftest runs a model of its own: leave -m out")
+        if backend != "auto":
+            raise click.UsageError("--selftest tests every engine there is: leave --backend out")
         return _selftest(device, as_json=as_json)
 
-    found = check_up(_bundle(model), device=device)
+    found = check_up(_bundle(model), device=device, backend=backend)
     click.echo(json.dumps(found.to_dict(), allow_nan=False) if as_json else "\n".join(_lines(found)))
     return 0 if found.works else 1
 
@@ -119,6 +122,8 @@ def _devices(found: Devices) -> Rows:
     if not found.gpus:
         yield "GPU", "nvidia-smi finds none"
     yield "CUDA", "usable by ONNX Runtime" if found.cuda else f"not used: {found.cuda_problem}"
+    trt = "usable; awaits confirmation on hardware: rsedge doctor --selftest tests it"
+    yield "TensorRT", trt if found.tensorrt else f"not used: {found.tensorrt_problem}"
     if found.jetpack:
         yield "JetPack", found.jetpack
 

@@ -25,14 +25,17 @@ Rows = Iterator[tuple[str, str]]
 @click.option("--no-probe", is_flag=True, help="Do not time the model: no expected time, and memory is a guess.")
 @options.tiling
 @options.device
+@options.backend
 @options.threads
 @options.batch_size
+@options.config
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each scene and bundle.")
 def command(
     targets: tuple[str, ...],
     model: Path | None,
     no_probe: bool,
     device: str,
+    backend: str,
     threads: int | None,
     batch_size: int | None,
     as_json: bool,
@@ -49,7 +52,8 @@ def command(
     from rsedge.runtime.describe import describe_bundle, is_bundle
 
     scene_options, tile_options = options.take(reading, options.OF_SCENES), options.take(reading, options.OF_TILES)
-    chosen = {"device": device, "threads": threads, "batch_size": batch_size, "measure": not no_probe}
+    chosen = {"device": device, "backend": backend, "threads": threads, "batch_size": batch_size}
+    chosen |= {"measure": not no_probe}
     worst, probes, shown = 0, _Probes(model, chosen), 0
     for target in targets:
         try:
@@ -155,7 +159,7 @@ def _no_data(scene: SceneDescription) -> str:
 def _estimate_rows(estimate: Estimate) -> Rows:
     yield (
         "model",
-        f"{estimate.model} on {estimate.device} ({estimate.device_reason})"
+        f"{estimate.model} with {estimate.backend} on {estimate.device} ({estimate.device_reason})"
         if estimate.device
         else (f"{estimate.model} cannot run here: {estimate.problem}"),
     )

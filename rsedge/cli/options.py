@@ -34,7 +34,8 @@ def load_config(ctx: click.Context, param: click.Parameter, value: Path | None) 
             f"{value} has unknown keys {', '.join(unknown)}; rsedge {ctx.info_name} has {accepted}"
         )
     for name, entry in given.items():
-        if isinstance(names[name].type, click.types.IntParamType) and type(entry) is not int:
+        entries = entry if getattr(names[name], "multiple", False) and isinstance(entry, list) else [entry]
+        if isinstance(names[name].type, click.types.IntParamType) and any(type(one) is not int for one in entries):
             raise click.BadParameter(f"{value}: {name} is {entry!r}, expected a whole number")
     ctx.default_map = {**(ctx.default_map or {}), **{str(names[name].name): entry for name, entry in given.items()}}
     return value

@@ -7,6 +7,7 @@ CUDA graphs) is left out.
 
 from __future__ import annotations
 
+import math
 import statistics
 import tempfile
 import time
@@ -17,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from rsedge.errors import OptionError, SceneError
 from rsedge.runtime import machine
-from rsedge.runtime.benchmark_parts import WAIT, First, Plan, Rounds, Subject
-from rsedge.runtime.benchmark_report import BatchRate, BenchmarkReport, Spread, Stage, peak_mb, this_machine
+from rsedge.runtime.benchmark_parts import WAIT, First, Plan, Rounds, Subject, in_segments, repeat_scene
+from rsedge.runtime.benchmark_report import BatchRate, BenchmarkReport, Spread, Stage, this_machine
 from rsedge.runtime.captioner import Captioner
 from rsedge.runtime.memory import free_memory
 from rsedge.runtime.reader import ImageSize, read_tiles, resize_all
 from rsedge.runtime.scene import Scene
-from rsedge.runtime.sources import SceneTiles, TileOptions, Tiling, judge
+from rsedge.runtime.sources import SEGMENT_TILES, SceneTiles, TileOptions, Tiling, judge
 from rsedge.runtime.stage_clock import CACHES, ENCODE, STEPS, WRITE, StageClock, timed_target
 from rsedge.runtime.synthetic import write_scene
 from rsedge.runtime.work import Work, execute
@@ -59,12 +60,12 @@ def benchmark(
 
     Args:
         model: A captioner's or embedder's bundle.
-        scene: What is read; None generates one of 4 × 5 tiles.
+        scene: What is read; None generates one, in which 4 × 5 painted tiles are repeated for as long as a run takes.
         device, backend, threads: As ``Captioner.load`` takes them.
-        batch_sizes: Images computed together; none tries 1, a quarter of the usual number and that number on the CPU,
-            and a quarter, the usual number and four times as many on CUDA.
+        batch_sizes: Images computed together, at most the 64 that a run works on together; none tries 1, a quarter of
+            the usual number and that number on the CPU, and a quarter, the usual number and twice as many on CUDA.
         seconds: About how long to measure, ``SECONDS`` if neither this nor ``tiles`` is given.
-        tiles: Tiles in a round, instead.
+        tiles: Tiles in a round, instead; a batch at least.
         rounds: Rounds behind each figure.
         say: Called with a line about each part that begins.
         **options: How the scene is cut and read, see ``TileOptions``, and a captioner's decoding options.
@@ -83,23 +84,28 @@ def benchmark(
     clock = StageClock()
     where = {"device": device, "backend": backend, "threads": threads, "batch_size": max(batch_sizes, default=None)}
     subject = Subject(model, clock, options, **where)
-    sizes = sorted(set(batch_sizes)) or _usual_sizes(subject.model.batch_size, subject.model.device)
+    sizes = sorted(set(batch_sizes)) or _usual_sizes(subject.model.batch_size, subject.model.device, tiles)
     described = this_machine()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rsedge-bench-")))
         generated = scene is None
         if scene is None:
             say("generating a scene")
-            scene = stack.enter_context(Scene.open(write_scene(folder / "generated.tif", tiles=(4, 5))))
+            scene = stack.enter_context(Scene.open(write_scene(folder / "painted.tif", tiles=(4, 5))))
+            machine.forget_memory_peak()  # painting takes more than a small model
         images, places = _images(scene, tile_options, subject.size)
         plan = Plan(seconds or SECONDS, tiles, rounds, len(sizes) + 2)
         batches, best, alone = _time_model(subject, images, sizes, plan, clock, say)
         subject.model.batch_size = best
-        reading = _time_reading(scene, tile_options, subject.size, rounds, say)
         count = plan.tiles(best, statistics.median(alone.seconds_per_tile))
+        if generated and count > len(images):
+            larger = repeat_scene(folder / "painted.tif", folder / "generated.tif", -(-count // len(images)))
+            scene = stack.enter_context(Scene.open(larger))
+            images, places = _images(scene, tile_options, subject.size)
+        reading = _time_reading(scene, tile_options, subject.size, rounds, say)
         source = SceneTiles(scene, tile_options)
-        sources = [First(source, end, clock) for end in _ends(places, count)]
-        whole, ratios = _time_whole(subject, images, count, sources, folder, rounds, clock, say)
+        sources = [First(source, end, clock) for end in _ends(places, len(source), count)]
+        whole, ratios = _time_whole(subject, images, sources, folder, rounds, clock, say)
     after = _free_device_memory(subject.model.device)
     grid = tile_options.grid(scene)
     return BenchmarkReport(
@@ -129,7 +135,7 @@ def benchmark(
         stages=(*reading, *alone.stages(), *whole.stages()),
         whole_tiles_per_second=Spread.of([1 / taken for taken in whole.seconds_per_tile]),
         whole_ratio=Spread.of(ratios),
-        peak_memory_mb=peak_mb(),
+        peak_memory_mb=None if (peak := machine.memory_peak()) is None else round(peak / 1e6, 1),
         device_memory_mb=round((before - after) / 1e6, 1) if before and after else None,
     )
 
@@ -147,8 +153,8 @@ def _time_model(
     for size in sizes:
         say(f"warming up with batch size {size}")
         subject.model.batch_size = size
-        subject.run(images, 1)  # loads what is loaded late, so that the batch tells how fast it is
-        taken = subject.run(images, size)
+        subject.run(images, [1])  # loads what is loaded late, so that the batch tells how fast it is
+        taken = subject.run(images, [size])
         if subject.model.batch_size == size:
             counts[size] = plan.tiles(size, taken / size)
     captioning = isinstance(subject.model, Captioner)
@@ -159,7 +165,7 @@ def _time_model(
             say(f"round {number + 1} of {plan.rounds}: {count} tiles, batch size {size}")
             subject.model.batch_size = size
             clock.reset()
-            seconds = subject.run(images, count)
+            seconds = subject.run(images, in_segments(count))
             if subject.model.batch_size == size:
                 found[size].add(seconds, clock, count)
             else:  # memory ran out, and it went on with less
@@ -212,24 +218,26 @@ def _time_reading(
 def _time_whole(
     subject: Subject,
     images: Sequence[UInt8],
-    count: int,
     sources: Sequence[First],
     folder: Path,
     rounds: int,
     clock: StageClock,
     say: Callable[[str], None],
 ) -> tuple[Rounds, list[float]]:
-    """Whole runs over ``sources``, per tile that the model saw, and their time over that of ``images`` alone."""
+    """Whole runs over ``sources``, per tile that the model saw, and their time over that of ``images`` alone.
+
+    The model alone gets as many together as each segment of the run had for it, so that batches are the same.
+    """
     found, ratios = Rounds({WAIT: "in turn", WRITE: "in turn"}, None), []
     for number in range(rounds):
         say(f"round {number + 1} of {rounds}: {sum(map(len, sources))} tiles with reading and writing")
-        alone = subject.run(images, count) / count  # just before, so that each round is a pair
         clock.reset()
         begin = time.perf_counter()
         work = Work(sources, subject.models)
         done = execute(work, [timed_target(subject.target(folder), clock)], overwrite=True, settings={})
         found.add(time.perf_counter() - begin, clock, done.counts["ok"])
-        ratios.append(found.seconds_per_tile[-1] / alone)
+        alone = subject.run(images, [count for source in sources for count in source.shown])
+        ratios.append(found.seconds_per_tile[-1] * done.counts["ok"] / alone)
     return found, ratios
 
 
@@ -251,31 +259,45 @@ def _images(scene: Scene, options: TileOptions, size: ImageSize) -> tuple[list[U
     return images, places
 
 
-def _ends(places: Sequence[int], count: int) -> list[int]:
-    """How far to go into the scene, and again from its beginning, to meet ``count`` tiles that a model sees."""
-    passes, more = divmod(count, len(places))
-    return [places[-1] + 1] * passes + ([places[more - 1] + 1] if more else [])
+def _ends(places: Sequence[int], total: int, count: int) -> list[int]:
+    """How far to go into a scene, and again from its beginning, to meet about ``count`` tiles that a model sees.
+
+    Args:
+        places: The first of these tiles in the grid; beyond them as many are expected among the rest.
+        total: Tiles in the grid.
+        count: At least 1.
+    """
+    if count <= len(places):
+        return [places[count - 1] + 1]
+    passes, more = divmod(math.ceil(count * (places[-1] + 1) / len(places)), total)
+    # A pass of its own begins with tiles to wait for, and may meet none: a short one is left out.
+    return [total] * passes + ([more] if not passes or more > places[0] + SEGMENT_TILES else [])
 
 
 def _check(batch_sizes: Sequence[int], seconds: float | None, tiles: int | None, rounds: int) -> None:
-    problems = [f"batch_sizes has {size}, expected at least 1" for size in batch_sizes if size < 1]
+    expected = f"expected 1 to {SEGMENT_TILES}, the tiles of a scene that are worked on together"
+    problems = [f"batch_sizes has {size}, {expected}" for size in batch_sizes if not 1 <= size <= SEGMENT_TILES]
     if seconds is not None and tiles is not None:
         problems.append(f"seconds {seconds:g} and tiles {tiles} both say how long to measure: leave one out")
     for name, value in (("seconds", seconds), ("tiles", tiles), ("rounds", rounds)):
-        if value is not None and not value > 0:
-            problems.append(f"{name} is {value:g}, expected more than 0")
+        if value is not None and not 0 < value < math.inf:
+            problems.append(f"{name} is {value:g}, expected a number above 0")
+    if tiles is not None and 0 < tiles < max(batch_sizes, default=0):
+        problems.append(f"tiles is {tiles}, fewer than a batch of {max(batch_sizes)}: time that many at least")
     if problems:
         raise OptionError("; ".join(problems))
 
 
-def _usual_sizes(usual: int, device: str) -> list[int]:
-    factors = (0.25, 1, 4) if device.startswith("cuda") else (0, 0.25, 1)
-    return sorted({max(1, int(usual * factor)) for factor in factors})
+def _usual_sizes(usual: int, device: str, tiles: int | None) -> list[int]:
+    factors = (0.25, 1, 2) if device.startswith("cuda") else (0, 0.25, 1)
+    most = min(SEGMENT_TILES, tiles or SEGMENT_TILES)
+    return sorted({min(most, max(1, int(usual * factor))) for factor in factors})
 
 
 def _free_device_memory(device: str) -> int | None:
-    """Free bytes of the GPU that ``device`` names or may stand for."""
-    if device == "cpu":
+    """Free bytes of the GPU that ``device`` names or may stand for; a device that is not accepted has none."""
+    kind, _, number = device.partition(":")
+    if kind not in ("auto", "cuda") or not (number or "0").isdecimal():
         return None
-    found = free_memory(int(device.partition(":")[2] or 0))
+    found = free_memory(int(number or 0))
     return found[0] if found else None

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 from rsedge.runtime import machine
@@ -79,7 +78,8 @@ class BenchmarkReport:
         stages: Where the time goes.
         whole_tiles_per_second: With reading and writing.
         whole_ratio: Time of a whole run over that of the model alone, in pairs.
-        peak_memory_mb: Highest resident memory of the process, MB, or None where the system does not tell.
+        peak_memory_mb: Highest resident memory of the process while measuring, all batch sizes tried among it, MB, or
+            None where the system does not tell.
         device_memory_mb: What was taken of a GPU's memory, MB, or None.
     """
 
@@ -134,12 +134,4 @@ def _load() -> float | None:
     """The load of the last minute, before measuring; above nought others are at work."""
     with suppress(AttributeError, OSError):
         return round(os.getloadavg()[0], 2)
-    return None
-
-
-def peak_mb() -> float | None:
-    """Highest resident memory of this process until now, MB; None where the system does not tell."""
-    with suppress(OSError, IndexError, ValueError):
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-        return round(int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6, 1)
     return None

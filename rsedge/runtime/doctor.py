@@ -128,14 +128,14 @@ class Checkup:
         return {"works": self.works, **dataclasses.asdict(self)}
 
 
-def check_up(bundle: Callable[[], tuple[Path, str]], *, device: str = "auto") -> Checkup:
+def check_up(bundle: Callable[[], tuple[Path, str]], *, device: str = "auto", backend: str = "auto") -> Checkup:
     """Every section.
 
     Args:
         bundle: Gives the bundle to try and why this one; an error of :mod:`rsedge.errors` is reported.
-        device: As ``Captioner.load`` takes it.
+        device, backend: As ``Captioner.load`` takes them.
     """
-    sections = software(), room(), devices(), rasters(), try_bundle(bundle, device=device)
+    sections = software(), room(), devices(), rasters(), try_bundle(bundle, device=device, backend=backend)
     soft, space, compute, raster, trial = sections
     return Checkup(
         software=soft,
@@ -152,12 +152,12 @@ def check_up(bundle: Callable[[], tuple[Path, str]], *, device: str = "auto") ->
 # ---- the bundle ----
 
 
-def try_bundle(bundle: Callable[[], tuple[Path, str]], *, device: str = "auto") -> Trial:
+def try_bundle(bundle: Callable[[], tuple[Path, str]], *, device: str = "auto", backend: str = "auto") -> Trial:
     """Caption one generated tile.
 
     Args:
         bundle: Gives the bundle and why this one, or an error of :mod:`rsedge.errors`.
-        device: As ``Captioner.load`` takes it.
+        device, backend: As ``Captioner.load`` takes them.
     """
     found: dict[str, Any] = {}
     begin = time.perf_counter()
@@ -180,12 +180,8 @@ def try_bundle(bundle: Callable[[], tuple[Path, str]], *, device: str = "auto") 
         from rsedge.runtime.captioner import Captioner
         from rsedge.runtime.synthetic import compose_tile
 
-        captioner = Captioner.load(path, device=device, batch_size=1)
-        found |= {
-            "backend": getattr(captioner, "backend", "onnxruntime"),
-            "device": captioner.device,
-            "reason": captioner.device_reason,
-        }
+        captioner = Captioner.load(path, device=device, backend=backend, batch_size=1)
+        found |= {"backend": captioner.backend, "device": captioner.device, "reason": captioner.device_reason}
         (caption,) = captioner.caption(compose_tile(np.random.default_rng(0)).image[None])
     except RsedgeError as error:
         return Trial(**found, problem=str(error), remedy="put that right, then run rsedge doctor again")
@@ -277,7 +273,7 @@ def _problems(soft: Software, space: Room, compute: Devices, raster: Rasters, tr
         if not raster.remote:
             text = "this GDAL is built without curl: nothing is read over the network"
             yield Problem(text=text, remedy="install rasterio from PyPI, or download scenes first")
-    if compute.gpus and not compute.cuda:
+    if compute.gpus and not compute.cuda and not compute.tensorrt:
         yield Problem(text=f"there is a GPU that is not used: {compute.cuda_problem}", remedy=_inference(compute))
     if libraries["onnxruntime"] and libraries["onnxruntime-gpu"]:
         text = "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files"

@@ -18,6 +18,7 @@ from rsedge.errors import OptionError
 from rsedge.runtime import approximate as ann
 from rsedge.runtime.filters import Filters, RowFilter
 from rsedge.runtime.hits import Hit, read_records
+from rsedge.runtime.machine import usable_cores
 from rsedge.runtime.nearest import Nearest, Scorer, block_rows
 from rsedge.runtime.search_file import SearchFile
 
@@ -362,7 +363,7 @@ class Index:
                 raise
             return best
 
-        workers = max(1, min(threads or cores(), len(work)))
+        workers = max(1, min(threads or usable_cores(), len(work)))
         if workers == 1:
             return run()
         with ThreadPoolExecutor(workers, thread_name_prefix="rsedge-search") as pool:
@@ -390,11 +391,6 @@ def _open(path: Path, problems: list[str]) -> SearchFile | None:
     except OptionError as error:
         problems.append(str(error))
         return None
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _named(*queries: Any) -> zip[tuple[str, Any]]:

@@ -138,6 +138,28 @@ def test_a_gpu_that_is_not_used(tmp_path, monkeypatch, capsys, bundle_path):
     assert told["remedy"] == "pip uninstall -y onnxruntime && pip install 'rsedge[gpu]'"
 
 
+def test_a_gpu_that_tensorrt_uses_is_no_problem(tmp_path, monkeypatch, capsys, bundle_path):
+    """As on a Jetson, whose TensorRT comes with the system and whose ONNX Runtime has no CUDA."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'Orin (nvgpu), 540.4.0, [N/A], 8.7'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr("rsedge.runtime.trt.tensorrt_problem", lambda number, precision: "")
+    assert run(["doctor", "-m", str(bundle_path), "--backend", "onnxruntime", "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert "TensorRT         usable; awaits confirmation on hardware" in out
+    assert "a GPU that is not used" not in out
+
+
+def test_a_backend_that_is_not_there(bundle_path, capsys):
+    assert run(["doctor", "-m", str(bundle_path), "--backend", "tensorrt", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert "backend tensorrt cannot be used" in found["trial"]["problem"]
+    assert not found["devices"]["tensorrt"]
+    assert found["devices"]["tensorrt_problem"] in found["trial"]["problem"]
+    assert run(["doctor", "--selftest", "--backend", "tensorrt"]) == 2
+
+
 # ---- what is read from the system ----
 
 X86 = "processor\t: 0\nmodel name\t: AMD EPYC 9004\nflags\t\t: fpu sse avx2 avx512f avx512_vnni\n"

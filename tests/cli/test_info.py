@@ -63,6 +63,7 @@ def test_a_scene_as_json(scene, bundle_path, capsys):
     estimate = found["estimate"]
     assert estimate["model"] == read_bundle(bundle_path).model
     assert (estimate["does"], estimate["device"], estimate["batch_size"]) == ("caption", "cpu", 16)
+    assert estimate["backend"] == "onnxruntime"
     assert estimate["measured_images"] >= 8
     assert estimate["seconds"] == pytest.approx(15 / estimate["tiles_per_second"], abs=0.06)
     parts = ("reader_cache_bytes", "tiles_bytes", "model_bytes", "process_bytes")
@@ -217,6 +218,15 @@ def test_a_damaged_bundle_is_told_whole(bundle_path, tmp_path, capsys):
     assert "tokenizer.json is missing" in err
     assert info(tmp_path / "absent.rsedge") == 1
     assert "no bundle at" in capsys.readouterr().err
+
+
+def test_a_backend_that_cannot_be_used_is_told(scene, bundle_path, tmp_path, capsys):
+    config = tmp_path / "info.toml"
+    config.write_text('backend = "tensorrt"\ntile_size = 32\ndevice = "cpu"\n')
+    (found,) = values_of(capsys, scene, "-m", bundle_path, "--config", config)
+    assert found["tiles"]["tile_size"] == 32
+    assert found["estimate"]["backend"] is None
+    assert "backend tensorrt cannot be used" in found["estimate"]["problem"]
 
 
 def test_an_embedder_is_timed_too(scene, tmp_path, capsys):
