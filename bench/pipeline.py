@@ -24,13 +24,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench import common
 from bench.memory import SIDE, write_scene
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from rsedge.runtime.captioner import TileCaptions
     from rsedge.runtime.records import Caption
     from rsedge.runtime.work import Progress
@@ -53,6 +54,7 @@ def captions(bundle: Path) -> TileCaptions:
 def measure_rounds(bundle: Path, side: int, rounds: int) -> dict[str, Any]:
     """Rounds of the model alone and the pipeline, over a scene of ``side`` × ``side`` px, a multiple of ``TILE``."""
     from rsedge import Scene
+    from rsedge.runtime.images import stack_images
     from rsedge.runtime.pipeline import SEGMENT_TILES, run
     from rsedge.runtime.reader import read_tiles
     from rsedge.runtime.tiles import TileGrid
@@ -62,7 +64,7 @@ def measure_rounds(bundle: Path, side: int, rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         scene = Scene.open(write_scene(Path(folder) / "scene.tif", side))
         grid = TileGrid(scene.width, scene.height, TILE)
-        tiles = np.array([pixels.image for pixels in read_tiles(scene, grid, image_size=task.image_size)])
+        tiles = stack_images([pixels.image for pixels in read_tiles(scene, grid, image_size=task.image_size)])
         task.caption_tiles(tiles[:16], range(len(tiles[:16])))  # the first run allocates
         for number in range(rounds):
             start = time.perf_counter()
@@ -178,6 +180,7 @@ def flatness(memory: Sequence[tuple[int, float]]) -> dict[str, Any]:
 def model_worker(bundle: Path, name: Path) -> None:
     """Caption the segment that a line names from memory, and tell how long that took."""
     from rsedge import Scene
+    from rsedge.runtime.images import stack_images
     from rsedge.runtime.sources import SEGMENT_TILES, SceneTiles, TileOptions
     from rsedge.runtime.work import Models
 
@@ -191,7 +194,7 @@ def model_worker(bundle: Path, name: Path) -> None:
             tiles = next(source.segments(segment, models.sizes, models.model))
             shown = [tile.images[0] for tile in tiles if tile.record.status == "ok"]
             if segment == 0 or 2 * len(shown) >= SEGMENT_TILES:
-                return np.stack(shown)
+                return stack_images(shown)
             segment -= 1
 
     task.caption_tiles(images(0), range(len(images(0))))  # the first run allocates

@@ -150,7 +150,7 @@ def open_bundle(
     choice = choose_backend(backend, device, bundle.manifest.precision)
     size = batch_size or default_batch_size(bundle.manifest, choice.device, usual)
     made: Backend | None = None
-    problem = ""
+    problem: str | None = None
     if choice.kind == "tensorrt":
         try:
             made = _tensorrt(bundle, choice.device, size, beams, tokens)
@@ -158,10 +158,11 @@ def open_bundle(
             if backend == "tensorrt":
                 raise
             problem = str(error)
-    if problem:  # out of the except clause, where the error keeps what it left on the GPU
+    if problem is not None:  # out of the except clause, where the error keeps what it left on the GPU
         _log.warning("Warning: TensorRT fails, going on with ONNX Runtime: %s", problem)
         choice = choose_backend("onnxruntime", device, bundle.manifest.precision)
-        choice = Choice(choice.kind, choice.device, f"{choice.reason}; without TensorRT: {problem.splitlines()[0]}")
+        first = problem.partition("\n")[0]
+        choice = Choice(choice.kind, choice.device, f"{choice.reason}; without TensorRT: {first}")
         size = batch_size or default_batch_size(bundle.manifest, choice.device, usual)
     if made is None:
         made = OrtBackend(choice.device, threads=threads)

@@ -185,13 +185,15 @@ class FixedMemory:
             "grow": np.array([new - old], np.int64),
             "parents": np.arange(rows),
         }
-        self._graphs.self_cache.fix(inputs, {f"next_{name}": view for name, view in after.items()})()
+        with self._graphs.backend.capture_lock:
+            self._graphs.self_cache.fix(inputs, {f"next_{name}": view for name, view in after.items()})()
 
     def enter(self, fresh: Mapping[str, onnxruntime.OrtValue], places: Ints) -> None:
         """Write encoded images to the slots ``places``."""
         here = self.image_views(self.slots)
         inputs = {**here, **{f"fresh_{name}": value for name, value in fresh.items()}, "places": places}
-        self._graphs.cross_write.fix(inputs, {f"next_{name}": view for name, view in here.items()})()
+        with self._graphs.backend.capture_lock:
+            self._graphs.cross_write.fix(inputs, {f"next_{name}": view for name, view in here.items()})()
 
     def move(self, origins: Ints, targets: Ints) -> None:
         """Let the slots ``targets`` hold the images of the slots ``origins``."""
@@ -231,16 +233,12 @@ class FixedBatch:
         self._graphs, self._memory, self.together, self._done = graphs, memory, together, done
         # One column more than tokens: the last is never read, so whoever has nothing to write writes there.
         self._limit = columns + 1
-        self._width = min(_COLUMNS, self._rounded(self._limit))
+        self._width = min(_COLUMNS, _in_units(self._limit))
         self._slots: Ints = np.zeros(0, np.int64)  # slot of the search → place in memory
         self._rows: Ints = np.zeros(0, np.int64)  # row of the search → place in memory, rows of an image side by side
         self._images = memory.shapes[0]
         self._lengths: Ints = np.zeros(0, np.int64)
         self._coming: tuple[UInt8, Future[dict[str, onnxruntime.OrtValue]]] | None = None
-
-    @staticmethod
-    def _rounded(columns: int) -> int:
-        return -(-columns // 8) * 8
 
     def expect(self, pixels: UInt8) -> None:
         """Begin to encode images, uint8 [M, H, W, 3], that the next :meth:`arrange` brings (this very array)."""
@@ -335,8 +333,8 @@ class FixedBatch:
         self._write(self._lengths, sources[again], following[again])
         self._rows = following
         used = int(self._lengths.max()) + 1
-        if used >= self._width - 1 and self._width < self._rounded(self._limit):
-            wider = min(2 * self._width, self._rounded(self._limit))
+        if used >= self._width - 1 and self._width < _in_units(self._limit):
+            wider = min(2 * self._width, _in_units(self._limit))
             self._memory.widen(self._images, self._width, wider)
             self._width = wider
 

@@ -108,6 +108,8 @@ def default_batch_size(manifest: Manifest, device: str, usual: Mapping[str, int]
 class OrtBackend:
     """The graphs of a bundle in ONNX Runtime sessions on one device.
 
+    On CUDA ONNX Runtime's default logger is set to errors, for the whole process.
+
     Args:
         device: ``cpu`` or ``cuda:N``, as :func:`choose_device` gives it.
         threads: Threads of one operator on the CPU; None takes the cores this process may use.
@@ -116,18 +118,24 @@ class OrtBackend:
 
     Attributes:
         on_cuda: Whether memory is the GPU's.
+        undisturbed: What allocates runs in it: the lock of captures where there are any.
         fixed_addresses: Whether captioners keep their caches at fixed addresses, and run at few shapes.
     """
 
     name = "onnxruntime"
     capture_lock: AbstractContextManager[Any] = threading.RLock()
-    """Held while a CUDA graph is captured, and by runs that allocate: CUDA lets no other thread do that then."""
+    """Held while a CUDA graph is captured, and by what allocates: CUDA lets no other thread do that then.
+
+    One model with the thread of its encoder is safe so. Several models in several threads may still copy while another
+    captures: give them ``cuda_graphs=False``.
+    """
 
     def __init__(self, device: str, *, threads: int | None = None, cuda_graphs: bool | None = None) -> None:
         if threads is not None and threads < 1:
             raise OptionError(f"threads is {threads}, expected at least 1")
         self.device = device
         self.on_cuda = device.startswith("cuda")
+        self.undisturbed = self.capture_lock if self.on_cuda else nullcontext()
         self.fixed_addresses = self.on_cuda
         self.threads = threads or usable_cores()
         self._number = int(device.partition(":")[2] or 0)
@@ -172,7 +180,8 @@ class OrtBackend:
             settings |= {"use_tf32": 0, "enable_cuda_graph": int(capture)}
             providers.insert(0, ("CUDAExecutionProvider", settings))
         # No fallback: ONNX Runtime would print, take its usual providers, and hide the reason.
-        return ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
+        with self.undisturbed:
+            return ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
 
     @property
     def place(self) -> tuple[str, int]:
@@ -181,15 +190,18 @@ class OrtBackend:
 
     def to_device(self, array: Array) -> onnxruntime.OrtValue:
         """A copy of ``array`` in the device's memory."""
-        return self._ort.OrtValue.ortvalue_from_numpy(array, *self.place)
+        with self.undisturbed:
+            return self._ort.OrtValue.ortvalue_from_numpy(array, *self.place)
 
     def buffer(self, size: int) -> Buffer:
         """``size`` bytes of the device's memory, zeros, that stay where they are."""
-        return Buffer(self._ort, size, *self.place)
+        with self.undisturbed:
+            return Buffer(self._ort, size, *self.place)
 
     def packed(self, tensors: Mapping[str, tuple[Any, tuple[int, ...]]]) -> Packed:
         """Tensors, name → type and shape, that cross to or from the device in one transfer."""
-        return Packed(self._ort, *self.place, tensors)
+        with self.undisturbed:
+            return Packed(self._ort, *self.place, tensors)
 
     def new_run_options(self) -> Any:
         """ONNX Runtime's options of one run."""
@@ -215,11 +227,10 @@ class OrtGraph:
         self._backend, self._session, self.captures = backend, session, captures
         self._may_capture = captures
         self._device, self._number = backend.place
-        self._undisturbed = backend.capture_lock if backend.on_cuda else nullcontext()
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
         """Run on arrays of this machine's memory; on the CPU contiguous inputs are used where they lie."""
-        with self._undisturbed:
+        with self._backend.undisturbed:
             results: list[Array] = self._session.run(list(outputs), dict(feeds), self._options(None))
         return results
 
@@ -240,7 +251,7 @@ class OrtGraph:
         Returns:
             The ``host`` outputs as arrays and the ``device`` outputs as values, in the orders asked for.
         """
-        with self._undisturbed:
+        with self._backend.undisturbed:
             binding = self.bind(feeds, {})
             for name in host:
                 binding.bind_output(name, "cpu")

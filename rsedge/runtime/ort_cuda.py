@@ -155,7 +155,8 @@ class FixedRun:
                 _log.warning("CUDA graphs cannot be captured here, running without them: %s", reason)
                 self._graph.captures = False
                 self._graph.run_binding(self._binding, self._id)
-        self._here.captured = self._captured = self._graph.captures
+        self._here.captured = self._graph.captures
+        self._captured |= self._graph.captures
 
     def release(self) -> None:
         """Free what was captured, where this ONNX Runtime can; the run must not be used again."""

@@ -8,6 +8,7 @@ that read the last piece of it. So the pace is that of decoding the file from it
 from __future__ import annotations
 
 import math
+import mmap
 import threading
 import weakref
 from bisect import bisect_left, bisect_right
@@ -22,6 +23,7 @@ from rasterio.errors import RasterioError
 
 from rsedge.errors import OptionError
 from rsedge.pixels import UInt8, resize
+from rsedge.runtime.images import stack_images
 from rsedge.runtime.pieces import Lane, Pieces, cache_bytes, is_high
 
 if TYPE_CHECKING:
@@ -84,6 +86,8 @@ class ImageSize:
 
 def resize_all(image: UInt8, sizes: Sequence[ImageSize]) -> tuple[UInt8, ...]:
     """An image in every size, made once where two are the same."""
+    if any(image.shape[:2] != (size.size, size.size) for size in sizes):
+        [image] = stack_images([image])  # Pillow takes five times as long over planes
     made = {size: size.of(image) for size in dict.fromkeys(sizes)}
     return tuple(made[size] for size in sizes)
 
@@ -167,14 +171,15 @@ class _Memory:
 
     def __init__(self, size: int) -> None:
         self._shape = (3, size, size)
-        self._free: list[bytearray] = []
+        # Maps: zero without being written. No arrays: NumPy would have views refer to those, past what is watched.
+        self._free: list[mmap.mmap] = []
 
     def take(self) -> UInt8:
         """uint8 [3, size, size], holding anything."""
         try:
             memory = self._free.pop()
         except IndexError:
-            memory = bytearray(math.prod(self._shape))
+            memory = mmap.mmap(-1, math.prod(self._shape))
         planes = np.ndarray(self._shape, np.uint8, memory)
         weakref.finalize(planes, self._free.append, memory).atexit = False  # views of it keep it alive
         return planes
