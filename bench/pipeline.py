@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench import common
 from bench.memory import SIDE, write_scene
