@@ -156,8 +156,8 @@ def test_a_tensorrt_without_its_libraries(monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_profiles_go_from_narrow_to_wide():
     made = profiles("step", Limits(images=8, beams=3, tokens=20))
     assert [profile["rows"] for profile in made] == [(1, 8, 8), (1, 24, 24)]
-    assert made[0]["columns"] == (8, 16, 32), "the cache is never wider than the caption, rounded up, and a bucket"
-    sizes = {"rows": 9, "columns": 8, "images": 3, "watched": 0, "top": 6}
+    assert made[0]["columns"] == (16, 32, 48), "the cache is never wider than the caption, rounded up, and a bucket"
+    sizes = {"rows": 9, "columns": 16, "images": 3, "watched": 0, "top": 6}
     assert fitting(made, sizes) == 1
     assert fitting(made, sizes | {"rows": 25}) is None
     wider = widened(made, sizes | {"rows": 25})
