@@ -51,8 +51,7 @@ class GraphBuilder:
         self._initializers: dict[str, onnx.TensorProto] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
-        self._made: set[str] = set()  # values that nodes make: neither inputs nor weights
-        self._given: dict[str, str] = {}  # value → the output that it is
+        self._names: dict[str, str] = {}  # value that a node makes → its name, or that of the output that it is
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._count = 0
 
@@ -67,7 +66,9 @@ class GraphBuilder:
         The node that makes it will give it under that name: an ``Identity`` behind it would copy it at every run, and
         what is written in place could not be.
         """
-        if self._given.setdefault(value, name) != name or value not in self._made:
+        if self._names.get(value) == value:
+            self._names[value] = name
+        else:  # an input, a weight, or another output already
             self._nodes.append(helper.make_node("Identity", [value], [name], name=f"{name}/output"))
         self._outputs.append(helper.make_tensor_value_info(name, _DTYPES[dtype], list(shape)))
 
@@ -81,7 +82,7 @@ class GraphBuilder:
         base = f"{kind}_{self._count}"
         names = [base] if outputs == 1 else [f"{base}:{index}" for index in range(outputs)]
         self._nodes.append(helper.make_node(kind, list(inputs), names, name=base, domain=domain, **attributes))
-        self._made.update(names)
+        self._names.update(zip(names, names, strict=True))
         return names
 
     def weight(self, name: str, array: NDArray[Any]) -> str:
@@ -116,8 +117,7 @@ class GraphBuilder:
 
     def model(self) -> onnx.ModelProto:
         """The finished model."""
-        names = {value: name for value, name in self._given.items() if value in self._made}
-        nodes, weights = [_renamed(node, names) for node in self._nodes], list(self._initializers.values())
+        nodes, weights = [_renamed(node, self._names) for node in self._nodes], list(self._initializers.values())
         graph = helper.make_graph(nodes, self.name, self._inputs, self._outputs, weights)
         opsets = [helper.make_opsetid("", OPSET)]
         if any(node.domain == MICROSOFT for node in self._nodes):
