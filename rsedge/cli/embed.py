@@ -64,6 +64,7 @@ def command(
     from rsedge.runtime.inputs import find_inputs
     from rsedge.runtime.pipeline import embed
     from rsedge.runtime.scene import Scene
+    from rsedge.runtime.scene_opening import SceneOptions
 
     scene_options, tiling = options.take(others, options.OF_SCENES), options.take(others, options.OF_TILES)
     found = find_inputs(
@@ -72,7 +73,7 @@ def command(
         open_image=FileImage,
         suffixes=SUFFIXES,
         kind=kind,
-        allow_remote=scene_options["allow_remote"],
+        access=SceneOptions(**scene_options).access,
         stdin=options.standard_input(inputs),
     )
     scenes = [entry for entry in found.entries if isinstance(entry, Scene)]

@@ -216,9 +216,32 @@ _READING = (
     click.option("--cloud-mask", help="Raster in which what is not 0 is cloud."),
     click.option("--resolution", type=float, help="Resample to pixels of this size, in map units, such as 10."),
     click.option("--allow-remote", is_flag=True, help="Read over the network: https://, s3:// and the like."),
+    click.option(
+        "--allow-host",
+        "allow_hosts",
+        multiple=True,
+        help="Host with a local or private address that redirects and STAC items may name; may be repeated.",
+    ),
+    click.option(
+        "--allow-root",
+        "allow_roots",
+        type=click.Path(exists=True, file_okay=False, path_type=Path),
+        multiple=True,
+        help="Folder that STAC items, products and VRTs may name files of, beside their own; may be repeated.",
+    ),
+    click.option("--allow-vrt", is_flag=True, help="Open VRT files; their sources pass the same checks."),
+    click.option(
+        "--max-pixels",
+        type=click.IntRange(min=1),
+        default=20_000_000_000,
+        show_default=True,
+        help="Largest raster that is opened, in pixels.",
+    ),
     click.option("--readers", type=click.IntRange(min=1), default=2, show_default=True, help="Reading threads."),
 )
-OF_SCENES = ("bands", "boa_offset", "nodata", "pixel_values", "scl", "cloud_mask", "resolution", "allow_remote")
+OF_ACCESS = ("allow_remote", "allow_hosts", "allow_roots", "allow_vrt", "max_pixels")
+"""What of the reading options limits what an input may touch: the last fields of ``SceneOptions``."""
+OF_SCENES = ("bands", "boa_offset", "nodata", "pixel_values", "scl", "cloud_mask", "resolution", *OF_ACCESS)
 """What of the reading options decides how a scene is opened: the fields of ``SceneOptions``."""
 OF_TILES = ("tile_size", "overlap", "edge", "max_nodata", "max_cloud", "readers")
 """What of the tiling options decides how it is cut and read: the fields of ``TileOptions``."""

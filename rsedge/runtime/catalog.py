@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from rsedge.errors import SceneError
 from rsedge.runtime import remote
+from rsedge.runtime.access import LOCAL, Access
 from rsedge.runtime.loose_bands import read_loose_bands, sibling_bands
 from rsedge.runtime.opening import open_dataset
 from rsedge.runtime.products import Product
@@ -36,14 +37,14 @@ _SHOWN = 8  # problems that are told in full
 
 
 def find(
-    name: str, *, allow_remote: bool = False, stdin: str | None = None, suffixes: Collection[str] = RASTERS
+    name: str, *, access: Access = LOCAL, stdin: str | None = None, suffixes: Collection[str] = RASTERS
 ) -> list[str | Product]:
     """The scenes that ``name`` stands for: products, and rasters by the name GDAL opens.
 
     Args:
         name: Raster, ``.SAFE`` folder or zip or a part of one, band file or folder of them, STAC item or collection of
             items, URL, folder, glob pattern, or ``-`` for STAC on standard input.
-        allow_remote: Whether anything may be read over the network.
+        access: What the scenes may touch.
         stdin: What ``-`` holds.
         suffixes: Of rasters that are taken from folders, lower case with the dot.
 
@@ -54,17 +55,17 @@ def find(
     if not name:
         raise SceneError("an empty name stands for no scene: pass a raster, a product, or . for this folder")
     if name == STDIN:
-        return list(read_stac(STDIN, text=stdin or "", allow_remote=allow_remote))
+        return list(read_stac(STDIN, text=stdin or "", access=access))
     if remote.is_remote(name):
-        remote.check_allowed([name], allow=allow_remote)
-        return list(read_stac(name, allow_remote=allow_remote)) if is_stac(name) else [name]
+        remote.check_allowed([name], allow=access.remote)
+        return list(read_stac(name, access=access)) if is_stac(name) else [name]
     path = Path(name)
     if not path.exists() and glob.has_magic(name):
-        return _of_pattern(name, allow_remote, suffixes)
-    if (products := _products(path, allow_remote)) is not None:
+        return _of_pattern(name, access, suffixes)
+    if (products := _products(path, access)) is not None:
         return list(products)
     if path.is_dir():
-        found = list(walk(path, suffixes, allow_remote=allow_remote))
+        found = list(walk(path, suffixes, access=access))
         if not found:
             raise SceneError(
                 f"{name} is a folder without scenes: no .SAFE product, band files, STAC item, or file that ends in "
@@ -78,13 +79,13 @@ def find(
     return [name]
 
 
-def find_one(name: str, *, allow_remote: bool = False) -> str | Product:
+def find_one(name: str, *, access: Access = LOCAL) -> str | Product:
     """The one scene that ``name`` stands for.
 
     Raises:
         SceneError: There are several, or as :func:`find`.
     """
-    found = find(name, allow_remote=allow_remote)
+    found = find(name, access=access)
     if len(found) > 1:
         names = ", ".join(entry.name if isinstance(entry, Product) else entry for entry in found[:_SHOWN])
         more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
@@ -112,16 +113,17 @@ def open_scenes(
         OptionError: An option does not fit.
     """
     from rsedge.runtime.scene import Scene
+    from rsedge.runtime.scene_opening import SceneOptions
 
     scenes: list[Scene] = []
     problems: list[str] = []
-    allowed = bool(options.get("allow_remote"))
+    access = SceneOptions(**options).access
     found: list[str | Product] = []
     written = {Path(output).resolve() for output in outputs}
     for each in names:
         name = os.fspath(each)
         with _noted(problems):
-            inside = find(name, allow_remote=allowed, stdin=stdin)
+            inside = find(name, access=access, stdin=stdin)
             found += [entry for entry in inside if entry == name or not _is_one_of(entry, written)]
     for entry in found:
         with _noted(problems):
@@ -145,13 +147,13 @@ def _noted(problems: list[str]) -> Iterator[None]:
 
 
 def walk(
-    folder: Path, suffixes: Collection[str], *, allow_remote: bool = False, above: frozenset[Path] = frozenset()
+    folder: Path, suffixes: Collection[str], *, access: Access = LOCAL, above: frozenset[Path] = frozenset()
 ) -> Iterator[str | Product]:
     """The scenes inside a folder that is no product itself; hidden names and links back are left out."""
     real = folder.resolve()
     if real in above:  # a link led back here
         return
-    own = _own_products(folder, allow_remote)
+    own = _own_products(folder, access)
     yield from own
     seen: set[str] = set()
     for entry in sorted(folder.iterdir()):
@@ -165,12 +167,12 @@ def walk(
         elif entry.is_dir() and own and entry.name in _RESOLUTIONS:
             continue
         elif entry.is_dir():
-            yield from walk(entry, suffixes, allow_remote=allow_remote, above=above | {real})
+            yield from walk(entry, suffixes, access=access, above=above | {real})
         elif not own and entry.suffix.lower() in suffixes:
             yield os.fspath(entry)
 
 
-def _own_products(folder: Path, allow_remote: bool) -> list[Product]:
+def _own_products(folder: Path, access: Access) -> list[Product]:
     """Those of the folder's own files: STAC items, else band files beside each other."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     items = [path for path in files if path.suffix.lower() in _DOCUMENTS and is_stac(os.fspath(path))]
@@ -178,18 +180,18 @@ def _own_products(folder: Path, allow_remote: bool) -> list[Product]:
     for path in items:
         problems: list[str] = []
         with _noted(problems):
-            described += read_stac(os.fspath(path), allow_remote=allow_remote)
+            described += read_stac(os.fspath(path), access=access)
         for problem in problems:  # it may describe the result of an earlier run
             _log.warning("Warning: left out: %s", problem)
     return described or read_loose_bands(folder)
 
 
-def _products(path: Path, allow_remote: bool) -> list[Product] | None:
+def _products(path: Path, access: Access) -> list[Product] | None:
     """What a single file or folder comes down to, or None where it is no product."""
     if is_safe(path):
         return read_safe(path)
     if path.is_file() and is_stac(os.fspath(path)):
-        return read_stac(os.fspath(path), allow_remote=allow_remote)
+        return read_stac(os.fspath(path), access=access)
     if path.is_file() and (product := sibling_bands(path)) is not None:
         return [product]
     return None
@@ -203,8 +205,8 @@ def _is_raster(name: str) -> bool:
     return True
 
 
-def _of_pattern(pattern: str, allow_remote: bool, suffixes: Collection[str]) -> list[str | Product]:
+def _of_pattern(pattern: str, access: Access, suffixes: Collection[str]) -> list[str | Product]:
     matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - of any folder, absolute or not
     if not matches:
         raise SceneError(f"{pattern} matches no file: check the pattern")
-    return [entry for match in matches for entry in find(match, allow_remote=allow_remote, suffixes=suffixes)]
+    return [entry for match in matches for entry in find(match, access=access, suffixes=suffixes)]

@@ -22,6 +22,7 @@ import rasterio
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from rsedge.errors import OptionError, SceneError
+from rsedge.runtime.access import LOCAL, Access
 from rsedge.runtime.catalog import STDIN, find
 from rsedge.runtime.remote import is_remote
 
@@ -58,7 +59,7 @@ def find_inputs(
     open_image: Callable[[Path], ImageSource],
     suffixes: Collection[str],
     kind: InputKind = "auto",
-    allow_remote: bool = False,
+    access: Access = LOCAL,
     stdin: str | None = None,
 ) -> Inputs:
     """Scenes and images for files and folders.
@@ -69,7 +70,7 @@ def find_inputs(
         open_image: Makes an image of a path, without reading it.
         suffixes: Of files that are taken from folders, lower case with the dot.
         kind: ``auto`` decides by the rule above; ``scene`` and ``image`` say what every file is.
-        allow_remote: Whether anything may be read over the network.
+        access: What the inputs may touch.
         stdin: What ``-`` holds.
 
     Raises:
@@ -88,7 +89,7 @@ def find_inputs(
             found.append(name)
             continue
         try:
-            found += find(name, allow_remote=allow_remote, stdin=stdin, suffixes=suffixes)
+            found += find(name, access=access, stdin=stdin, suffixes=suffixes)
         except SceneError as error:
             problems.append(str(error))
     if problems:

@@ -20,6 +20,7 @@ from rasterio.transform import Affine
 
 from rsedge.errors import OptionError, SceneError
 from rsedge.runtime import remote
+from rsedge.runtime.access import MAX_PIXELS, Access
 from rsedge.runtime.bands import BandChoice, explicit_bands, find_bands, unclear_bands, unusable_type
 from rsedge.runtime.clouds import CloudSource
 from rsedge.runtime.composite import Grid, compose
@@ -46,9 +47,13 @@ class SceneOptions:
         cloud_mask: Raster in which what is not 0 is cloud.
         resolution: Size of a pixel in units of the coordinate reference system; the scene is resampled to it.
         allow_remote: Whether rasters may be read over the network.
+        allow_hosts: Hosts with local or private addresses that redirects and STAC items may name.
+        allow_roots: Folders that STAC items, products and VRTs may name files of, beside their own.
+        allow_vrt: Whether a VRT may be opened.
+        max_pixels: Pixels that a raster may declare.
 
     Raises:
-        OptionError: Two cloud masks, or a resolution that is not above 0.
+        OptionError: Two cloud masks, a resolution that is not above 0, or limits that are none.
     """
 
     bands: Sequence[int] | None = None
@@ -59,6 +64,21 @@ class SceneOptions:
     cloud_mask: str | os.PathLike[str] | None = None
     resolution: float | None = None
     allow_remote: bool = False
+    allow_hosts: Sequence[str] = ()
+    allow_roots: Sequence[str | os.PathLike[str]] = ()
+    allow_vrt: bool = False
+    max_pixels: int = MAX_PIXELS
+
+    @property
+    def access(self) -> Access:
+        """What the scene and what it names may touch."""
+        return Access(
+            remote=self.allow_remote,
+            hosts=tuple(self.allow_hosts),
+            roots=tuple(map(Path, self.allow_roots)),
+            vrt=self.allow_vrt,
+            max_pixels=self.max_pixels,
+        )
 
     def __post_init__(self) -> None:
         problems = []
@@ -68,13 +88,14 @@ class SceneOptions:
             problems.append(f"resolution is {self.resolution}, expected map units above 0, such as 10")
         if problems:
             raise OptionError("; ".join(problems))
+        _ = self.access  # its own checks
 
 
 def open_scene(path: str | os.PathLike[str] | Product, options: SceneOptions) -> Scene:
     """See :meth:`rsedge.runtime.scene.Scene.open`."""
     from rsedge.runtime.catalog import find_one
 
-    found = path if isinstance(path, Product) else find_one(os.fspath(path), allow_remote=options.allow_remote)
+    found = path if isinstance(path, Product) else find_one(os.fspath(path), access=options.access)
     files = [*found.bands.values(), *([found.scl] if found.scl else [])] if isinstance(found, Product) else []
     names = [file.path for file in files] or [str(found)]
     names += [os.fspath(mask) for mask in (options.scl, options.cloud_mask) if mask is not None]

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from rsedge.errors import SceneError
 from rsedge.runtime import remote
+from rsedge.runtime.access import LOCAL, Access
 from rsedge.runtime.products import BandFile, Product
 from rsedge.runtime.sentinel2 import baseline_offset
 from rsedge.runtime.stac_assets import (
@@ -59,20 +60,20 @@ def is_stac(source: str) -> bool:
     return document is None or bool(_features(document))
 
 
-def read_stac(source: str, *, text: str | None = None, allow_remote: bool = False) -> list[Product]:
+def read_stac(source: str, *, text: str | None = None, access: Access = LOCAL) -> list[Product]:
     """The acquisitions that STAC items describe, in order.
 
     Args:
         source: File or URL of an item or an item collection; with ``text``, what messages call it.
         text: The document itself, where it came by another way.
-        allow_remote: Whether documents and assets may be remote.
+        access: What the items may name.
 
     Raises:
         SceneError: The document cannot be had or is none; or items have no red, green and blue, or assets that do not
             exist: all are named.
         OptionError: Something is remote, and that was not allowed.
     """
-    document, base = _load(source, text, allow_remote)
+    document, base = _load(source, text, access)
     items = _features(document)
     if not items:
         kind = as_text(as_object(document).get("type")) or "something else"
@@ -81,7 +82,7 @@ def read_stac(source: str, *, text: str | None = None, allow_remote: bool = Fals
     problems: list[str] = []
     products: list[Product] = []
     for item in items:
-        place = Place(base, alone=len(items) == 1, link=_self_link(item), allow_remote=allow_remote)
+        place = Place(base, alone=len(items) == 1, link=_self_link(item), access=access)
         try:
             products.append(_product(item, source, place))
         except SceneError as error:
@@ -93,7 +94,7 @@ def read_stac(source: str, *, text: str | None = None, allow_remote: bool = Fals
             + "\n  ".join([*problems[:_SHOWN], *more])
         )
     far = {file.path for product in products for file in _files(product) if remote.is_remote(file.path)}
-    remote.check_allowed(sorted(far), allow=allow_remote)
+    remote.check_allowed(sorted(far), allow=access.remote)
     if isinstance(document, dict) and any(
         as_object(link).get("rel") == "next" for link in as_list(document.get("links"))
     ):
@@ -102,11 +103,11 @@ def read_stac(source: str, *, text: str | None = None, allow_remote: bool = Fals
     return products
 
 
-def _load(source: str, text: str | None, allow_remote: bool) -> tuple[Any, str | None]:
+def _load(source: str, text: str | None, access: Access) -> tuple[Any, str | None]:
     """The document, and where it lies: a path, a URL, or None."""
     base = None if text is not None else source
     if text is None and remote.is_remote(source):
-        remote.check_allowed([source], allow=allow_remote)
+        remote.check_allowed([source], allow=access.remote)
         return remote.fetch_json(source, limit=_LARGEST), base
     try:
         if text is None:
@@ -203,7 +204,7 @@ def _scl_path(band: AssetBand | None, place: Place, item: str, *, local: bool) -
     if local and remote.is_remote(path):
         if files := place.beside([path], item):
             return files[0], []
-        if not place.allow_remote:
+        if not place.access.remote:
             return None, [f"{item}: its scene classification is remote and left out: --allow-remote reads it"]
     return path, []
 

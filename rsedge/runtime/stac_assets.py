@@ -7,12 +7,15 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urljoin, urlsplit
 from urllib.request import url2pathname
 
 from rsedge.errors import SceneError
 from rsedge.runtime import remote
+
+if TYPE_CHECKING:
+    from rsedge.runtime.access import Access
 
 COLOURS = ("red", "green", "blue")
 _BAND_COLOURS = {"red": "red", "b04": "red", "b4": "red", "green": "green", "b03": "green", "b3": "green"}
@@ -133,13 +136,13 @@ class Place:
         alone: Whether the item is the only one of its document, so that files beside it are its own; those of others
             lie in folders called by their ids.
         link: The item's ``self`` link, or None.
-        allow_remote: Whether remote assets may be chosen.
+        access: What assets may be.
     """
 
     base: str | None
     alone: bool
     link: str | None
-    allow_remote: bool
+    access: Access
 
     @property
     def folder(self) -> Path:

@@ -10,6 +10,7 @@ import rasterio
 
 from rsedge.errors import OptionError, SceneError
 from rsedge.runtime import remote
+from rsedge.runtime.access import Access
 from rsedge.runtime.products import BandFile
 from rsedge.runtime.remote import Patience
 from rsedge.runtime.stac import is_stac, read_stac
@@ -135,7 +136,7 @@ def write(path: Path, document) -> str:
 
 
 def read_text(document, **options):
-    return read_stac("-", text=json.dumps(document), **{"allow_remote": True, **options})
+    return read_stac("-", text=json.dumps(document), **{"access": Access(remote=True), **options})
 
 
 def one(document):
@@ -149,7 +150,7 @@ def one(document):
 def test_the_real_item_is_read_from_the_files_beside_it():
     path = shared_data("scenes/S2A_29RKH_20200219_L2A/S2A_29RKH_20200219_0_L2A.json").resolve()
     assert is_stac(str(path))
-    (product,) = read_stac(str(path), allow_remote=False)
+    (product,) = read_stac(str(path), access=Access())
     assert {colour: Path(file.path).name for colour, file in product.bands.items()} == {
         "red": "B04.tif",
         "green": "B03.tif",
@@ -285,7 +286,7 @@ def test_file_urls(tmp_path):
 def test_relative_hrefs_of_a_saved_item_follow_its_self_link(tmp_path):
     document = item({band: {"href": f"./{band}.tif"} for band in ("B04", "B03", "B02")})
     document["links"] = [{"rel": "self", "href": "s3://bucket/a/item.json"}]
-    (product,) = read_stac(write(tmp_path / "item.json", document), allow_remote=True)
+    (product,) = read_stac(write(tmp_path / "item.json", document), access=Access(remote=True))
     assert product.bands["red"].path == "/vsis3/bucket/a/B04.tif"
 
 
@@ -296,7 +297,7 @@ def test_files_beside_a_collection_are_nobodys(tmp_path):
     with pytest.raises(OptionError, match="--allow-remote"):
         read_stac(path)
     local_item(tmp_path / "other")
-    first, second = read_stac(path, allow_remote=True)
+    first, second = read_stac(path, access=Access(remote=True))
     assert first.bands["red"].path.startswith("/vsicurl/")
     assert second.bands["red"].path == str((tmp_path / "other" / "B04.tif").resolve())
     assert second.scl is not None
@@ -308,7 +309,7 @@ def test_a_remote_scene_classification_is_left_out_unless_allowed(tmp_path):
     (product,) = read_stac(path)
     assert product.scl is None
     assert "scene classification" in product.warnings[1]
-    (product,) = read_stac(path, allow_remote=True)
+    (product,) = read_stac(path, access=Access(remote=True))
     assert product.scl.path.startswith("/vsicurl/")
 
 
@@ -336,7 +337,7 @@ def test_an_item_and_its_bands_from_a_server(tmp_path):
     local_item(tmp_path)
     with serve(tmp_path) as server:
         server.fail(503, times=1)
-        (product,) = read_stac(server.url("item.json"), allow_remote=True)
+        (product,) = read_stac(server.url("item.json"), access=Access(remote=True))
         assert product.bands["red"].path == f"/vsicurl/{server.base}/B04.tif"
         assert product.files == ()
         with (
@@ -350,7 +351,7 @@ def test_an_item_and_its_bands_from_a_server(tmp_path):
 def test_a_remote_item_cannot_name_files_of_this_machine(tmp_path, href):
     local_item(tmp_path, href)
     with serve(tmp_path) as server, pytest.raises(SceneError, match="remote document"):
-        read_stac(server.url("item.json"), allow_remote=True)
+        read_stac(server.url("item.json"), access=Access(remote=True))
 
 
 # ---- what is and what is not STAC ----
