@@ -122,14 +122,11 @@ def printable(name: str | os.PathLike[str]) -> str:
 
 
 def choose_subdataset(path: str, names: Sequence[str]) -> str:
-    """The subdataset with the 10 m bands of a container without bands of its own.
+    """The subdataset of a container without bands of its own.
 
     Raises:
         SceneError: It cannot be told which subdataset is meant.
     """
-    ten_metres = [name for name in names if name.startswith("SENTINEL2_") and re.search(r":10m(:|$)", name)]
-    if len(ten_metres) == 1:
-        return ten_metres[0]
     if len(names) == 1:
         return names[0]
     if not names:
