@@ -43,6 +43,12 @@ _WARNING_FILTERS = threading.Lock()
 _SHOWN = 200  # characters of a name
 # WKT that makes PROJ open a file: grids of shifts, and PROJ strings that may name any.
 _NAMES_FILES = re.compile(r"PARAMETERFILE|PROJ4_GRIDS|grids=(?!@null\b)|\+init=|\bcatalog=", re.IGNORECASE)
+# Metadata by which a raster of any format can refer to another file: overviews, and arrays of coordinates.
+_REFERRING = {
+    "OVERVIEWS": {"OVERVIEW_FILE"},
+    "ProxyOverviewRequest": {"FILENAME"},
+    "GEOLOCATION": {"X_DATASET", "Y_DATASET"},
+}
 SUBDATASET = re.compile(r"GTIFF_DIR:(?:off:)?\d+:(?P<path>.+)", re.DOTALL)
 _ZIP_MEMBER = re.compile(
     r"/vsizip/(?:\{(?P<braced>[^{}]+)\}|(?P<plain>.+?\.zip))/(?P<member>.+)", re.DOTALL | re.IGNORECASE
@@ -169,7 +175,14 @@ def _of_no_format(target: str, name: str) -> str:
 
 
 def _check(dataset: Any, name: str, access: Access) -> None:
-    """Refuse an open dataset beyond the limits, or one whose coordinate reference system names files."""
+    """Refuse an open dataset beyond the limits, or one whose metadata or coordinate reference system name files."""
+    # Before anything asks for overviews: GDAL would open, with every driver, the file that a TIFF's own metadata name.
+    for domain, keys in _REFERRING.items():
+        if found := keys & dataset.tags(ns=domain).keys():
+            raise SceneError(
+                f"{name} is not opened: its metadata name another file ({domain}: {', '.join(sorted(found))}), and an "
+                "input may not: gdal_translate -nomd writes it without them"
+            )
     if dataset.count:
         rows, cols = dataset.block_shapes[0]
         together = dataset.count if (dataset.interleaving and dataset.interleaving.name == "pixel") else 1

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 from rasterio.errors import NotGeoreferencedWarning
 
 import rsedge
@@ -121,6 +122,22 @@ def test_a_coordinate_reference_system_names_no_grid(tmp_path):
         open_dataset(str(path))
     mercator = scenes.write(tmp_path / "b.tif", scenes.pixels(3, 8, 9), crs="EPSG:3857")
     open_dataset(str(mercator)).close()  # whose PROJ string has +nadgrids=@null
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.jp2"])
+def test_metadata_inside_a_raster_name_no_overviews(tmp_path, name):
+    secret = scenes.write(tmp_path / "secret.tif", scenes.pixels(3, 150, 150))
+    path = tmp_path / name
+    source = scenes.write(tmp_path / "a.tif", scenes.pixels(3, 300, 300))
+    with rasterio.open(source, "r+") as dataset:
+        dataset.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=str(secret))
+    if path != source:
+        rasterio.shutil.copy(source, path, driver="JP2OpenJPEG", WRITE_METADATA="YES")
+    with rasterio.open(path) as dataset:
+        assert dataset.tags(ns="OVERVIEWS") == {"OVERVIEW_FILE": str(secret)}
+        assert 2 in dataset.overviews(1)  # GDAL follows it
+    with pytest.raises(SceneError, match=r"metadata name another file \(OVERVIEWS: OVERVIEW_FILE\)"):
+        open_dataset(str(path))
 
 
 def test_what_a_file_is_that_no_driver_takes(tmp_path):
