@@ -139,7 +139,6 @@ class Composite:
     rpcs = None
     count, indexes = 3, (1, 2, 3)
     descriptions = (None, None, None)
-    colorinterp = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
 
     def __init__(
         self, parts: Sequence[BandFile], extent: Extent | None, access: Access, overview: int | None = None
@@ -170,6 +169,7 @@ class Composite:
                 raise SceneError(
                     f"the bands have different types ({found}): convert them to one, with gdal_translate -ot"
                 )
+            self.colorinterp = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
             self.dtypes = tuple(band.dtype for band in self._bands)
             at = [(dataset, part.band - 1) for dataset, part in zip(opened, parts, strict=True)]
             self.nodatavals = tuple(dataset.nodatavals[index] for dataset, index in at)
