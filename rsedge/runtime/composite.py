@@ -24,6 +24,7 @@ from rasterio.windows import Window
 from rsedge.errors import SceneError
 from rsedge.runtime import remote
 from rsedge.runtime.opening import open_dataset
+from rsedge.runtime.sidecars import place_beside
 
 if TYPE_CHECKING:
     from rasterio.transform import Affine
@@ -52,12 +53,16 @@ class Grid:
 
     @classmethod
     def of(cls, dataset: Any, extent: Extent | None = None) -> Grid:
-        """That of an open dataset; of one without a place on a map, its pixels spread over ``extent``."""
-        if extent is not None and not dataset.crs and dataset.transform.is_identity:
-            step = extent.width / dataset.width, extent.height / dataset.height
-            transform = from_origin(extent.left, extent.top, *step)
-            return cls(CRS.from_string(extent.crs), transform, dataset.width, dataset.height)
-        return cls(dataset.crs, dataset.transform, dataset.width, dataset.height)
+        """That of an open dataset; of one without a place on a map, ``extent``, or what files beside it state."""
+        crs, transform = dataset.crs, dataset.transform
+        if not crs and transform.is_identity:
+            if extent is not None:
+                step = extent.width / dataset.width, extent.height / dataset.height
+                crs, transform = CRS.from_string(extent.crs), from_origin(extent.left, extent.top, *step)
+            else:
+                crs, beside = place_beside(dataset.name)
+                transform = beside or transform
+        return cls(crs, transform, dataset.width, dataset.height)
 
 
 class PlacedBand:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from rsedge.errors import OptionError, SceneError
 from rsedge.runtime.access import LOCAL, Access
 from rsedge.runtime.catalog import STDIN, find
+from rsedge.runtime.composite import Grid
 from rsedge.runtime.opening import open_dataset
 from rsedge.runtime.remote import is_remote
 
@@ -126,7 +127,8 @@ def _is_scene(name: str, kind: InputKind, access: Access, large: list[str]) -> b
     except SceneError:
         return False
     with dataset:
-        if dataset.crs or not dataset.transform.is_identity or dataset.gcps[0] or dataset.count == 0:
+        grid = Grid.of(dataset)
+        if grid.crs or not grid.transform.is_identity or dataset.gcps[0] or dataset.count == 0:
             return True
         if dataset.width * dataset.height > _LARGE:
             large.append(f"{name} has {dataset.width} x {dataset.height} px")

@@ -42,7 +42,10 @@ _NO_NETWORK = frozenset({"CPL_VSIL_CURL_ALLOWED_FILENAME"})
 _WARNING_FILTERS = threading.Lock()
 _SHOWN = 200  # characters of a name
 # WKT that makes PROJ open a file: grids of shifts, and PROJ strings that may name any.
-_NAMES_FILES = re.compile(r"PARAMETERFILE|PROJ4_GRIDS|grids=(?!@null\b)|\+init=|\bcatalog=", re.IGNORECASE)
+NAMES_FILES = re.compile(r"PARAMETERFILE|PROJ4_GRIDS|grids=(?!@null\b)|\+init=|\bcatalog=", re.IGNORECASE)
+# What else GDAL would look a coordinate reference system up by: names of files, URLs, PROJ strings.
+WKT = re.compile(r"\s*(?:EPSG:\d+\s*$|(?:PROJ|GEOG|GEOC|GEOD|COMPD|COMPOUND|LOCAL|BOUND|ENG|VERT)[A-Z]*\[)")
+"""A coordinate reference system that is stated in full, or by its number."""
 # Metadata by which a raster of any format can refer to another file: overviews, and arrays of coordinates.
 _REFERRING = {
     "OVERVIEWS": {"OVERVIEW_FILE"},
@@ -193,8 +196,8 @@ def _check(dataset: Any, name: str, access: Access) -> None:
             blocks=-(-dataset.width // max(1, cols)) * -(-dataset.height // max(1, rows)),
             block_bytes=rows * cols * together * _ITEM_BYTES.get(dataset.dtypes[0], 16),
         ).check(name, access.max_pixels)
-    if dataset.crs and _NAMES_FILES.search(wkt := dataset.crs.to_wkt()):
-        found = _NAMES_FILES.search(wkt)
+    if dataset.crs and NAMES_FILES.search(wkt := dataset.crs.to_wkt()):
+        found = NAMES_FILES.search(wkt)
         assert found is not None
         raise SceneError(
             f"{name} is not opened: its coordinate reference system names a file of PROJ's ({found[0]}), and an input "

@@ -224,7 +224,7 @@ def _describe(
         mask_file=mask_file,
         access=options.access,
         warnings=(
-            *_georeference_warnings(source, dataset),
+            *_georeference_warnings(source, dataset, grid),
             *((doubt,) if doubt else ()),
             *unread_sidecars(target),
             *(product.warnings if product else ()),
@@ -349,11 +349,11 @@ def _name(source: str) -> str:
     return os.fsencode(name).decode("utf-8", "replace")  # names on disk need not be UTF-8, outputs must be
 
 
-def _georeference_warnings(source: str, dataset: Any) -> tuple[str, ...]:
+def _georeference_warnings(source: str, dataset: Any, grid: Grid) -> tuple[str, ...]:
     missing = []
-    if not dataset.crs:
+    if not grid.crs:
         missing.append("coordinate reference system")
-    if dataset.transform.is_identity:
+    if grid.transform.is_identity:
         missing.append("geotransform")
     if not missing:
         return ()

@@ -69,8 +69,11 @@ class SceneReader:
             if isinstance(self._opened, Composite):
                 self._opened.resampled(scene.grid, resampling)
             else:
+                own = Grid.of(self._opened)
                 self._dataset = WarpedVRT(
                     self._opened,
+                    src_crs=own.crs,
+                    src_transform=own.transform,
                     crs=scene.crs,
                     transform=scene.transform,
                     width=scene.width,

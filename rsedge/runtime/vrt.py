@@ -9,7 +9,6 @@ of these three hold a zero before any text can stand, so that GDAL's other drive
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
@@ -17,7 +16,7 @@ from xml.etree.ElementTree import Element
 
 from rsedge.errors import SceneError
 from rsedge.runtime.access import Access, refuse_gdal_name
-from rsedge.runtime.opening import OwnVrt, open_dataset
+from rsedge.runtime.opening import WKT, OwnVrt, open_dataset
 
 _LARGEST = 4 * 2**20  # bytes
 _MOST_SOURCES = 10_000
@@ -27,9 +26,6 @@ _SOURCES = frozenset({"SimpleSource", "ComplexSource", "AveragedSource"})
 _SOURCE = frozenset({"SourceBand", "SrcRect", "DstRect", "NODATA", "ScaleOffset", "ScaleRatio", "LUT", "UseMaskBand"})
 _KEPT_WHOLE = frozenset({"GeoTransform", "GCPList", "SRS", "Metadata", "BlockXSize", "BlockYSize"})
 _FORMATS = ("GTiff", "JP2OpenJPEG", "JP2KAK", "JP2ECW", "JP2MrSID", "PNG")
-_WKT = re.compile(
-    r"\s*(?:EPSG:\d+|(?:PROJ|GEOG|GEOC|COMPD|LOCAL|BOUND|ENG|VERT|PROJECTED|GEODETIC|GEOGRAPHIC)[A-Z]*\[)"
-)
 
 
 def is_vrt(path: Path) -> bool:
@@ -146,9 +142,9 @@ class _Writer:
 
     def _text_alone(self, element: Element) -> Element:
         """A copy of an element that names no file; texts that GDAL would look up are checked."""
-        if element.tag == "SRS" and (element.text or "").strip() and not _WKT.match(element.text or ""):
+        if element.tag == "SRS" and (element.text or "").strip() and not WKT.match(element.text or ""):
             raise SceneError(f"{self.path} is not opened: its SRS is neither WKT nor EPSG:…, and GDAL would look it up")
-        if element.tag == "GCPList" and (given := element.get("Projection")) and not _WKT.match(given):
+        if element.tag == "GCPList" and (given := element.get("Projection")) and not WKT.match(given):
             raise SceneError(f"{self.path} is not opened: the projection of its GCPs is neither WKT nor EPSG:…")
         if element.tag == "Metadata" and element.get("domain", "IMAGERY") not in ("IMAGERY", "RPC"):
             return Element("Metadata")

@@ -285,10 +285,38 @@ def test_a_mask_of_another_format_or_size_is_named_and_not_read(tmp_path):
     assert "VRT" in warning
 
 
-def test_sidecars_that_decide_something_are_named(tmp_path):
+def test_the_place_of_a_raster_may_stand_beside_it(tmp_path):
     path = scenes.write(tmp_path / "a.png", scenes.pixels(3, 60, 70), driver="PNG")
-    assert {each.name for each in tmp_path.iterdir()} == {"a.png", "a.png.aux.xml"}
+    beside = tmp_path / "a.png.aux.xml"
+    assert {each.name for each in tmp_path.iterdir()} == {"a.png", beside.name}
+    with rasterio.open(path) as dataset:
+        expected = dataset.crs, dataset.transform
+    scene = Scene.open(path)
+    assert ((scene.crs, scene.transform), scene.warnings) == (expected, ())
+    coarse = Scene.open(path, resolution=20)
+    with coarse.reader() as reader, rasterio.open(path) as dataset:
+        mean = dataset.read().reshape(3, 30, 2, 35, 2).mean(axis=(2, 4)).transpose(1, 2, 0)
+        assert np.abs(reader.read(0, 0, 30, 35)[0] - mean).max() <= 0.5
+    beside.unlink()
     (tmp_path / "a.pgw").write_text("10\n0\n0\n-10\n600005\n5099995\n")
-    said = "\n".join(Scene.open(path).warnings)
-    assert "a.png.aux.xml is not read, and it states SRS, GeoTransform" in said
-    assert "a.pgw is not read" in said
+    with rasterio.open(path) as dataset:
+        assert Scene.open(path).transform == dataset.transform
+
+
+@pytest.mark.parametrize("srs", ["/etc/x", "http://127.0.0.1:1/", "+proj=longlat +nadgrids=/etc/x", "ESRI::x"])
+def test_a_place_beside_a_raster_names_nothing(tmp_path, srs):
+    path = scenes.write(tmp_path / "a.png", scenes.pixels(3, 60, 70), driver="PNG")
+    (tmp_path / "a.png.aux.xml").write_text(
+        f"<PAMDataset><SRS>{srs}</SRS><GeoTransform>a,b</GeoTransform></PAMDataset>"
+    )
+    scene = Scene.open(path)
+    assert (scene.crs, scene.transform.is_identity) == (None, True)
+
+
+def test_sidecars_that_decide_something_else_are_named(tmp_path):
+    path = scenes.write(tmp_path / "a.png", scenes.pixels(3, 60, 70), driver="PNG")
+    beside = tmp_path / "a.png.aux.xml"
+    stated = '<PAMRasterBand band="1"><NoDataValue>7</NoDataValue></PAMRasterBand></PAMDataset>'
+    beside.write_text(beside.read_text().replace("</PAMDataset>", stated))
+    [warning] = Scene.open(path).warnings
+    assert "a.png.aux.xml is not read for them, and it states NoDataValue" in warning
