@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import threading
 import traceback
 import warnings
@@ -62,7 +63,12 @@ class Formatter(logging.Formatter):
 
 
 def guard_process() -> None:
-    """Print what Python itself prints, warnings and the tracebacks of threads, as :func:`shown` gives it."""
+    """Print what Python itself prints, warnings and the tracebacks of threads, as :func:`shown` gives it.
+
+    What GDAL's own threads say goes nowhere, unless ``CPL_LOG`` names a file: it would reach standard error past this
+    module, addresses and all. Errors that matter come as exceptions.
+    """
+    os.environ.setdefault("CPL_LOG", os.devnull)
     formatted = warnings.formatwarning
 
     def format_warning(*args: Any, **options: Any) -> str:
