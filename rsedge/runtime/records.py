@@ -84,8 +84,9 @@ class TileRecord:
 
     def __post_init__(self) -> None:
         for name in _TEXTS:
-            if (text := getattr(self, name)) is not None:
-                object.__setattr__(self, name, plain(text))
+            text = getattr(self, name)
+            if text is not None and (cleaned := plain(text)) is not text:
+                object.__setattr__(self, name, cleaned)
 
     def to_dict(self) -> dict[str, Any]:
         """The record as a plain dict, in field order, ``geometry`` included."""
