@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 import rasterio
 
 from rsedge.errors import SceneError
+from rsedge.redaction import redact
 from rsedge.runtime import remote
 from rsedge.runtime.access import LOCAL, Access
 from rsedge.runtime.composite import Grid
 from rsedge.runtime.footprints import footprints
 from rsedge.runtime.opening import settings as gdal_settings
 from rsedge.runtime.scene_reader import SceneReader
+from rsedge.texts import plain
 
 if TYPE_CHECKING:
     from rsedge.pixels import ReflectanceRule
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Scene:
     """A raster with known RGB. Made by ``Scene.open``; usable as a context manager, though it holds nothing open.
+
+    Texts that people read are made plain (:func:`rsedge.texts.plain`), without credentials.
 
     Attributes:
         name: File name without the suffix (of the product, for a SAFE folder).
@@ -99,6 +103,12 @@ class Scene:
     access: Access = LOCAL
     warnings: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        for name in ("name", "bands_reason", "rendering_reason", "datetime", "product_id", "mgrs_tile"):
+            if (text := getattr(self, name)) is not None:
+                object.__setattr__(self, name, plain(text))
+        object.__setattr__(self, "warnings", tuple(redact(plain(text)) for text in self.warnings))
+
     @classmethod
     def open(cls, path: str | os.PathLike[str] | Product, **options: Any) -> Scene:
         """Read the metadata of a raster, or of a product of several files.
@@ -137,7 +147,7 @@ class Scene:
     @property
     def crs_name(self) -> str:
         """Its coordinate reference system, such as ``EPSG:32629``, or ``pixel`` where it has no place on a map."""
-        return self.crs.to_string() if self._has_place else "pixel"
+        return plain(self.crs.to_string()) if self._has_place else "pixel"
 
     @property
     def _has_place(self) -> bool:

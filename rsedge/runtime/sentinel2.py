@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 
 from rsedge.errors import SceneError
+from rsedge.texts import plain
 
 OFFSET_TAGS = ("BOA_ADD_OFFSET", "RADIO_ADD_OFFSET")
 """Metadata of a band that say what is to be added to its digital numbers."""
@@ -117,8 +118,8 @@ def baseline_offset(baseline: str) -> int | None:
 
 
 def printable(name: str | os.PathLike[str]) -> str:
-    """A file name as text that outputs can hold: what is not UTF-8 in it is replaced."""
-    return os.fsencode(name).decode("utf-8", "replace")
+    """A file name as plain text (:func:`rsedge.texts.plain`); what is not UTF-8 in it is replaced."""
+    return plain(os.fsencode(name).decode("utf-8", "replace"))
 
 
 def choose_subdataset(path: str, names: Sequence[str]) -> str:
