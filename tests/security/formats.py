@@ -104,7 +104,7 @@ def _tile_index_remote(place: Place, name: str) -> str:
 def _isis3(place: Place, _: str) -> str:
     return f"""Object = IsisCube
   Object = Core
-    ^Core = {place.outside}/raw.bin
+    ^Core = ../../secret/raw.bin
     StartByte = 1
     Format = BandSequential
     Group = Dimensions
@@ -128,7 +128,7 @@ def _isis2(place: Place, _: str) -> str:
     return f"""CCSD3ZF0000100000001NJPL3IF0PDS200000001 = SFDU_LABEL
 RECORD_TYPE = FIXED_LENGTH
 RECORD_BYTES = 512
-^QUBE = "{place.outside}/raw.bin"
+^QUBE = "../../secret/raw.bin"
 OBJECT = QUBE
   AXES = 3
   AXIS_NAME = (SAMPLE,LINE,BAND)
@@ -146,7 +146,7 @@ END
 def _pds3(place: Place, _: str) -> str:
     lines = (
         "PDS_VERSION_ID = PDS3", "RECORD_TYPE = FIXED_LENGTH", "RECORD_BYTES = 20", "FILE_RECORDS = 10",
-        f'^IMAGE = "{place.outside}/raw.bin"', "OBJECT = IMAGE", " LINES = 10", " LINE_SAMPLES = 20",
+        f'^IMAGE = "../../secret/raw.bin"', "OBJECT = IMAGE", " LINES = 10", " LINE_SAMPLES = 20",
         " SAMPLE_TYPE = UNSIGNED_INTEGER", " SAMPLE_BITS = 8", " BANDS = 3", " BAND_STORAGE_TYPE = BAND_SEQUENTIAL",
         "END_OBJECT = IMAGE", "END", "",
     )  # fmt: skip
@@ -161,7 +161,7 @@ def _pds4(place: Place, _: str) -> str:
     )
     return (
         '<?xml version="1.0"?><Product_Observational xmlns="http://pds.nasa.gov/pds4/pds/v1"><File_Area_Observational>'
-        f"<File><file_name>{place.outside}/raw.bin</file_name></File><Array_3D_Image>"
+        f"<File><file_name>../../secret/raw.bin</file_name></File><Array_3D_Image>"
         '<offset unit="byte">0</offset><axes>3</axes><axis_index_order>Last Index Fastest</axis_index_order>'
         f"<Element_Array><data_type>UnsignedByte</data_type></Element_Array>{axes}</Array_3D_Image>"
         "</File_Area_Observational></Product_Observational>"
@@ -179,7 +179,7 @@ def _vicar(_place: Place, _: str) -> str:
 def _ers(place: Place, _: str) -> str:
     return f"""DatasetHeader Begin
 \tVersion = "6.0"
-\tDataFile = "{place.outside}/raw.bin"
+\tDataFile = "../../secret/raw.bin"
 \tDataSetType = ERStorage
 \tDataType = Raster
 \tByteOrder = LSBFirst
@@ -262,7 +262,7 @@ def _dimap(place: Place, _: str) -> str:
     return (
         "<Dimap_Document><Metadata_Id><METADATA_FORMAT>DIMAP</METADATA_FORMAT></Metadata_Id><Raster_Dimensions>"
         f"<NCOLS>{SIDE}</NCOLS><NROWS>{SIDE}</NROWS><NBANDS>3</NBANDS></Raster_Dimensions><Data_Access><Data_File>"
-        f'<DATA_FILE_PATH href="{place.secret}"/></Data_File></Data_Access></Dimap_Document>'
+        f'<DATA_FILE_PATH href="../../secret/secret.tif"/></Data_File></Data_Access></Dimap_Document>'
     )
 
 
@@ -279,7 +279,7 @@ def _radarsat(place: Place, _: str) -> str:
 def _ndf(place: Place, _: str) -> str:
     return (
         'NDF_REVISION=0.00;\nPRODUCT_NUMBER="x";\nDATA_FILE_INTERLEAVING=BSQ;\nNUMBER_OF_BANDS_IN_VOLUME=1;\n'
-        f"BITS_PER_PIXEL=8;\nPIXELS_PER_LINE=20;\nLINES_PER_DATA_FILE=10;\nBAND1_FILENAME={place.outside}/raw.bin;\n"
+        f"BITS_PER_PIXEL=8;\nPIXELS_PER_LINE=20;\nLINES_PER_DATA_FILE=10;\nBAND1_FILENAME=../../secret/raw.bin;\n"
         "END_OF_HDR;\n"
     )
 
@@ -292,7 +292,7 @@ def _til(place: Place, _: str) -> str:
     place.write("holiday.IMD", f'version = "R";\nnumRows = {SIDE};\nnumColumns = {SIDE};\nEND;\n')
     return (
         f'bandId = "RGB";\nnumTiles = 1;\ntileSizeX = {SIDE};\ntileSizeY = {SIDE};\ntileUnits = "Pixels";\n'
-        f'BEGIN_GROUP = TILE_1\n filename = "{place.secret}";\n ULColOffset = 0;\n ULRowOffset = 0;\n'
+        f'BEGIN_GROUP = TILE_1\n filename = "../../secret/secret.tif";\n ULColOffset = 0;\n ULRowOffset = 0;\n'
         f" LRColOffset = {SIDE - 1};\n LRRowOffset = {SIDE - 1};\nEND_GROUP = TILE_1\nEND;\n"
     )
 
@@ -300,13 +300,13 @@ def _til(place: Place, _: str) -> str:
 def _photomod(place: Place, _: str) -> str:
     return (
         '<phr version="1.0"><PrfTypeVerision major="1" minor="1"/><Type>Raster</Type><Spaces Name="x"/>'
-        f'<Width>{SIDE}</Width><Files tile_size="{SIDE}"><x path="{place.secret}"/></Files></phr>'
+        f'<Width>{SIDE}</Width><Files tile_size="{SIDE}"><x path="../../secret/secret.tif"/></Files></phr>'
     )
 
 
 def _snodas(place: Place, _: str) -> str:
     return (
-        f"Format version: NOHRSC GIS/RS raster file v1.1\nData file pathname: {place.outside}/raw.bin\n"
+        f"Format version: NOHRSC GIS/RS raster file v1.1\nData file pathname: ../../secret/raw.bin\n"
         "Number of columns: 20\nNumber of rows: 10\nData type: integer\nData bytes per pixel: 2\n"
     )
 
@@ -421,7 +421,7 @@ _DESCRIPTIONS: dict[str, tuple[str, str, Callable[[Place, str], str]]] = {
     "envi": ("raw with header", ".bin", _envi),
     "ehdr": ("raw with header", ".bil", _ehdr),
     "genbin": ("raw with header", ".bin", _genbin),
-    "kml-local": ("KML", ".kml", partial(_kml, lambda place: place.secret)),
+    "kml-local": ("KML", ".kml", partial(_kml, lambda _: "../../secret/secret.tif")),
     "kml-remote": ("KML", ".kml", partial(_kml, lambda place: place.url())),
     "kml-link": ("KML", ".kml", _kml_link),
     "tilejson": ("JSON", ".json", _tilejson),

@@ -106,10 +106,16 @@ class Ground:
         (self.outside / "secret.vrt").write_text("<VRTDataset/>")
         (self.outside / "stdin.tif").write_bytes(content)
         shutil.copytree(self.outside, self.outside / "below")
-        (self.victim / "notes.txt").write_text("as it was\n")
-        (self.victim / "start.sh").write_text("export PATH\n")
+        self.restore_victim()
         (self.home / ".aws").mkdir()
         (self.home / ".aws" / "credentials").write_text("[default]\naws_access_key_id=decoy\naws_secret_access_key=decoy\n")
+
+    def restore_victim(self) -> None:
+        """What nothing may change, as it was."""
+        for path in self.victim.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        (self.victim / "notes.txt").write_text("as it was\n")
+        (self.victim / "start.sh").write_text("export PATH\n")
 
     def place(self, case: str) -> Place:
         """A fresh folder for one input."""

@@ -6,10 +6,13 @@ import json
 import os
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +21,7 @@ from tests.security.places import Base, Case, Ground
 
 ROOT = Path(__file__).resolve().parents[2]
 _FAR = ("rsedge-decoy", "rsedge-nobody", "169.254.169.254")  # an address names what is wrong with an item, too
-PATIENCE_S = 20.0
+PATIENCE_S = 10.0
 """Seconds one run may take before its process is ended."""
 
 
@@ -129,17 +132,17 @@ class Runner:
         began = time.monotonic()
         os.write(self._ask, json.dumps(asked).encode() + b"\n")
         if (line := self._line()) is None:
-            process.kill()
-            process.wait()
-            outcome.stderr = f"exit status {process.returncode}"
-            self._process = None
+            outcome.stderr = f"exit status {self._end(process)}"
         else:
             found = json.loads(line)
             outcome.code, outcome.stdout, outcome.stderr = found["code"], found["stdout"], found["stderr"]
             outcome.captions = found["captions"]
         outcome.seconds = time.monotonic() - began
         outcome.touched = self._inotify.events() + self.listener.taken()
-        outcome.touched += watch.changes(before, watch.snapshot(watched, ignored=ignored))
+        changed = watch.changes(before, watch.snapshot(watched, ignored=ignored))
+        outcome.touched += changed
+        if changed:
+            ground.restore_victim()
         shutil.rmtree(out)
         return outcome
 
@@ -191,11 +194,44 @@ class Runner:
         return self._process
 
     def _stop(self) -> None:
-        if self._process is not None:
-            os.close(self._ask)
+        if self._process is None:
+            return
+        os.close(self._ask)
+        try:
             self._process.wait(timeout=PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self._end(self._process)
+        else:
             os.close(self._answer)
             self._process = None
 
+    def _end(self, process: subprocess.Popen[bytes]) -> int:
+        """End the process and what traces it, which would leave it running; the exit status."""
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        with suppress(OSError):
+            os.close(self._ask)
+        os.close(self._answer)
+        self._process = None
+        return process.wait()
+
 
 _HARMLESS = {"use": "raw", "argument": "", "more": (), "out": "/nonexistent", "run": "start"}
+
+
+def run_all(cases: Sequence[Case], folder: Path, *, uses: Sequence[str] | None = None) -> dict[str, list[Outcome]]:
+    """What all inputs do, by their names: two processes share them."""
+
+    def share(number: int) -> list[Outcome]:
+        runner = Runner(folder / f"ground{number}")
+        try:
+            return runner.run(cases[number::2], uses=uses)
+        finally:
+            runner.close()
+
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = [outcome for part in pool.map(share, (0, 1)) for outcome in part]
+    found: dict[str, list[Outcome]] = {case.name: [] for case in cases}
+    for outcome in outcomes:
+        found[outcome.case.name].append(outcome)
+    return found

@@ -39,13 +39,14 @@ class Embedder(FakeEmbedder):
     """What the commands want of an embedder, without a bundle: opening inputs is what is tried."""
 
     device, device_reason, backend, batch_size = "cpu", "a test", "onnxruntime", 4
+    logit_scale, logit_bias = 10.0, None
 
     @classmethod
     def load(cls, *_: object, **__: object) -> Embedder:
         return cls()
 
-    def token_ids(self, _text: str) -> list[int]:
-        return [1, 2]
+    def token_ids(self, texts: list[str]) -> np.ndarray:
+        return np.array([[len(text)] for text in texts])
 
     def embed_images(self, images: np.ndarray) -> np.ndarray:
         return super().embed_images(np.ascontiguousarray(images[:, : self.image_size, : self.image_size]))
