@@ -1,8 +1,7 @@
 """Sizes that a raster's first bytes declare, judged before GDAL allocates anything for them.
 
 Opening alone costs GDAL memory and time for every band of a TIFF and for every tile and component of a JPEG 2000 file,
-however little the file holds. The other formats that are read cost nothing until pixels are asked for; their sizes
-are judged once they are open.
+however little the file holds. PNG, JPEG and WebP are decoded from the top, some of them as a whole.
 """
 
 from __future__ import annotations
@@ -24,6 +23,8 @@ _MAX_BLOCKS = 2**23  # GDAL keeps 16 bytes for each
 _MAX_JP2_TILES = 2**15  # times components: OpenJPEG keeps some kB for each
 _MAX_DIRECTORIES = 1000
 _MAX_BOXES = 1000
+_MAX_BLOCK_BYTES = 2**30
+_FROM_THE_TOP = 16  # formats without parts may have this many times fewer pixels
 _COPIES = 3  # of a block while it is decoded: GDAL's, its cache's, and ours
 
 _TIFF_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
@@ -43,6 +44,8 @@ class Sizes:
     block_bytes: int
     """Decoded size of one block."""
     most_blocks: int = _MAX_BLOCKS
+    from_the_top: bool = False
+    """Whether its last pixel can only be decoded after all others."""
 
     def check(self, name: str, max_pixels: int) -> None:
         """Refuse what would fill the memory or never end.
@@ -52,19 +55,24 @@ class Sizes:
         """
         problems = []
         pixels = self.width * self.height
-        if pixels > max_pixels:
-            problems.append(f"{pixels:,} pixels, more than {max_pixels:,} (--max-pixels {pixels} allows them)")
+        factor = _FROM_THE_TOP if self.from_the_top else 1
+        if pixels * factor > max_pixels:
+            format_ = " for a format that is decoded from the top" if self.from_the_top else ""
+            problems.append(
+                f"{pixels:,} pixels, more than {max_pixels // factor:,}{format_} "
+                f"(--max-pixels {pixels * factor} allows them)"
+            )
         if max(self.width, self.height) > MAX_SIDE:
             problems.append(f"a side of {max(self.width, self.height):,} pixels, more than {MAX_SIDE:,}")
         if self.bands > MAX_BANDS:
             problems.append(f"{self.bands:,} bands, more than {MAX_BANDS:,}")
         if self.blocks > self.most_blocks:
             problems.append(f"{self.blocks:,} blocks, more than {self.most_blocks:,}: write larger ones")
-        available = _memory_available()
-        if (needed := _COPIES * self.block_bytes) > available:
+        most = min(_MAX_BLOCK_BYTES, _memory_available() // _COPIES)
+        if self.block_bytes > most:
             problems.append(
-                f"blocks that take {needed / 2**30:.1f} GiB to decode, and {available / 2**30:.1f} GiB are free: "
-                "gdal_translate -co TILED=YES writes smaller ones"
+                f"blocks of {self.block_bytes / 2**30:.1f} GiB, more than {most / 2**30:.1f} GiB (a third of the free "
+                "memory, at most 1 GiB): gdal_translate -co TILED=YES writes smaller ones"
             )
         if problems:
             size = f"{self.width:,} x {self.height:,}"
@@ -72,7 +80,7 @@ class Sizes:
 
 
 def declared_sizes(read: Read) -> Iterator[Sizes]:
-    """Yield the sizes that a TIFF (per directory) or a JPEG 2000 file declares; nothing for other or damaged files.
+    """Yield the sizes that a file declares, of a TIFF those of each directory; nothing for a damaged file.
 
     Raises:
         ValueError: A TIFF has more directories than any raster.
@@ -83,6 +91,12 @@ def declared_sizes(read: Read) -> Iterator[Sizes]:
             yield from _tiff_directories(read, start)
         elif start[4:8] == b"jP  " or start[:4] == b"\xff\x4f\xff\x51":
             yield from _jpeg2000(read, 0 if start[0] == 0xFF else _codestream(read))
+        elif start[:8] == b"\x89PNG\r\n\x1a\n":
+            yield _png(read(16, 13))
+        elif start[:3] == b"\xff\xd8\xff":
+            yield from _jpeg(read)
+        elif start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+            yield from _webp(read(12, 18))
     except struct.error:
         return  # cut off: GDAL says so
 
@@ -168,6 +182,43 @@ def _jpeg2000(read: Read, offset: int) -> Iterator[Sizes]:
         block_bytes=min(across, width) * min(down, height) * components * 4,  # OpenJPEG decodes to 32 bits
         most_blocks=_MAX_JP2_TILES,
     )
+
+
+def _png(head: bytes) -> Sizes:
+    width, height, bits, kind, _, _, interlaced = struct.unpack(">IIBBBBB", head)
+    bands = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(kind, 4)
+    rows = height if interlaced else 1  # GDAL decodes interlaced ones whole
+    size = width * rows * bands * max(8, bits) // 8
+    return Sizes(width=width, height=height, bands=bands, blocks=height, block_bytes=size, from_the_top=True)
+
+
+def _jpeg(read: Read) -> Iterator[Sizes]:
+    offset = 2
+    for _ in range(_MAX_BOXES):
+        mark, kind, length = struct.unpack(">BBH", read(offset, 4))
+        if mark != 0xFF:
+            return
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
+            height, width, bands = struct.unpack(">HHB", read(offset + 5, 5))
+            whole = kind not in (0xC0, 0xC1)  # progressive: coefficients of 16 bits for all of it
+            size = width * bands * (2 * height if whole else 16)
+            yield Sizes(width=width, height=height, bands=bands, blocks=height, block_bytes=size, from_the_top=True)
+            return
+        offset += 2 + length
+
+
+def _webp(head: bytes) -> Iterator[Sizes]:
+    if head[:4] == b"VP8X":
+        width, height = int.from_bytes(head[12:15], "little") + 1, int.from_bytes(head[15:18], "little") + 1
+    elif head[:4] == b"VP8L":
+        bits = int.from_bytes(head[9:13], "little")
+        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    elif head[:4] == b"VP8 ":
+        width, height = (value & 0x3FFF for value in struct.unpack_from("<HH", head, 14))
+    else:
+        return
+    # Decoded whole, and libwebp keeps as much again.
+    yield Sizes(width=width, height=height, bands=4, blocks=1, block_bytes=width * height * 4 * 2, from_the_top=True)
 
 
 def _memory_available() -> int:

@@ -47,6 +47,8 @@ def mask_beside(target: str, dataset: Any, access: Access) -> tuple[BandFile | N
     own = any(MaskFlags.per_dataset in flags for flags in dataset.mask_flag_enums)
     if target.startswith("/vsi") or own or ColorInterp.alpha in dataset.colorinterp or not path.is_file():
         return None, None
+    if not _lies_beside(path):
+        return None, f"{path} is not used as a mask: it is a link to a file elsewhere"
     try:
         with open_dataset(str(path), access) as mask:
             if mask.driver != "GTiff":
@@ -69,7 +71,8 @@ def place_beside(name: str) -> tuple[Any, Affine | None]:
     path = Path(name)
     crs, transform = None, None
     try:
-        if (beside := Path(f"{name}.aux.xml")).is_file() and beside.stat().st_size <= _LARGEST:
+        beside = Path(f"{name}.aux.xml")
+        if beside.is_file() and _lies_beside(beside) and beside.stat().st_size <= _LARGEST:
             text = beside.read_bytes()
             if b"<!DOCTYPE" not in text and b"\0" not in text:
                 root = ElementTree.fromstring(text)
@@ -78,7 +81,8 @@ def place_beside(name: str) -> tuple[Any, Affine | None]:
                     crs = CRS.from_user_input(stated)
                 transform = _affine((root.findtext("GeoTransform") or "").split(","))
         world = _WORLD_FILES.get(path.suffix.lower().lstrip("."))
-        if transform is None and world and (file := path.with_suffix(f".{world}")).is_file():
+        file = path.with_suffix(f".{world}")
+        if transform is None and world and file.is_file() and _lies_beside(file):
             with file.open("rb") as opened:
                 a, d, b, e, x, y = opened.read(1024).decode("ascii").split()[:6]
             centred = _affine([x, a, b, y, d, e])  # it names the middle of the first pixel
@@ -86,6 +90,11 @@ def place_beside(name: str) -> tuple[Any, Affine | None]:
     except (OSError, ValueError, LookupError, ElementTree.ParseError, CRSError):
         pass  # as without them: the scene says that it has no place
     return crs, transform
+
+
+def _lies_beside(path: Path) -> bool:
+    """Whether a file is in the folder it is named in, and no link to one elsewhere."""
+    return path.resolve().parent == path.parent.resolve()
 
 
 def _affine(numbers: Sequence[str]) -> Affine | None:
@@ -104,7 +113,7 @@ def unread_sidecars(target: str) -> Iterator[str]:
     remedy = "gdal_translate writes one file that holds it all"
     beside = Path(f"{target}.aux.xml")
     try:
-        if beside.is_file():
+        if beside.is_file() and _lies_beside(beside):
             with beside.open("rb") as file:
                 start = file.read(2**16)
             if found := [part.decode().lstrip("<") for part in _DECIDES if part in start]:

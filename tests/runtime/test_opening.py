@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import rasterio
 import rasterio.shutil
+from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
 
 import rsedge
@@ -251,8 +252,38 @@ def test_more_pixels_are_opened_where_the_user_says_so(tmp_path):
 def test_blocks_that_no_memory_holds(monkeypatch):
     monkeypatch.setattr("rsedge.runtime.headers._memory_available", lambda: 2**30)
     Sizes(width=10980, height=10980, bands=3, blocks=1, block_bytes=2**28).check("a", 2**40)
-    with pytest.raises(SceneError, match=r"take 3\.0 GiB to decode, and 1\.0 GiB are free"):
-        Sizes(width=10980, height=10980, bands=3, blocks=1, block_bytes=2**30).check("a", 2**40)
+    with pytest.raises(SceneError, match=r"blocks of 0\.5 GiB, more than 0\.3 GiB \(a third of the free memory"):
+        Sizes(width=10980, height=10980, bands=3, blocks=1, block_bytes=2**29).check("a", 2**40)
+    monkeypatch.setattr("rsedge.runtime.headers._memory_available", lambda: 2**40)
+    with pytest.raises(SceneError, match=r"blocks of 2\.0 GiB, more than 1\.0 GiB"):
+        Sizes(width=10980, height=10980, bands=3, blocks=1, block_bytes=2**31).check("a", 2**40)
+
+
+@pytest.mark.parametrize(
+    ("format_", "options", "block"),
+    [
+        ("PNG", {}, 500 * 3),
+        ("JPEG", {}, 500 * 3 * 16),
+        ("JPEG", {"progressive": True}, 500 * 300 * 3 * 2),
+        ("WEBP", {}, 500 * 300 * 8),
+        ("WEBP", {"lossless": True}, 500 * 300 * 8),
+        ("WEBP", {"exif": b"Exif\0\0"}, 500 * 300 * 8),
+    ],
+)
+def test_sizes_of_formats_decoded_from_the_top(tmp_path, format_, options, block):
+    path = tmp_path / "a"
+    Image.fromarray(scenes.pixels(3, 300, 500).transpose(1, 2, 0)).save(path, format_, **options)
+    [sizes] = sizes_of(path)
+    assert (sizes.width, sizes.height, sizes.block_bytes, sizes.from_the_top) == (500, 300, block, True)
+    with pytest.raises(SceneError, match="decoded from the top"):
+        Scene.open(path, max_pixels=500 * 300 * 16 - 1)
+    assert Scene.open(path, max_pixels=500 * 300 * 16).width == 500
+
+
+def test_an_interlaced_png_is_decoded_whole():
+    head = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBBBBB", 13, b"IHDR", 500, 300, 16, 2, 0, 0, 1)
+    [sizes] = declared_sizes(lambda offset, length: head[offset : offset + length])
+    assert sizes.block_bytes == 500 * 300 * 3 * 2
 
 
 # ---- files beside a raster ----
