@@ -13,6 +13,7 @@ from rsedge.cli import options
 if TYPE_CHECKING:
     from rsedge.runtime.doctor import Checkup, Extra, Problem, Trial
     from rsedge.runtime.machine import Devices, Processor, Rasters, Room, Software
+    from rsedge.runtime.sandbox import Support
 
 Rows = Iterator[tuple[str, str]]
 
@@ -82,6 +83,7 @@ def _lines(found: Checkup) -> Iterator[str]:
         "room": _room(found.room),
         "devices": _devices(found.devices),
         "rasters": _rasters(found.rasters),
+        "sandbox": _sandbox(found.sandbox),
         "captioning": _trial(found.trial),
         "for more": _extras(found.extras),
     }
@@ -135,6 +137,11 @@ def _rasters(found: Rasters) -> Rows:
         yield name, f"{'yes' if there else 'no'}: {DRIVERS[name]}"
     yield "/vsicurl", "yes: scenes over HTTP and from S3" if found.remote else "no"
     yield "PROJ database", "yes" if found.maps else "no"
+
+
+def _sandbox(found: Support) -> Rows:
+    yield "files", f"no: {found.problem}" if found.problem else f"yes: Landlock {found.landlock}"
+    yield "network", "seccomp" if found.seccomp else "no seccomp: a name space is tried"
 
 
 def _trial(found: Trial) -> Rows:
