@@ -163,7 +163,7 @@ def of_interpreter() -> Iterator[str | Path]:
     here = str(Path.cwd())
     yield from (sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix)
     # Python may put the working folder there; as that it was not named to be read.
-    yield from (entry for entry in sys.path if entry and entry != here)
+    yield from (entry for entry in sys.path if Path(entry).is_absolute() and entry != here)
     yield Path(rsedge.__file__).parent
     for name in _FOLDERS_IN_ENVIRONMENT:
         yield from filter(None, os.environ.get(name, "").split(os.pathsep))
