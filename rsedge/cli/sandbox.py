@@ -27,9 +27,10 @@ from rsedge.errors import OptionError, SandboxError
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 # Parameters of commands over scenes that name files, by what is done with those.
-INPUTS = ("scenes", "inputs", "targets", "scene", "scl", "cloud_mask")
+INPUTS = ("scenes", "inputs", "targets", "scene", "scene_name", "scl", "cloud_mask")
 FILES_READ = ("model", "embedder", "labels", "allow_roots")
 OUTPUTS = ("output", "html", "sheet", "stac", "embeddings", "raster", "png")
+_NAMING = {"scenes", "scene"}  # after what these name an output is called that is not named itself
 
 _PARENT, _IMPORTS = "RSEDGE_SANDBOX_PARENT", "RSEDGE_SANDBOX_IMPORTS"  # of the child: who waits for it, its sys.path
 # Without the parent's path Python would import from the working folder first, which may be a stranger's.
@@ -177,8 +178,8 @@ def _output_folders(values: Mapping[str, Any]) -> list[Path]:
     from rsedge.runtime.sandbox import of_interpreter
 
     named = [name for output in OUTPUTS for name in _named(values, output) if name != "-"]
-    if "output" in values and values["output"] is None:  # it will be called after the scene, and lie here
-        named.append("output")
+    if values.get("output", "-") is None and _NAMING & values.keys():
+        named.append("output")  # whatever its name, it will lie in the working folder
     folders = sorted({Path(name).absolute().parent.resolve() for name in named})
     kept = [Path(place).resolve() for place in (Path.home(), *of_interpreter())]
     for folder in folders:
