@@ -140,8 +140,11 @@ def _rasters(found: Rasters) -> Rows:
 
 
 def _sandbox(found: Support) -> Rows:
-    yield "files", f"no: {found.problem}" if found.problem else f"yes: Landlock {found.landlock}"
-    yield "network", "seccomp" if found.seccomp else "no seccomp: a name space is tried"
+    if found.problem:
+        yield "--sandbox", f"no: {found.problem}"
+    else:
+        network = "seccomp" if found.seccomp else "no seccomp, so a name space is tried"
+        yield "--sandbox", f"yes: files by Landlock {found.landlock}, network by {network}"
 
 
 def _trial(found: Trial) -> Rows:

@@ -158,6 +158,8 @@ def _confine_child(values: Mapping[str, Any]) -> None:
     log.info("sandbox: %s; writes below %s", ", ".join(found.holds), ", ".join(map(str, folders)) or "its cache alone")
     for phrase in found.missing:
         log.warning("Warning: the sandbox has a gap: %s", phrase)
+    for folder in {path for path in read if Path.home().is_relative_to(path)}:
+        log.warning("Warning: all of %s can be read in the sandbox: put the input into a folder of its own", folder)
     if values["device"] == "auto" and glob.glob("/dev/nvidiactl") + glob.glob("/dev/nvhost-ctrl*"):  # noqa: PTH207
         log.info("sandbox: the GPU is out of reach; --device cuda lets its driver in")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import socket
 import struct
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from rsedge.errors import SandboxError
-from rsedge.runtime import sandbox, seccomp
+from rsedge.runtime import landlock, sandbox, seccomp
 from rsedge.runtime.landlock import Files, landlock_abi
 from tests import scenes
 
@@ -173,6 +174,20 @@ def test_names_alone_of_a_listed_folder(tmp_path):
     result = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
     assert result.stdout.strip() == "['file']"
     assert "PermissionError" in result.stderr
+
+
+@needs_landlock
+def test_devices_of_a_gpu_can_be_driven_only_where_asked(place):
+    if landlock_abi() < 5:
+        pytest.skip("Landlock of this kernel does not know of devices")
+    code = """
+    import fcntl
+    from rsedge.runtime import sandbox
+    sandbox._GPU_DEVICES = ("full",)
+    sandbox.confine(gpu={})
+    fcntl.ioctl(os.open("/dev/full", os.O_RDWR), 0x5401)"""
+    assert attempt(place, code.format(True), confined=False) == "ENOTTY"  # the device itself said no
+    assert attempt(place, code.format(False), confined=False) == "EACCES"
 
 
 OUTSIDE_WORLD = {
@@ -332,6 +347,22 @@ def test_older_kernels_get_the_rights_they_know(place, abi):
     assert (place[0] / "new").exists()
     known = {1: Files.MAKE_SYM, 2: Files.REFER, 3: Files.TRUNCATE, 4: Files.TRUNCATE}.get(abi, Files.IOCTL_DEV)
     assert Files.known(abi) == (known << 1) - 1
+
+
+@pytest.mark.parametrize(("abi", "size"), [(1, 8), (3, 8), (4, 16), (5, 16), (6, 24), (7, 24)])
+def test_older_kernels_get_the_structure_they_know(monkeypatch, abi, size):
+    """A kernel refuses bytes that it has no meaning for; this one may know all of them."""
+    calls: list[tuple[int, ...]] = []
+
+    def record(number: int, *arguments: object) -> int:
+        calls.append((number, *(getattr(argument, "value", 0) for argument in arguments)))
+        return os.open(os.devnull, os.O_RDONLY)
+
+    monkeypatch.setattr(landlock, "_call", record)
+    monkeypatch.setattr(landlock, "no_new_privileges", lambda: None)
+    landlock.restrict_files([], abi=abi)
+    assert [call[0] for call in calls] == [444, 446]
+    assert calls[0][2] == size
 
 
 def test_threads_that_run_already_are_an_error():
