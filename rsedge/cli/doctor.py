@@ -143,7 +143,7 @@ def _sandbox(found: Support) -> Rows:
     if found.problem:
         yield "--sandbox", f"no: {found.problem}"
     else:
-        network = "seccomp" if found.seccomp else "no seccomp, so a name space is tried"
+        network = "seccomp" if found.seccomp else "a name space, where that is allowed"
         yield "--sandbox", f"yes: files by Landlock {found.landlock}, network by {network}"
 
 
