@@ -61,6 +61,7 @@ class _Ruleset(ctypes.Structure):
 
 class _Beneath(ctypes.Structure):
     _pack_ = 1
+    _layout_ = "ms"  # what packing means; Python 3.14 wants it said
     _fields_ = (("allowed", ctypes.c_uint64), ("handle", ctypes.c_int32))
 
 
