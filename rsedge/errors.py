@@ -9,7 +9,8 @@
     ├── CheckpointError                  a checkpoint cannot be exported; lists every reason at once
     ├── ParityError                      an exported graph strays from torch beyond its tolerance
     ├── OutputError                      an output exists already, or cannot be written
-    └── BackendError                     a device or backend was asked for and cannot be used
+    ├── BackendError                     a device or backend was asked for and cannot be used
+    └── SandboxError                     confinement was asked for and cannot be had, or ended a run
 
 Messages name the value, what is accepted, and the next step. ``exit_code`` is what the command line ends with.
 """
@@ -63,3 +64,7 @@ class OutputError(RsedgeError):
 
 class BackendError(RsedgeError):
     """A device or backend was asked for by name and cannot be used here."""
+
+
+class SandboxError(RsedgeError):
+    """Confinement was asked for and cannot be had, or a confined run was ended from outside."""

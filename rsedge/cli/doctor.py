@@ -14,6 +14,7 @@ from rsedge.cli.say import say, say_json
 if TYPE_CHECKING:
     from rsedge.runtime.doctor import Checkup, Extra, Problem, Trial
     from rsedge.runtime.machine import Devices, Processor, Rasters, Room, Software
+    from rsedge.runtime.sandbox import Support
 
 Rows = Iterator[tuple[str, str]]
 
@@ -82,6 +83,7 @@ def _lines(found: Checkup) -> Iterator[str]:
         "room": _room(found.room),
         "devices": _devices(found.devices),
         "rasters": _rasters(found.rasters),
+        "sandbox": _sandbox(found.sandbox),
         "captioning": _trial(found.trial),
         "for more": _extras(found.extras),
     }
@@ -135,6 +137,14 @@ def _rasters(found: Rasters) -> Rows:
         yield name, f"{'yes' if there else 'no'}: {DRIVERS[name]}"
     yield "/vsicurl", "yes: scenes over HTTP and from S3" if found.remote else "no"
     yield "PROJ database", "yes" if found.maps else "no"
+
+
+def _sandbox(found: Support) -> Rows:
+    if found.problem:
+        yield "--sandbox", f"no: {found.problem}"
+    else:
+        network = "seccomp" if found.seccomp else "a name space, where that is allowed"
+        yield "--sandbox", f"yes: files by Landlock {found.landlock}, network by {network}"
 
 
 def _trial(found: Trial) -> Rows:

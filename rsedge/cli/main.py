@@ -86,7 +86,8 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit code."""
     debug = "--debug" in arguments
     try:
-        result = cli.main(args=list(arguments), prog_name="rsedge", standalone_mode=False)
+        # The arguments go with the context, because --sandbox passes them on to another process.
+        result = cli.main(args=list(arguments), prog_name="rsedge", standalone_mode=False, obj=tuple(arguments))
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as error:
         return error.exit_code

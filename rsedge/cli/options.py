@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from rsedge.cli.sandbox import sandboxed
+
 if TYPE_CHECKING:
     from rsedge.runtime.scene import Scene
 
@@ -239,6 +241,11 @@ _READING = (
         help="Largest raster that is opened, in pixels.",
     ),
     click.option("--readers", type=click.IntRange(min=1), default=2, show_default=True, help="Reading threads."),
+    click.option(
+        "--sandbox",
+        is_flag=True,
+        help="Linux: read in a process without network that can open only what is named here.",
+    ),
 )
 OF_ACCESS = ("allow_remote", "allow_hosts", "allow_roots", "allow_vrt", "max_pixels")
 """What of the reading options limits what an input may touch: the last fields of ``SceneOptions``."""
@@ -278,7 +285,8 @@ def introduce(scene: Scene) -> None:
 
 
 def reading(function: Decorated) -> Decorated:
-    """How scenes are read."""
+    """How scenes are read, and where: with ``--sandbox`` in a process of its own."""
+    function = sandboxed(function)
     for option in reversed(_READING):
         function = option(function)
     return function

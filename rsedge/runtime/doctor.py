@@ -29,6 +29,7 @@ from rsedge.runtime.machine import (
     software,
     version_of,
 )
+from rsedge.runtime.sandbox import Support, support
 
 EXTRAS = {
     "cpu": "inference with ONNX Runtime on any machine",
@@ -114,6 +115,7 @@ class Checkup:
     room: Room
     devices: Devices
     rasters: Rasters
+    sandbox: Support
     trial: Trial
     extras: tuple[Extra, ...]
     problems: tuple[Problem, ...]
@@ -143,6 +145,7 @@ def check_up(bundle: Callable[[], tuple[Path, str]], *, device: str = "auto", ba
         room=space,
         devices=compute,
         rasters=raster,
+        sandbox=support(),
         trial=trial,
         extras=extras(jetpack=compute.jetpack is not None),
         problems=tuple(_problems(*sections)),

@@ -61,7 +61,7 @@ def test_as_text_problems_come_last(bundle_path, capsys, monkeypatch):
     assert run(["doctor", "-m", str(bundle_path)]) == 0
     out = capsys.readouterr().out
     assert [line for line in out.splitlines() if line and not line.startswith(" ")] == [
-        "software", "processor", "room", "devices", "rasters",
+        "software", "processor", "room", "devices", "rasters", "sandbox",
         "captioning", "for more", "1 problem", "captioning works",
     ]  # fmt: skip
     assert "next: make room, or set RSEDGE_CACHE" in out
