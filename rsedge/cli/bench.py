@@ -89,7 +89,7 @@ def _refuse_opening(opening: dict[str, Any]) -> None:
     """How a scene is opened says nothing about a generated one."""
     from rsedge.errors import OptionError
 
-    if given := [f"--{name.replace('_', '-')}" for name, value in opening.items() if value not in (None, False)]:
+    if given := options.given(click.get_current_context(), opening):
         raise OptionError(f"{', '.join(given)} say how a scene is opened: name it with --scene, or leave them out")
 
 

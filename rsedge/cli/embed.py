@@ -104,11 +104,8 @@ def command(
 
 
 def _refuse_scene_options(ctx: click.Context) -> None:
-    default = click.core.ParameterSource.DEFAULT
-    given = [name for name in _OF_SCENES if ctx.get_parameter_source(name) not in (default, None)]
-    if given:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+    if given := options.given(ctx, _OF_SCENES):
         raise click.UsageError(
-            f"{flags}: for scenes only, and nothing named here is one (a raster with a georeference); leave out, or "
+            f"{', '.join(given)}: for scenes only, and nothing named here is one (a raster with a georeference); leave out, or "
             "pass --as scene to cut images into tiles"
         )

@@ -255,6 +255,17 @@ OF_TILES = ("tile_size", "overlap", "edge", "max_nodata", "max_cloud", "readers"
 """What of the tiling options decides how it is cut and read: the fields of ``TileOptions``."""
 
 
+def given(ctx: click.Context, names: Iterable[str]) -> list[str]:
+    """The flags of those of the parameters ``names`` that were given, on the command line or in a file."""
+    default = click.core.ParameterSource.DEFAULT
+    wanted = set(names)
+    return [
+        parameter.opts[0]
+        for parameter in ctx.command.params
+        if parameter.name in wanted and ctx.get_parameter_source(parameter.name) not in (default, None)
+    ]
+
+
 def take(values: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """Those of ``values`` that are called ``names``, removed from it."""
     return {name: values.pop(name) for name in names if name in values}
