@@ -106,6 +106,6 @@ def command(
 def _refuse_scene_options(ctx: click.Context) -> None:
     if given := options.given(ctx, _OF_SCENES):
         raise click.UsageError(
-            f"{', '.join(given)}: for scenes only, and nothing named here is one (a raster with a georeference); leave out, or "
-            "pass --as scene to cut images into tiles"
+            f"{', '.join(given)}: for scenes only, and nothing named here is one (a raster with a georeference); leave "
+            "out, or pass --as scene to cut images into tiles"
         )
