@@ -153,7 +153,7 @@ class Trainer:
         except (pickle.UnpicklingError, RuntimeError, OSError, KeyError) as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise OptionError(
-                f"cannot resume from {state}: it is damaged, of another version, or holds more than numbers ({reason}); "
+                f"cannot resume from {state}: it is damaged, of another version or no mere numbers ({reason}): "
                 f"start a new run with model.init = {checkpoint}"
             ) from error
         return True
