@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from rsedge import jsonvalues
 from rsedge.bundle import sha256_of
-from rsedge.checkpointfiles import INDEX, MOST_HEADER_BYTES, SHARD
+from rsedge.checkpointfiles import INDEX, SHARD, file_problems
 
 SINGLE = "model.safetensors"
 
@@ -129,15 +129,13 @@ def _read_shards(folder: Path, report: Report) -> tuple[dict[str, StoredTensor],
 
 
 def _read_header(path: Path, report: Report) -> dict[str, StoredTensor]:
+    if problems := file_problems(path):
+        for problem in problems:
+            report(problem)
+        return {}
     size = path.stat().st_size
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > min(size - 8, MOST_HEADER_BYTES):
-            report(
-                f"{path.name} is cut short or not a safetensors file: its header needs {length + 8} bytes, "
-                f"the file has {size}; download it again or save the checkpoint again"
-            )
-            return {}
         text = stream.read(length)
     end = 8 + length
     tensors = {}
