@@ -7,6 +7,7 @@ of another model, and a tokenizer that takes time or memory without end.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -66,17 +67,22 @@ def folder_problems(folder: Path) -> list[str]:
     return [problem for path in paths for problem in file_problems(path)]
 
 
-def source_problems(source: str, revision: str | None, find: Callable[[str], Path | None]) -> list[str]:
+def source_problems(source: str, find: Callable[[str], Path | None]) -> list[str]:
     """Problems of a folder, or of the hub id ``source``.
 
     Args:
         source: Folder or hub id; a folder of that name wins.
-        revision: Of a hub id.
-        find: File name → where the file of the hub id is, or None where it has none.
+        find: File name → where the file of the hub id is, or None where it has none. An OSError, for a hub that cannot
+            be reached, ends the search: what opens the files next says it better.
     """
-    if revision is None and Path(source).is_dir():
+    if Path(source).is_dir():
         return folder_problems(Path(source))
-    found = [path for name in CHECKED if (path := find(name)) is not None]
+    found: list[Path] = []
+    with contextlib.suppress(OSError):
+        # Each is a request: the vocabularies are left to the size limits of what reads them.
+        for name in (CONFIG, TOKENIZER, INDEX, ADAPTER):
+            if (path := find(name)) is not None:
+                found.append(path)
     return [problem for path in found for problem in file_problems(path)]
 
 

@@ -72,16 +72,10 @@ def check_source(source: str | Path, revision: str | None = None) -> None:
     from transformers.utils import cached_file
 
     def find(name: str) -> Path | None:
-        found = cached_file(
-            str(source),
-            name,
-            revision=revision,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,  # what opens it says better what is missing
-        )
+        found = cached_file(str(source), name, revision=revision, _raise_exceptions_for_missing_entries=False)
         return Path(found) if found else None
 
-    if problems := source_problems(str(source), revision, find):
+    if problems := source_problems(str(source), find):
         raise OptionError("\n".join([f"cannot start from {source}:", *(f"  - {problem}" for problem in problems)]))
 
 

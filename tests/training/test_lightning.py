@@ -362,6 +362,18 @@ def test_setstate_of_what_a_pickle_makes_runs_nothing(base: Path, tmp_path: Path
     assert not target.exists()
 
 
+@pytest.mark.parametrize("place", ["key", "shape", "element"])
+def test_tuples_in_tuples_take_no_time(base: Path, tmp_path: Path, place: str):
+    """Of forty steps each; as a key it would be hashed, and in a message be written out, 2**40 times."""
+    nested = b"K\x01" + b"".join(b"\x85q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in range(40))
+    content = {"key": b"}" + nested + b"K\x01s", "element": b"c__builtin__\nset\n(](" + nested + b"etR"}
+    shape = craft(tensor(storage()))[2:-1].replace(b"K\x04K\x06\x86", nested, 1)
+    assert nested in shape
+    pickled = b"\x80\x02}X\x0a\x00\x00\x00state_dict}X\x01\x00\x00\x00x" + content.get(place, shape) + b"ss."
+    with pytest.raises(RsedgeError, match="tuples in tuples without end"):
+        read_lightning(rewrite(base, tmp_path / "x.ckpt", pickled))
+
+
 def test_large_promises_take_no_memory(base: Path, tmp_path: Path):
     """Read in a process of its own that may take 300 MB more than it has."""
     import subprocess
