@@ -72,18 +72,18 @@ def source_problems(source: str, find: Callable[[str], Path | None]) -> list[str
 
     Args:
         source: Folder or hub id; a folder of that name wins.
-        find: File name → where the file of the hub id is, or None where it has none. An OSError, for a hub that cannot
-            be reached, ends the search: what opens the files next says it better.
+        find: File name → where the file of the hub id is, or None where it has none. An OSError or ValueError, for a
+            hub that cannot be reached or an id that is none, ends the search: what opens the files next says it better.
     """
     if Path(source).is_dir():
         return folder_problems(Path(source))
-    found: list[Path] = []
-    with contextlib.suppress(OSError):
-        # Each is a request: the vocabularies are left to the size limits of what reads them.
-        for name in (CONFIG, TOKENIZER, INDEX, ADAPTER):
-            if (path := find(name)) is not None:
-                found.append(path)
-    return [problem for path in found for problem in file_problems(path)]
+    problems: list[str] = []
+    with contextlib.suppress(OSError, ValueError):
+        # Each is a request, so the vocabularies of a hub id are not among them.
+        for name in (TOKENIZER, CONFIG, INDEX, ADAPTER):
+            path = find(name)
+            problems += file_problems(path) if path is not None else []
+    return problems
 
 
 def _index_problems(values: dict[str, Any]) -> Iterator[str]:

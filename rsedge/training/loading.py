@@ -69,11 +69,16 @@ def check_source(source: str | Path, revision: str | None = None) -> None:
     Raises:
         OptionError: Everything in its files that keeps it from that.
     """
-    from transformers.utils import cached_file
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     def find(name: str) -> Path | None:
-        found = cached_file(str(source), name, revision=revision, _raise_exceptions_for_missing_entries=False)
-        return Path(found) if found else None
+        try:
+            return Path(hf_hub_download(str(source), name, revision=revision))
+        except EntryNotFoundError as error:
+            if isinstance(error, LocalEntryNotFoundError) and not constants.HF_HUB_OFFLINE:
+                raise  # not asked again for every other file: each time takes half a minute
+            return None
 
     if problems := source_problems(str(source), find):
         raise OptionError("\n".join([f"cannot start from {source}:", *(f"  - {problem}" for problem in problems)]))
