@@ -13,7 +13,6 @@ import ctypes
 import hashlib
 import json
 import os
-import posixpath
 import shutil
 import sys
 import tempfile
@@ -21,7 +20,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from rsedge import jsonvalues
 from rsedge.errors import BundleError, OptionError, OutputError
+from rsedge.graphcheck import beside, graph_problems
 from rsedge.manifest import (
     FORMAT_VERSION,
     DecoderSpec,
@@ -38,7 +39,9 @@ from rsedge.manifest import (
     TensorSpec,
     TokenSpec,
 )
+from rsedge.manifest import MOST_BYTES as MOST_MANIFEST_BYTES
 from rsedge.onnxfile import external_locations
+from rsedge.tokenizerfile import tokenizer_problems
 
 __all__ = [
     "FORMAT_VERSION",
@@ -70,6 +73,8 @@ SUFFIX = ".rsedge"
 MANIFEST = "manifest.json"
 
 Verified = dict[str, list[object]]  # file → modification time (ns), size, inode, sha256; JSON values
+_CONTENTS = "*"  # in place of a file, whose name it cannot be: which checks the contents passed, and of what manifest
+_CHECKS = 1  # raised with every check of contents that is added, so that no older verdict is believed
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +136,7 @@ def describe_graph(
 ) -> Graph:
     """The manifest entry of the ONNX file ``root / file``; its external data files are found in the file itself."""
     ref = describe_file(root, file)
-    external = sorted(_beside(file, location) for location in external_locations(root / file))
+    external = sorted(beside(file, location) for location in external_locations(root / file))
     return Graph(
         file=ref.file,
         sha256=ref.sha256,
@@ -160,19 +165,26 @@ def read_bundle(path: str | Path) -> Bundle:
 
     Raises:
         BundleError: Listing everything wrong at once: no bundle there, a manifest of another format version or with
-            impossible fields, files missing, cut short, altered or outside the bundle, external data not listed.
+            impossible fields, files missing, cut short, altered or outside the bundle, external data not listed, a
+            graph or tokenizer that rsedge could not have written.
+
+    Hard links are read like other files: package managers make them, and a link cannot be told from a file. It can only
+    lead to what the manifest has the hash of, and nothing is ever written through it.
     """
     path = Path(path)
-    if not path.is_dir() or not (path / MANIFEST).exists():
+    if not path.is_dir() or not (path / MANIFEST).is_file():
         raise BundleError(f"no bundle at {path}: {_what_is_there(path)}")
     root = path.resolve()
     try:
         if not (root / MANIFEST).resolve().is_relative_to(root):
             raise BundleError(f"{MANIFEST} is a link that leads outside the bundle: copy the bundle with 'cp -rL'")
-        data = (root / MANIFEST).read_bytes()
-        manifest = Manifest.from_json(data)
+        with (root / MANIFEST).open("rb") as stream:
+            data = stream.read(MOST_MANIFEST_BYTES + 1)
+        if len(data) > MOST_MANIFEST_BYTES:
+            raise BundleError(f"{MANIFEST} has more than {MOST_MANIFEST_BYTES} bytes: it is no manifest of rsedge")
+        manifest, digest = Manifest.from_json(data), hashlib.sha256(data).hexdigest()
         known = _load_verified(root)
-        verified, problems = _check_files(root, manifest, known)
+        verified, problems = _check_files(root, manifest, digest, known)
         if verified != known:
             _save_verified(root, verified)
         if problems:
@@ -180,7 +192,7 @@ def read_bundle(path: str | Path) -> Bundle:
     except (BundleError, OSError) as error:
         lines = "\n".join(f"  - {line}" for line in str(error).splitlines())
         raise BundleError(f"cannot use the bundle {path}:\n{lines}") from error
-    return Bundle(path=root, manifest=manifest, hash=hashlib.sha256(data).hexdigest())
+    return Bundle(path=root, manifest=manifest, hash=digest)
 
 
 def _what_is_there(path: Path) -> str:
@@ -193,8 +205,8 @@ def _what_is_there(path: Path) -> str:
     return f"the directory holds no {MANIFEST}"
 
 
-def _check_files(root: Path, manifest: Manifest, known: Verified) -> tuple[Verified, list[str]]:
-    """The files found sound, and everything wrong with the others."""
+def _check_files(root: Path, manifest: Manifest, digest: str, known: Verified) -> tuple[Verified, list[str]]:
+    """The files found sound, and everything wrong with the others; ``digest`` is the SHA-256 of the manifest."""
     verified: Verified = {}
     problems: dict[str, None] = {}  # a set that keeps the order: external data may be shared between graphs
     damaged = set()
@@ -203,10 +215,27 @@ def _check_files(root: Path, manifest: Manifest, known: Verified) -> tuple[Verif
         if problem:
             problems[problem] = None
             damaged.add(ref.file)
-    for graph in manifest.graphs.values():
-        if graph.file not in damaged:
-            problems.update(dict.fromkeys(_check_external(root, graph)))
+    # The manifest pins every file's contents, so what was found in them once holds for as long as it stays the same.
+    contents: list[object] = [_CHECKS, digest]
+    if known.get(_CONTENTS) != contents:
+        for graph in manifest.graphs.values():
+            if not damaged & {ref.file for ref in graph.files}:
+                problems.update(dict.fromkeys(graph_problems(root, graph)))
+        tokenizer = manifest.tokenizer
+        if tokenizer is not None and tokenizer.file not in damaged:
+            problems.update(dict.fromkeys(_check_tokenizer(root, tokenizer)))
+    if not problems:
+        verified[_CONTENTS] = contents
     return verified, list(problems)
+
+
+def _check_tokenizer(root: Path, ref: FileRef) -> list[str]:
+    if ref.size > jsonvalues.MOST_BYTES:
+        return [f"{ref.file} has {ref.size} bytes, at most {jsonvalues.MOST_BYTES} are read: do not use this bundle"]
+    return [
+        f"{ref.file} {problem}: do not use this bundle, export again"
+        for problem in tokenizer_problems((root / ref.file).read_bytes())
+    ]
 
 
 def _check_file(root: Path, ref: FileRef, known: Verified, verified: Verified) -> str:
@@ -227,27 +256,6 @@ def _check_file(root: Path, ref: FileRef, known: Verified, verified: Verified) -
             return f"{ref.file} is altered: expected sha256 {ref.sha256}, found {actual}; copy it again or export again"
     verified[ref.file] = state
     return ""
-
-
-def _check_external(root: Path, graph: Graph) -> list[str]:
-    """Every way ``graph`` would read files the manifest does not vouch for."""
-    try:
-        locations = external_locations(root / graph.file)
-    except BundleError as error:
-        return [str(error)]
-    listed = {ref.file for ref in graph.external_data}
-    return [
-        f"{graph.file} takes external data from {location!r}, which the manifest does not list for it "
-        f"(listed: {', '.join(sorted(listed)) or 'none'}): do not load this bundle, export again"
-        for location in sorted(locations)
-        if _beside(graph.file, location) not in listed
-    ]
-
-
-def _beside(file: str, location: str) -> str:
-    """The bundle path of an external data location, which ONNX counts from the directory of the graph's file."""
-    # Only the canonical spelling can equal a listed file, so '..' and absolute paths can never match one.
-    return posixpath.join(posixpath.dirname(file), location)
 
 
 def sha256_of(path: Path) -> str:
@@ -326,8 +334,8 @@ def write_bundle(target: str | Path, build: Callable[[Path], Manifest], *, overw
     try:
         data = build(draft).to_json()
         (draft / MANIFEST).write_bytes(data)
-        manifest = Manifest.from_json(data)
-        _, problems = _check_files(draft, manifest, {})
+        manifest, digest = Manifest.from_json(data), hashlib.sha256(data).hexdigest()
+        _, problems = _check_files(draft, manifest, digest, {})
         if problems:
             raise BundleError("\n".join(["the bundle to be written is not sound:", *problems]))
         draft.chmod(0o777 & ~_umask())  # mkdtemp makes it private
@@ -338,7 +346,7 @@ def write_bundle(target: str | Path, build: Callable[[Path], Manifest], *, overw
         # After an exchange this is the old bundle, after a plain rename it is gone, after a failure it is the draft.
         shutil.rmtree(draft, ignore_errors=True)
     _sync_one(target.parent)
-    return Bundle(path=target, manifest=manifest, hash=hashlib.sha256(data).hexdigest())
+    return Bundle(path=target, manifest=manifest, hash=digest)
 
 
 def _check_target(target: Path, overwrite: bool) -> None:

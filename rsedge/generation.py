@@ -10,6 +10,7 @@ from typing import Any, Literal
 from rsedge.errors import BundleError
 
 MAX_BEAMS = 64
+_MOST_NEW_TOKENS = 1 << 17  # no decoder has as many positions
 _DEFAULT_NEW_TOKENS = 20  # what transformers generates where nothing else is said
 
 
@@ -72,7 +73,7 @@ class GenerationDefaults:
         """Every value that is not accepted, as a sentence."""
         checks = (
             ("num_beams", 1 <= self.num_beams <= MAX_BEAMS, f"1 (greedy) to {MAX_BEAMS}"),
-            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("max_new_tokens", 1 <= self.max_new_tokens <= _MOST_NEW_TOKENS, f"1 to {_MOST_NEW_TOKENS}"),
             (
                 "min_new_tokens",
                 0 <= self.min_new_tokens <= self.max_new_tokens,

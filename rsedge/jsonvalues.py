@@ -1,7 +1,11 @@
-"""JSON objects → frozen dataclasses, led by their annotations, so that there is no second list of fields to forget."""
+"""JSON objects → frozen dataclasses, led by their annotations, so that there is no second list of fields to forget.
+
+Files come from strangers, so :func:`parse` and :func:`read_object` bound what a file may hold before memory is taken.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -14,6 +18,13 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from rsedge.errors import BundleError, OptionError
 
 T = TypeVar("T")
+
+MOST_BYTES = 64 << 20
+"""Largest JSON file that is read: a tokenizer of 256,000 tokens takes 35 MB."""
+MOST_VALUES = 4_000_000
+"""Most values in one file; parsed, they take about 300 MB."""
+_DEEPEST = 32
+_LONGEST_NUMBER = 40
 
 _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
 
@@ -102,10 +113,58 @@ def build(cls: type[T], values: dict[str, Any], where: str, report: Callable[[st
     return None
 
 
-def read_object(path: Path, report: Callable[[str], None], remedy: str) -> dict[str, Any] | None:
-    """The JSON object in ``path``, or None after a report that ends in ``remedy``."""
+def parse(data: bytes, *, most_values: int = MOST_VALUES) -> Any:
+    """The values that the JSON text ``data`` holds.
+
+    Args:
+        data: The text, as bytes.
+        most_values: Values it may hold; counted from its commas and brackets, before any is made.
+
+    Raises:
+        ValueError: It is no JSON, is not UTF-8, holds more values, nests deeper than 32, or holds a number that is not
+            finite or has more than 40 characters.
+    """
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"it has {len(data)} bytes, at most {MOST_BYTES} are read")
+    count = sum(data.count(mark) for mark in (b",", b"[", b"{"))
+    if count > most_values:
+        raise ValueError(f"it holds about {count} values, at most {most_values} are read")
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(data.decode("utf-8-sig"), parse_constant=_number, parse_float=_number, parse_int=_number)
+    except RecursionError:
+        raise ValueError(f"it nests deeper than {_DEEPEST}") from None
+    level, depth = [values], 0
+    while level:
+        depth += 1
+        if depth > _DEEPEST:
+            raise ValueError(f"it nests deeper than {_DEEPEST}")
+        # Only lists and objects go on: a vocabulary of a million words is one look at each.
+        inner = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list))
+        level = [value for group in inner for value in group if isinstance(value, dict | list)]
+    return values
+
+
+def _number(text: str) -> int | float:
+    """A number of a JSON text; the words NaN and Infinity, and 1e999, are none."""
+    if len(text) <= _LONGEST_NUMBER:
+        with contextlib.suppress(ValueError):
+            return int(text)
+        value = float(text)
+        if math.isfinite(value):
+            return value
+    raise ValueError(f"{text[:_LONGEST_NUMBER]} is not a JSON number that is read: it must be finite and short")
+
+
+def read_object(path: Path, report: Callable[[str], None], remedy: str) -> dict[str, Any] | None:
+    """The JSON object in ``path``, or None after a report that ends in ``remedy``.
+
+    What it may hold is bounded as in :func:`parse`.
+    """
+    try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for without end
+            raise ValueError("it is no file")
+        with path.open("rb") as stream:
+            values = parse(stream.read(MOST_BYTES + 1))
     except FileNotFoundError:
         report(f"{path.name} is missing: {remedy}")
         return None

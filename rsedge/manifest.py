@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from rsedge import jsonvalues
@@ -27,6 +27,23 @@ DType = Literal["float32", "float16", "uint8", "int8", "int32", "int64", "bool"]
 Resample = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 _CAPTIONERS = ("blip", "clipcap")
+# A bundle may come from a stranger: far above what any model has, and low enough that no number here can take the
+# memory or the time of a machine by itself.
+MOST_BYTES = 4 << 20
+"""Largest ``manifest.json`` that is read."""
+_MOST_VALUES = 200_000
+_LONGEST_NAME = 200
+_LONGEST_TEXT = 4096
+_MOST_GRAPHS = 32
+_MOST_TENSORS = 4096
+_LARGEST_FILE = 1 << 40
+_LARGEST_DIMENSION = 1 << 24
+_LARGEST_TENSOR = 1 << 32  # elements
+_LARGEST_CACHE = 1 << 30  # numbers per image and row; BLIP large has 50 million at 384 px
+_LARGEST_IMAGE = 4096
+_MOST_TOKENS = 1 << 22
+_LARGEST_NUMBER = 1e6
+
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
 
 
@@ -41,16 +58,30 @@ def _is_sha256(text: str) -> bool:
     return re.fullmatch(r"[0-9a-f]{64}", text) is not None
 
 
+# Letters that mean themselves on every system, and to every loader: ONNX Runtime takes external data in a file called
+# "*/_ORT_MEM_ADDR_/*" from an address of memory.
+_CONFINED = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
+
+
 def _is_confined(file: str) -> bool:
     """Whether ``file`` is a plain relative path in canonical form, the same file on every system."""
-    path = PurePosixPath(file)
-    return (
-        file != "."
-        and not path.is_absolute()
-        and ".." not in path.parts
-        and path.as_posix() == file
-        and not set(file) & {"\\", ":", "\0"}
-    )
+    return len(file) <= _LONGEST_NAME and _CONFINED.fullmatch(file) is not None
+
+
+def _count(name: str, value: int, most: int) -> tuple[bool, str]:
+    """A check that a whole number is in 1 to ``most``, for :func:`_require`."""
+    problem = "must be positive" if value <= 0 else f"must be at most {most}"
+    return 0 < value <= most, f"{name} {problem}, got {value}"
+
+
+def _within(name: str, value: float, low: float, high: float) -> tuple[bool, str]:
+    """A check that a number is in a range, for :func:`_require`."""
+    return low <= value <= high, f"{name} must be in {low} to {high}, got {value}"
+
+
+def _short(name: str, *texts: str, most: int = _LONGEST_NAME) -> tuple[bool, str]:
+    """A check that texts are no longer than ``most``, for :func:`_require`."""
+    return all(len(text) <= most for text in texts), f"{name} must have at most {most} characters"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,9 +100,13 @@ class FileRef:
 
     def __post_init__(self) -> None:
         _require(
-            (_is_confined(self.file), f"file {self.file!r} must be a plain relative path inside the bundle"),
+            (
+                _is_confined(self.file),
+                f"file {self.file[:_LONGEST_NAME]!r} must be a plain relative path inside the bundle: up to "
+                f"{_LONGEST_NAME} letters, digits, '.', '_', '-' and '/'",
+            ),
             (_is_sha256(self.sha256), f"sha256 of {self.file!r} must be 64 lower-case hex digits, got {self.sha256!r}"),
-            (self.size > 0, f"size of {self.file!r} must be positive, got {self.size}"),
+            _count(f"size of {self.file!r}", self.size, _LARGEST_FILE),
         )
 
 
@@ -86,6 +121,15 @@ class TensorSpec:
     def __post_init__(self) -> None:
         _require(
             (bool(self.name), "a tensor needs a name"),
+            _short("a tensor's name", self.name),
+            (len(self.shape) <= 8, f"shape of {self.name!r} must have at most 8 axes, got {len(self.shape)}"),
+            _short(f"dimensions of {self.name!r}", *(size for size in self.shape if isinstance(size, str))),
+            (
+                all(size <= _LARGEST_DIMENSION for size in self.shape if isinstance(size, int))
+                and math.prod(size for size in self.shape[:8] if isinstance(size, int)) <= _LARGEST_TENSOR,
+                f"shape of {self.name!r} must hold sizes up to {_LARGEST_DIMENSION}, together {_LARGEST_TENSOR}, got "
+                f"{list(self.shape[:8])}",
+            ),
             (
                 all(size > 0 if isinstance(size, int) else size.isidentifier() for size in self.shape),
                 f"shape of {self.name!r} must hold positive sizes or names like 'batch', got {list(self.shape)}",
@@ -117,7 +161,11 @@ class Graph:
         names = [tensor.name for tensor in (*self.inputs, *self.outputs)]
         _require(
             (self.file.endswith(".onnx"), f"graph file {self.file!r} must end in .onnx"),
-            (self.opset > 0, f"opset of {self.file!r} must be positive, got {self.opset}"),
+            _count(f"opset of {self.file!r}", self.opset, 100),
+            (
+                max(len(names), len(self.external_data)) <= _MOST_TENSORS,
+                f"{self.file!r} must have at most {_MOST_TENSORS} inputs, outputs and files",
+            ),
             (bool(self.inputs and self.outputs), f"{self.file!r} needs at least one input and one output"),
             (len(set(names)) == len(names), f"{self.file!r} names a tensor twice: {names}"),
         )
@@ -150,8 +198,13 @@ class ImageSpec:
     def __post_init__(self) -> None:
         count = len(self.bands)
         _require(
-            (self.size > 0, f"image size must be positive, got {self.size}"),
-            (count > 0, "bands must name at least one channel"),
+            _count("image size", self.size, _LARGEST_IMAGE),
+            (0 < count <= 100, "bands must name at least one channel, and at most 100"),
+            _short("a band's name", *self.bands),
+            (
+                all(abs(value) <= _LARGEST_NUMBER for value in (*self.mean, *self.std)),
+                f"mean and std must be numbers up to {_LARGEST_NUMBER:g}",
+            ),
             (len(self.mean) == count, f"mean must have one value per band ({count}), got {list(self.mean)}"),
             (
                 len(self.std) == count and all(value > 0 for value in self.std),
@@ -171,10 +224,11 @@ class TokenSpec:
 
     def __post_init__(self) -> None:
         _require(
+            _within("vocab_size", self.vocab_size, 1, _MOST_TOKENS),
             *(
                 (0 <= value < self.vocab_size, f"{name} must be in 0 to {self.vocab_size - 1}, got {value}")
                 for name, value in (("bos", self.bos), ("eos", self.eos), ("pad", self.pad))
-            )
+            ),
         )
 
 
@@ -195,8 +249,18 @@ class DecoderSpec:
     image_tokens: int
 
     def __post_init__(self) -> None:
-        sizes = dataclasses.asdict(self)
-        _require(*((value > 0, f"decoder {name} must be positive, got {value}") for name, value in sizes.items()))
+        cached = self.layers * self.heads * self.head_dim * (self.image_tokens + self.max_positions)
+        _require(
+            _count("decoder layers", self.layers, 1000),
+            _count("decoder heads", self.heads, 1000),
+            _count("decoder head_dim", self.head_dim, 1 << 14),
+            _count("decoder max_positions", self.max_positions, 1 << 17),
+            _count("decoder image_tokens", self.image_tokens, 1 << 20),
+            (
+                cached <= _LARGEST_CACHE,
+                f"the decoder's caches must have at most {_LARGEST_CACHE} numbers, got {cached}",
+            ),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,11 +287,11 @@ class EmbeddingSpec:
     def __post_init__(self) -> None:
         text = self.context_length is not None
         _require(
-            (self.dim > 0, f"embedding dim must be positive, got {self.dim}"),
-            (
-                self.context_length is None or self.context_length > 0,
-                f"context_length must be positive, got {self.context_length}",
-            ),
+            _count("embedding dim", self.dim, 1 << 16),
+            _within("pad_id", self.pad_id or 0, 0, _MOST_TOKENS),
+            _within("logit_scale", self.logit_scale or 0, -_LARGEST_NUMBER, _LARGEST_NUMBER),
+            _within("logit_bias", self.logit_bias or 0, -_LARGEST_NUMBER, _LARGEST_NUMBER),
+            _count("context_length", 1 if self.context_length is None else self.context_length, 1 << 17),
             (text == (self.pad_id is not None), "context_length and pad_id belong together: give both or neither"),
             (self.pad_id is None or self.pad_id >= 0, f"pad_id must be 0 or more, got {self.pad_id}"),
             (text or not self.pad_to_context, "pad_to_context needs a context_length"),
@@ -257,6 +321,11 @@ class Provenance:
     def __post_init__(self) -> None:
         _require(
             (bool(self.source), "provenance needs a source"),
+            _short("provenance.source", self.source, most=_LONGEST_TEXT),
+            _short("provenance.source_revision", self.source_revision or ""),
+            _short("provenance.versions", *self.versions, *self.versions.values()),
+            (len(self.versions) <= 100, f"provenance must name at most 100 versions, got {len(self.versions)}"),
+            (len(self.exported_at) <= 100, "exported_at must be RFC 3339, at most 100 characters"),
             (_is_sha256(self.source_sha256), f"source_sha256 must be 64 hex digits, got {self.source_sha256!r}"),
             (_is_rfc3339(self.exported_at), f"exported_at must be RFC 3339 with an offset, got {self.exported_at!r}"),
         )
@@ -308,6 +377,11 @@ class Manifest:
                 f"name must be 1 to 100 letters, digits, '.', '_' or '-', got {self.name!r}",
             ),
             (bool(self.graphs), "graphs must not be empty"),
+            (len(self.graphs) <= _MOST_GRAPHS, f"graphs must be at most {_MOST_GRAPHS}, got {len(self.graphs)}"),
+            (
+                all(re.fullmatch(r"[a-z][a-z0-9_]{0,49}", role) for role in self.graphs),
+                "graphs must have names of 1 to 50 small letters, digits and '_'",
+            ),
             *((getattr(self, part) is not None, f"a {self.family} bundle needs {part!r}") for part in needed),
             (
                 self.embedding is None
@@ -346,7 +420,7 @@ class Manifest:
                 wrong types, impossible values.
         """
         try:
-            values = json.loads(data, parse_constant=_refuse_constant)
+            values = jsonvalues.parse(data, most_values=_MOST_VALUES)
         except ValueError as error:  # covers bytes that are not UTF-8
             raise BundleError(f"manifest.json is not JSON: {error}") from error
         if not isinstance(values, dict):
@@ -368,10 +442,6 @@ def _version_known(version: object) -> bool:
 
 def _version_message(version: object) -> str:
     return (
-        f"format_version is {json.dumps(version)}, this rsedge reads {FORMAT_VERSION}: "
+        f"format_version is {json.dumps(version)[:80]}, this rsedge reads {FORMAT_VERSION}: "
         "export the checkpoint again with this rsedge, or install the rsedge that wrote the bundle"
     )
-
-
-def _refuse_constant(text: str) -> float:
-    raise ValueError(f"{text} is not a JSON number")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from rsedge.checkpointfiles import ADAPTER, file_problems, setting_problems
 from rsedge.errors import CheckpointError
 from rsedge.export.families import ModelType, Settings, model_type_of
 from rsedge.export.vocabulary import vocabulary_ids
@@ -103,10 +104,11 @@ def load_checkpoint(source: str | Path, *, revision: str | None = None) -> Check
             no image processor.
     """
     path, commit = _locate(source, revision)
-    problems: list[str] = []
+    problems = file_problems(path / ADAPTER)
     report = problems.append
 
     config = read_object(path / "config.json", report, "save the model with save_pretrained(folder)")
+    problems += setting_problems(config or {})
     kind = model_type_of(config, report) if config is not None else None
     settings = kind.read_settings(config, report) if kind is not None and config is not None else None
     found, files = find_tensors(path, report)
@@ -185,6 +187,10 @@ def _tokenizer(path: Path, kind: ModelType | None, settings: Settings | None, re
             "processor.save_pretrained(folder)"
         )
         return ()
+    if refused := [problem for file in files for problem in file_problems(file)]:
+        for problem in refused:
+            report(problem)
+        return files
     ids = vocabulary_ids(files[0], report)
     if ids is None or settings is None:
         return files

@@ -6,14 +6,13 @@ beginning. No caption or query does.
 
 from __future__ import annotations
 
-import string
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers, processors
 
-_PUNCTUATION = "[" + "".join(f"\\{mark}" for mark in string.punctuation) + "]"
+from rsedge.tokenizerfile import PUNCTUATION
 
 
 def from_sentencepiece(source: Any) -> tokenizers.Tokenizer:
@@ -50,7 +49,7 @@ def from_sentencepiece(source: Any) -> tokenizers.Tokenizer:
 def _normalizers(source: Any, charsmap: bytes) -> list[Any]:
     """What SiglipTokenizer does to a text before SentencePiece sees it, then SentencePiece's own."""
     steps: list[Any] = [normalizers.Lowercase()] if source.do_lower_case else []
-    steps.append(normalizers.Replace(Regex(_PUNCTUATION), ""))
+    steps.append(normalizers.Replace(Regex(PUNCTUATION), ""))
     if charsmap:
         steps.append(normalizers.Precompiled(charsmap))
     # SentencePiece takes its own sign of a space for a space.

@@ -8,7 +8,6 @@ bfloat16, which safetensors' own numpy reader refuses.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,14 +17,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rsedge import jsonvalues
 from rsedge.bundle import sha256_of
+from rsedge.checkpointfiles import INDEX, SHARD, file_problems
 
 SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 
 _ITEM_SIZE = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-_MAX_HEADER = 100_000_000  # safetensors' own limit
 
 Report = Callable[[str], None]
 
@@ -103,7 +102,7 @@ def hash_files(files: list[Path]) -> str:
 
 def _read_shards(folder: Path, report: Report) -> tuple[dict[str, StoredTensor], list[Path]]:
     try:
-        places: dict[str, str] = dict(json.loads((folder / INDEX).read_bytes())["weight_map"])
+        places: dict[str, str] = dict(jsonvalues.parse((folder / INDEX).read_bytes())["weight_map"])
     except (ValueError, KeyError, TypeError) as error:
         report(f"{INDEX} is damaged ({error}): download it again or save the checkpoint again")
         return {}, []
@@ -111,8 +110,11 @@ def _read_shards(folder: Path, report: Report) -> tuple[dict[str, StoredTensor],
     files = []
     for name in sorted({str(place) for place in places.values()}):
         path = folder / name
-        if path.parent != folder or name in (".", ".."):
-            report(f"{INDEX} names {name!r}, which is not a file of the folder itself: save the checkpoint again")
+        if not SHARD.fullmatch(name):
+            report(
+                f"{INDEX} names {name!r}, which is not a safetensors file of the folder itself: save the checkpoint "
+                "again"
+            )
         elif not path.is_file():
             report(f"the shard {name} is missing: download it again or save the checkpoint again")
         else:
@@ -127,25 +129,27 @@ def _read_shards(folder: Path, report: Report) -> tuple[dict[str, StoredTensor],
 
 
 def _read_header(path: Path, report: Report) -> dict[str, StoredTensor]:
+    if problems := file_problems(path):
+        for problem in problems:
+            report(problem)
+        return {}
     size = path.stat().st_size
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > min(size - 8, _MAX_HEADER):
-            report(
-                f"{path.name} is cut short or not a safetensors file: its header needs {length + 8} bytes, "
-                f"the file has {size}; download it again or save the checkpoint again"
-            )
-            return {}
         text = stream.read(length)
-    start, end = 8 + length, 8 + length
+    end = 8 + length
     tensors = {}
     try:
-        header = json.loads(text)
+        header = jsonvalues.parse(text)
         header.pop("__metadata__", None)
-        for name, entry in header.items():
-            tensor = _stored(path, start, entry)
-            tensors[name] = tensor
-            end = max(end, tensor.offset + tensor.nbytes)
+        tensors = {name: _stored(path, end, entry) for name, entry in header.items()}
+        # One after another, without a gap, as the format says: bytes of two tensors, or of none, are a trick.
+        for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.offset, tensor.nbytes)):
+            if tensor.offset != end:
+                raise ValueError(
+                    f"a tensor begins at byte {tensor.offset}, expected {end}: tensors overlap or leave gaps"
+                )
+            end += tensor.nbytes
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         report(f"the header of {path.name} is damaged ({error}): download it again or save the checkpoint again")
         return {}
@@ -157,9 +161,10 @@ def _read_header(path: Path, report: Report) -> dict[str, StoredTensor]:
 
 
 def _stored(path: Path, start: int, entry: dict[str, Any]) -> StoredTensor:
-    shape = tuple(int(length) for length in entry["shape"])
-    begin, stop = (int(offset) for offset in entry["data_offsets"])
-    dtype = str(entry["dtype"])
+    shape, (begin, stop) = tuple(entry["shape"]), entry["data_offsets"]
+    dtype = str(entry["dtype"])[:40]
+    if len(shape) > 8 or any(type(number) is not int or number > 1 << 48 for number in (*shape, begin, stop)):
+        raise ValueError(f"shape {list(shape)[:8]} at {begin} to {stop} is impossible")
     expected = math.prod(shape) * _ITEM_SIZE.get(dtype, 0)
     if not 0 <= begin <= stop or min(shape, default=0) < 0 or (dtype in _ITEM_SIZE and stop - begin != expected):
         raise ValueError(f"bytes {begin} to {stop} cannot hold {dtype} {list(shape)}")

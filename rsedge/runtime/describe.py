@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from rsedge.runtime.scene import Scene
     from rsedge.runtime.sources import TileOptions
 
+_CARD_BYTES = 1 << 20  # of a model card; the summary is at its beginning
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tiles:
@@ -322,9 +324,14 @@ def _tensor(tensor: TensorSpec) -> str:
 
 def _card(folder: Path) -> tuple[str | None, str | None, tuple[str, ...]]:
     """Summary, licence and tags of the card; the last two are of its front matter, a few lines of YAML."""
+    path = folder / "README.md"
     try:
-        text = (folder / "README.md").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):  # the manifest does not vouch for it: a bundle works without
+        # The manifest does not vouch for it: it may be a pipe, endless, or a link to a file of the user's.
+        if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
+            return None, None, ()
+        with path.open("rb") as stream:
+            text = stream.read(_CARD_BYTES).decode("utf-8", "ignore")
+    except OSError:  # a bundle works without
         return None, None, ()
     front = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
     paragraphs = (text[front.end() :] if front else text).split("\n\n")

@@ -205,7 +205,7 @@ def _tensorrt(device: str, report: Report | None) -> Check:
             bundle,
             device,
             limits=Limits(images=4, beams=3, tokens=12),
-            store=EngineStore(Path(folder) / "engines"),
+            store=EngineStore(Path(folder) / "engines", Path(folder) / "engine.key"),
             report=report,
         )
         started = time.monotonic()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import tokenizers
 
-from rsedge.errors import BundleError
+from rsedge.errors import BundleError, OptionError
+
+LONGEST_TEXT = 10_000
+"""Characters of the longest text that is encoded; a model reads some hundred at most."""
 
 
 class Tokenizer:
@@ -32,8 +36,8 @@ class Tokenizer:
             BundleError: The file is missing or is no ``tokenizer.json``.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
-            backend = tokenizers.Tokenizer.from_str(text)
+            with _no_panic():
+                backend = tokenizers.Tokenizer.from_str(Path(path).read_text(encoding="utf-8"))
         except Exception as error:  # the package raises bare Exception for a file it cannot parse
             raise BundleError(
                 f"cannot read the tokenizer {path} ({error}): copy the bundle again or export again"
@@ -48,9 +52,30 @@ class Tokenizer:
         return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     def encode(self, text: str) -> list[int]:
-        """The ids of ``text`` with the special tokens around it, not padded."""
-        return list(self._backend.encode(text).ids)
+        """The ids of ``text`` with the special tokens around it, not padded.
+
+        Raises:
+            OptionError: It has more than ``LONGEST_TEXT`` characters.
+        """
+        if len(text) > LONGEST_TEXT:
+            raise OptionError(f"a text has {len(text)} characters, at most {LONGEST_TEXT} are read: shorten it")
+        with _no_panic():
+            return list(self._backend.encode(text).ids)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ``ids``; special tokens and ids the vocabulary does not have leave nothing behind."""
-        return self._backend.decode([int(token) for token in ids], skip_special_tokens=True)
+        with _no_panic():
+            return self._backend.decode([int(token) for token in ids], skip_special_tokens=True)
+
+
+@contextlib.contextmanager
+def _no_panic() -> Iterator[None]:
+    """A panic of the package, which is no Exception of Python's, as a BundleError: a table of the file is broken."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise BundleError(
+            f"the bundle's tokenizer is broken ({error}): do not use this bundle, export again"
+        ) from error

@@ -2,7 +2,8 @@
 
 Deserialising a plan runs code that is in it. So engines are never kept inside a bundle, which people pass on, but in
 ``engines/`` of :func:`rsedge.bundle.cache_dir`: a directory that its owner alone may read and write. Each plan has a
-JSON file beside it with what it was made for and its SHA-256, which is checked first.
+JSON file beside it with what it was made for, its SHA-256, and a seal: an HMAC of both under a secret of this user, see
+:mod:`rsedge.runtime.engine_seal`. Anyone can write a hash; so a cache that came from a stranger is not believed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import logging
 import math
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from typing import Any
 
 from rsedge.bundle import cache_dir
 from rsedge.errors import BackendError
+from rsedge.runtime.engine_seal import is_sealed, seal, secret_path
 
 _log = logging.getLogger("rsedge")
 
@@ -75,13 +78,15 @@ class EngineStore:
 
     Args:
         root: Their directory; None takes ``engines/`` of the cache directory. It is made when first written.
+        secret: File of the secret they are sealed with; None takes the user's. It is made when first needed.
 
     Raises:
         BackendError: The directory belongs to someone else.
     """
 
-    def __init__(self, root: Path | None = None) -> None:
+    def __init__(self, root: Path | None = None, secret: Path | None = None) -> None:
         self.root = root or cache_dir() / "engines"
+        self._secret = secret or secret_path()
 
     def path(self, key: EngineKey) -> Path:
         """Where the plan of ``key`` is, or would be."""
@@ -96,8 +101,8 @@ class EngineStore:
             return None
         self._check_owner()
         try:
-            expected = json.loads(path.with_suffix(".json").read_bytes())
-            plan = path.read_bytes()
+            expected = json.loads(_read_own(path.with_suffix(".json")))
+            plan = _read_own(path)
         except (OSError, ValueError) as error:
             _log.warning("the TensorRT engine %s cannot be read (%s): building it again", path, error)
             return None
@@ -106,6 +111,8 @@ class EngineStore:
             problem = "what stands beside it is not about this engine"
         elif hashlib.sha256(plan).hexdigest() != expected.get("sha256"):
             problem = f"it is damaged: {len(plan)} bytes, sha256 other than noted"
+        elif not is_sealed(_sealed(key, expected), expected.get("seal"), self._secret):
+            problem = "it was not made by this user on this machine"
         if problem:
             _log.warning("the TensorRT engine %s is not used, %s: building it again", path, problem)
             return None
@@ -142,13 +149,15 @@ class EngineStore:
             level: The builder's optimization level, noted beside it.
 
         Raises:
-            BackendError: It cannot be written.
+            BackendError: It, or the user's secret, cannot be written.
         """
         self._prepare()
         path = self.path(key)
+        sha256 = hashlib.sha256(plan).hexdigest()
         notes = {
             "key": key.to_json(),
-            "sha256": hashlib.sha256(plan).hexdigest(),
+            "sha256": sha256,
+            "seal": seal(_sealed(key, {"sha256": sha256}), self._secret),
             "seconds": round(seconds, 1),
             "level": level,
         }
@@ -161,20 +170,20 @@ class EngineStore:
         return path
 
     def load_timing(self, key: EngineKey) -> bytes:
-        """The timing cache for the TensorRT and GPU of ``key``; empty if there is none."""
+        """The timing cache for the TensorRT and GPU of ``key``; empty if there is none that this user made."""
         path = self._timing(key)
         try:
             self._check_owner()
-            digest, data = path.read_bytes().split(b"\n", 1)
+            sealed, data = _read_own(path).split(b"\n", 1)
         except (OSError, ValueError):
             return b""
-        return data if hashlib.sha256(data).hexdigest().encode() == digest else b""
+        return data if is_sealed(data, sealed.decode("ascii", "replace"), self._secret) else b""
 
     def save_timing(self, key: EngineKey, data: Buffer) -> None:
         """Keep a timing cache: it makes the next build faster and is worth no error."""
         with contextlib.suppress(OSError, BackendError):
             self._prepare()
-            _write(self._timing(key), hashlib.sha256(data).hexdigest().encode() + b"\n" + bytes(data))
+            _write(self._timing(key), seal(bytes(data), self._secret).encode() + b"\n" + bytes(data))
 
     def _timing(self, key: EngineKey) -> Path:
         text = json.dumps([key.tensorrt, key.gpu, key.sm, key.multiprocessors])
@@ -247,6 +256,24 @@ class EngineStore:
                 differing = [name for name in wanted if there.get(name) != wanted[name]]
                 reasons.append(", ".join(_difference(name, there.get(name), wanted[name]) for name in differing))
         return f"its TensorRT engine is for {reasons[-1]}: building another" if reasons and reasons[-1] else ""
+
+
+def _sealed(key: EngineKey, notes: dict[str, Any]) -> bytes:
+    """What the seal of a plan is made over."""
+    return json.dumps([key.to_json(), notes.get("sha256")], sort_keys=True).encode()
+
+
+def _read_own(path: Path) -> bytes:
+    """The bytes of a plain file that is this user's, and that nobody else may write.
+
+    Raises:
+        OSError: It is another kind of file, or someone else's.
+    """
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as stream:
+        status = os.fstat(stream.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+            raise PermissionError(f"{path.name} is not a plain file that its owner alone may write")
+        return stream.read()
 
 
 def _notes(path: Path) -> dict[str, Any]:

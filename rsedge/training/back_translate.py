@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from rsedge.datasets.paraphrases import to_line
 from rsedge.errors import BackendError, OptionError, OutputError
 from rsedge.runtime.writers import check_target, sync_folder
+from rsedge.training.loading import check_source
 
 if TYPE_CHECKING:
     from rsedge.datasets.examples import Example
@@ -87,7 +88,8 @@ class Translator:
             raise BackendError(f"back-translation needs {error.name}: pip install 'rsedge[translate]'") from error
         self.source = source
         try:
-            kind = AutoConfig.from_pretrained(source).model_type
+            check_source(source)
+            kind = AutoConfig.from_pretrained(source, trust_remote_code=False).model_type
             if kind != "marian":
                 raise OptionError(f"{source} is a {kind} model, not a Marian translator such as Helsinki-NLP/opus-mt-*")
             with warnings.catch_warnings():

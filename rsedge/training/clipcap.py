@@ -163,7 +163,8 @@ def _from_parts(recipe: Recipe, tokenizer: Any) -> tuple[ClipCapModel, ImageSpec
             raise OptionError(f"model.encoder {wanted.encoder} is a {kind} model: give {' or '.join(_ENCODERS)}")
         changes = sections["vision"]
         if kind == "clip":  # the tower's own configuration may not know what the whole projects to
-            changes = {"projection_dim": AutoConfig.from_pretrained(wanted.encoder).projection_dim, **changes}
+            whole = AutoConfig.from_pretrained(wanted.encoder, trust_remote_code=False)
+            changes = {"projection_dim": whole.projection_dim, **changes}
         encoder = load_pretrained(_ENCODERS[kind], wanted, source=wanted.encoder, changes=changes)
         image = image_spec(wanted.encoder)
     else:

@@ -24,6 +24,7 @@ from rsedge.preprocessor import write_image_spec
 from rsedge.training.clipcap_decode import DEFAULTS
 from rsedge.training.clipcap_model import ClipCapModel
 from rsedge.training.lightning import Inert, LightningCheckpoint, read_lightning
+from rsedge.training.loading import check_source
 from rsedge.training.rsdix_layout import BUFFER, Family, Weights, build, collect, groups, read_weights
 
 TOKENIZERS: dict[Family, str] = {
@@ -161,7 +162,8 @@ def _tokenizer(family: Family, source: str | Path | None, problems: list[str]) -
     """The tokenizer, or None after a word in ``problems``."""
     wanted = str(source or TOKENIZERS[family])
     try:
-        return AutoTokenizer.from_pretrained(wanted)
+        check_source(wanted)
+        return AutoTokenizer.from_pretrained(wanted, trust_remote_code=False)
     except Exception as error:  # the hub, its transports and the tokenizers each have their own errors
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         problems.append(

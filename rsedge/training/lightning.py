@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor
@@ -36,9 +36,11 @@ _STORAGES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-# They only hold what they are given; bytes and bytearray would make as many bytes as they are told. Their attributes
-# cannot be set, so that no pickle can change them for the rest of the program.
-_CONTAINERS: dict[str, type] = {kind.__name__: kind for kind in (dict, list, tuple, set, frozenset)}
+# They only hold what they are given; bytes and bytearray would make as many bytes as they are told, and a tuple made by
+# a call would not be weighed. Their attributes cannot be set, so that no pickle can change them for the rest of the
+# program.
+_CONTAINERS: dict[str, type] = {kind.__name__: kind for kind in (dict, list, set)}
+_LARGEST_TUPLE = 100_000
 # Opcodes that torch.save never writes.
 _REFUSED = {"INST", "OBJ", "EXT1", "EXT2", "EXT4", "PERSID", "NEXT_BUFFER", "READONLY_BUFFER"}
 
@@ -203,7 +205,7 @@ def _refusing(path: Path) -> Iterator[None]:
     except RsedgeError:
         raise
     except Exception as error:
-        reason = str(error) or type(error).__name__
+        reason = str(error)[:500] or type(error).__name__
         raise RsedgeError(f"cannot read {path}: it is damaged ({reason}): download it again") from error
 
 
@@ -241,14 +243,30 @@ def _check_opcodes(path: Path, data: bytes) -> None:
             _refuse(path, "its pickle numbers its objects as torch.save never does: do not use it")
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):  # the one in Python, whose steps can be watched
     """An unpickler for which every name is one of few, or inert."""
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
+    stack: list[Any]
 
     def __init__(self, data: bytes, root: str, sizes: dict[str, int]) -> None:
         super().__init__(io.BytesIO(data))
         self._root, self._sizes = root, sizes
         # Functions of this object alone: a pickle can set attributes of what it is given.
         self._known = _rebuilders()
+        self._tuples: dict[int, tuple[Any, int]] = {}  # id → the tuple, kept so that the id stays its own; its size
+
+    def _weigh(self) -> None:
+        """See how large the tuple on the stack is, its parts counted as often as they occur.
+
+        A tuple of twice the same tuple, forty times over, takes nobody's memory and, as a key or in a message, more
+        time than anyone has.
+        """
+        made = self.stack[-1]
+        size = 1 + sum(self._tuples[id(part)][1] if id(part) in self._tuples else 1 for part in made)
+        if size > _LARGEST_TUPLE:
+            raise ValueError("it holds tuples in tuples without end")
+        self._tuples[id(made)] = made, size
 
     def find_class(self, module: str, name: str) -> Any:
         if module in ("builtins", "__builtin__") and name in _CONTAINERS:
@@ -275,6 +293,21 @@ class _Unpickler(pickle.Unpickler):
                 f"the storage {key} has {self._sizes[member]} bytes, expected {count} numbers of {dtype.itemsize}"
             )
         return Storage(member, dtype, count)
+
+
+def _weighed(code: bytes) -> None:
+    """Weigh the tuple that an opcode makes."""
+    load = _Unpickler.dispatch[code[0]]
+
+    def load_and_weigh(unpickler: Any) -> None:
+        load(unpickler)
+        unpickler._weigh()
+
+    _Unpickler.dispatch[code[0]] = load_and_weigh
+
+
+for _code in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3):
+    _weighed(_code)
 
 
 def _rebuilders() -> dict[str, Callable[..., Any]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
+from rsedge.checkpointfiles import source_problems
 from rsedge.errors import OptionError
 from rsedge.preprocessor import read_image_spec
 
@@ -33,6 +34,7 @@ def load_pretrained(
     origin = source or str(wanted.init)
     revision = wanted.revision if source is None else None
     try:
+        check_source(origin, revision)
         config = cls.config_class.from_pretrained(origin, revision=revision)
         kind = config_type(origin, revision)
         if source is None and kind != cls.config_class.model_type:
@@ -59,6 +61,27 @@ def load_pretrained(
             "kind of model"
         )
     return model.float()
+
+
+def check_source(source: str | Path, revision: str | None = None) -> None:
+    """See that transformers may open a folder or hub id.
+
+    Raises:
+        OptionError: Everything in its files that keeps it from that.
+    """
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    def find(name: str) -> Path | None:
+        try:
+            return Path(hf_hub_download(str(source), name, revision=revision))
+        except EntryNotFoundError as error:
+            if isinstance(error, LocalEntryNotFoundError) and not constants.HF_HUB_OFFLINE:
+                raise  # not asked again for every other file: each time takes half a minute
+            return None
+
+    if problems := source_problems(str(source), find):
+        raise OptionError("\n".join([f"cannot start from {source}:", *(f"  - {problem}" for problem in problems)]))
 
 
 def config_type(source: str, revision: str | None = None) -> str:

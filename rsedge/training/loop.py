@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from rsedge.datasets.examples import Example
     from rsedge.training.recipe import Recipe
 
+_AVERAGE = "average.pt"  # in the state of a checkpoint
 _SAMPLES = 12  # validation images in the sample grid
 
 
@@ -119,8 +121,6 @@ class Trainer:
         self.model, self.optimizer = accelerator.prepare(task, optimizer)
         self.task: Task = accelerator.unwrap_model(self.model)
         self._average = ExponentialAverage(self.task, decay=loop.ema_decay) if loop.ema_decay else None
-        if self._average is not None:
-            accelerator.register_for_checkpointing(self._average)
         self._objective = objective_for(self.task, accelerator, self.order)
         self._watch = Validation(
             validation,
@@ -135,12 +135,27 @@ class Trainer:
     # The run
 
     def resume(self) -> bool:
-        """Go back to the last checkpoint of the run folder; False where there is none."""
+        """Go back to the last checkpoint of the run folder; False where there is none.
+
+        Raises:
+            OptionError: Its state cannot be read. Nothing in it is executed.
+        """
         found = self._folder.last() if self._folder else None
         if found is None:
             return False
         checkpoint, self.progress = found
-        self._accelerator.load_state(str(checkpoint / STATE))
+        state = checkpoint / STATE
+        try:
+            self._accelerator.load_state(str(state))
+            # Not registered with accelerate, which would unpickle the file whatever is in it.
+            if self._average is not None:
+                self._average.load_state_dict(torch.load(state / _AVERAGE, map_location="cpu", weights_only=True))
+        except (pickle.UnpicklingError, RuntimeError, OSError, KeyError) as error:
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise OptionError(
+                f"cannot resume from {state}: it is damaged, of another version or no mere numbers ({reason}): "
+                f"start a new run with model.init = {checkpoint}"
+            ) from error
         return True
 
     def run(self) -> Progress:
@@ -277,6 +292,8 @@ class Trainer:
         accelerator.wait_for_everyone()
         draft = draft or self._folder.draft_path(self.progress.step)
         accelerator.save_state(str(draft / STATE))
+        if self._average is not None and accelerator.is_main_process:
+            torch.save(self._average.state_dict(), draft / STATE / _AVERAGE)
         if self._average is not None:
             state: Mapping[str, torch.Tensor] = self._average.module.state_dict()
         else:

@@ -25,12 +25,15 @@ def open_tokenizer(source: str | Path, *, revision: str | None = None) -> Any:
     """The tokenizer in a folder or of a hub id.
 
     Raises:
-        OptionError: There is none.
+        OptionError: There is none, or one that takes time or memory without end.
     """
     from transformers import AutoTokenizer
 
+    from rsedge.training.loading import check_source
+
     try:
-        return AutoTokenizer.from_pretrained(source, revision=revision)
+        check_source(source, revision)
+        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise OptionError(

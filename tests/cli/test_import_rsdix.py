@@ -340,9 +340,10 @@ def test_a_tokenizer_that_is_not_there_is_named(tmp_path: Path, clip_words: Path
     assert str(tmp_path / "none") in error
     assert "--tokenizer" in error
 
-    def offline(source: str) -> None:
+    def offline(source: str, *_: object, **__: object) -> None:
         raise OSError(f"We couldn't connect to 'https://huggingface.co' to load {source}")
 
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", offline)
     error = refused(file, "-o", tmp_path / "out")
     assert "openai/clip-vit-base-patch32 (We couldn't connect" in error

@@ -394,7 +394,9 @@ def test_a_shard_that_lacks_what_the_index_says_is_refused(sharded: Path):
 @pytest.mark.parametrize("place", ["../blip/config.json", "/etc/passwd", "sub/x.safetensors", ".."])
 def test_an_index_that_leads_elsewhere_is_refused(sharded: Path, place: str):
     edit_json(sharded / "model.safetensors.index.json", lambda values: values["weight_map"].update(x=place))
-    assert any(f"names {place!r}, which is not a file of the folder" in problem for problem in problems(sharded))
+    assert any(
+        f"names {place!r}, which is not a safetensors file of the folder" in problem for problem in problems(sharded)
+    )
 
 
 @pytest.mark.parametrize("text", ["{", "{}", '{"weight_map": 3}'])

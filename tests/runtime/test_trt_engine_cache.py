@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import errno
 import fcntl
+import hashlib
+import json
 import logging
 import multiprocessing
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -33,6 +36,13 @@ KEY = EngineKey(
     precision="fp16",
     profiles=((("rows", (1, 4, 4)), ("columns", (8, 16, 24))),),
 )
+
+
+@pytest.fixture(autouse=True)
+def secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("RSEDGE_ENGINE_KEY", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    return tmp_path / "config" / "rsedge" / "engine.key"
 
 
 @pytest.fixture
@@ -94,6 +104,100 @@ def test_the_timings_others_could_have_written_go_too_and_readers_are_shut_out(s
     assert store.root.stat().st_mode & 0o777 == 0o700
     store.root.chmod(0o730)
     assert store.load_timing(KEY) == b""
+
+
+def test_an_engine_of_another_user_or_machine_is_not_used(
+    store: EngineStore, secret: Path, caplog: pytest.LogCaptureFixture
+):
+    """Its files are whole and its hash is right, as anyone can write them; the seal is what only this user makes."""
+    path = store.save(KEY, b"plan", seconds=1, level=3)
+    assert secret.stat().st_mode & 0o777 == 0o600
+    assert len(secret.read_bytes()) == 32
+    note = path.with_suffix(".json")
+    sealed = json.loads(note.read_bytes())
+    evil = hashlib.sha256(b"evil").hexdigest()
+    for change in ({"seal": None}, {"seal": "0" * 64}, {"seal": "ü"}, {"sha256": evil}):
+        path.write_bytes(b"evil" if "sha256" in change else b"plan")
+        note.write_text(json.dumps({**sealed, **change}))
+        assert store.load(KEY) is None, change
+    assert caplog.text.count("it was not made by this user on this machine") == 4
+    path.write_bytes(b"plan")
+    note.write_text(json.dumps(sealed))
+    assert store.load(KEY) == b"plan"
+    store.save_timing(KEY, b"times")
+    secret.unlink()
+    assert (store.load(KEY), store.load_timing(KEY)) == (None, b"")
+    store.save(KEY, b"plan", seconds=1, level=3)
+    assert store.load(KEY) == b"plan"
+
+
+@pytest.mark.parametrize("fault", ["open to others", "link", "short", "pipe"])
+def test_a_secret_that_others_may_know_seals_nothing(store: EngineStore, secret: Path, tmp_path: Path, fault: str):
+    store.save(KEY, b"plan", seconds=1, level=3)
+    if fault == "open to others":
+        secret.chmod(0o644)
+    elif fault == "link":
+        secret.rename(tmp_path / "elsewhere")
+        secret.symlink_to(tmp_path / "elsewhere")
+    elif fault == "short":
+        secret.write_bytes(b"")
+    else:
+        secret.unlink()
+        os.mkfifo(secret, 0o600)
+    assert store.load(KEY) is None
+    with pytest.raises(BackendError, match="set RSEDGE_ENGINE_KEY to a file that you alone can read and write"):
+        store.save(KEY, b"plan", seconds=1, level=3)
+
+
+def test_the_secret_may_lie_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RSEDGE_ENGINE_KEY", str(tmp_path / "volume" / "key"))
+    store = EngineStore(tmp_path / "cache" / "engines")
+    store.save(KEY, b"plan", seconds=1, level=3)
+    assert store.load(KEY) == b"plan"
+    assert (tmp_path / "volume" / "key").exists()
+    assert not (tmp_path / "config").exists()
+
+
+@pytest.mark.parametrize("fault", ["link", "writable plan", "writable note", "pipe"])
+def test_files_that_others_can_write_or_that_lead_elsewhere_are_not_engines(
+    store: EngineStore, tmp_path: Path, fault: str
+):
+    path = store.save(KEY, b"plan", seconds=1, level=3)
+    if fault == "link":
+        path.rename(tmp_path / "elsewhere")
+        path.symlink_to(tmp_path / "elsewhere")
+    elif fault == "pipe":
+        path.unlink()
+        os.mkfifo(path, 0o600)
+    else:
+        (path if fault == "writable plan" else path.with_suffix(".json")).chmod(0o666)
+    assert store.load(KEY) is None
+
+
+def test_engines_in_a_bundle_of_a_stranger_are_never_looked_at(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle_path: Path
+):
+    """As good as the user's own, seal included: a bundle is not where engines are looked for."""
+    machine = make_machine(monkeypatch, tmp_path / "cache")
+    bundle = read_bundle(shutil.copytree(bundle_path, tmp_path / "stranger.rsedge"))
+    TrtBackend(bundle, limits=LIMITS).prepare()
+    built = len(machine.trt.builds)
+    (tmp_path / "cache" / "engines").rename(bundle.path / "engines")
+    TrtBackend(read_bundle(bundle.path), limits=LIMITS).prepare()
+    assert len(machine.trt.builds) == 2 * built
+
+
+def test_a_cache_that_came_with_a_bundle_is_not_believed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle_path: Path, secret: Path
+):
+    """Unpacked from an archive it is this user's own, closed to others, with keys and hashes that fit."""
+    machine = make_machine(monkeypatch, tmp_path / "cache")
+    bundle = read_bundle(bundle_path)
+    TrtBackend(bundle, limits=LIMITS).prepare()
+    built = len(machine.trt.builds)
+    secret.unlink()  # who made them had another
+    TrtBackend(bundle, limits=LIMITS).prepare()
+    assert len(machine.trt.builds) == 2 * built
 
 
 def test_a_file_system_without_locks_will_do(store: EngineStore, monkeypatch: pytest.MonkeyPatch):

@@ -39,4 +39,5 @@ def make_machine(
     trt = FakeTensorRT(version, cuda)
     monkeypatch.setitem(sys.modules, "tensorrt", trt)
     monkeypatch.setenv("RSEDGE_CACHE", str(cache))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(cache.with_name("config")))
     return Machine(cuda, trt, cache)

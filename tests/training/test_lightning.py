@@ -7,6 +7,7 @@ import contextlib
 import io
 import os
 import pickle
+import struct
 import zipfile
 from enum import Enum
 from pathlib import Path
@@ -308,6 +309,114 @@ def test_an_attribute_named_items_misleads_nobody(base: Path, tmp_path: Path):
     state = b"ccollections\nOrderedDict\n)R}X\x05\x00\x00\x00itemsK\x01sb"
     pickled = b"\x80\x02}X\x0a\x00\x00\x00state_dict" + state + b"s."
     assert read_lightning(rewrite(base, tmp_path / "x.ckpt", pickled)).tensors == {}
+
+
+class NestedGlobals:
+    """The names of a command, a call of a call, and state for what stands there: all that a pickle can reach."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def crafted(self) -> list[Global]:
+        touch = f"touch {self.target}"
+        return [
+            Global("os.system", touch),
+            Global("posix.system", touch),
+            Global("builtins.eval", f"__import__('os').system({touch!r})"),
+            Global("builtins.exec", f"__import__('os').system({touch!r})"),
+            Global("builtins.getattr", Global("os.path", None), "os"),
+            Global("operator.methodcaller", "system", touch),
+            Global("functools.partial", Global("os.system", None), touch),
+            Global("torch.hub.load", "stranger/model", "x"),
+            Global("torch.jit.load", str(self.target)),
+            Global("numpy.f2py.crackfortran.eval_call", touch),
+            Global("pickle.loads", b"cos\nsystem\n(X\x01\x00\x00\x00xtR."),
+            Global("rsedge.training.lightning._rebuilders", ()),
+        ]
+
+
+def test_no_name_in_a_pickle_is_looked_up(base: Path, tmp_path: Path):
+    import sys
+
+    target = tmp_path / "run"
+    before = set(sys.modules)
+    for value in NestedGlobals(target).crafted():
+        path = rewrite(base, tmp_path / "x.ckpt", craft({"state_dict": {}, "callbacks": [value, {1: (value,)}]}))
+        assert read_lightning(path).tensors == {}, value.name
+    assert not target.exists()
+    assert set(sys.modules) == before
+    # The first is a payload where pickle itself reads it.
+    pickle.loads(craft(NestedGlobals(target).crafted()[0]))
+    assert target.exists()
+
+
+def test_setstate_of_what_a_pickle_makes_runs_nothing(base: Path, tmp_path: Path):
+    """BUILD calls __setstate__, or fills __dict__; here both only record."""
+    target = tmp_path / "run"
+    made = b"cos\nPopen\n(X\x01\x00\x00\x00xtR"
+    state = b"}X\x0c\x00\x00\x00__setstate__" + b"cos\nsystem\ns"
+    again = b"X" + struct.pack("<I", len(f"touch {target}")) + f"touch {target}".encode()
+    attack = made + state + b"b" + again + b"b0"
+    path = rewrite(base, tmp_path / "x.ckpt", b"\x80\x02" + attack + craft({"state_dict": {}})[2:])
+    assert read_lightning(path).tensors == {}
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("place", ["key", "shape", "element"])
+def test_tuples_in_tuples_take_no_time(base: Path, tmp_path: Path, place: str):
+    """Of forty steps each; as a key it would be hashed, and in a message be written out, 2**40 times."""
+    nested = b"K\x01" + b"".join(b"\x85q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in range(40))
+    content = {"key": b"}" + nested + b"K\x01s", "element": b"c__builtin__\nset\n(](" + nested + b"etR"}
+    shape = craft(tensor(storage()))[2:-1].replace(b"K\x04K\x06\x86", nested, 1)
+    assert nested in shape
+    pickled = b"\x80\x02}X\x0a\x00\x00\x00state_dict}X\x01\x00\x00\x00x" + content.get(place, shape) + b"ss."
+    with pytest.raises(RsedgeError, match="tuples in tuples without end"):
+        read_lightning(rewrite(base, tmp_path / "x.ckpt", pickled))
+
+
+def test_large_promises_take_no_memory(base: Path, tmp_path: Path):
+    """Read in a process of its own that may take 300 MB more than it has."""
+    import subprocess
+    import sys
+
+    bombs = {
+        "declared storage": craft({"state_dict": {"x": tensor(storage(count=10**14))}}),
+        "declared shape": craft({"state_dict": {"x": tensor(storage(), 0, (10**7, 10**7), (0, 0))}}),
+        "bytearray": craft({"state_dict": {}, "x": Global("builtins.bytearray", 10**13)}),
+        "range": craft({"state_dict": {}, "x": Global("builtins.list", Global("builtins.range", 10**12))}),
+        "number of an object": PUT_FAR,
+        "frame": b"\x80\x04\x95" + b"\xff" * 7 + b"\x7f.",
+        "long text": b"\x80\x04\x8d" + b"\xff" * 7 + b"\x7f.",
+        "long number": b"\x80\x02\x8b\xff\xff\xff\x7f.",
+        "depth": b"\x80\x02" + b"]" * 10**6 + b"a" * (10**6 - 1) + b".",
+    }
+    files = [rewrite(base, tmp_path / f"{i}.ckpt", bomb) for i, bomb in enumerate(bombs.values())]
+    squeezed = tmp_path / "squeezed.ckpt"
+    with zipfile.ZipFile(squeezed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(400 << 20))
+    overlapping = tmp_path / "overlapping.ckpt"
+    with zipfile.ZipFile(overlapping, "w") as archive:
+        archive.writestr("archive/data.pkl", craft({"state_dict": {}}))
+        for index in range(200):
+            archive.writestr(f"archive/data/{index}", b"1234")
+        for entry in archive.filelist[1:]:  # each is said to be a hundred megabytes at the same place
+            entry.file_size = entry.compress_size = 100 << 20
+    script = """
+import resource, sys
+from rsedge.errors import RsedgeError
+from rsedge.training.lightning import read_lightning
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for path in sys.argv[1:]:
+    try:
+        read_lightning(path).read()
+    except RsedgeError as error:
+        assert len(str(error)) < 1000, error
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    arguments = [sys.executable, "-c", script, *map(str, files), str(squeezed), str(overlapping)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) < 300 << 10  # KiB
 
 
 def test_archives_that_are_not_torchs_are_refused(base: Path, tmp_path: Path):

@@ -185,6 +185,42 @@ def test_killed_runs_go_on_bit_for_bit(family, settings, tmp_path):
         assert left[0] == left[1]
 
 
+class Command:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.target}",)
+
+
+def test_nothing_in_the_state_of_a_run_is_executed_on_resume(tmp_path):
+    run, target = tmp_path / "run", tmp_path / "executed"
+    recipe = tiny_recipe("blip", "loop.ema_decay=0.9", "loop.max_steps=1")
+    train(recipe, run, data=caption_data(), cpu=True, trackers=())
+    state = (run / "last" / "state").resolve()
+    names = sorted(path.name for path in state.iterdir() if path.suffix in (".bin", ".pkl", ".pt"))
+    assert names == ["average.pt", "optimizer.bin", "random_states_0.pkl"]
+    for name in (*names, "custom_checkpoint_0.pkl"):  # the last is what accelerate would unpickle without a question
+        whole = (state / name).read_bytes() if name in names else None
+        torch.save({"state": Command(target)}, state / name)
+        if name == "random_states_0.pkl":  # a run draws nothing from them, so accelerate goes on without
+            train(recipe, run, data=caption_data(), cpu=True, trackers=(), resume=True)
+        else:
+            with pytest.raises(OptionError, match="cannot resume from"):
+                train(recipe, run, data=caption_data(), cpu=True, trackers=(), resume=True)
+        assert not target.exists(), name
+        torch.load(state / name, weights_only=False)  # the control: it does run where it is trusted
+        assert target.exists(), name
+        target.unlink()
+        if whole is None:
+            (state / name).unlink()
+        else:
+            (state / name).write_bytes(whole)
+    train(recipe, run, data=caption_data(), cpu=True, trackers=(), resume=True)
+
+
 PROCESSES = """
 import sys
 from pathlib import Path

@@ -1,0 +1,127 @@
+"""Whether the files of a checkpoint in Hugging Face layout can be given to transformers.
+
+A checkpoint may come from a stranger. Code beside it (``auto_map``) is not run, since nothing here ever says
+``trust_remote_code``; but settings can also name kernels that are fetched and run, shards that are pickles, an adapter
+of another model, and a tokenizer that takes time or memory without end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rsedge import jsonvalues
+from rsedge.tokenizerfile import tokenizer_problems
+
+CONFIG = "config.json"
+TOKENIZER = "tokenizer.json"
+INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
+VOCABULARIES = ("vocab.txt", "vocab.json", "merges.txt", "spiece.model", "source.spm", "target.spm")
+CHECKED = (CONFIG, INDEX, ADAPTER, "tokenizer_config.json", TOKENIZER, *VOCABULARIES)
+"""Every file that :func:`file_problems` knows."""
+
+MOST_HEADER_BYTES = 10 << 20
+"""Longest header of a safetensors file: a thousand tensors take 100 kB."""
+SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.safetensors")
+"""What a file with weights is called: a file of the folder itself, and no pickle."""
+
+_IMPLEMENTATION = re.compile(r"_?(attn|experts)_implementation(_internal)?")
+
+
+def file_problems(path: Path) -> list[str]:
+    """Everything that keeps one file of a checkpoint from being given to transformers, each a sentence with its name.
+
+    Args:
+        path: A file that need not be there; what it is follows from its name, see :data:`CHECKED`.
+    """
+    if not path.exists():
+        return []
+    if not path.is_file():
+        return [f"{path.name} is no file: save the checkpoint again"]
+    if path.name == ADAPTER:
+        return [f"{ADAPTER} makes it an adapter of another model: merge it into that model and save the whole"]
+    if path.suffix == ".safetensors":
+        return list(_header_problems(path))
+    if path.stat().st_size > jsonvalues.MOST_BYTES:
+        return [f"{path.name} has {path.stat().st_size} bytes, at most {jsonvalues.MOST_BYTES} are read"]
+    if path.name == TOKENIZER:
+        return [f"{path.name} {problem}: save a plain tokenizer" for problem in tokenizer_problems(path.read_bytes())]
+    if path.name in VOCABULARIES:
+        return []
+    problems: list[str] = []
+    values = jsonvalues.read_object(path, problems.append, "save the checkpoint again")
+    if values is not None and path.name == INDEX:
+        problems += _index_problems(values)
+    if values is not None and path.name == CONFIG:
+        problems += setting_problems(values)
+    return problems
+
+
+def folder_problems(folder: Path) -> list[str]:
+    """:func:`file_problems` of every file in ``folder`` that it knows."""
+    paths = [folder / name for name in CHECKED] + sorted(folder.glob("*.safetensors"))
+    return [problem for path in paths for problem in file_problems(path)]
+
+
+def source_problems(source: str, find: Callable[[str], Path | None]) -> list[str]:
+    """Problems of a folder, or of the hub id ``source``.
+
+    Args:
+        source: Folder or hub id; a folder of that name wins.
+        find: File name → where the file of the hub id is, or None where it has none. An OSError or ValueError, for a
+            hub that cannot be reached or an id that is none, ends the search: what opens the files next says it better.
+    """
+    if Path(source).is_dir():
+        return folder_problems(Path(source))
+    problems: list[str] = []
+    with contextlib.suppress(OSError, ValueError):
+        # Each is a request, so the vocabularies of a hub id are not among them.
+        for name in (TOKENIZER, CONFIG, INDEX, ADAPTER):
+            path = find(name)
+            problems += file_problems(path) if path is not None else []
+    return problems
+
+
+def _index_problems(values: dict[str, Any]) -> Iterator[str]:
+    places = values.get("weight_map")
+    if not isinstance(places, dict):
+        yield f"{INDEX} has no weight_map: save the checkpoint again"
+        return
+    for name in sorted({str(place) for place in places.values()}):
+        if not SHARD.fullmatch(name):
+            yield (
+                f"{INDEX} names {name[:200]!r}, which is not a safetensors file of the folder itself: save the "
+                "checkpoint again"
+            )
+
+
+def _header_problems(path: Path) -> Iterator[str]:
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+    size = path.stat().st_size
+    if size < 8 or length > min(size - 8, MOST_HEADER_BYTES):
+        yield (
+            f"{path.name} is cut short or not a safetensors file: its header needs {length + 8} bytes, the file has "
+            f"{size}, and at most {MOST_HEADER_BYTES} are read; download it again or save the checkpoint again"
+        )
+
+
+def setting_problems(values: dict[str, Any]) -> list[str]:
+    """What a ``config.json`` would make transformers do beyond building the model, each a sentence."""
+    return list(dict.fromkeys(_setting_problems(values)))
+
+
+def _setting_problems(values: dict[str, Any]) -> Iterator[str]:
+    for name, value in values.items():
+        if _IMPLEMENTATION.fullmatch(name):
+            chosen = value.values() if isinstance(value, dict) else [value]
+            if any("/" in str(one) for one in chosen):  # a repository of the hub, whose code is run
+                yield f"{CONFIG} asks for the kernel {str(value)[:200]!r}, which rsedge never runs: delete {name}"
+        elif name == "quantization_config" and value is not None:
+            yield f"{CONFIG} says that its weights are quantized, which rsedge cannot read: save it dequantized"
+        elif isinstance(value, dict):
+            yield from _setting_problems(value)
