@@ -53,6 +53,7 @@ class Scene:
         driver: GDAL's name of the format.
         files: The files on disk its pixels and metadata come from.
         remote: What else they come from, as GDAL names it.
+        hosts: Hosts of these that may have local or private addresses, see ``remote.fetch_bytes``.
         product_id: Identifier of the product, or None.
         mgrs_tile: Tile in the Military Grid Reference System, or None.
         clouds: Where its clouds are known from, or None.
@@ -81,6 +82,7 @@ class Scene:
     driver: str
     files: tuple[str, ...]
     remote: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
     product_id: str | None = None
     mgrs_tile: str | None = None
     clouds: CloudSource | None = None
@@ -150,7 +152,8 @@ class Scene:
             ) from error
         files = [[name, s.st_size, s.st_mtime_ns] for name, s in zip(self.files, states, strict=True)]
         # Signatures of remote files are secrets, and others tomorrow: what such a file is, is told by its state.
-        where = {"remote": [remote.remote_state(name) for name in self.remote]} if self.remote else {"path": self.path}
+        far = [remote.remote_state(name, hosts=self.hosts) for name in self.remote]
+        where = {"remote": far} if far else {"path": self.path}
         mask = self.clouds
         return {
             **where,

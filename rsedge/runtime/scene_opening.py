@@ -20,7 +20,7 @@ from rasterio.transform import Affine
 
 from rsedge.errors import OptionError, SceneError
 from rsedge.runtime import remote
-from rsedge.runtime.access import MAX_PIXELS, Access
+from rsedge.runtime.access import MAX_PIXELS, Access, refuse_handler
 from rsedge.runtime.bands import BandChoice, explicit_bands, find_bands, unclear_bands, unusable_type
 from rsedge.runtime.clouds import CloudSource
 from rsedge.runtime.composite import Grid, compose
@@ -101,14 +101,23 @@ def open_scene(path: str | os.PathLike[str] | Product, options: SceneOptions) ->
     names += [os.fspath(mask) for mask in (options.scl, options.cloud_mask) if mask is not None]
     far = [name for name in names if remote.is_remote(name)]
     remote.check_allowed(far, allow=options.allow_remote)
-    for name in far:  # before GDAL, which remembers for good what it once failed to open
-        remote.remote_state(name)
+    # What the user named may have any address; what items and redirects name is judged.
+    own = [str(name) for name in (options.scl, options.cloud_mask) if name is not None]
+    own.append(found.source if isinstance(found, Product) else found)
+    hosts = (*options.allow_hosts, *remote.named_hosts(own))
+    # Before GDAL, which remembers for good what it once failed to open.
+    final = {name: remote.gdal_target(name, hosts=hosts) for name in far}
+    if isinstance(found, Product):
+        found = found.at(final)
     with rasterio.Env(**(remote.gdal_options() if far else {})):
-        return _of_product(found, options) if isinstance(found, Product) else _of_raster(found, options)
+        if isinstance(found, Product):
+            scene = _of_product(found, options)
+        else:
+            scene = _of_raster(found, final.get(found) or _resolve(found), options)
+    return replace(scene, hosts=hosts if scene.remote else ())
 
 
-def _of_raster(source: str, options: SceneOptions) -> Scene:
-    target = _resolve(source)
+def _of_raster(source: str, target: str, options: SceneOptions) -> Scene:
     source = remote.unsigned(source)
     with open_dataset(target) as dataset:
         if dataset.count > 0:
@@ -141,6 +150,7 @@ def _resolve(source: str) -> str:
     if file.exists():
         return str(file.resolve())
     if _GDAL_NAME.match(source):
+        refuse_handler(source)
         return source
     raise SceneError(f"{source} does not exist: check the path, and pass a raster file or a .SAFE folder")
 

@@ -122,7 +122,9 @@ def test_as_a_stacked_file(stacked, expected):
 def test_as_a_stac_item(product, expected, tmp_path):
     path = tmp_path / "item.json"
     path.write_text(json.dumps(item(product, f"{product.path}/")))
-    scene = Scene.open(path)
+    with pytest.raises(SceneError, match="--allow-root"):
+        Scene.open(path)
+    scene = Scene.open(path, allow_roots=[product.path])
     assert records(scene) == expected[0]
     assert np.array_equal(pixels(scene), expected[1])
 
