@@ -18,8 +18,8 @@ LARGEST = 64 * 2**20
 MOST_ELEMENTS = 10_000
 """Elements that the long list of a document may have."""
 
-MOST_VALUES = 4_000_000
-"""Lists, objects and commas that a document may have, about twice what 2,000 items of Sentinel-2 have."""
+MOST_VALUES = 2_500_000
+"""Lists, objects and commas that a document may have, as many as 2,200 items of Sentinel-2 have."""
 
 _WINDOWS = (2**16, 2**21)  # bytes that are parsed at once; nearly every value fits the first
 _MOST_MEMBERS = 1000

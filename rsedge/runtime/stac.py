@@ -94,7 +94,7 @@ def read_stac(source: str, *, text: str | None = None, access: Access = LOCAL) -
     products = _products(document, base, access)
     if not document.is_stac:
         kind = document.kind or "something else"
-        found = "a collection without STAC items" if kind == "FeatureCollection" else f"{kind}, no STAC item"
+        found = "a collection without STAC items" if kind.startswith("Feature") else f"{kind}, no STAC item"
         raise SceneError(f"{remote.unsigned(source)} is {found}: pass a STAC item or a collection of items")
     return products
 
@@ -136,7 +136,6 @@ class _Document:
         Raises:
             SceneError: It is no JSON, or more of it than is read.
         """
-        foreign = False
         try:
             for name, value in json_members(self._data, "features"):
                 if name != "features":
@@ -145,7 +144,7 @@ class _Document:
                     self.count += 1
                     yield item
                 else:
-                    foreign = True
+                    return  # of GeoJSON that is not STAC no more is read
         except ValueError as error:
             start = self._data[:60].decode("utf-8", "replace")
             raise SceneError(
@@ -155,7 +154,7 @@ class _Document:
         if self.kind == "Feature" and "stac_version" in self._members:
             self.count += 1
             yield self._members
-        self.is_stac = self.count > 0 and not foreign and self.kind in ("Feature", "FeatureCollection")
+        self.is_stac = self.count > 0 and self.kind in ("Feature", "FeatureCollection")
 
     @property
     def kind(self) -> str:
