@@ -24,6 +24,7 @@ HOST = re.compile(r"(?:[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?\.?|\[?[0-9A-
 """What ``--allow-host`` takes: a name or an address, and a port where only that one is meant."""
 # A host in letters that no two programs read differently, and a port.
 _PLACE = re.compile(r"(?:[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?\.?|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+_USER = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:%-]*")
 _THIS_MACHINE = re.compile(r"(?:.*\.)?(?:localhost|localhost\.localdomain|ip6-localhost|ip6-loopback)", re.IGNORECASE)
 _TRANSLATED = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))  # NAT64
 
@@ -40,7 +41,8 @@ def host_of(url: str) -> str:
         port = parts.port or _PORTS.get(parts.scheme.lower(), 0)
     except ValueError:
         port = 0
-    if not _PLACE.fullmatch(place) or "@" in parts.netloc.rpartition("@")[0] or not port or not parts.hostname:
+    user = parts.netloc.rpartition("@")[0]
+    if not _PLACE.fullmatch(place) or not _USER.fullmatch(user) or not port or not parts.hostname:
         raise SceneError(f"{place!r} is no host: expected letters, digits, dots and hyphens, and a port where needed")
     return f"[{parts.hostname}]:{port}" if ":" in parts.hostname else f"{parts.hostname}:{port}"
 
