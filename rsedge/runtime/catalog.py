@@ -62,7 +62,7 @@ def find(
         remote.check_allowed([name], allow=access.remote)
         return list(read_stac(name, access=access)) if is_stac_url(name) else [name]
     path = Path(name)
-    if path.exists() and not (path.is_file() or path.is_dir()):
+    if _is_device(path):
         raise SceneError(f"{name} is a device, a pipe or a socket, and rsedge reads files: write it to a file first")
     if not path.exists() and glob.has_magic(name):
         return _of_pattern(name, access, suffixes)
@@ -140,6 +140,11 @@ def open_scenes(
     return scenes
 
 
+def _is_device(path: Path) -> bool:
+    """Whether it is there and no file: opening a pipe waits for somebody to write, and a device may have no end."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
 def _is_one_of(entry: str | Product, paths: Collection[Path]) -> bool:
     return isinstance(entry, str) and not remote.is_remote(entry) and Path(entry).resolve() in paths
 
@@ -189,7 +194,7 @@ def walk(
             continue
         elif entry.is_dir():
             yield from walk(entry, suffixes, access=access, seen=seen, depth=depth + 1)
-        elif not own and entry.suffix.lower() in suffixes and (entry.is_file() or entry.is_symlink()):
+        elif not own and entry.suffix.lower() in suffixes and not _is_device(entry):
             yield os.fspath(entry)
 
 
@@ -250,5 +255,5 @@ def _matches(pattern: str) -> Iterator[str]:
         )
     for name in found:
         path = Path(name)
-        if path.is_file() or path.is_dir() or path.is_symlink():
+        if path.is_file() or path.is_dir():
             yield name

@@ -116,10 +116,10 @@ def _bands(folder: Path) -> Iterable[_Band]:
     if not folder.is_dir():
         return
     try:
-        entries = [Path(entry.path) for entry in os.scandir(folder) if entry.is_file()]
+        found = filter(None, (_Band.of(Path(entry.path)) for entry in os.scandir(folder)))
+        yield from [band for band in found if band.path.is_file()]
     except OSError as error:
         raise SceneError(f"{folder} cannot be listed: {error.strerror}; check its permissions") from error
-    yield from filter(None, map(_Band.of, entries))
 
 
 def _product(
