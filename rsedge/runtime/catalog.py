@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import logging
 import os
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,7 @@ RASTERS = frozenset({".tif", ".tiff", ".jp2", ".vrt", ".img", ".png", ".jpg", ".
 _RESOLUTIONS = ("R10m", "R20m", "R60m")  # where a product keeps the bands that its own folder was read by
 _DOCUMENTS = frozenset({".json", ".geojson"})
 _DEEPEST = 100  # folders in each other
+_MOST_VISITS = 100
 _SHOWN = 8  # problems that are told in full
 
 
@@ -158,22 +160,30 @@ def _noted(problems: list[str]) -> Iterator[None]:
 
 
 def walk(
-    folder: Path, suffixes: Collection[str], *, access: Access = LOCAL, seen: set[Path] | None = None, depth: int = 1
+    folder: Path,
+    suffixes: Collection[str],
+    *,
+    access: Access = LOCAL,
+    above: frozenset[Path] = frozenset(),
+    visits: Counter[Path] | None = None,
 ) -> Iterator[str | Product]:
-    """The scenes inside a folder that is no product itself; left out are hidden names, folders that links lead to a
-    second time, and what is no file, such as a pipe.
+    """The scenes inside a folder that is no product itself; left out are hidden names, links back, and what is no file,
+    such as a pipe.
 
     Links are followed, also out of the folder: the user named it, and what they lead to is opened as if it was named.
 
     Raises:
-        SceneError: A folder cannot be listed, or folders lie in each other too deep; or as :func:`find`.
+        SceneError: A folder cannot be listed, links lead to one too often, or folders lie in each other too deep; or as
+            :func:`find`.
     """
-    seen = set() if seen is None else seen
+    visits = Counter() if visits is None else visits
     real = folder.resolve()
-    if real in seen:
+    if real in above:  # a link led back here
         return
-    seen.add(real)
-    if depth > _DEEPEST:
+    visits[real] += 1
+    if visits[real] > _MOST_VISITS:  # two links to a folder, with two to the next in it, and so on
+        raise SceneError(f"links lead to {real} more than {_MOST_VISITS} times: pass the folders by themselves")
+    if len(above) >= _DEEPEST:
         raise SceneError(f"{folder} lies {_DEEPEST} folders deep: pass it by itself")
     try:
         entries = sorted(folder.iterdir())
@@ -193,7 +203,7 @@ def walk(
         elif entry.is_dir() and own and entry.name in _RESOLUTIONS:
             continue
         elif entry.is_dir():
-            yield from walk(entry, suffixes, access=access, seen=seen, depth=depth + 1)
+            yield from walk(entry, suffixes, access=access, above=above | {real}, visits=visits)
         elif not own and entry.suffix.lower() in suffixes and not _is_device(entry):
             yield os.fspath(entry)
 

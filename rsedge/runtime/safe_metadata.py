@@ -13,10 +13,12 @@ from rsedge.runtime.products import Extent
 from rsedge.runtime.sentinel2 import ProductName, parse_time
 
 # Real ones have at most 20,000 elements and 20 levels; what has more was made to fill the memory.
-_MOST_PARTS = 400_000  # tags and attributes
+_MOST_PARTS = 250_000  # tags and attributes
 _DEEPEST = 100
 _LONGEST_NAMESPACE = 200
 _NAMESPACES = re.compile(rb"xmlns[^<>=]{0,99}=\s*(?:\"[^\"]{%d}|'[^']{%d})" % ((_LONGEST_NAMESPACE,) * 2))
+_LONGEST_NAME = 255  # of a product: a file has no longer one
+_SHOWN = 60  # letters of a value in a message
 _LARGEST_OFFSET = 2**16  # digital numbers have 16 bits
 # Position of a band in the instrument's list: B01 is 0, and B8A stands behind B08.
 _BAND_IDS = {"B02": 1, "B03": 2, "B04": 3}
@@ -66,10 +68,10 @@ def product_metadata(data: bytes, where: str) -> ProductMetadata:
     level = re.match(r"Level-?(1C|2A)", fields.root)
     if not level:
         raise SceneError(
-            f"{where} is no metadata of an L1C or L2A product (its outermost element is {fields.root!r}): pass the "
-            ".SAFE folder, or MTD_MSIL1C.xml or MTD_MSIL2A.xml in it"
+            f"{where} is no metadata of an L1C or L2A product, its outermost element is {fields.root[:_SHOWN]!r}: pass "
+            "the .SAFE folder, or MTD_MSIL1C.xml or MTD_MSIL2A.xml in it"
         )
-    uri = fields.text("PRODUCT_URI_2A", "PRODUCT_URI")
+    uri = (fields.text("PRODUCT_URI_2A", "PRODUCT_URI") or "")[:_LONGEST_NAME]
     baseline = fields.text("PROCESSING_BASELINE")
     listed = [entry.get("granuleIdentifier", "") for entry in fields.all("Granule", "Granules")]
     names = [ProductName.parse(name) for name in listed]
@@ -172,7 +174,9 @@ def _quantification(fields: _Fields, level: str) -> float | None:
         return None
     value = _number(text)
     if value is None or value <= 0:
-        raise SceneError(f"{fields.where}: the quantification is {text!r}, expected a positive number such as 10000")
+        raise SceneError(
+            f"{fields.where}: the quantification is {text[:_SHOWN]!r}, expected a positive number such as 10000"
+        )
     return value
 
 
@@ -187,7 +191,9 @@ def _offsets(fields: _Fields) -> dict[str, int]:
             continue
         value = _number(text)
         if value is None or value != round(value) or abs(value) > _LARGEST_OFFSET:
-            raise SceneError(f"{fields.where}: the offset of {band} is {text!r}, expected a whole number such as -1000")
+            raise SceneError(
+                f"{fields.where}: the offset of {band} is {text[:_SHOWN]!r}, expected a whole number such as -1000"
+            )
         found[band] = round(value)
     return found
 

@@ -144,13 +144,13 @@ def _of_product(product: Product, options: SceneOptions) -> Scene:
 
 def _resolve(source: str) -> str:
     """What GDAL should open for what the user named."""
+    refuse_handler(source)
     if remote.is_remote(source):
         return remote.gdal_path(source)
     file = Path(source)
     if file.exists():
         return str(file.resolve())
     if _GDAL_NAME.match(source):
-        refuse_handler(source)
         return source
     raise SceneError(f"{source} does not exist: check the path, and pass a raster file or a .SAFE folder")
 

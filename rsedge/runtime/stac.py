@@ -33,6 +33,7 @@ from rsedge.runtime.stac_assets import (
 )
 
 _HEAD = 2**20  # how far into a file one looks for "stac_version"
+_LONGEST_NAME = 255
 _LARGEST_OFFSET = 2**16  # digital numbers have 16 bits
 _RASTERS = (".tif", ".tiff", ".jp2", ".vrt")
 _SHOWN = 8  # problems that are told in full
@@ -199,7 +200,8 @@ def _products(document: _Document, base: str | None, access: Access) -> list[Pro
 
 
 def _name(item: Mapping[str, Any]) -> str:
-    return as_text(item.get("id")) or "item without id"
+    # It goes into every record.
+    return as_text(item.get("id"))[:_LONGEST_NAME] or "item without id"
 
 
 def _self_link(item: Mapping[str, Any]) -> str | None:
@@ -318,7 +320,7 @@ def _baseline(properties: Mapping[str, Any]) -> str | None:
 def _product_id(properties: Mapping[str, Any]) -> str | None:
     for field in ("s2:product_uri", "sentinel:product_id", "s2:granule_id"):
         if name := as_text(properties.get(field)).removesuffix(".SAFE"):
-            return name
+            return name[:_LONGEST_NAME]
     return None
 
 

@@ -24,6 +24,7 @@ _BAND_COLOURS |= {"blue": "blue", "b02": "blue", "b2": "blue"}
 
 # What catalogues append to the name of a band: B04_10m, red-jp2.
 _KEY = re.compile(r"(?P<name>[a-z0-9]+?)(?:[_-](?P<metres>\d+)m)?(?:[_-](?:jp2|cog|tiff?))?", re.IGNORECASE)
+_LONGEST_HREF = 8192
 _VISUAL = frozenset({"visual", "tci", "truecolor"})
 _NO_DATA_ROLES = frozenset({"thumbnail", "overview", "metadata"})
 
@@ -157,7 +158,9 @@ class Place:
             SceneError: The href is unusable or not allowed, or leads to a file that is not there.
         """
         if not href or not href.isprintable():
-            raise SceneError(f"the href {as_text(href)!r} is none")
+            raise SceneError(f"the href {as_text(href)[:_LONGEST_HREF]!r} is none")
+        if len(href) > _LONGEST_HREF:
+            raise SceneError(f"an href has {len(href)} letters, and no address has more than {_LONGEST_HREF}")
         try:
             urlsplit(href)
         except ValueError as error:

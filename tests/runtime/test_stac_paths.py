@@ -116,7 +116,7 @@ def test_files_beside_an_item_are_confined(tmp_path, outside):
 
 
 @pytest.mark.parametrize(
-    "href", ["x" * 300 + ".tif", "a%00.tif", "loop/B04.tif", "//[x/B04.tif", "file://[x/B04.tif", "/"]
+    "href", ["x" * 300 + ".tif", "x" * 9000, "a%00.tif", "loop/B04.tif", "//[x/B04.tif", "file://[x/B04.tif", "/"]
 )
 def test_hrefs_that_are_no_names_end_in_errors(tmp_path, href):
     (tmp_path / "loop").symlink_to("loop")
@@ -131,3 +131,8 @@ def test_numbers_of_any_size(tmp_path):
         asset["raster:bands"] = [{"scale": 1e-300, "offset": 1e300}]
     product = one(document)
     assert (product.boa_offset, product.quantification) == (None, None)
+
+
+def test_names_in_records_have_a_length():
+    product = one({**earth_search(), "id": "x" * 10**6, "properties": {"s2:product_uri": "y" * 10**6}})
+    assert (len(product.name), len(product.product_id)) == (255, 255)
