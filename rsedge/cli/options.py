@@ -287,7 +287,9 @@ def open_scenes(names: Sequence[str], outputs: Iterable[Path | str | None] = (),
 
 def standard_input(names: Sequence[str]) -> str | None:
     """What stands on standard input, where one of ``names`` asks for it."""
-    return sys.stdin.read() if "-" in names else None
+    from rsedge.runtime.jsontext import LARGEST
+
+    return sys.stdin.read(LARGEST + 1) if "-" in names else None
 
 
 def introduce(scene: Scene) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rsedge.errors import OptionError, SceneError
+from rsedge.runtime.addresses import HOST
 from rsedge.texts import plain
 
 MAX_PIXELS = 20_000_000_000
@@ -23,12 +24,17 @@ MAX_PIXELS = 20_000_000_000
 _GDAL_NAME = re.compile(r"/vsi[a-z0-9_]+[/?]|<\s*[A-Za-z]|^[A-Za-z][A-Za-z0-9_+.-]+:(?!//)", re.IGNORECASE)
 
 
+_NETWORK_HANDLER = re.compile(
+    r"/vsi(?:curl|s3|gs|az|adls|oss|swift)(?:_streaming)?[/?](?!.*/vsi[a-z0-9_]+[/?]).*", re.IGNORECASE | re.DOTALL
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
     """What inputs may reach.
 
     Raises:
-        OptionError: ``max_pixels`` is below 1, or a root is no folder.
+        OptionError: ``max_pixels`` is below 1, a root is no folder, or a host is none.
     """
 
     remote: bool = False
@@ -47,8 +53,13 @@ class Access:
         if self.max_pixels < 1:
             problems.append(f"max_pixels is {self.max_pixels}, expected at least 1")
         problems += [f"root {root} is no folder" for root in self.roots if not Path(root).is_dir()]
+        problems += [
+            f"{host!r} is no host, such as example.com or 10.0.0.1:8080"
+            for host in self.hosts
+            if not HOST.fullmatch(host)
+        ]
         if problems:
-            raise OptionError("; ".join(problems) + ": correct --max-pixels or --allow-root")
+            raise OptionError("; ".join(problems) + ": correct --max-pixels, --allow-root or --allow-host")
 
     def confine(self, path: Path, home: Path, *, what: str) -> Path:
         """Return the real path of a file that an input names, if it lies below the input's folder or a root.
@@ -63,7 +74,10 @@ class Access:
         Raises:
             SceneError: It lies elsewhere.
         """
-        real = path.resolve()
+        try:
+            real = path.resolve()
+        except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a name that is none
+            raise SceneError(f"{what} leads nowhere: {error}; pass files, not links in a circle") from error
         allowed = [home.resolve(), *(Path(root).resolve() for root in self.roots)]
         if not any(real.is_relative_to(folder) for folder in allowed):
             raise SceneError(
@@ -75,6 +89,19 @@ class Access:
 
 LOCAL = Access()
 """Files alone, within the default limits."""
+
+
+def refuse_handler(name: str) -> None:
+    """Refuse a name of GDAL's that a user typed, unless it is one that reads over the network, and nothing inside.
+
+    Raises:
+        SceneError: It is ``/vsizip/``, ``/vsitar/`` or another.
+    """
+    if re.match(r"/vsi", name, re.IGNORECASE) and not _NETWORK_HANDLER.fullmatch(name):
+        raise SceneError(
+            f"{name} is a name of GDAL's own, and rsedge opens files, and over the network URLs, /vsicurl/, /vsis3/, "
+            "/vsigs/, /vsiaz/, /vsioss/ and /vsiswift/: unpack what the file is in, or pass a .SAFE.zip as it is"
+        )
 
 
 def refuse_gdal_name(name: str, *, what: str) -> None:

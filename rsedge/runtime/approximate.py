@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from rsedge.errors import BackendError, OptionError
+from rsedge.runtime.jsontext import parse_json
 from rsedge.runtime.writers import open_file
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ class _IndexWriter:
 def _read_key(stream: BinaryIO) -> dict[str, Any]:
     if stream.readline(len(_MAGIC)) != _MAGIC:
         raise ValueError("it does not begin as one of this version")
-    key = json.loads(stream.readline(_LARGEST_KEY))
+    key = parse_json(stream.readline(_LARGEST_KEY))
     if not isinstance(key, dict):
         raise ValueError("it does not say which file it is of")
     return key

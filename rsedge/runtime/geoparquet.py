@@ -20,6 +20,7 @@ import numpy as np
 
 from rsedge import jsonvalues
 from rsedge.errors import OptionError
+from rsedge.runtime.jsontext import parse_json
 from rsedge.runtime.records import TileRecord, TileResult
 from rsedge.runtime.work import EmbeddingType  # noqa: TC001 - jsonvalues reads the annotations
 
@@ -85,7 +86,7 @@ class EmbeddingsInfo:
         """
         problems: list[str] = []
         try:
-            values = json.loads(data)
+            values = parse_json(data)
         except ValueError as error:
             raise OptionError(f"the rsedge metadata are not JSON: {error}") from error
         if not isinstance(values, dict):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rsedge.errors import SceneError
+from rsedge.runtime.access import LOCAL, Access
 from rsedge.runtime.products import BandFile, Product
 from rsedge.runtime.sentinel2 import ProductName, acquisition_time, baseline_offset, printable
 
@@ -48,7 +49,7 @@ class _Band:
         return self.metres, _SUFFIXES.index(self.path.suffix.lower()), self.path.name
 
 
-def read_loose_bands(source: str | os.PathLike[str]) -> list[Product]:
+def read_loose_bands(source: str | os.PathLike[str], *, access: Access = LOCAL) -> list[Product]:
     """The acquisitions whose red, green and blue lie as files of one band each in a folder, in the order of names.
 
     Bands belong together when the same stands before the name of the band. A scene classification (SCL) with the same
@@ -56,35 +57,36 @@ def read_loose_bands(source: str | os.PathLike[str]) -> list[Product]:
 
     Args:
         source: The folder, an ``IMG_DATA`` folder with ``R10m`` in it, or one of the three files.
+        access: Folders that links among the files may lead to, beside the folder.
 
     Returns:
         The products; the one of its file where a file is named. Empty where there is no whole set of three.
 
     Raises:
-        SceneError: The folder cannot be listed.
+        SceneError: The folder cannot be listed, or a link leads out of it.
     """
     path = Path(source)
     if path.is_dir():
         folder = path / "R10m" if (path / "R10m").is_dir() else path
-        return _products(os.fspath(source), folder)
-    product = sibling_bands(path)
+        return _products(os.fspath(source), folder, access)
+    product = sibling_bands(path, access=access)
     return [product] if product else []
 
 
-def sibling_bands(path: str | os.PathLike[str]) -> Product | None:
+def sibling_bands(path: str | os.PathLike[str], *, access: Access = LOCAL) -> Product | None:
     """The acquisition of a file that is its red, green or blue band; None for another file, or where one is missing.
 
     Raises:
-        SceneError: The folder cannot be listed.
+        SceneError: The folder cannot be listed, or a link leads out of it.
     """
     file = Path(path)
     band = _Band.of(file) if file.is_file() else None
     if band is None or band.band not in _COLOURS.values():
         return None
-    return next(iter(_products(os.fspath(path), file.parent, only=band.prefix)), None)
+    return next(iter(_products(os.fspath(path), file.parent, access, only=band.prefix)), None)
 
 
-def _products(source: str, folder: Path, *, only: str | None = None) -> list[Product]:
+def _products(source: str, folder: Path, access: Access, *, only: str | None = None) -> list[Product]:
     groups: dict[str, list[_Band]] = {}
     for band in _bands(folder):
         groups.setdefault(band.prefix, []).append(band)
@@ -101,7 +103,7 @@ def _products(source: str, folder: Path, *, only: str | None = None) -> list[Pro
             chosen.setdefault(band.band, band)
         missing = [name for name in _COLOURS.values() if name not in chosen]
         if not missing:
-            products.append(_product(source, folder, prefix, chosen, alone=len(groups) == 1))
+            products.append(_product(source, folder, prefix, chosen, access, alone=len(groups) == 1))
         elif chosen.keys() - {"SCL"}:
             there = ", ".join(sorted(printable(band.path.name) for band in chosen.values()))
             warnings.append(f"{source}: {there} left out, as the same scene lacks {' and '.join(missing)}")
@@ -114,18 +116,24 @@ def _bands(folder: Path) -> Iterable[_Band]:
     if not folder.is_dir():
         return
     try:
-        entries = [Path(entry.path) for entry in os.scandir(folder) if entry.is_file()]
+        found = filter(None, (_Band.of(Path(entry.path)) for entry in os.scandir(folder)))
+        yield from [band for band in found if band.path.is_file()]
     except OSError as error:
         raise SceneError(f"{folder} cannot be listed: {error.strerror}; check its permissions") from error
-    yield from filter(None, map(_Band.of, entries))
 
 
-def _product(source: str, folder: Path, prefix: str, chosen: dict[str, _Band], *, alone: bool) -> Product:
+def _product(
+    source: str, folder: Path, prefix: str, chosen: dict[str, _Band], access: Access, *, alone: bool
+) -> Product:
     said = ProductName.parse(prefix)
     around = _around(folder, said) if said or not prefix or alone else None
     told = [name for name in (said, around) if name]
     baseline = next((name.baseline for name in told if name.baseline), None)
-    files = {name: band.path.resolve() for name, band in chosen.items()}
+    home = folder.parent if folder.name == "R10m" else folder  # SCL lies in R20m
+    files = {
+        name: access.confine(band.path, home, what=f"{printable(band.path.name)} in {source}")
+        for name, band in chosen.items()
+    }
     grids = sorted({chosen[band].metres for band in _COLOURS.values()})
     reason = "B04, B03, B02 by the names of files beside each other"
     return Product(

@@ -46,6 +46,11 @@ NAMES_FILES = re.compile(r"PARAMETERFILE|PROJ4_GRIDS|grids=(?!@null\b)|\+init=|\
 # What else GDAL would look a coordinate reference system up by: names of files, URLs, PROJ strings.
 WKT = re.compile(r"\s*(?:EPSG:\d+\s*$|(?:PROJ|GEOG|GEOC|GEOD|COMPD|COMPOUND|LOCAL|BOUND|ENG|VERT)[A-Z]*\[)")
 """A coordinate reference system that is stated in full, or by its number."""
+_NETWORK_NAME = re.compile(
+    r"/vsi(?:curl(?:_streaming)?(?:/|\?(?:use_head=no&)?url=)(?:https?|ftp)(?:://|%3A%2F%2F)"
+    r"|(?:s3|gs|az|adls|oss|swift)(?:_streaming)?/)",
+    re.IGNORECASE,
+)
 # Metadata by which a raster of any format can refer to another file: overviews, and arrays of coordinates.
 _REFERRING = {
     "OVERVIEWS": {"OVERVIEW_FILE"},
@@ -96,7 +101,7 @@ def open_dataset(target: str, access: Access = LOCAL, *, overview: int | None = 
     if isinstance(target, OwnVrt):
         drivers, name = ("VRT",), "the VRT"
     elif remote.is_remote(target):
-        if not re.match(r"/vsi(?:curl|s3|gs|az|adls|oss|swift)(?:_streaming)?[/?]", target):
+        if not _NETWORK_NAME.match(target):
             raise SceneError(f"{remote.unsigned(target)} is no file on the network that rsedge reads: pass its URL")
         remote.check_allowed([target], allow=access.remote)
         name = remote.unsigned(target)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,3 +73,15 @@ class Product:
     mgrs_tile: str | None = None
     files: tuple[str, ...] = ()
     warnings: tuple[str, ...] = field(default=())
+
+    def at(self, paths: Mapping[str, str]) -> Product:
+        """The product with files at other paths: ``paths`` has those that differ."""
+
+        def moved(file: BandFile) -> BandFile:
+            return replace(file, path=paths.get(file.path, file.path))
+
+        return replace(
+            self,
+            bands={colour: moved(file) for colour, file in self.bands.items()},
+            scl=moved(self.scl) if self.scl else None,
+        )

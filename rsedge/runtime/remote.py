@@ -3,7 +3,9 @@ file from the next.
 
 Nothing remote is touched unless the user allows it. GDAL reads pixels by byte ranges; documents and states are asked
 for with urllib, so that a dead host, a refusal or a missing file is told in our words before GDAL says "not recognized"
-and remembers so for the life of the process.
+and remembers so for the life of the process. Redirects are followed there, each host is judged
+(:mod:`rsedge.runtime.addresses`), and GDAL opens what they lead to. GDAL 3.10 follows up to 10 redirects itself and has
+no setting against it: what a host answers GDAL after it answered us is not judged.
 
 Object stores are read as GDAL reads them, with its own chain of credentials (``AWS_ACCESS_KEY_ID`` …, ``AWS_PROFILE``,
 instance roles), never rasterio's, which needs boto3. Public buckets need ``AWS_NO_SIGN_REQUEST=YES``, buckets that
@@ -12,23 +14,24 @@ charge the reader ``AWS_REQUEST_PAYER=requester``, those outside us-east-1 often
 
 from __future__ import annotations
 
+import base64
 import http.client
-import json
 import math
 import re
 import socket
 import ssl
 import time
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from email.message import Message
 from typing import Any
 from urllib.error import HTTPError, URLError
-from urllib.parse import parse_qs, quote, unquote, urldefrag, urlsplit, urlunsplit
+from urllib.parse import parse_qs, quote, unquote, urldefrag, urljoin, urlsplit, urlunsplit
 
 from rsedge.errors import OptionError, SceneError
 from rsedge.redaction import SECRET_FIELD, redact
+from rsedge.runtime.addresses import checked_opener, host_of, refuse_inner
 
 _FILE_SYSTEMS = {"s3": "/vsis3/", "gs": "/vsigs/", "az": "/vsiaz/", "oss": "/vsioss/", "swift": "/vsiswift/"}
 _NETWORK = re.compile(
@@ -39,6 +42,10 @@ _NETWORK = re.compile(
 )
 _LOCAL_URL = re.compile(r"file://(?:localhost)?/", re.IGNORECASE)
 
+_BUCKET = re.compile(r"[A-Za-z0-9$][A-Za-z0-9._-]*")  # nothing that could end the host in a URL that GDAL makes of it
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_MOST_REDIRECTS = 5
 _AGAIN = frozenset({408, 429, 500, 502, 503, 504})
 _LONGEST_WAIT = 30.0  # seconds a host may ask us to wait
 _DOCUMENT_LIMIT = 64 * 2**20
@@ -104,13 +111,15 @@ def gdal_path(url: str) -> str:
     Query strings stay, as signed URLs need them; spaces and letters beyond ASCII are escaped, which libcurl asks for.
 
     Raises:
-        SceneError: The scheme is not one of http, https, ftp, s3, gs, az, oss and swift.
+        SceneError: The scheme is not one of http, https, ftp, s3, gs, az, oss and swift, or a bucket has no such name.
     """
     if "://" not in url or url.startswith("/vsi"):
         return url
     scheme, rest = url.split("://", 1)
     scheme = scheme.lower()
     if scheme in _FILE_SYSTEMS:
+        if not _BUCKET.fullmatch(rest.split("/")[0]):
+            raise SceneError(f"{url} names no bucket: expected {scheme}://BUCKET/KEY, with letters, digits, ., - and _")
         return _FILE_SYSTEMS[scheme] + rest  # keys as they are: GDAL escapes them
     if scheme not in ("http", "https", "ftp"):
         known = ", ".join(("http", "https", "ftp", *_FILE_SYSTEMS))
@@ -152,33 +161,57 @@ def gdal_options(patience: Patience = PATIENCE) -> dict[str, str]:
     }
 
 
-def fetch_bytes(url: str, *, limit: int = _DOCUMENT_LIMIT, patience: Patience = PATIENCE) -> bytes:
+def fetch_bytes(
+    url: str, *, hosts: Sequence[str] = (), limit: int = _DOCUMENT_LIMIT, patience: Patience = PATIENCE
+) -> bytes:
     """The document at an http or https URL.
 
-    Raises:
-        SceneError: It cannot be had, or has more than ``limit`` bytes.
-    """
-    return _ask(url, limit, patience).body
-
-
-def fetch_json(url: str, *, limit: int = _DOCUMENT_LIMIT, patience: Patience = PATIENCE) -> Any:
-    """The JSON document at an http or https URL.
+    Args:
+        url: Where it is.
+        hosts: Hosts that may have an address of this machine or its network, as ``host`` or ``host:port``.
+        limit: Bytes it may have.
+        patience: For the host.
 
     Raises:
-        SceneError: It cannot be had, has more than ``limit`` bytes, or is no JSON.
+        SceneError: It cannot be had, has more than ``limit`` bytes, or its host or one in a redirect is not allowed.
     """
-    content = fetch_bytes(url, limit=limit, patience=patience)
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError) as error:
-        start = content[:60].decode("utf-8", "replace")
-        raise SceneError(
-            f"{unsigned(url)} is no JSON document: {error}; it begins with {start!r}: open the address in a browser to "
-            "see what it answers"
-        ) from error
+    return _ask(url, limit, patience, hosts).body
 
 
-def remote_state(path: str, *, patience: Patience = PATIENCE) -> list[Any]:
+def named_hosts(names: Iterable[str]) -> tuple[str, ...]:
+    """The hosts of URLs, which the user named by naming these."""
+    return tuple(dict.fromkeys(host_of(_escaped(url)) for url in map(_web_url, names) if url))
+
+
+def gdal_target(path: str, *, hosts: Sequence[str] = (), patience: Patience = PATIENCE) -> str:
+    """What GDAL opens for a remote file after redirects, all of whose hosts were judged.
+
+    Args:
+        path: URL, or GDAL's name with one in it.
+        hosts: See :func:`fetch_bytes`.
+        patience: For the host.
+
+    Returns:
+        GDAL's name. Where redirects lead to a URL with a signature, that of ``path``: signatures end while a scene is
+        read, and GDAL asks for a new one in time.
+
+    Raises:
+        SceneError: As :func:`remote_state`.
+    """
+    if re.match(r"ftp://|/vsicurl/ftp://", path, re.IGNORECASE):  # not ours to ask
+        url = re.sub(r"^/vsicurl/", "", path)
+        try:
+            refuse_inner(host_of(url), hosts)
+        except OSError as error:
+            raise _problem(url, f"its host is not known ({error.strerror})", "check the address") from error
+    if (web := _web_url(path)) is None:
+        return gdal_path(path)
+    final = _first_byte(web, hosts, patience).url
+    signed = urlsplit(unsigned(final)).query != urlsplit(final).query
+    return gdal_path(path if signed or final == _escaped(web) else final)
+
+
+def remote_state(path: str, *, hosts: Sequence[str] = (), patience: Patience = PATIENCE) -> list[Any]:
     """What identifies a remote file as it is now, as JSON values without secrets: name, ETag or time, bytes.
 
     Asked for with a range of one byte and not with HEAD: signed URLs refuse HEAD, and this tells too whether the host
@@ -186,20 +219,26 @@ def remote_state(path: str, *, patience: Patience = PATIENCE) -> list[Any]:
 
     Args:
         path: URL, or what ``gdal_path`` made of it.
+        hosts: See :func:`fetch_bytes`.
         patience: For the host.
 
     Raises:
-        SceneError: The file cannot be had, or the host does not answer ranges.
+        SceneError: The file cannot be had, the host does not answer ranges, or it or one in a redirect is not allowed.
     """
     url = _web_url(path)
     if url is None:
         return [unsigned(path), None, None]
-    answer = _ask(url, 1, patience, {"Range": "bytes=0-0"})
-    if answer.status != 206:
-        raise _problem(url, "its host does not answer byte ranges", "download the file first, then pass the file")
+    answer = _first_byte(url, hosts, patience)
     total = (answer.headers.get("Content-Range") or "").rpartition("/")[2]
     changed = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
     return [unsigned(url), changed, int(total) if total.isdecimal() else None]
+
+
+def _first_byte(url: str, hosts: Sequence[str], patience: Patience) -> _Answer:
+    answer = _ask(url, 1, patience, hosts, {"Range": "bytes=0-0"})
+    if answer.status != 206:
+        raise _problem(url, "its host does not answer byte ranges", "download the file first, then pass the file")
+    return answer
 
 
 def unsigned(name: str) -> str:
@@ -209,7 +248,10 @@ def unsigned(name: str) -> str:
     url = _web_url(name)
     if url is None:
         return redact(name)
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # no URL after all; what could be secret is left out all the same
+        return re.sub(r"//[^/]*@", "//", url.partition("?")[0])
     fields = [(field.partition("=")[0].lower(), field) for field in parts.query.split("&") if field]
     azure = any(key == "sig" for key, _ in fields)
     kept = [field for key, field in fields if not (_SIGNATURE.fullmatch(key) or (azure and key in _AZURE))]
@@ -241,6 +283,7 @@ _BUCKETS = (
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
+    url: str  # after redirects
     status: int
     headers: Message
     body: bytes
@@ -254,14 +297,22 @@ class _AttemptError(Exception):
         self.problem, self.again, self.wait = problem, again, wait
 
 
-def _ask(url: str, limit: int, patience: Patience, headers: dict[str, str] | None = None) -> _Answer:
+def _ask(
+    url: str, limit: int, patience: Patience, hosts: Sequence[str], headers: dict[str, str] | None = None
+) -> _Answer:
     """The first ``limit`` bytes of a ranged answer, or a whole document of at most so many."""
     if urlsplit(url).scheme.lower() not in ("http", "https"):
         raise SceneError(f"{unsigned(url)} cannot be fetched, only http and https can: download it, then pass the file")
     delay = patience.delay
     for attempt in range(1, patience.attempts + 1):
         try:
-            return _attempt(_escaped(url), limit, patience.timeout, headers or {})
+            at = _escaped(url)
+            for _ in range(_MOST_REDIRECTS + 1):
+                answer = _attempt(at, limit, patience.timeout, hosts, headers or {})
+                if isinstance(answer, _Answer):
+                    return answer
+                at = answer
+            raise _problem(url, f"it redirects more than {_MOST_REDIRECTS} times", "pass the address it is really at")
         except _AttemptError as failed:
             if not failed.again or attempt == patience.attempts:
                 raise failed.problem from failed.__cause__
@@ -270,13 +321,18 @@ def _ask(url: str, limit: int, patience: Patience, headers: dict[str, str] | Non
     raise AssertionError("there is at least one attempt")
 
 
-def _attempt(url: str, limit: int, timeout: float, headers: dict[str, str]) -> _Answer:
+def _attempt(url: str, limit: int, timeout: float, hosts: Sequence[str], headers: dict[str, str]) -> _Answer | str:
+    """What a host answers, or the URL it redirects to."""
     end = time.monotonic() + _TRICKLE * timeout
+    parts = urlsplit(url)
+    user, _, place = parts.netloc.rpartition("@")
+    login = {"Authorization": "Basic " + base64.b64encode(unquote(user).encode()).decode()} if user else {}
     try:
         request = urllib.request.Request(
-            url, headers={"User-Agent": "rsedge", "Accept-Encoding": "identity", **headers}
+            urlunsplit(parts._replace(netloc=place)),
+            headers={"User-Agent": "rsedge", "Accept-Encoding": "identity", **login, **headers},
         )
-        with _opener().open(request, timeout=timeout) as response:
+        with checked_opener(url, hosts).open(request, timeout=timeout) as response:
             body = b""
             while len(body) <= limit and (piece := response.read1(min(65536, limit + 1 - len(body)))):
                 body += piece
@@ -288,9 +344,13 @@ def _attempt(url: str, limit: int, timeout: float, headers: dict[str, str]) -> _
             if "Range" not in headers and len(body) > limit:
                 remedy = "download it, and pass a part of it"
                 raise _AttemptError(_problem(url, f"it has more than {limit} bytes", remedy), again=False)
-            return _Answer(response.status, response.headers, body[:limit])
+            return _Answer(url, response.status, response.headers, body[:limit])
+    except SceneError as error:
+        raise SceneError(f"{unsigned(url)} is not asked for: {error}") from error
     except HTTPError as error:
         error.close()
+        if error.code in _REDIRECTS and (target := error.headers.get("Location")):
+            return _redirected(url, target)
         again = error.code in _AGAIN
         raise _AttemptError(_refused(url, error.code), again=again, wait=_asked_wait(error.headers)) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -298,20 +358,22 @@ def _attempt(url: str, limit: int, timeout: float, headers: dict[str, str]) -> _
         raise _failed(url, reason, timeout) from error
 
 
-def _opener() -> urllib.request.OpenerDirector:
-    """What follows http and https alone, redirections included, through the proxies of the environment."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPRedirectHandler(),
-        urllib.request.HTTPErrorProcessor(),
-        urllib.request.UnknownHandler(),
-    ):
-        opener.add_handler(handler)
-    return opener
+def _redirected(url: str, target: str) -> str:
+    """The URL that a ``Location`` stands for; user and password stay with the host they were for."""
+    try:
+        before, after = urlsplit(url), urlsplit(_escaped(urljoin(url, target)))
+    except ValueError as error:
+        raise _problem(url, "it redirects to what is no URL", "pass the address it is really at") from error
+    if after.scheme not in ("http", "https") or (before.scheme, after.scheme) == ("https", "http"):
+        raise _problem(
+            url,
+            f"it redirects to {after.scheme}://, and rsedge follows redirects to https, and from http to http",
+            "pass the address it is really at",
+        )
+    user = before.netloc.rpartition("@")[0]
+    if user and "@" not in after.netloc and before[:2] == (after.scheme, f"{user}@{after.netloc}"):
+        after = after._replace(netloc=before.netloc)
+    return urlunsplit(after)
 
 
 def _asked_wait(headers: Message) -> float | None:
@@ -370,7 +432,14 @@ def _web_url(path: str) -> str | None:
 
 
 def _escaped(url: str) -> str:
-    """A URL in ASCII without its fragment; what is escaped stays so."""
-    parts = urlsplit(urldefrag(url).url)
-    host = parts.netloc if parts.netloc.isascii() else unquote(parts.netloc).encode("idna").decode("ascii")
+    """A URL in ASCII without its fragment; what is escaped stays so.
+
+    Raises:
+        SceneError: It is none.
+    """
+    try:
+        parts = urlsplit(urldefrag(url).url)
+        host = parts.netloc if parts.netloc.isascii() else unquote(parts.netloc).encode("idna").decode("ascii")
+    except ValueError as error:
+        raise SceneError(f"{unsigned(url)} is no URL: {error}; check the address") from error
     return quote(urlunsplit((parts.scheme, host, parts.path, parts.query, "")), safe="%/:=&?~+!$,;'@()*[]")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import zipfile
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from rsedge.errors import SceneError
+from rsedge.runtime.access import LOCAL, Access
 from rsedge.runtime.products import BandFile, Extent, Product
 from rsedge.runtime.safe_files import FolderFiles, ProductFiles, ZipFiles
 from rsedge.runtime.safe_metadata import GranuleMetadata, ProductMetadata, granule_metadata, product_metadata
@@ -19,6 +20,7 @@ _COLOURS = {"red": "B04", "green": "B03", "blue": "B02"}
 # MTD_MSIL2A.xml; before December 2016 S2A_OPER_MTD_SAFL1C_PDMC_….xml, and of Sen2Cor S2A_USER_MTD_SAFL2A_….xml
 _PRODUCT_METADATA = re.compile(r"(?:MTD_MSI|S2[A-D]_(?:OPER|USER)_MTD_SAF)L(?:1C|2A)\w*\.xml", re.IGNORECASE)
 _GRANULE_METADATA = re.compile(r"(?:MTD_TL|S2[A-D]_(?:OPER|USER)_MTD_L(?:1C|2A)_\w*)\.xml", re.IGNORECASE)
+_MOST_GRANULES = 500  # products before 2017 have a few dozen
 _WHAT_TO_PASS = "pass a .SAFE folder or zip as downloaded, or its MTD_MSIL1C.xml or MTD_MSIL2A.xml"
 
 
@@ -41,12 +43,13 @@ def is_safe(path: str | os.PathLike[str]) -> bool:
     return root.suffix.upper() == ".SAFE" or _has_product(root)
 
 
-def read_safe(source: str | os.PathLike[str]) -> list[Product]:
+def read_safe(source: str | os.PathLike[str], *, access: Access = LOCAL) -> list[Product]:
     """The products behind a SAFE product: one per granule, in the order of their names.
 
     Args:
         source: A ``.SAFE`` folder, a zip of one (or of several), product metadata in XML, a granule's folder, or in it
             the metadata, ``IMG_DATA`` or ``R10m``. A granule stands for itself, all else for all granules.
+        access: Folders that links in the product may lead to, beside the product's own.
 
     Returns:
         Products whose ``name`` is that of the ``.SAFE`` folder without the suffix, with the MGRS tile behind it where
@@ -54,18 +57,21 @@ def read_safe(source: str | os.PathLike[str]) -> list[Product]:
         ``datetime`` the sensing time of the granule, else of the datatake.
 
     Raises:
-        SceneError: There is no such product, its metadata are missing, damaged or declare different offsets for red,
-            green and blue, or band files are missing.
+        SceneError: There is no such product, its metadata are missing, damaged, larger than any, or declare different
+            offsets for red, green and blue, band files are missing, or files of it lie outside.
     """
-    file = Path(source)
-    text = os.fspath(source)
+    with ExitStack() as opened:
+        return _read(Path(source), os.fspath(source), access, opened)
+
+
+def _read(file: Path, text: str, access: Access, opened: ExitStack) -> list[Product]:
     granule: str | None = None
     files: ProductFiles
     if file.suffix.lower() == ".zip" and file.is_file():
-        files, home = ZipFiles(file), file.stem
+        files, home = opened.enter_context(ZipFiles(file)), file.stem
     elif file.is_dir() or file.is_file():
         folder, granule = _product_folder(file)
-        files, home = FolderFiles(folder), folder.name
+        files, home = FolderFiles(folder, access), folder.name
     else:
         raise SceneError(f"{text} does not exist: {_WHAT_TO_PASS}")
     roots = _roots(files, file.name if file.is_file() and _PRODUCT_METADATA.fullmatch(file.name) else None)
@@ -96,9 +102,9 @@ def _is_safe_zip(path: Path) -> bool:
     if path.name.lower().endswith(".safe.zip"):
         return True
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        with ZipFiles(path) as files:
+            names = files.names
+    except SceneError:
         name = ProductName.parse(path.name)
         return name is not None and name.baseline is not None  # cut off on the way: reading it says so
     return any(".SAFE/" in name.upper() or _PRODUCT_METADATA.fullmatch(PurePosixPath(name).name) for name in names)
@@ -183,11 +189,10 @@ class _Reading:
         for name in sorted(self.files.names):
             if name.startswith(start):
                 grouped.setdefault(name[len(start) :].split("/")[0], []).append(name)
-        return [
-            self._granule(name, tuple(inside))
-            for name, inside in grouped.items()
-            if any("/IMG_DATA/" in file for file in inside)
-        ]
+        with_images = [name for name, inside in grouped.items() if any("/IMG_DATA/" in file for file in inside)]
+        if len(with_images) > _MOST_GRANULES:
+            raise SceneError(f"{self.source} has {len(with_images)} granules, and no product has {_MOST_GRANULES}")
+        return [self._granule(name, tuple(grouped[name])) for name in with_images]
 
     def _granule(self, name: str, inside: tuple[str, ...]) -> _Granule:
         depth = self.root.count("/") + 2
@@ -257,14 +262,11 @@ class _Reading:
 
     def _image(self, granule: _Granule, band: str, resolution: str = "10m") -> str | None:
         """The file of a band: as the metadata name it, else by its name; None where there is none."""
-        # T34UCF_…_B04_10m.jp2, L1C T34UCF_…_B04.jp2; early Sen2Cor …_SCL_L2A_…_20m.jp2
-        behind = rf"(?:_(?:\w+_)?{resolution})" + ("?" if resolution == "10m" else "")
-        pattern = re.compile(rf"(?:.*_)?{band}{behind}", re.IGNORECASE)
         stems = {file[: -len(".jp2")]: file for file in granule.files if file.lower().endswith(".jp2")}
         fitting = {
             stem: file
             for stem, file in stems.items()
-            if "/IMG_DATA/" in stem and pattern.fullmatch(stem.rpartition("/")[2])
+            if "/IMG_DATA/" in stem and _is_band(stem.rpartition("/")[2], band, resolution)
         }
         named = frozenset(self.metadata.images)  # with folders from the product on, or before 2017 without any
         first = (file for stem, file in fitting.items() if {stem[len(self.root) :], stem.rpartition("/")[2]} & named)
@@ -279,6 +281,14 @@ class _Reading:
 
     def _shown(self, name: str) -> str:
         return f"{name} in {self.source}" if not self.source.endswith(name.rpartition("/")[2]) else self.source
+
+
+def _is_band(stem: str, band: str, resolution: str) -> bool:
+    """Whether a file is a band by its name: ``T34UCF_…_B04_10m``, L1C ``T34UCF_…_B04``; early Sen2Cor
+    ``…_SCL_L2A_…_20m``.
+    """
+    *before, last = stem.upper().split("_")
+    return (last == resolution.upper() and band in before) or (resolution == "10m" and last == band)
 
 
 def _tile_in(name: str) -> str | None:

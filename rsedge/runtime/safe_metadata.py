@@ -12,6 +12,14 @@ from rsedge.errors import SceneError
 from rsedge.runtime.products import Extent
 from rsedge.runtime.sentinel2 import ProductName, parse_time
 
+# Real ones have at most 20,000 elements and 20 levels; what has more was made to fill the memory.
+_MOST_PARTS = 250_000  # tags and attributes
+_DEEPEST = 100
+_LONGEST_NAMESPACE = 200
+_NAMESPACES = re.compile(rb"xmlns[^<>=]{0,99}=\s*(?:\"[^\"]{%d}|'[^']{%d})" % ((_LONGEST_NAMESPACE,) * 2))
+_LONGEST_NAME = 255  # of a product: a file has no longer one
+_SHOWN = 60  # letters of a value in a message
+_LARGEST_OFFSET = 2**16  # digital numbers have 16 bits
 # Position of a band in the instrument's list: B01 is 0, and B8A stands behind B08.
 _BAND_IDS = {"B02": 1, "B03": 2, "B04": 3}
 
@@ -60,10 +68,10 @@ def product_metadata(data: bytes, where: str) -> ProductMetadata:
     level = re.match(r"Level-?(1C|2A)", fields.root)
     if not level:
         raise SceneError(
-            f"{where} is no metadata of an L1C or L2A product (its outermost element is {fields.root!r}): pass the "
-            ".SAFE folder, or MTD_MSIL1C.xml or MTD_MSIL2A.xml in it"
+            f"{where} is no metadata of an L1C or L2A product, its outermost element is {fields.root[:_SHOWN]!r}: pass "
+            "the .SAFE folder, or MTD_MSIL1C.xml or MTD_MSIL2A.xml in it"
         )
-    uri = fields.text("PRODUCT_URI_2A", "PRODUCT_URI")
+    uri = (fields.text("PRODUCT_URI_2A", "PRODUCT_URI") or "")[:_LONGEST_NAME]
     baseline = fields.text("PROCESSING_BASELINE")
     listed = [entry.get("granuleIdentifier", "") for entry in fields.all("Granule", "Granules")]
     names = [ProductName.parse(name) for name in listed]
@@ -101,11 +109,14 @@ def _extent(fields: _Fields) -> Extent | None:
     crs = fields.text("HORIZONTAL_CS_CODE")
     size, place = fields.at_resolution("Size", "10"), fields.at_resolution("Geoposition", "10")
     try:
-        left, top, step = (float(place[name]) for name in ("ULX", "ULY", "XDIM"))
-        rows, cols = (int(size[name]) for name in ("NROWS", "NCOLS"))
+        numbers = [float(place[name]) for name in ("ULX", "ULY", "XDIM")] + [float(size[n]) for n in ("NROWS", "NCOLS")]
     except (KeyError, ValueError):
         return None
-    return Extent(crs=crs, left=left, top=top, width=cols * step, height=rows * step) if crs else None
+    left, top, step, rows, cols = numbers
+    # Only the names of a register: GDAL takes other text for the name of a file, or of a grid that it would look for.
+    if not all(map(math.isfinite, numbers)) or not re.fullmatch(r"EPSG:\d{4,5}", crs or "", re.IGNORECASE):
+        return None
+    return Extent(crs=crs or "", left=left, top=top, width=cols * step, height=rows * step)
 
 
 class _Fields:
@@ -116,10 +127,21 @@ class _Fields:
         # encodings in which ASCII letters are others, and those of two bytes have zeros: so bytes can be compared.
         if b"<!DOCTYPE" in data or b"\0" in data:
             raise SceneError(f"{where} is not read: it declares a document type, or is not in UTF-8, as no product is")
+        parts = data.count(b"<") + data.count(b"=")
+        if parts > _MOST_PARTS or _NAMESPACES.search(data):
+            raise SceneError(
+                f"{where} is not read: it has about {parts} tags and attributes, or a namespace of more than "
+                f"{_LONGEST_NAMESPACE} letters, as no metadata of Sentinel-2 have"
+            )
         try:
             tree = ElementTree.fromstring(data)
         except (ElementTree.ParseError, LookupError, ValueError) as error:
             raise SceneError(f"{where} is damaged: {error}; download the product again") from error
+        level, depth = [tree], 0
+        while level := [child for element in level for child in element]:
+            depth += 1
+            if depth > _DEEPEST:
+                raise SceneError(f"{where} is not read: its elements lie more than {_DEEPEST} deep in each other")
         self.where = where
         self.root = _local(tree.tag)
         self._elements: dict[str, list[ElementTree.Element]] = {}
@@ -152,7 +174,9 @@ def _quantification(fields: _Fields, level: str) -> float | None:
         return None
     value = _number(text)
     if value is None or value <= 0:
-        raise SceneError(f"{fields.where}: the quantification is {text!r}, expected a positive number such as 10000")
+        raise SceneError(
+            f"{fields.where}: the quantification is {text[:_SHOWN]!r}, expected a positive number such as 10000"
+        )
     return value
 
 
@@ -166,8 +190,10 @@ def _offsets(fields: _Fields) -> dict[str, int]:
         if (text := listed.get(str(number))) is None:
             continue
         value = _number(text)
-        if value is None or value != round(value):
-            raise SceneError(f"{fields.where}: the offset of {band} is {text!r}, expected a whole number such as -1000")
+        if value is None or value != round(value) or abs(value) > _LARGEST_OFFSET:
+            raise SceneError(
+                f"{fields.where}: the offset of {band} is {text[:_SHOWN]!r}, expected a whole number such as -1000"
+            )
         found[band] = round(value)
     return found
 

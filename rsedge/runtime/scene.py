@@ -174,7 +174,7 @@ class Scene:
         # Signatures of remote files are secrets, and others tomorrow: what such a file is, is told by its state.
         where: dict[str, Any] = {"path": self.path}
         if self.remote:
-            where = {"remote": [remote.remote_state(name) for name in self.remote]}
+            where = {"remote": [remote.remote_state(name, hosts=self.access.hosts) for name in self.remote]}
         if self.parts:
             where["parts"] = [[remote.unsigned(part.path), part.band] for part in self.parts]
         mask = self.clouds

@@ -19,7 +19,7 @@ from rasterio.transform import Affine
 
 from rsedge.errors import OptionError, SceneError
 from rsedge.runtime import remote
-from rsedge.runtime.access import MAX_PIXELS, Access
+from rsedge.runtime.access import MAX_PIXELS, Access, refuse_handler
 from rsedge.runtime.bands import BandChoice, explicit_bands, find_bands, unclear_bands, unusable_type
 from rsedge.runtime.clouds import CloudSource
 from rsedge.runtime.composite import Composite, Grid
@@ -100,22 +100,36 @@ def open_scene(path: str | os.PathLike[str] | Product, options: SceneOptions) ->
     access = options.access
     found = path if isinstance(path, Product) else find_one(os.fspath(path), access=access)
     files = [*found.bands.values(), *([found.scl] if found.scl else [])] if isinstance(found, Product) else []
-    _check_network([file.path for file in files] or [str(found)], options)
-    return _of_product(found, options) if isinstance(found, Product) else open_raster(found, options)
+    masks = {name: os.fspath(mask) for name in ("scl", "cloud_mask") if (mask := getattr(options, name)) is not None}
+    names = [file.path for file in files] or [str(found)]
+    far = [name for name in (*names, *masks.values()) if remote.is_remote(name)]
+    remote.check_allowed(far, allow=options.allow_remote)
+    # What the user named may have any address; what items and redirects name is judged.
+    own = [*masks.values(), found.source if isinstance(found, Product) else found]
+    hosts = (*options.allow_hosts, *remote.named_hosts(own))
+    # Before GDAL, which remembers for good what it once failed to open.
+    final = {name: remote.gdal_target(name, hosts=hosts) for name in far}
+    options = replace(
+        options, allow_hosts=hosts if far else (), **{n: final.get(mask, mask) for n, mask in masks.items()}
+    )
+    if isinstance(found, Product):
+        return _of_product(found.at(final), options)
+    return open_raster(found, options, final.get(found))
 
 
-def open_raster(source: str, options: SceneOptions) -> Scene:
+def open_raster(source: str, options: SceneOptions, target: str | None = None) -> Scene:
     """The scene of one raster file, which is no product and no document.
 
     Args:
         source: Path, subdataset of a TIFF, URL, or file in memory.
         options: How it is opened.
+        target: What GDAL opens for it, where that is known.
 
     Raises:
         SceneError: It cannot be opened, its pixels are of no known kind, or its RGB cannot be told.
         OptionError: An option does not fit the raster.
     """
-    target, access = _resolve(source), options.access
+    target, access = target or _resolve(source), options.access
     files: tuple[str, ...] = ()
     if access.vrt and is_vrt(Path(target)):
         target, sources = read_vrt(Path(target), access)
@@ -126,15 +140,6 @@ def open_raster(source: str, options: SceneOptions) -> Scene:
             return _describe(source, target, dataset, options, files=files)
         with open_dataset(choose_subdataset(source, dataset.subdatasets), access) as subdataset:
             return _describe(source, target, subdataset, options)
-
-
-def _check_network(names: list[str], options: SceneOptions) -> None:
-    """Refuse what is remote and not allowed; ask for the rest, before GDAL remembers for good what it cannot open."""
-    names += [os.fspath(mask) for mask in (options.scl, options.cloud_mask) if mask is not None]
-    far = [name for name in names if remote.is_remote(name)]
-    remote.check_allowed(far, allow=options.allow_remote)
-    for name in far:
-        remote.remote_state(name)
 
 
 def _of_product(product: Product, options: SceneOptions) -> Scene:
@@ -154,6 +159,7 @@ def _of_product(product: Product, options: SceneOptions) -> Scene:
 
 def _resolve(source: str) -> str:
     """What the gate should open for what the user named."""
+    refuse_handler(source)
     if remote.is_remote(source):
         return remote.gdal_path(source)
     if source.startswith("/vsimem/"):

@@ -1,12 +1,12 @@
 """STAC items (https://stacspec.org, 1.0 and 1.1) and item collections → products: which assets are red, green and blue.
 
 What catalogues of Sentinel-2 write is understood: Earth Search, Planetary Computer, the Copernicus Data Space. Hrefs
-are taken as they are: nothing is signed, and ``alternate`` hrefs are not looked at.
+are taken as they are: nothing is signed, and ``alternate`` hrefs are not looked at. Items come from strangers: a local
+one names files below its own folder only, a remote one remote files only.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,11 +14,11 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from rsedge.errors import SceneError
 from rsedge.runtime import remote
 from rsedge.runtime.access import LOCAL, Access
+from rsedge.runtime.jsontext import LARGEST, json_members
 from rsedge.runtime.products import BandFile, Product
 from rsedge.runtime.sentinel2 import baseline_offset
 from rsedge.runtime.stac_assets import (
@@ -32,32 +32,38 @@ from rsedge.runtime.stac_assets import (
     choose_bands,
 )
 
-_LARGEST = 64 * 2**20  # bytes of a document
 _HEAD = 2**20  # how far into a file one looks for "stac_version"
+_LONGEST_NAME = 255
+_LARGEST_OFFSET = 2**16  # digital numbers have 16 bits
 _RASTERS = (".tif", ".tiff", ".jp2", ".vrt")
 _SHOWN = 8  # problems that are told in full
 
 
-def is_stac(source: str) -> bool:
-    """Whether ``source`` is a STAC item or a collection of items; of a URL only the address is looked at.
+def is_stac_url(url: str) -> bool:
+    """Whether a URL is, by its address, that of a STAC item or a collection of items."""
+    address = remote.unsigned(url).partition("?")[0].lower()
+    answers = re.search(r"/(items(/[^/]*)?|search)/?$", address) and not address.endswith(_RASTERS)
+    return bool(answers) or address.endswith((".json", ".geojson"))
 
-    A damaged file that names ``stac_version`` counts, so that reading it says what is wrong.
+
+def read_if_stac(source: str, *, access: Access = LOCAL) -> list[Product] | None:
+    """The acquisitions in a file, or None where it holds no STAC item; the file is parsed once.
+
+    A damaged file that names ``stac_version`` counts as STAC.
+
+    Args:
+        source: A file of any kind.
+        access: What the items may name.
+
+    Raises:
+        SceneError, OptionError: As :func:`read_stac`.
     """
-    if remote.is_remote(source):
-        address = urlsplit(remote.unsigned(source)).path.lower()
-        answers = re.search(r"/(items(/[^/]*)?|search)/?$", address) and not address.endswith(_RASTERS)
-        return bool(answers) or address.endswith((".json", ".geojson"))
-    file = Path(source)
-    if file.suffix.lower() not in (".json", ".geojson") or not file.is_file():
-        return False
-    with file.open("rb") as opened:
-        if b'"stac_version"' not in opened.read(_HEAD):
-            return False
-    try:
-        document = json.loads(file.read_bytes()) if file.stat().st_size <= _LARGEST else None
-    except (ValueError, RecursionError):
-        return True
-    return document is None or bool(_features(document))
+    data = _file(source)
+    if data is None:
+        return None
+    document = _Document(source, data)
+    products = _products(document, source, access)
+    return products if document.is_stac else None
 
 
 def read_stac(source: str, *, text: str | None = None, access: Access = LOCAL) -> list[Product]:
@@ -65,73 +71,137 @@ def read_stac(source: str, *, text: str | None = None, access: Access = LOCAL) -
 
     Args:
         source: File or URL of an item or an item collection; with ``text``, what messages call it.
-        text: The document itself, where it came by another way.
+        text: The document itself, where it came by another way; relative hrefs begin at the current folder.
         access: What the items may name.
 
     Raises:
-        SceneError: The document cannot be had or is none; or items have no red, green and blue, or assets that do not
-            exist: all are named.
+        SceneError: The document cannot be had, is none, or is too large; or items have no red, green and blue, or
+            assets that do not exist or that they may not name: all are named.
         OptionError: Something is remote, and that was not allowed.
     """
-    document, base = _load(source, text, access)
-    items = _features(document)
-    if not items:
-        kind = as_text(as_object(document).get("type")) or "something else"
-        found = "a collection without STAC items" if kind == "FeatureCollection" else f"{kind}, no STAC item"
+    base = None if text is not None else source
+    if text is not None:
+        data = text.encode("utf-8", "surrogatepass")
+    elif remote.is_remote(source):
+        remote.check_allowed([source], allow=access.remote)
+        access = replace(access, hosts=(*access.hosts, *remote.named_hosts([source])))
+        data = remote.fetch_bytes(source, hosts=access.hosts, limit=LARGEST)
+    else:
+        try:
+            data = _bytes(Path(source))
+        except OSError as error:
+            raise SceneError(f"{source} cannot be read: {error.strerror}; check the path") from error
+    document = _Document(remote.unsigned(source), data)
+    products = _products(document, base, access)
+    if not document.is_stac:
+        kind = document.kind or "something else"
+        found = "a collection without STAC items" if kind.startswith("Feature") else f"{kind}, no STAC item"
         raise SceneError(f"{remote.unsigned(source)} is {found}: pass a STAC item or a collection of items")
+    return products
+
+
+def _file(source: str) -> bytes | None:
+    """What a file holds that may be STAC, or None for another."""
+    file = Path(source)
+    if file.suffix.lower() not in (".json", ".geojson") or not file.is_file():
+        return None
+    try:
+        with file.open("rb") as opened:
+            if b'"stac_version"' not in opened.read(_HEAD):
+                return None
+        return _bytes(file)
+    except OSError as error:
+        raise SceneError(f"{source} cannot be read: {error.strerror}; check its permissions") from error
+
+
+def _bytes(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        data = opened.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise SceneError(f"{file} has more than {LARGEST} bytes: pass its items in several files")
+    return data
+
+
+class _Document:
+    """A document that is read item by item; what it is, is known when all are read."""
+
+    def __init__(self, source: str, data: bytes) -> None:
+        self.source, self._data = source, data
+        self._members: dict[str, Any] = {}
+        self.count = 0
+        self.is_stac = False
+
+    def items(self) -> Iterator[dict[str, Any]]:
+        """Yield its items.
+
+        Raises:
+            SceneError: It is no JSON, or more of it than is read.
+        """
+        try:
+            for name, value in json_members(self._data, "features"):
+                if name != "features":
+                    self._members[name] = value
+                elif "stac_version" in (item := as_object(value)):
+                    self.count += 1
+                    yield item
+                else:
+                    return  # of GeoJSON that is not STAC no more is read
+        except ValueError as error:
+            start = self._data[:60].decode("utf-8", "replace")
+            raise SceneError(
+                f"{self.source} is no JSON document that can be read: {error}; it begins with {start!r}: pass a STAC "
+                "item or a collection of items"
+            ) from error
+        if self.kind == "Feature" and "stac_version" in self._members:
+            self.count += 1
+            yield self._members
+        self.is_stac = self.count > 0 and self.kind in ("Feature", "FeatureCollection")
+
+    @property
+    def kind(self) -> str:
+        """Its type, such as ``FeatureCollection``."""
+        return as_text(self._members.get("type"))
+
+    @property
+    def has_next(self) -> bool:
+        """Whether it is one page of several."""
+        return any(as_object(link).get("rel") == "next" for link in as_list(self._members.get("links")))
+
+
+def _products(document: _Document, base: str | None, access: Access) -> list[Product]:
+    """The products of a document that lies at ``base``, a path, a URL or None."""
     problems: list[str] = []
     products: list[Product] = []
-    for item in items:
-        place = Place(base, alone=len(items) == 1, link=_self_link(item), access=access)
+    items = document.items()
+    item = next(items, None)
+    while item is not None:
+        following = next(items, None)
+        alone = document.count == 1
+        place = Place(base, alone=alone, link=_self_link(item), access=access)
         try:
-            products.append(_product(item, source, place))
+            products.append(_product(item, document.source, place))
         except SceneError as error:
             problems.append(f"{_name(item)}: {error}")
+        item = following
+    if not document.is_stac:
+        return []
     if problems:
         more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
         raise SceneError(
-            f"{remote.unsigned(source)}: {len(problems)} of {len(items)} items cannot be used\n  "
+            f"{document.source}: {len(problems)} of {document.count} items cannot be used\n  "
             + "\n  ".join([*problems[:_SHOWN], *more])
         )
     far = {file.path for product in products for file in _files(product) if remote.is_remote(file.path)}
     remote.check_allowed(sorted(far), allow=access.remote)
-    if isinstance(document, dict) and any(
-        as_object(link).get("rel") == "next" for link in as_list(document.get("links"))
-    ):
-        warning = f"{remote.unsigned(source)} is one page of several: only its {len(items)} items are read"
+    if document.has_next:
+        warning = f"{document.source} is one page of several: only its {document.count} items are read"
         products[0] = replace(products[0], warnings=(*products[0].warnings, warning))
     return products
 
 
-def _load(source: str, text: str | None, access: Access) -> tuple[Any, str | None]:
-    """The document, and where it lies: a path, a URL, or None."""
-    base = None if text is not None else source
-    if text is None and remote.is_remote(source):
-        remote.check_allowed([source], allow=access.remote)
-        return remote.fetch_json(source, limit=_LARGEST), base
-    try:
-        if text is None:
-            if Path(source).stat().st_size > _LARGEST:
-                raise SceneError(f"{source} has more than {_LARGEST} bytes: pass its items in several files")
-            text = Path(source).read_text(encoding="utf-8-sig")
-        return json.loads(text), base
-    except OSError as error:
-        raise SceneError(f"{source} cannot be read: {error.strerror}; check the path") from error
-    except (ValueError, RecursionError) as error:
-        raise SceneError(f"{source} is no JSON document: {error}; pass a STAC item or a collection of items") from error
-
-
-def _features(document: Any) -> list[dict[str, Any]]:
-    """The items of a document; none if it is something else."""
-    document = as_object(document)
-    found = [document] if document.get("type") == "Feature" else []
-    if document.get("type") == "FeatureCollection":
-        found = [as_object(feature) for feature in as_list(document.get("features"))]
-    return found if found and all("stac_version" in item for item in found) else []
-
-
 def _name(item: Mapping[str, Any]) -> str:
-    return as_text(item.get("id")) or "item without id"
+    # It goes into every record.
+    return as_text(item.get("id"))[:_LONGEST_NAME] or "item without id"
 
 
 def _self_link(item: Mapping[str, Any]) -> str | None:
@@ -156,10 +226,10 @@ def _product(item: Mapping[str, Any], source: str, place: Place) -> Product:
     scl_path, scl_warnings = _scl_path(scl, place, _name(item), local=not any(map(remote.is_remote, paths)))
     properties = as_object(item.get("properties"))
     offset, quantification, doubts = (None, None, []) if visual else _scaling(list(chosen.values()), properties)
-    local = [path for path in (source if place.base else None, *paths, scl_path) if path and not remote.is_remote(path)]
+    local = [path for path in (place.base, *paths, scl_path) if path and not remote.is_remote(path)]
     return Product(
         name=_name(item),
-        source=remote.unsigned(source),
+        source=source,
         bands=files,
         reason="STAC assets: " + ", ".join(f"{colour} = {as_text(chosen[colour].key)}" for colour in COLOURS),
         visual=visual,
@@ -170,7 +240,7 @@ def _product(item: Mapping[str, Any], source: str, place: Place) -> Product:
         datetime=_time(properties.get("datetime")) or _time(properties.get("start_datetime")),
         product_id=_product_id(properties),
         mgrs_tile=_mgrs_tile(properties),
-        files=tuple(sorted({str(Path(path).resolve()) for path in local if not path.startswith("/vsi")})),
+        files=tuple(sorted({str(Path(path).resolve()) for path in local})),
         warnings=(*warnings, *scl_warnings, *(f"{_name(item)}: {doubt}" for doubt in doubts)),
     )
 
@@ -235,7 +305,7 @@ def _offset_and_quantification(band: AssetBand) -> tuple[int | None, float | Non
     if scale is None or not scale > 0 or (scale == 1 and not band.dtype.startswith("float")):
         return None, None
     quantification, offset = 1 / scale, None if band.offset is None else band.offset / scale
-    if not math.isfinite(quantification) or (offset is not None and not math.isfinite(offset)):
+    if not math.isfinite(quantification) or (offset is not None and not abs(offset) < _LARGEST_OFFSET):
         return None, None
     return None if offset is None else round(offset), round(quantification, 6)
 
@@ -250,7 +320,7 @@ def _baseline(properties: Mapping[str, Any]) -> str | None:
 def _product_id(properties: Mapping[str, Any]) -> str | None:
     for field in ("s2:product_uri", "sentinel:product_id", "s2:granule_id"):
         if name := as_text(properties.get(field)).removesuffix(".SAFE"):
-            return name
+            return name[:_LONGEST_NAME]
     return None
 
 

@@ -13,6 +13,7 @@ from urllib.request import url2pathname
 
 from rsedge.errors import SceneError
 from rsedge.runtime import remote
+from rsedge.runtime.access import refuse_gdal_name
 from rsedge.texts import plain
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ _BAND_COLOURS |= {"blue": "blue", "b02": "blue", "b2": "blue"}
 
 # What catalogues append to the name of a band: B04_10m, red-jp2.
 _KEY = re.compile(r"(?P<name>[a-z0-9]+?)(?:[_-](?P<metres>\d+)m)?(?:[_-](?:jp2|cog|tiff?))?", re.IGNORECASE)
+_LONGEST_HREF = 8192
 _VISUAL = frozenset({"visual", "tci", "truecolor"})
 _NO_DATA_ROLES = frozenset({"thumbnail", "overview", "metadata"})
 
@@ -98,7 +100,7 @@ def asset_bands(item: Mapping[str, Any]) -> Iterator[AssetBand]:
                 colour=common if common in COLOURS else None if common else _BAND_COLOURS.get(band),
                 scl="scl" in (band, name),
                 metres=_metres(own, match["metres"] if match else None),
-                jp2="jp2" in kind or urlsplit(href).path.lower().endswith(".jp2"),
+                jp2="jp2" in kind or re.split("[?#]", href)[0].lower().endswith(".jp2"),
                 visual=visual,
                 count=count,
                 scale=_number(own.get("raster:scale", own.get("scale"))),
@@ -151,52 +153,90 @@ class Place:
         return Path(self.base).parent if self.base and not remote.is_remote(self.base) else Path()
 
     def resolve(self, href: str) -> str:
-        """A path or a URL.
+        """A path below the item's folder or a root, or a URL.
 
         Raises:
-            SceneError: The href is unusable, or leads to a file that is not there.
+            SceneError: The href is unusable or not allowed, or leads to a file that is not there.
         """
         if not href or not href.isprintable():
-            raise SceneError(f"the href {as_text(href)!r} is none")
-        if remote.is_remote(href):
-            return href
-        if self.base and remote.is_remote(self.base) and href.lower().startswith(("file:", "/vsi")):
+            raise SceneError(f"the href {as_text(href)[:_LONGEST_HREF]!r} is none")
+        if len(href) > _LONGEST_HREF:
+            raise SceneError(f"an href has {len(href)} letters, and no address has more than {_LONGEST_HREF}")
+        try:
+            urlsplit(href)
+        except ValueError as error:
+            raise SceneError(f"the href {href} is none: {error}") from error
+        here = not (self.base and remote.is_remote(self.base))
+        if not here and href.lower().startswith(("file:", "/vsi")):
             raise SceneError(
                 f"{href} is a file of this machine, which a remote document may not name: download the item"
             )
-        if href.startswith("/vsi"):
-            return href
-        if href.startswith("file:"):
+        found = href
+        if href.lower().startswith("file:"):
             parts = urlsplit(href)
             if parts.netloc not in ("", "localhost"):
                 raise SceneError(f"{href} is on another machine ({parts.netloc}): copy it here")
-            return _existing(Path(url2pathname(parts.path)), href)
-        if self.base and remote.is_remote(self.base):
-            return urljoin(self.base, href)
-        for path in dict.fromkeys((self.folder / href, self.folder / unquote(href))):
-            if path.is_file():
-                return str(path.resolve())
+            found = url2pathname(parts.path)
+        refuse_gdal_name(found, what="the href")
+        if remote.is_remote(found):
+            path = _checked_url(found)
+        elif self.base and not here:
+            path = _checked_url(urljoin(self.base, found))
+        else:
+            path = self._local(found, href)
+        if urlsplit(path).path.lower().endswith(".vrt") and not self.access.vrt:
+            raise SceneError(f"{href} is a VRT, which may name any file: pass --allow-vrt if you trust the item")
+        return path
+
+    def _local(self, name: str, href: str) -> str:
+        names = dict.fromkeys((name, name if name != href else unquote(name)))
+        paths = [self.folder / each for each in names if each.isprintable()]
+        try:
+            for path in paths:
+                real = self.access.confine(path, self.folder, what=f"the href {href}")
+                if _is_file(real):
+                    return str(real)
+        except SceneError:
+            # A saved item: what it calls its neighbours are those of the place it was saved from.
+            if not (self.link and remote.is_remote(self.link)):
+                raise
         if self.link and remote.is_remote(self.link):
-            return _join(self.link, href)
-        return _existing(self.folder / href, href)
+            return _checked_url(_join(self.link, name))
+        raise SceneError(
+            f"{href} does not exist ({paths[0].absolute()}): check the item's hrefs, or put the file there"
+        )
 
     def beside(self, hrefs: Iterable[str], item: str) -> list[str] | None:
-        """The files of the same names as remote hrefs that lie beside the item, if all do."""
+        """The files of the same names as remote hrefs that lie beside the item, if all do.
+
+        Raises:
+            SceneError: They are links that lead out of the item's folder.
+        """
         if not self.base or remote.is_remote(self.base):
             return None
         names = [Path(unquote(urlsplit(href).path)).name for href in hrefs]
-        own = [self.folder / item] if Path(item).name == item else []
+        own = [self.folder / item] if item and item != ".." and Path(item).name == item else []
         for folder in ([self.folder] if self.alone else []) + own:
             files = [folder / name for name in names]
-            if all(file.is_file() for file in files):
-                return [str(file.resolve()) for file in files]
+            if all(map(_is_file, files)):
+                return [
+                    str(self.access.confine(file, self.folder, what=f"{file.name} beside the item")) for file in files
+                ]
         return None
 
 
-def _existing(path: Path, href: str) -> str:
-    if not path.is_file():
-        raise SceneError(f"{href} does not exist ({path.absolute()}): check the item's hrefs, or put the file there")
-    return str(path.resolve())
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
+
+
+def _checked_url(url: str) -> str:
+    """A URL that has a host, a scheme that is read, and no secrets of others in it."""
+    remote.gdal_path(url)
+    remote.named_hosts([url])
+    return url
 
 
 def _join(base: str, href: str) -> str:
@@ -216,7 +256,10 @@ def as_list(value: Any) -> list[Any]:
 
 
 def _number(value: Any) -> float | None:
-    number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    try:
+        number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # JSON has whole numbers of any size
+        return None
     return number if math.isfinite(number) else None
 
 

@@ -12,10 +12,13 @@ from rasterio.windows import Window
 
 from rsedge.errors import OptionError, SceneError
 from rsedge.runtime import remote
+from rsedge.runtime.access import Access
 from rsedge.runtime.remote import Patience
+from rsedge.runtime.stac import read_stac
 from tests import scenes
 from tests.range_server import serve
 
+HERE = ("127.0.0.1",)  # the server of the tests; without it loopback addresses are refused
 QUICK = Patience(attempts=3, delay=0.01, timeout=1)
 
 
@@ -195,13 +198,13 @@ def unknown_host(*args, **options):
 
 
 def test_documents(server):
-    assert remote.fetch_json(server.url("item.json"), patience=QUICK) == {"type": "Feature"}
+    assert json.loads(remote.fetch_bytes(server.url("item.json"), hosts=HERE, patience=QUICK)) == {"type": "Feature"}
     with pytest.raises(SceneError, match=r"page\.json is no JSON document.*log in"):
-        remote.fetch_json(server.url("page.json"), patience=QUICK)
+        read_stac(server.url("page.json"), access=Access(remote=True))
     with pytest.raises(SceneError, match="more than 10 bytes"):
-        remote.fetch_bytes(server.url("item.json"), limit=10, patience=QUICK)
-    size = len(remote.fetch_bytes(server.url("item.json")))
-    assert len(remote.fetch_bytes(server.url("item.json"), limit=size)) == size
+        remote.fetch_bytes(server.url("item.json"), hosts=HERE, limit=10, patience=QUICK)
+    size = len(remote.fetch_bytes(server.url("item.json"), hosts=HERE))
+    assert len(remote.fetch_bytes(server.url("item.json"), hosts=HERE, limit=size)) == size
     with pytest.raises(SceneError, match="http and https"):
         remote.fetch_bytes("file:///etc/hostname")
 
@@ -209,12 +212,12 @@ def test_documents(server):
 def test_faults_that_pass_are_waited_out(server):
     server.fail(503, times=1)
     server.drop(times=1)
-    assert json.loads(remote.fetch_bytes(server.url("item.json"), patience=QUICK)) == {"type": "Feature"}
+    assert json.loads(remote.fetch_bytes(server.url("item.json"), hosts=HERE, patience=QUICK)) == {"type": "Feature"}
     server.drop(after=5, times=2)
-    assert remote.fetch_json(server.url("item.json"), patience=QUICK) == {"type": "Feature"}
+    assert json.loads(remote.fetch_bytes(server.url("item.json"), hosts=HERE, patience=QUICK)) == {"type": "Feature"}
     server.fail(429, headers={"Retry-After": "1"})
     start = time.monotonic()
-    remote.fetch_json(server.url("item.json"), patience=QUICK)
+    remote.fetch_bytes(server.url("item.json"), hosts=HERE, patience=QUICK)
     assert time.monotonic() - start >= 1
 
 
@@ -225,7 +228,7 @@ def test_faults_that_pass_are_waited_out(server):
 def test_what_does_not_pass_is_told_with_status_and_host(server, status, requests, says):
     server.fail(status, times=9)
     with pytest.raises(SceneError, match=says) as caught:
-        remote.fetch_bytes(server.url("item.json"), patience=QUICK)
+        remote.fetch_bytes(server.url("item.json"), hosts=HERE, patience=QUICK)
     assert "127.0.0.1" in str(caught.value)
     assert len(server.requests) == requests
 
@@ -234,9 +237,9 @@ def test_a_dead_host_ends_in_an_error(server, monkeypatch):
     server.stall(60)
     start = time.monotonic()
     with pytest.raises(SceneError, match=r"did not answer within 0\.2 s"):
-        remote.fetch_bytes(server.url("item.json"), patience=Patience(attempts=2, delay=0.01, timeout=0.2))
+        remote.fetch_bytes(server.url("item.json"), hosts=HERE, patience=Patience(attempts=2, delay=0.01, timeout=0.2))
     with pytest.raises(SceneError, match=r"127\.0\.0\.1:1/a\.tif .* connection failed \(Connection refused\); check"):
-        remote.remote_state("http://127.0.0.1:1/a.tif", patience=QUICK)
+        remote.remote_state("http://127.0.0.1:1/a.tif", hosts=HERE, patience=QUICK)
     monkeypatch.setattr(socket, "getaddrinfo", unknown_host)
     with pytest.raises(SceneError, match="host is not known"):
         remote.fetch_bytes("http://nowhere.invalid/a.json", patience=Patience(attempts=1, timeout=2))
@@ -246,7 +249,7 @@ def test_a_dead_host_ends_in_an_error(server, monkeypatch):
 def test_an_answer_that_trickles_is_given_up(server, monkeypatch):
     monkeypatch.setattr(remote, "_TRICKLE", 0)
     with pytest.raises(SceneError, match="did not answer"):
-        remote.fetch_bytes(server.url("item.json"), patience=Patience(attempts=1))
+        remote.fetch_bytes(server.url("item.json"), hosts=HERE, patience=Patience(attempts=1))
 
 
 def test_states_change_with_the_file_and_not_with_the_signature(tmp_path):
@@ -255,14 +258,14 @@ def test_states_change_with_the_file_and_not_with_the_signature(tmp_path):
     with serve(tmp_path) as server:
         server.head = False
         server.query = "Signature=1"
-        first = remote.remote_state(remote.gdal_path(server.url("a.tif")), patience=QUICK)
+        first = remote.remote_state(remote.gdal_path(server.url("a.tif")), hosts=HERE, patience=QUICK)
         assert first[0] == f"{server.base}/a.tif"
         assert first[2] == 3
         assert server.sent == 1
         server.query = "Signature=2"
-        assert remote.remote_state(server.url("a.tif"), patience=QUICK) == first
+        assert remote.remote_state(server.url("a.tif"), hosts=HERE, patience=QUICK) == first
         file.write_bytes(b"abcd")
-        assert remote.remote_state(server.url("a.tif"), patience=QUICK) != first
+        assert remote.remote_state(server.url("a.tif"), hosts=HERE, patience=QUICK) != first
     assert json.loads(json.dumps(first)) == first
     assert remote.remote_state("/vsis3/bucket/key") == ["/vsis3/bucket/key", None, None]
 
@@ -270,7 +273,7 @@ def test_states_change_with_the_file_and_not_with_the_signature(tmp_path):
 def test_a_host_without_ranges_is_named(server):
     server.ranges = False
     with pytest.raises(SceneError, match=r"byte ranges; download the file"):
-        remote.remote_state(server.url("a.tif"), patience=QUICK)
+        remote.remote_state(server.url("a.tif"), hosts=HERE, patience=QUICK)
 
 
 @pytest.mark.parametrize("options", [{"attempts": 0}, {"delay": -1}, {"timeout": 0}, {"timeout": float("nan")}])

@@ -122,7 +122,9 @@ def test_as_a_stacked_file(stacked, expected):
 def test_as_a_stac_item(product, expected, tmp_path):
     path = tmp_path / "item.json"
     path.write_text(json.dumps(item(product, f"{product.path}/")))
-    scene = Scene.open(path)
+    with pytest.raises(SceneError, match="--allow-root"):
+        Scene.open(path)
+    scene = Scene.open(path, allow_roots=[product.path])
     assert records(scene) == expected[0]
     assert np.array_equal(pixels(scene), expected[1])
 
@@ -170,7 +172,8 @@ def test_a_product_and_its_zip_are_one_scene(tmp_path):
 
 
 def test_stac_on_standard_input(product, expected):
-    (scene,) = open_scenes(["-"], stdin=json.dumps(item(product, f"{product.path}/")))
+    document = json.dumps(item(product, f"{product.path}/"))
+    (scene,) = open_scenes(["-"], stdin=document, allow_roots=[product.path])
     assert records(scene) == expected[0]
 
 

@@ -249,7 +249,7 @@ def test_context_manager(tmp_path):
 
 @pytest.mark.parametrize(
     "path",
-    ["https://example.com/a.tif", "s3://bucket/a.tif", "/vsicurl/https://example.com/a.tif", "/vsizip//vsis3/b/a.zip"],
+    ["https://example.com/a.tif", "s3://bucket/a.tif", "/vsicurl/https://example.com/a.tif", "/vsis3/b/a.tif"],
 )
 def test_remote_paths(path):
     with pytest.raises(OptionError, match="--allow-remote"):

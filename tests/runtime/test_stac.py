@@ -13,7 +13,7 @@ from rsedge.runtime import remote
 from rsedge.runtime.access import Access
 from rsedge.runtime.products import BandFile
 from rsedge.runtime.remote import Patience
-from rsedge.runtime.stac import is_stac, read_stac
+from rsedge.runtime.stac import is_stac_url, read_if_stac, read_stac
 from tests import scenes
 from tests.conftest import shared_data
 from tests.range_server import serve
@@ -149,8 +149,7 @@ def one(document):
 
 def test_the_real_item_is_read_from_the_files_beside_it():
     path = shared_data("scenes/S2A_29RKH_20200219_L2A/S2A_29RKH_20200219_0_L2A.json").resolve()
-    assert is_stac(str(path))
-    (product,) = read_stac(str(path), access=Access())
+    (product,) = read_if_stac(str(path))
     assert {colour: Path(file.path).name for colour, file in product.bands.items()} == {
         "red": "B04.tif",
         "green": "B03.tif",
@@ -370,7 +369,7 @@ def test_a_remote_item_cannot_name_files_of_this_machine(tmp_path, href):
     ],
 )
 def test_addresses(source, expected):
-    assert is_stac(source) is expected
+    assert is_stac_url(source) is expected
 
 
 @pytest.mark.parametrize(
@@ -385,8 +384,9 @@ def test_addresses(source, expected):
     ],
 )
 def test_files(tmp_path, document, expected):
-    assert is_stac(write(tmp_path / "a.json", document)) is expected
-    assert not is_stac(write(tmp_path / "a.txt", document))
+    found = read_if_stac(write(tmp_path / "a.json", document), access=Access(remote=True))
+    assert (found is not None) is expected
+    assert read_if_stac(write(tmp_path / "a.txt", document)) is None
     if not expected:
         with pytest.raises(SceneError, match="pass a STAC item"):
             read_text(document)
@@ -395,10 +395,11 @@ def test_files(tmp_path, document, expected):
 def test_a_damaged_item_is_one(tmp_path):
     path = tmp_path / "a.json"
     path.write_text(json.dumps(earth_search())[:-9])
-    assert is_stac(str(path))
+    with pytest.raises(SceneError, match="no JSON document"):
+        read_if_stac(str(path))
     with pytest.raises(SceneError, match="no JSON document"):
         read_stac(str(path))
-    assert not is_stac(str(tmp_path / "missing.json"))
+    assert read_if_stac(str(tmp_path / "missing.json")) is None
     with pytest.raises(SceneError, match="No such file"):
         read_stac(str(tmp_path / "missing.json"))
 
