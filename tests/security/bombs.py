@@ -75,9 +75,11 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def _zeros(count: int) -> bytes:
-    """Deflated zeros, a thousandth of their size."""
-    packer, part = zlib.compressobj(9), bytes(1 << 20)
-    return b"".join(packer.compress(part) for _ in range(count >> 20)) + packer.flush()
+    """Deflated zeros, a thousandth of their size: one block over and over, without a checksum."""
+    packer = zlib.compressobj(9)
+    head = packer.compress(b"") + packer.flush(zlib.Z_FULL_FLUSH)
+    block = packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
+    return head + block * (count >> 20)
 
 
 def _png_text(path: Path) -> Path:
@@ -156,10 +158,10 @@ def _zip_members(path: Path) -> Path:
 
 
 def _zip_metadata(path: Path) -> Path:
-    """Metadata that inflate to a gigabyte."""
+    """Metadata that inflate to 256 MB."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         with archive.open(f"{_SAFE}/MTD_MSIL2A.xml", "w", force_zip64=True) as member:
-            for _ in range(1024):
+            for _ in range(256):
                 member.write(b" " * (1 << 20))
         archive.writestr(f"{_SAFE}/GRANULE/G/IMG_DATA/T32TLS_20200101T000000_B02.jp2", b"")
     return path
