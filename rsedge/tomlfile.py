@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rsedge.errors import OptionError
+from rsedge.texts import escape_hidden
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -28,10 +29,13 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def write_toml(path: Path, values: Mapping[str, Any]) -> None:
-    """Write ``values``, leaving out those that are None, which TOML does not have."""
+    """Write ``values``, leaving out those that are None, which TOML does not have.
+
+    Hidden characters of names are written as escapes, so that the file can be shown on a terminal.
+    """
     import tomli_w
 
-    path.write_text(tomli_w.dumps(_without_none(values)), encoding="utf-8")
+    path.write_text(escape_hidden(tomli_w.dumps(_without_none(values))), encoding="utf-8")
 
 
 def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from rsedge.cli import options
+from rsedge.cli.say import say, say_json
 
 
 @click.command("back-translate")
@@ -82,11 +82,9 @@ def command(
         progress=lambda done, total: options.note(f"{done} of {total} images"),
     )
     if as_json:
-        click.echo(json.dumps({"output": str(output), **counts, "bad": len(data.bad)}))
+        say_json({"output": str(output), **counts, "bad": len(data.bad)})
         return
-    click.echo(
-        f"{output}  {counts['paraphrases']} wordings of {counts['captions']} captions, {counts['images']} images"
-    )
+    say(f"{output}  {counts['paraphrases']} wordings of {counts['captions']} captions, {counts['images']} images")
 
 
 def _listed(text: str | None) -> tuple[str, ...]:

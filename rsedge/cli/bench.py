@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rsedge.cli import options
+from rsedge.cli.say import say
 
 if TYPE_CHECKING:
     from rsedge.runtime.benchmark import BenchmarkReport, Spread
@@ -70,7 +71,7 @@ def command(
             _refuse_opening(opening)
         found = benchmark(options.chosen_bundle(model), scene=scene, say=options.note, **others)
     text = json.dumps(found.to_dict(), indent=2, allow_nan=False) + "\n"
-    click.echo(text if as_json else "\n".join(_lines(found)), nl=not as_json)  # first: what took minutes is not lost
+    say(text if as_json else "\n".join(_lines(found)), nl=not as_json)  # first: what took minutes is not lost
     if output is not None:
         write_bytes(output, text.encode())
 

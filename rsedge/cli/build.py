@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rsedge.cli import options
+from rsedge.cli.say import say, say_json
 
 if TYPE_CHECKING:
     from rsedge.bundle import Bundle
@@ -79,11 +79,11 @@ def command(
             "gpu": backend.cuda.info.name,
             "engines": engines,
         }
-        click.echo(json.dumps(summary))
+        say_json(summary)
         return
     for role, path in paths.items():
         how = f"built in {taken[role]:.0f} s" if taken[role] else "was there"
-        click.echo(f"{role:<10}  {path.stat().st_size / 2**20:8.1f} MiB  {how:<16}  {path}")
+        say(f"{role:<10}  {path.stat().st_size / 2**20:8.1f} MiB  {how:<16}  {path}")
 
 
 def build_engines(
@@ -128,7 +128,7 @@ def build_progress() -> Iterator[Callable[[BuildProgress], None] | None]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("", total=None)
 

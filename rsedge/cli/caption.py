@@ -64,8 +64,8 @@ def command(
     as_json: bool,
     **others: Any,
 ) -> int:
-    """Caption every tile of each SCENE: a raster GDAL reads, a Sentinel-2 product (.SAFE or its zip), a folder of band
-    files, a STAC item or collection of items, a folder or pattern of any of these; - is STAC on standard input.
+    """Caption every tile of each SCENE: a raster (GeoTIFF, JP2 …), a Sentinel-2 product (.SAFE or its zip), a folder
+    of band files, a STAC item or collection of items, a folder or pattern of any of these; - is STAC on standard input.
 
     The output appears when it is whole; until then finished tiles are kept in OUTPUT.journal, and the same
     command goes on after an interruption. Tiles that cannot be read are recorded, and the exit code is 3.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from rsedge.cli.say import say
+
 
 @click.group("config")
 def command() -> None:
@@ -19,11 +21,11 @@ def show() -> None:
     from rsedge.runtime.default_model import SETTINGS, default_model, read_settings, settings_path
 
     values = read_settings()
-    click.echo(f"# {settings_path()}")
+    say(f"# {settings_path()}")
     for name, meaning in SETTINGS.items():
-        click.echo(f"{name} = {values.get(name, '(not set)')}  # {meaning}")
+        say(f"{name} = {values.get(name, '(not set)')}  # {meaning}")
     path, reason = default_model()
-    click.echo(f"default model: {path} ({reason})")
+    say(f"default model: {path} ({reason})")
 
 
 @command.command("get")
@@ -37,7 +39,7 @@ def get(name: str) -> int:
         raise OptionError(f"there is no setting {name!r}: there is {', '.join(SETTINGS)}")
     value = read_settings().get(name)
     if value is not None:
-        click.echo(value)
+        say(value)
     return 0 if value is not None else 1
 
 
@@ -65,4 +67,4 @@ def path() -> None:
     """Print where the settings are kept."""
     from rsedge.runtime.default_model import settings_path
 
-    click.echo(str(settings_path()))
+    say(str(settings_path()))

@@ -9,6 +9,7 @@ import click
 
 from rsedge.cli import options
 from rsedge.cli.progress import tile_progress
+from rsedge.cli.say import say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,7 +56,7 @@ def command(output: Path, seed: int, device: str, backend: str, threads: int | N
         with tile_progress() as progress:
             summary = run([scene], captioner.with_options(), target, beside=views, overwrite=True, progress=progress)
     _print_table(_records(target))
-    click.echo(
+    say(
         f"\n{output / 'scene.tif'}: {scene.width} x {scene.height} px at 10 m, generated from seed {seed}\n"
         f"{target}: {summary.ok} captions, {summary.nodata} tiles without data; "
         f"{summary.seconds:.1f} s on {captioner.device}\n"
@@ -76,9 +77,9 @@ def _records(captions: Path) -> list[TileRecord]:
 
 def _print_table(records: Sequence[TileRecord]) -> None:
     """A line per tile."""
-    click.echo("row col       lon       lat  caption")
+    say("row col       lon       lat  caption")
     for record in records:
         # The footprint is a small convex ring whose last point repeats the first.
         ring = (record.geometry or {})["coordinates"][0][:-1]
         lon, lat = (sum(point[axis] for point in ring) / len(ring) for axis in (0, 1))
-        click.echo(f"{record.row:3} {record.col:3} {lon:9.4f} {lat:9.4f}  {record.caption or f'({record.message})'}")
+        say(f"{record.row:3} {record.col:3} {lon:9.4f} {lat:9.4f}  {record.caption or f'({record.message})'}")

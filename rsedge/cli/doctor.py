@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rsedge.cli import options
+from rsedge.cli.say import say, say_json
 
 if TYPE_CHECKING:
     from rsedge.runtime.doctor import Checkup, Extra, Problem, Trial
@@ -33,8 +34,6 @@ def command(model: Path | None, device: str, backend: str, selftest: bool, as_js
     One generated tile is captioned. Problems come last, each with the next step; the exit code is 0 if captioning
     works and 1 if not. TensorRT awaits confirmation on hardware: --selftest tells whether it works on this machine.
     """
-    import json
-
     from rsedge.runtime.doctor import check_up
 
     if selftest:
@@ -45,23 +44,24 @@ def command(model: Path | None, device: str, backend: str, selftest: bool, as_js
         return _selftest(device, as_json=as_json)
 
     found = check_up(_bundle(model), device=device, backend=backend)
-    click.echo(json.dumps(found.to_dict(), allow_nan=False) if as_json else "\n".join(_lines(found)))
+    if as_json:
+        say_json(found.to_dict())
+    else:
+        say("\n".join(_lines(found)))
     return 0 if found.works else 1
 
 
 def _selftest(device: str, *, as_json: bool) -> int:
     """Test the engines; 1 if one gives anything but what it must."""
-    import json
-
     from rsedge.runtime.selftest import selftest
 
     checks = selftest(device=device, progress=options.note)
     if as_json:
-        click.echo(json.dumps([check.to_json() for check in checks], allow_nan=False))
+        say_json([check.to_json() for check in checks])
     else:
         words = {True: "passed", False: "FAILED", None: "-"}
         for check in checks:
-            click.echo(f"{words[check.passed]:<7} {check.name}: {check.detail}")
+            say(f"{words[check.passed]:<7} {check.name}: {check.detail}")
     return 1 if any(check.passed is False for check in checks) else 0
 
 

@@ -13,6 +13,7 @@ from click.core import ParameterSource
 
 from rsedge.cli import options
 from rsedge.cli.progress import image_progress
+from rsedge.cli.say import say
 
 if TYPE_CHECKING:
     from rsedge.datasets.examples import BadRecord, CaptionData, Example
@@ -440,7 +441,7 @@ def _finish(
             output.write_text(text + "\n", encoding="utf-8")
         except OSError as error:
             raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
-    click.echo(text if as_json else "\n".join(lines))
+    say(text if as_json else "\n".join(lines))
     for key, reason in failed.items():
         logging.getLogger("rsedge").warning("Warning: failed: %s: %s", key, reason)
     return SOME_FAILED if failed else 0

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
 from rsedge.cli import options
+from rsedge.cli.say import say, say_json
 
 
 @click.command("export")
@@ -77,12 +77,12 @@ def command(
         build_engines(bundle)
     report = bundle.manifest.parity
     if as_json:
-        click.echo(json.dumps({"bundle": str(bundle.path), "model": bundle.model, "parity": report}))
+        say_json({"bundle": str(bundle.path), "model": bundle.model, "parity": report})
         return
-    click.echo(f"{output}  {bundle.model}  {precision}  {bundle.manifest.image.size} px")
-    click.echo(f"parity with torch on {report['images']} seeded images ({report['device']}):")
+    say(f"{output}  {bundle.model}  {precision}  {bundle.manifest.image.size} px")
+    say(f"parity with torch on {report['images']} seeded images ({report['device']}):")
     for line in _caption_lines(report) if "encoder" in report else _embedding_lines(report):
-        click.echo(f"  {line}")
+        say(f"  {line}")
 
 
 def _caption_lines(report: dict[str, Any]) -> list[str]:

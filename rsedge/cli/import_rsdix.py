@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from rsedge.cli import options
+from rsedge.cli.say import say, say_json
 
 
 @click.command("import-rsdix")
@@ -53,10 +53,10 @@ def command(file: Path, output: Path, tokenizer: str | None, weights: str, overw
             "mapped": report.mapped,
             "unused": report.unused,
         }
-        click.echo(json.dumps(summary))
+        say_json(summary)
         return
-    click.echo(f"{output}  {report.family}  {report.parameters / 1e6:.1f} M parameters, of the {report.weights}")
-    click.echo("  " + ", ".join(f"{name} {value}" for name, value in report.settings.items()))
+    say(f"{output}  {report.family}  {report.parameters / 1e6:.1f} M parameters, of the {report.weights}")
+    say("  " + ", ".join(f"{name} {value}" for name, value in report.settings.items()))
     for title, counts in (("taken", report.mapped), ("left out", report.unused)):
         for prefix, count in counts.items():
-            click.echo(f"  {title:<9} {prefix.rstrip('.')}.*  {count} tensors")
+            say(f"  {title:<9} {prefix.rstrip('.')}.*  {count} tensors")

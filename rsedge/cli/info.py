@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rsedge.cli import options
+from rsedge.cli.say import say, say_json
 
 if TYPE_CHECKING:
     from rsedge.runtime.describe import BundleDescription, GraphDescription, SceneDescription
@@ -46,8 +47,6 @@ def command(
     A scene is anything rsedge caption takes. Expected time and memory are an estimate for the model that would be
     used, timed for a few seconds on generated tiles. A target that cannot be read makes the exit code 1.
     """
-    import json
-
     from rsedge.errors import RsedgeError
     from rsedge.runtime.describe import describe_bundle, is_bundle
 
@@ -61,14 +60,14 @@ def command(
                 [describe_bundle(target)] if is_bundle(target) else _scenes(target, scene_options, tile_options, probes)
             )
         except RsedgeError as error:
-            click.echo(f"Error: {error}", err=True)
+            say(f"Error: {error}", err=True)
             worst = max(worst, error.exit_code)
             continue
         for description in found:
             if as_json:
-                click.echo(json.dumps(description.to_dict(), allow_nan=False))
+                say_json(description.to_dict())
             else:
-                click.echo(("\n" if shown else "") + "\n".join(_lines(description)))
+                say(("\n" if shown else "") + "\n".join(_lines(description)))
             shown += 1
     return worst
 

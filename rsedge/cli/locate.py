@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import click
 from rsedge.cli import options
 from rsedge.cli.outputs import SOME_TILES_FAILED, save_config
 from rsedge.cli.progress import tile_progress
+from rsedge.cli.say import say_json
 
 if TYPE_CHECKING:
     from rsedge.runtime.locate import HeatMap
@@ -90,7 +90,7 @@ def command(
     LocateOptions(**windows)
     check_texts(texts, contrasts)
     opened = Scene.open(scene, **scene_options)
-    output = output or Path(f"{opened.name}.heat.tif")
+    output = output or Path(options.file_name(opened, ".heat.tif"))
     outputs = {output: (".tif", ".tiff"), **({png: (".png",)} if png else {})}
     check_outputs(outputs, overwrite=overwrite)
     spare_scenes([opened], outputs)
@@ -125,7 +125,7 @@ def command(
         "device_reason": embedder.device_reason,
     }
     if as_json:
-        click.echo(json.dumps(values))
+        say_json(values)
     else:
         _say(found, values)
     return SOME_TILES_FAILED if found.read_errors else 0

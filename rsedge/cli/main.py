@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 done but some tiles failed, 130 interru
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 import os
 import sys
@@ -14,6 +15,7 @@ from typing import NoReturn
 
 import click
 
+from rsedge.cli.say import Formatter, guard_process, say, say_traceback
 from rsedge.errors import RsedgeError
 
 COMMANDS = {
@@ -67,13 +69,16 @@ def cli(quiet: bool, debug: bool) -> None:  # noqa: ARG001 - run() looks for --d
 
     Fine-tune and export a captioner once, then run the bundle anywhere.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Formatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("rsedge").setLevel(logging.ERROR if quiet else logging.INFO)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    guard_process()
     sys.exit(run(arguments))
 
 
@@ -86,26 +91,26 @@ def run(arguments: Sequence[str]) -> int:
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:
-        error.show()
+        message = io.StringIO()
+        error.show(file=message)
+        say(message.getvalue(), err=True, nl=False)
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        _say("interrupted")
+        say("interrupted", err=True)
         return 130
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except RsedgeError as error:
         if debug:
-            raise
-        _say(f"Error: {error}")
+            say_traceback(error)
+        else:
+            say(f"Error: {error}", err=True)
         return error.exit_code
     except Exception as error:
         if debug:
-            raise
-        _say(f"Error: unexpected {type(error).__name__}: {error}")
-        _say("This is a fault of rsedge; see where with: rsedge --debug …")
+            say_traceback(error)
+        else:
+            say(f"Error: unexpected {type(error).__name__}: {error}", err=True)
+            say("This is a fault of rsedge; see where with: rsedge --debug …", err=True)
         return 1
-
-
-def _say(text: str) -> None:
-    click.echo(text, err=True)

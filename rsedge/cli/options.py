@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -336,7 +337,14 @@ def chosen_output(output: str | None, scenes: Sequence[Scene], suffix: str) -> s
         return output
     if len(scenes) > 1:
         raise click.UsageError(f"{len(scenes)} scenes go into one output: name it with -o, such as -o all.geojson")
-    return f"{scenes[0].name}{suffix}"
+    return file_name(scenes[0], suffix)
+
+
+def file_name(scene: Scene, suffix: str) -> str:
+    """An output in this folder that is called after a scene, whatever a product or an item calls it: the identifier
+    ``../.x/y`` gives ``_.x_y`` and the suffix.
+    """
+    return f"{scene.name.replace('/', '_').replace(os.sep, '_').lstrip('.') or 'scene'}{suffix}"
 
 
 def note(text: str) -> None:

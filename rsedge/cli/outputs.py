@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from rsedge.cli import options
+from rsedge.cli.say import say, say_json
 
 if TYPE_CHECKING:
+    import click
+
     from rsedge.runtime.pipeline import Summary
 
 SOME_TILES_FAILED = 3
@@ -26,7 +26,7 @@ def resumable(output: str) -> Iterator[None]:
     except KeyboardInterrupt:
         journal = Path(f"{output}.journal")
         if output != "-" and journal.exists():
-            click.echo(f"\nfinished tiles are in {journal}; the same command goes on from there", err=True)
+            say(f"\nfinished tiles are in {journal}; the same command goes on from there", err=True)
         raise
 
 
@@ -46,12 +46,14 @@ def save_config(ctx: click.Context, output: Path, resolved: Mapping[str, Any]) -
 
 
 def _unsigned(value: Any) -> Any:
-    """A URL, or those in a tuple, without its signature; anything else as it is."""
+    """A text or path, or those in a tuple, without credentials; anything else as it is."""
+    from rsedge.redaction import redact
     from rsedge.runtime.remote import is_remote, unsigned
 
-    if isinstance(value, tuple):
+    if isinstance(value, (tuple, list)):
         return tuple(map(_unsigned, value))
-    return unsigned(value) if isinstance(value, str) and is_remote(value) else value
+    text = str(value) if isinstance(value, Path) else value
+    return redact(unsigned(text) if is_remote(text) else text) if isinstance(text, str) else value
 
 
 def report(summary: Summary, made: str, device: str, device_reason: str, *, as_json: bool) -> int:
@@ -60,7 +62,7 @@ def report(summary: Summary, made: str, device: str, device_reason: str, *, as_j
         options.warn(warning)
     if as_json:
         values = {**summary.to_dict(), "device": device, "device_reason": device_reason}
-        click.echo(json.dumps(values), err=summary.output == "-")
+        say_json(values, err=summary.output == "-")
     else:
         kept = f", {summary.resumed_tiles} of them from the interrupted run" if summary.resumed_tiles else ""
         parts = [f"{summary.ok} {made}", f"{summary.nodata} without data"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rsedge.cli import options
+from rsedge.cli.say import say, say_json
 
 if TYPE_CHECKING:
     from rsedge.runtime.hits import Hit
@@ -189,9 +189,9 @@ def _on_index(index: Index, *, build: bool, measure: bool, top: int, as_json: bo
     if measure:
         summary |= {"top": top, "recall": round(index.measure_recall(top=top), 4)}
         if not as_json:
-            click.echo(f"recall of the index: {summary['recall']:.2%} of the {top} nearest tiles")
+            say(f"recall of the index: {summary['recall']:.2%} of the {top} nearest tiles")
     if as_json:
-        click.echo(json.dumps(summary))
+        say_json(summary)
 
 
 def _write_sheet(sheet: Path, hits: list[Hit], folders: tuple[Path, ...]) -> None:
@@ -209,13 +209,13 @@ def _report(index: Index, hits: list[Hit], output: str | None, sheet: Path | Non
         summary = {"output": output, "sheet": sheet and str(sheet), "tiles": index.rows, "model": index.info.model}
         listed = [{**hit.properties(), "geometry": hit.record.geometry} for hit in hits] if output is None else None
         values = {**summary, "hits": len(hits), **({"found": listed} if listed is not None else {})}
-        click.echo(json.dumps(values), err=output == "-")
+        say_json(values, err=output == "-")
         return
     if output is None:
         for hit in hits:
             record = hit.record
             caption = f"  {record.caption}" if record.caption else ""
-            click.echo(f"{hit.rank:4}  {hit.score:7.4f}  {record.scene}:{record.row}:{record.col}{caption}")
+            say(f"{hit.rank:4}  {hit.score:7.4f}  {record.scene}:{record.row}:{record.col}{caption}")
     best = f", best {hits[0].score:.4f}" if hits else ""
     where = f"{output}: " if output not in (None, "-") else ""
     options.note(f"{where}{len(hits)} hits among {index.rows} tiles{best}")

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from rsedge.cli import options
+from rsedge.cli.say import say, say_json
 
 _FAMILIES = ("blip", "clip", "clipcap")
 
@@ -19,7 +20,7 @@ def _list_presets(ctx: click.Context, param: click.Parameter, value: bool) -> No
         from rsedge.training.recipe_files import presets
 
         for name, text in presets().items():
-            click.echo(f"{name:<24} {text}")
+            say(f"{name:<24} {text}")
         ctx.exit()
 
 
@@ -28,7 +29,7 @@ def _list_keys(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value:
         from rsedge.training.recipe_files import keys
 
-        click.echo("\n".join(keys()))
+        say("\n".join(keys()))
         ctx.exit()
 
 
@@ -112,11 +113,11 @@ def command(
         return
     if as_json:
         values = {"run": str(result.run), "best": str(result.best), "best_step": result.progress.best_step}
-        click.echo(json.dumps({**values, "steps": result.progress.step, "values": result.values}))
+        say_json({**values, "steps": result.progress.step, "values": result.values})
         return
-    click.echo(f"{result.best}  step {result.progress.best_step} of {result.progress.step}")
+    say(f"{result.best}  step {result.progress.best_step} of {result.progress.step}")
     for name, value in result.values.items():
         if name.startswith("val_"):
-            click.echo(f"  {name.removeprefix('val_'):<22} {value:.4f}")
+            say(f"  {name.removeprefix('val_'):<22} {value:.4f}")
     if family == "blip":
-        click.echo(f"next: rsedge export {result.best} -o {output.name}.rsedge")
+        say(f"next: rsedge export {result.best} -o {output.name}.rsedge")

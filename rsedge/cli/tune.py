@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from rsedge.cli import options
+from rsedge.cli.say import say, say_json
 
 _FAMILIES = ("blip", "clip", "clipcap")
 _OF_SEARCH = (
@@ -156,12 +157,12 @@ def command(
         table, picture = lr_finder.write_curve(curve, output, overwrite=overwrite)
         rates = {"suggestion": curve.suggestion, "steepest": curve.steepest, "tenth": curve.tenth_of_minimum}
         if as_json:
-            click.echo(json.dumps({**rates, "table": str(table), "picture": str(picture)}))
+            say_json({**rates, "table": str(table), "picture": str(picture)})
             return
-        click.echo(f"{picture}  {len(curve.rates)} steps{', the loss broke out' if curve.diverged else ''}")
-        click.echo(f"  steepest slope          {curve.steepest:.2e}")
-        click.echo(f"  a tenth of the minimum  {curve.tenth_of_minimum:.2e}")
-        click.echo(f"next: rsedge train {family} --set learning_rate={curve.suggestion:.1e} …")
+        say(f"{picture}  {len(curve.rates)} steps{', the loss broke out' if curve.diverged else ''}")
+        say(f"  steepest slope          {curve.steepest:.2e}")
+        say(f"  a tenth of the minimum  {curve.tenth_of_minimum:.2e}")
+        say(f"next: rsedge train {family} --set learning_rate={curve.suggestion:.1e} …")
         return
     space = {**(read_file(search_file) if search_file else {}), **read_settings(searches)}
     with training_progress() as observe:
@@ -188,15 +189,15 @@ def command(
     if as_json:
         found = {"best": best.number, "value": best.value, "settings": dict(best.settings)}
         files = {"study": str(result.study), "recipe": str(result.study / "best.toml")}
-        click.echo(json.dumps({**files, **found, "trials": counts, "importances": dict(result.importances)}))
+        say_json({**files, **found, "trials": counts, "importances": dict(result.importances)})
         return
-    click.echo(f"{result.study}  {len(states)} trials: {', '.join(f'{n} {state}' for state, n in counts.items())}")
-    click.echo(f"best: trial {best.number}, {result.recipe.loop.monitor} {best.value:.4f}")
+    say(f"{result.study}  {len(states)} trials: {', '.join(f'{n} {state}' for state, n in counts.items())}")
+    say(f"best: trial {best.number}, {result.recipe.loop.monitor} {best.value:.4f}")
     for key, value in best.settings.items():
         share = f"  importance {result.importances[key]:.2f}" if key in result.importances else ""
         shown = f"{value:.4g}" if isinstance(value, float) else "left out" if value is None else value
-        click.echo(f"  {key:<28} {shown!s:<12}{share}".rstrip())
-    click.echo(f"next: rsedge train {family} --recipe {result.study / 'best.toml'} -o RUN")
+        say(f"  {key:<28} {shown!s:<12}{share}".rstrip())
+    say(f"next: rsedge train {family} --recipe {result.study / 'best.toml'} -o RUN")
 
 
 def _refuse_unused(ctx: click.Context, names: tuple[str, ...], *, find_lr: bool) -> None:

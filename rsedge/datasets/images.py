@@ -1,7 +1,7 @@
 """Image files of any kind as uint8 RGB, with the pixels that a scene of the same file has at run time.
 
 Pictures (JPEG, PNG, WebP, GIF, BMP) are read by Pillow: EXIF orientation applied, 16-bit greys cut to their high byte,
-the first frame of several. All else is a raster and read by :class:`rsedge.runtime.scene.Scene`: 8-bit as stored,
+the first frame of several. All else is a raster and read as :class:`rsedge.runtime.scene.Scene` is: 8-bit as stored,
 uint16 and int16 as Sentinel-2 reflectance by the rule of :class:`rsedge.pixels.ReflectanceRule`. Where a raster does
 not say which bands are red, green and blue, three are taken in this order, a single one as grey, and twelve or thirteen
 16-bit ones as Sentinel-2's in theirs (4, 3, 2). Floats are refused: their scale is not known.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rsedge.pixels import UInt8
 
 PICTURES = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".vrt"])
+SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jp2"])
 """Names that are taken for images where a folder is searched for them; a named file may have any."""
 
 _SENTINEL2_BANDS = (12, 13)  # L2A lacks B10
@@ -102,10 +102,10 @@ def _read_raster(target: str, name: str) -> UInt8:
     """The raster that GDAL knows as ``target``."""
     from rasterio.errors import RasterioError
 
-    from rsedge.runtime.scene import Scene
+    from rsedge.runtime.scene_opening import SceneOptions, open_raster
 
     try:
-        scene = Scene.open(target)
+        scene = open_raster(target, SceneOptions())
     except SceneError as error:
         if (bands := _usual_bands(target)) is None:
             raise SceneError(f"{name} is no image that rsedge reads: {str(error).replace(target, name)}") from error
@@ -114,7 +114,7 @@ def _read_raster(target: str, name: str) -> UInt8:
                 f"{name}: it is unclear which of its bands are red, green and blue; write these alone: "
                 f"gdal_translate -b R -b G -b B {name} rgb.tif"
             ) from error
-        scene = Scene.open(target, bands=bands)
+        scene = open_raster(target, SceneOptions(bands=bands))
     try:
         with scene.reader() as reader:
             return reader.read(0, 0, scene.height, scene.width)[0]
@@ -125,10 +125,10 @@ def _read_raster(target: str, name: str) -> UInt8:
 
 def _usual_bands(target: str) -> tuple[int, ...] | None:
     """The bands of a raster that does not name its own: empty where there is no custom, None where it is unusable."""
-    from rsedge.runtime.scene import Scene
+    from rsedge.runtime.scene_opening import SceneOptions, open_raster
 
     try:
-        scene = Scene.open(target, bands=(1, 1, 1))
+        scene = open_raster(target, SceneOptions(bands=(1, 1, 1)))
     except SceneError:
         return None
     if scene.band_count == 3:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from datetime import datetime, timezone
 from typing import Any
 
 from rsedge.bundle import SUFFIX, FileRef, Graph, Manifest
+from rsedge.texts import plain
 
 MLM_SCHEMA = "https://stac-extensions.github.io/mlm/v1.5.1/schema.json"
 FILE_SCHEMA = "https://stac-extensions.github.io/file/v2.1.0/schema.json"
@@ -286,7 +288,7 @@ def _show(value: Any) -> str:
 
 def _table(heading: str, rows: list[tuple[str, str]]) -> str:
     def cell(text: str) -> str:
-        return text.replace("|", "\\|").replace("\n", " ")
+        return html.escape(plain(text), quote=False).replace("|", "\\|")
 
     lines = [f"| {heading} | |" if heading else "| | |", "| --- | --- |"]
     return "\n".join([*lines, *(f"| {cell(name)} | {cell(text)} |" for name, text in rows)])

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rsedge.errors import OptionError, SceneError
+from rsedge.texts import plain
 
 MAX_PIXELS = 20_000_000_000
 """Default limit: the pixels of about 160 whole Sentinel-2 tiles at 10 m."""
@@ -87,5 +88,5 @@ def refuse_gdal_name(name: str, *, what: str) -> None:
         SceneError: It is one.
     """
     if match := _GDAL_NAME.search(name):
-        shown = "".join(letter if letter.isprintable() else "�" for letter in match[0])
+        shown = plain(match[0])
         raise SceneError(f"{what} holds {shown!r}, a name of GDAL's own, and an input may name files only: pass a file")

@@ -25,6 +25,7 @@ from rsedge.runtime.rasters import MAX_CLASSES, NO_CLASS, Cells, check_suffix, t
 from rsedge.runtime.sources import TileOptions, Tiling, rounded
 from rsedge.runtime.work import Models, Progress, ResultWriter, Target, TileEmbedder
 from rsedge.runtime.writers import STDOUT, Writer, parse_format
+from rsedge.texts import plain
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -87,6 +88,7 @@ class Classifier:
         if len(labels) > MAX_CLASSES:
             raise OptionError(f"{len(labels)} labels: give at most {MAX_CLASSES}")
         need_scale(embedder)
+        labels = [plain(label) for label in labels]
         anchors = class_embeddings(labels, embedder.embed_texts, templates)
         return cls(embedder, tuple(labels), tuple(templates), anchors)
 

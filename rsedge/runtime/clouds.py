@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from rasterio.enums import Resampling
 
-from rsedge.runtime.composite import on_grid
+from rsedge.errors import SceneError
+from rsedge.runtime.composite import Grid, PlacedBand
 from rsedge.runtime.opening import open_dataset
 from rsedge.runtime.remote import unsigned
 
 if TYPE_CHECKING:
     from rasterio.windows import Window
 
-    from rsedge.runtime.composite import Grid
+    from rsedge.runtime.access import Access
     from rsedge.runtime.products import BandFile, Extent
 
 Mask = npt.NDArray[np.bool_]
@@ -35,21 +37,24 @@ class CloudSource:
     Attributes:
         kind: ``scl``: classes 8, 9 and 10 are cloud and 0 is no data; ``mask``: what is not 0 is cloud.
         file: The raster.
-        target: What GDAL opens: that raster on the scene's grid.
+        grid: Of the scene.
+        extent: Where a file lies that does not say so itself.
+        access: What it may touch.
     """
 
     kind: Literal["scl", "mask"]
     file: BandFile
-    target: str
+    grid: Grid
+    extent: Extent | None
+    access: Access
 
-    @classmethod
-    def of(cls, kind: Literal["scl", "mask"], file: BandFile, grid: Grid, extent: Extent | None = None) -> CloudSource:
-        """For a scene on ``grid``; ``extent`` is where a file lies that does not say so itself.
+    def check(self) -> None:
+        """Open it once.
 
         Raises:
             SceneError: The raster cannot be opened, holds no whole numbers, or lies on no grid that fits.
         """
-        return cls(kind, file, on_grid(file, grid, outside=_OUTSIDE[kind], extent=extent))
+        CloudReader(self).close()
 
     def describe(self) -> str:
         """For people."""
@@ -60,20 +65,30 @@ class CloudReader:
     """Reads windows of a cloud source; belongs to one thread."""
 
     def __init__(self, source: CloudSource) -> None:
-        with open_dataset(source.file.path) as dataset:
-            nodata = dataset.nodatavals[source.file.band - 1]
-        self._dataset: Any = open_dataset(source.target)
-        stored = np.dtype(self._dataset.dtypes[0])
+        name = unsigned(source.file.path)
+        self._dataset: Any = open_dataset(source.file.path, source.access)
+        try:
+            own = Grid.of(self._dataset, source.extent)
+            self._band = PlacedBand(self._dataset, source.file.band, own, source.grid, name)
+            stored = self._stored = np.dtype(self._band.dtype)
+            if stored.kind == "f":
+                raise SceneError(f"{name} is {stored}, but masks hold classes: convert it with gdal_translate -ot Byte")
+        except SceneError:
+            self._dataset.close()
+            raise
+        nodata = self._dataset.nodatavals[source.file.band - 1]
         # A table of every value there is; those below zero lie at its end, as negative indexes do.
         self._cloudy = np.zeros(256**stored.itemsize, np.bool_)
         self._cloudy[list(SCL_CLOUDS) if source.kind == "scl" else slice(1, None)] = True
         if nodata is not None and float(nodata).is_integer() and np.iinfo(stored).min <= nodata <= np.iinfo(stored).max:
             self._cloudy[int(nodata)] = False
         self._no_data = SCL_NO_DATA if source.kind == "scl" else None
+        self._outside = _OUTSIDE[source.kind]
 
     def read(self, window: Window) -> tuple[Mask, Mask | None]:
         """Bool [h, w]: which pixels are cloud, and which have no data, None where that is not told."""
-        classes = self._dataset.read(1, window=window)
+        classes = np.empty((int(window.height), int(window.width)), self._stored)
+        self._band.read(window, classes, outside=self._outside, resampling=Resampling.nearest)
         return self._cloudy[classes], None if self._no_data is None else classes == self._no_data
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 from rsedge.errors import OptionError, OutputError
 from rsedge.runtime.geoparquet import bounding_box, wkb
 from rsedge.runtime.records import TileRecord
-from rsedge.runtime.writers import plain, whole_file
+from rsedge.runtime.writers import whole_file
 
 TABLE = "tiles"
 
@@ -222,4 +222,4 @@ def _value(value: Any, kind: str) -> Any:
     if kind == "DATETIME" and value is not None:
         moment = datetime.fromisoformat(value.replace("Z", "+00:00")).astimezone(timezone.utc)
         return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return plain(value) if isinstance(value, str) else value
+    return value

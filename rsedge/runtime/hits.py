@@ -17,7 +17,8 @@ import numpy as np
 from rsedge.errors import OptionError, OutputError
 from rsedge.runtime.records import TileRecord
 from rsedge.runtime.wkb import from_wkb
-from rsedge.runtime.writers import STDOUT, cell, feature, wkt, write_bytes
+from rsedge.runtime.writers import STDOUT, feature, wkt, write_bytes
+from rsedge.texts import cell, plain
 
 if TYPE_CHECKING:
     from rsedge.runtime.search_file import SearchFile
@@ -56,7 +57,7 @@ class Hit:
         record["caption_score"] = record.pop("score")
         without = ("caption", "caption_score") if self.record.caption is None else ()
         values = {name: value for name, value in record.items() if name not in without}
-        return {"rank": self.rank, "score": self.score, **values, "path": self.path, "embeddings": self.file}
+        return {"rank": self.rank, "score": self.score, **values, "path": self.path, "embeddings": plain(self.file)}
 
 
 def read_records(file: SearchFile, rows: Sequence[int]) -> list[tuple[TileRecord, str | None]]:
@@ -95,7 +96,8 @@ def _record(values: dict[str, Any]) -> tuple[TileRecord, str | None]:
         raise OSError(f"a geometry is no polygon: {error}") from error
     defaults = {"caption": None, "score": None}
     known = {name: values[name] for name in TileRecord.__slots__ if name in values}
-    return TileRecord(**{**defaults, **known, "geometry": geometry, "datetime": _rfc3339(moment)}), path
+    record = TileRecord(**{**defaults, **known, "geometry": geometry, "datetime": _rfc3339(moment)})
+    return record, None if path is None else plain(path)
 
 
 def _rfc3339(moment: datetime | None) -> str | None:

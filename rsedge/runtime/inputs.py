@@ -12,18 +12,16 @@
 from __future__ import annotations
 
 import glob
-import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-import rasterio
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
-
 from rsedge.errors import OptionError, SceneError
 from rsedge.runtime.access import LOCAL, Access
 from rsedge.runtime.catalog import STDIN, find
+from rsedge.runtime.composite import Grid
+from rsedge.runtime.opening import open_dataset
 from rsedge.runtime.remote import is_remote
 
 if TYPE_CHECKING:
@@ -98,7 +96,7 @@ def find_inputs(
     large: list[str] = []
     unusable: list[str] = []
     for entry in found:
-        if isinstance(entry, str) and not _is_scene(entry, kind, large):
+        if isinstance(entry, str) and not _is_scene(entry, kind, access, large):
             entries.append(open_image(Path(entry)))
             continue
         try:
@@ -117,7 +115,7 @@ def _warnings(large: Sequence[str]) -> Iterator[str]:
         yield f"{large[0]} and no place on a map: it becomes one record{others}; --as scene cuts it into tiles"
 
 
-def _is_scene(name: str, kind: InputKind, large: list[str]) -> bool:
+def _is_scene(name: str, kind: InputKind, access: Access, large: list[str]) -> bool:
     """Whether ``name`` is a scene; notes an image in ``large`` that is as large as one."""
     path = Path(name)
     if kind == "scene" or path.is_dir() or not path.exists():
@@ -125,13 +123,12 @@ def _is_scene(name: str, kind: InputKind, large: list[str]) -> bool:
     if kind == "image":
         return False
     try:
-        with warnings.catch_warnings(), rasterio.Env():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            dataset = rasterio.open(name)
-    except (RasterioError, UnicodeEncodeError):  # rasterio opens no name that is not UTF-8
+        dataset = open_dataset(name, access)
+    except SceneError:
         return False
     with dataset:
-        if dataset.crs or not dataset.transform.is_identity or dataset.gcps[0] or dataset.count == 0:
+        grid = Grid.of(dataset)
+        if grid.crs or not grid.transform.is_identity or dataset.gcps[0] or dataset.count == 0:
             return True
         if dataset.width * dataset.height > _LARGE:
             large.append(f"{name} has {dataset.width} x {dataset.height} px")

@@ -40,9 +40,10 @@ DRIVERS = {
     "GTiff": "GeoTIFF",
     "COG": "Cloud Optimized GeoTIFF",
     "JP2OpenJPEG": "JPEG 2000, the bands of SAFE products",
-    "SENTINEL2": "Sentinel-2 metadata",
-    "VRT": "composites of bands",
-    "PNG": "quicklooks",
+    "PNG": "images",
+    "JPEG": "images",
+    "WEBP": "images",
+    "VRT": "mosaics, with --allow-vrt",
 }
 """GDAL's drivers that matter → what for."""
 _OTHER_NAMES = {"tensorrt": ("tensorrt-cu12", "tensorrt-cu13"), "cuda-python": ("cuda-bindings",)}

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rsedge.runtime.tiles import TileGrid
 
 # A raster made of others reports blocks of its own; this is what the files behind it usually have (JP2: 1024).
-_COMPOSITE = frozenset({"VRT", "SENTINEL2"})
+_COMPOSITE = frozenset({"VRT"})
 _COMPOSITE_BLOCK = 1024
 # Blocks higher than this are read slice by slice, from GDAL's cache: laid out as tiles they would take too much memory.
 _HIGHEST_PIECE = 4096

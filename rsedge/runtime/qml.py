@@ -14,7 +14,8 @@ from xml.etree import ElementTree
 
 from rsedge.errors import OptionError
 from rsedge.runtime.work import Target
-from rsedge.runtime.writers import open_file, plain
+from rsedge.runtime.writers import open_file
+from rsedge.texts import plain
 
 if TYPE_CHECKING:
     from rsedge.runtime.records import TileResult

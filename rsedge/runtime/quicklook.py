@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import math
-import warnings
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
-from xml.etree.ElementTree import Element, SubElement, tostring
+from typing import TYPE_CHECKING
 
 import numpy as np
-import rasterio
 from PIL import Image
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 
-from rsedge.errors import OptionError
+from rsedge.errors import OptionError, SceneError
+from rsedge.runtime.scene_reader import open_pixels
 
 if TYPE_CHECKING:
     from rsedge.pixels import UInt8
     from rsedge.runtime.scene import Scene
     from rsedge.runtime.scene_reader import SceneReader
 
-_GDAL_TYPES = {"uint8": "Byte", "uint16": "UInt16", "int16": "Int16", "float32": "Float32", "float64": "Float64"}
 _LINES = 256  # source lines per read: few enough for little memory, many enough to keep GDAL busy
 # Room for two rows of the blocks of JP2, which files behind a VRT have whatever it says of its own.
 _CACHED_LINES = 2048
@@ -53,7 +50,9 @@ def quicklook(scene: Scene, *, longest: int = 1400) -> UInt8:
     width, height = (max(1, round(side / factor)) for side in (scene.width, scene.height))
     lines = max(_CACHED_LINES, scene.block_shape[0] * 3 // 2)
     cache = max(_SMALLEST_CACHE, lines * scene.width * scene.band_count * np.dtype(scene.dtype).itemsize)
-    with scene.environment(GDAL_CACHEMAX=cache, GDAL_NUM_THREADS="ALL_CPUS"):
+    # Threads of GDAL's own do not know our settings, and a VRT would open its files in them.
+    threads = {} if scene.driver == "VRT" else {"GDAL_NUM_THREADS": "ALL_CPUS"}
+    with scene.environment(GDAL_CACHEMAX=cache, **threads):
         source = _overview(scene, factor)
         with source.reader() as reader:
             return _averaged(reader, (source.height, source.width), (height, width))
@@ -79,37 +78,17 @@ def _averaged(reader: SceneReader, source: tuple[int, int], size: tuple[int, int
 def _overview(scene: Scene, factor: float) -> Scene:
     """The smallest overview that is clearly larger than the picture, as a scene; else the scene itself."""
     # A palette's overviews mix colours that are none; a mask beside the bands would be left behind.
-    if scene.palette or scene.mask_band == 0 or scene.resampled or scene.dtype not in _GDAL_TYPES:
+    if scene.palette or scene.mask_band == 0 or scene.mask_file or scene.resampled:
         return scene
     try:
-        with _opened(scene.path) as dataset:
+        with open_pixels(scene) as dataset:
             factors = [dataset.overviews(band) for band in dataset.indexes]
         levels = [level for level, by in enumerate(factors[0]) if by * _SPARE <= factor]
         if not levels or any(each != factors[0] for each in factors):
             return scene
-        with _opened(scene.path, overview_level=levels[-1]) as small:
-            width, height = small.width, small.height
-    except RasterioError:
+        small = replace(scene, overview=levels[-1])
+        with open_pixels(small) as dataset:
+            # Its clouds lie on the scene's own grid, and are not shown.
+            return replace(small, width=dataset.width, height=dataset.height, clouds=None)
+    except (RasterioError, SceneError):
         return scene
-    path = _overview_vrt(scene, levels[-1], width, height)
-    # Its clouds lie on the scene's own grid, and are not shown.
-    return replace(scene, path=path, width=width, height=height, clouds=None)
-
-
-def _opened(path: str, **options: int) -> Any:
-    """An open dataset; that it has no place on a map is no matter here."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        return rasterio.open(path, **options)
-
-
-def _overview_vrt(scene: Scene, level: int, width: int, height: int) -> str:
-    """A VRT of all bands of an overview: the one way to name it that is open to every reader of a scene."""
-    root = Element("VRTDataset", rasterXSize=str(width), rasterYSize=str(height))
-    for number in range(1, scene.band_count + 1):
-        band = SubElement(root, "VRTRasterBand", dataType=_GDAL_TYPES[scene.dtype], band=str(number))
-        source = SubElement(band, "SimpleSource")
-        SubElement(source, "SourceFilename", relativeToVRT="0", shared="0").text = scene.path
-        SubElement(SubElement(source, "OpenOptions"), "OOI", key="OVERVIEW_LEVEL").text = str(level)
-        SubElement(source, "SourceBand").text = str(number)
-    return tostring(root, encoding="unicode")

@@ -21,6 +21,7 @@ from rasterio.transform import Affine
 
 from rsedge.errors import OptionError, OutputError
 from rsedge.runtime.writers import check_target, write_bytes
+from rsedge.texts import plain
 
 if TYPE_CHECKING:
     import numpy as np
@@ -131,7 +132,7 @@ def write_classes(
         colours=dict(enumerate(class_colours(len(labels)), 1)),
         overview_resampling="MODE",
     )
-    categories = "".join(f"<Category>{escape(_plain(name))}</Category>" for name in ("no class", *labels))
+    categories = "".join(f"<Category>{escape(plain(name))}</Category>" for name in ("no class", *labels))
     band = f'<PAMRasterBand band="1"><CategoryNames>{categories}</CategoryNames></PAMRasterBand>'
     beside = f"<PAMDataset>{band}</PAMDataset>"
     # The raster last: where it is, its names are too.
@@ -206,15 +207,10 @@ def _encode(
             overview_resampling=overview_resampling,
         ) as dataset:
             dataset.write(bands)
-            dataset.update_tags(**{name: _plain(value) for name, value in tags.items()})
+            dataset.update_tags(**{name: plain(value) for name, value in tags.items()})
             for index, name in enumerate(names, 1):
-                dataset.set_band_description(index, _plain(name))
+                dataset.set_band_description(index, plain(name))
             if colours:
                 table = dict.fromkeys(range(_PALETTE_ENTRIES), (0, 0, 0, 255))
                 dataset.write_colormap(1, {**table, NO_CLASS: (0, 0, 0, 0), **colours})
         return bytes(memory.read())
-
-
-def _plain(text: str) -> str:
-    """Text without what XML cannot hold."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)

@@ -9,7 +9,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from rsedge.texts import plain
+
 Status = Literal["ok", "nodata", "cloud", "read_error"]
+_TEXTS = ("scene", "caption", "datetime", "model", "message", "scene_crs", "product_id", "mgrs_tile", "rendering")
 Embedding = NDArray[np.float16] | NDArray[np.float32]
 
 
@@ -32,6 +35,8 @@ class Caption:
 @dataclass(frozen=True, slots=True)
 class TileRecord:
     """One tile of a scene and what was found there; or a whole image that has no place on a map.
+
+    Its texts are made plain (:func:`rsedge.texts.plain`): names, metadata and captions come from strangers.
 
     Attributes:
         scene: Name of the scene or image (its file name without the suffix).
@@ -76,6 +81,12 @@ class TileRecord:
     product_id: str | None = None
     mgrs_tile: str | None = None
     rendering: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in _TEXTS:
+            text = getattr(self, name)
+            if text is not None and (cleaned := plain(text)) is not text:
+                object.__setattr__(self, name, cleaned)
 
     def to_dict(self) -> dict[str, Any]:
         """The record as a plain dict, in field order, ``geometry`` included."""

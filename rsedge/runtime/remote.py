@@ -28,6 +28,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import parse_qs, quote, unquote, urldefrag, urlsplit, urlunsplit
 
 from rsedge.errors import OptionError, SceneError
+from rsedge.redaction import SECRET_FIELD, redact
 
 _FILE_SYSTEMS = {"s3": "/vsis3/", "gs": "/vsigs/", "az": "/vsiaz/", "oss": "/vsioss/", "swift": "/vsiswift/"}
 _NETWORK = re.compile(
@@ -45,11 +46,7 @@ _DOCUMENT_LIMIT = 64 * 2**20
 _TRICKLE = 6
 _LARGE_READ = 30  # the same for pixels: a row of blocks of a whole scene is 10 MB and more
 
-_SIGNATURE = re.compile(
-    r"x-(?:amz|goog|oss|cos)-.*|signature|expires|policy|key-pair-id|awsaccesskeyid|googleaccessid"
-    r"|sig|token|access_token|api_?key",
-    re.IGNORECASE,
-)
+_SIGNATURE = re.compile(SECRET_FIELD, re.IGNORECASE)
 _AZURE = frozenset(
     {"se", "sp", "sv", "sr", "st", "spr", "sip", "skoid", "sktid", "skt", "ske", "sks", "skv", "ss", "srt"}
 )
@@ -211,7 +208,7 @@ def unsigned(name: str) -> str:
     """
     url = _web_url(name)
     if url is None:
-        return name
+        return redact(name)
     parts = urlsplit(url)
     fields = [(field.partition("=")[0].lower(), field) for field in parts.query.split("&") if field]
     azure = any(key == "sig" for key, _ in fields)
@@ -360,7 +357,7 @@ def _refused(path: str, status: int) -> SceneError:
 
 
 def _problem(path: str, what: str, remedy: str) -> SceneError:
-    return SceneError(f"{unsigned(path)} cannot be read: {what}; {remedy}")
+    return SceneError(f"{unsigned(path)} cannot be read: {redact(what)}; {remedy}")
 
 
 def _web_url(path: str) -> str | None:

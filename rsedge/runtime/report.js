@@ -42,17 +42,8 @@
     }));
   }
 
-  // Control characters and reversals of direction would hide what a caption holds: they are shown as signs.
-  function visible(text) {
-    return text
-      .replace(/[\x00-\x1f]/g, (c) => (c === "\n" ? c : String.fromCharCode(0x2400 + c.charCodeAt(0))))
-      .replace(/\x7f/g, "\u2421")
-      .replace(/[\u0080-\u009f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g,
-        (c) => `[U+${c.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}]`);
-  }
-
   const words = (tile) => (tile.caption === null
-    ? STATUS[tile.status] + (tile.message ? `: ${visible(tile.message)}` : "") : visible(tile.caption));
+    ? STATUS[tile.status] + (tile.message ? `: ${tile.message}` : "") : tile.caption);
   const place = (tile) => `row ${tile.row}, column ${tile.col}`;
   const signed = (score, digits) => score.toFixed(digits).replace("-", "\u2212");
   const percent = (share) => (share === null ? null : `${(100 * share).toFixed(share && share < 0.1 ? 2 : 0)} %`);
@@ -65,14 +56,14 @@
     tiles = scene.tiles.map((values) => Object.fromEntries(data.fields.map((name, i) => [name, values[i]])));
     places = new Map(tiles.map((tile, i) => [`${tile.row},${tile.col}`, i]));
     cursor = pinned = -1;
-    byId("title").textContent = visible(scene.name);
+    byId("title").textContent = scene.name;
     const tally = Object.keys(STATUS).map((status) => [status, tiles.filter((t) => t.status === status).length]);
     describe(byId("facts"), [
       ["Product", scene.product], ["Acquired", scene.datetime], ["MGRS tile", scene.mgrs],
       ["Size", `${counting.format(scene.width)} × ${counting.format(scene.height)} px`], ["CRS", scene.crs],
       ["Tiles", counting.format(tiles.length)], ["Model", scene.model], ["Rendering", scene.rendering],
     ]);
-    byId("warnings").replaceChildren(...scene.warnings.map((text) => make("li", { dir: "auto" }, visible(text))));
+    byId("warnings").replaceChildren(...scene.warnings.map((text) => make("li", { dir: "auto" }, text)));
     drawLegend(tally);
     drawMap();
     drawList();
@@ -111,7 +102,7 @@
     }
     if (scene.picture) picture.src = scene.picture;
     else picture.removeAttribute("src");
-    picture.alt = `Quicklook of ${visible(scene.name)}`;
+    picture.alt = `Quicklook of ${scene.name}`;
     rects = tiles.map((tile, i) => shape({
       class: `tile ${tile.status}`, x: tile.col_off, y: tile.row_off, width: tile.width, height: tile.height,
       "data-tile": i,
@@ -418,7 +409,7 @@
   window.addEventListener("resize", weighLines);
 
   const select = byId("scene");
-  select.append(...data.scenes.map((entry, i) => make("option", { value: i }, visible(entry.name))));
+  select.append(...data.scenes.map((entry, i) => make("option", { value: i }, entry.name)));
   select.addEventListener("change", () => show(Number(select.value)));
   byId("chooser").hidden = data.scenes.length < 2;
   show(0);

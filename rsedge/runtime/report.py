@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from PIL import Image
 
 from rsedge.errors import OptionError, SceneError
+from rsedge.redaction import redact
 from rsedge.runtime.quicklook import quicklook
 from rsedge.runtime.report_page import page
 from rsedge.runtime.scene_order import SceneOrder
 from rsedge.runtime.work import Target
 from rsedge.runtime.writers import open_file
+from rsedge.texts import plain
 
 if TYPE_CHECKING:
     from rsedge.runtime.records import TileRecord, TileResult
@@ -83,7 +85,7 @@ class ReportWriter:
         try:
             return {"picture": _picture(scene, self._longest)}
         except SceneError as error:
-            return {"warnings": [*warnings, f"no picture: {error}"]}
+            return {"warnings": [*warnings, f"no picture: {redact(plain(str(error)))}"]}
 
 
 def _entry(scene: Scene) -> dict[str, Any]:
@@ -91,7 +93,7 @@ def _entry(scene: Scene) -> dict[str, Any]:
         "name": scene.name,
         "width": scene.width,
         "height": scene.height,
-        "crs": scene.crs.to_string() if scene.crs else None,
+        "crs": plain(scene.crs.to_string()) if scene.crs else None,
         "datetime": scene.datetime,
         "product": None,
         "mgrs": None,

@@ -10,6 +10,8 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
+from rsedge.texts import plain
+
 # What could end the data's element, or begin another one, is written so that only JSON sees it.
 _IN_SCRIPT = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 
@@ -21,7 +23,7 @@ def page(title: str, data: dict[str, Any]) -> bytes:
 
     Args:
         title: Of the document; any text.
-        data: JSON values that the script shows; their texts may hold anything.
+        data: JSON values that the script shows; their texts may hold any markup, and are plain (:mod:`rsedge.texts`).
     """
     style, script = _part("report.css"), _part("report.js")
     text = Template(_part("report_template.html")).substitute(
@@ -29,7 +31,7 @@ def page(title: str, data: dict[str, Any]) -> bytes:
             f"default-src 'none'; img-src data:; style-src {_source(style)}; script-src {_source(script)}; "
             "base-uri 'none'; form-action 'none'"
         ),
-        title=html.escape(_printable(title)),
+        title=html.escape(plain(title)),
         style=style,
         data=json_in_script(data),
         script=script,
@@ -52,7 +54,3 @@ def _part(name: str) -> str:
 def _source(text: str) -> str:
     """A source expression of Content-Security-Policy that allows just this text."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode('utf-8')).digest()).decode('ascii')}'"
-
-
-def _printable(text: str) -> str:
-    return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)

@@ -22,6 +22,7 @@ from rsedge.runtime.outline import Outline, bounding_box, merge, to_geojson
 from rsedge.runtime.records import Status
 from rsedge.runtime.work import Target
 from rsedge.runtime.writers import open_file
+from rsedge.texts import plain
 
 if TYPE_CHECKING:
     from rsedge.runtime.records import TileResult
@@ -156,7 +157,7 @@ class _ItemWriter:
             "type": "Feature",
             "stac_version": STAC_VERSION,
             "stac_extensions": [PROCESSING],
-            "id": self._item_id,
+            "id": plain(self._item_id),
             "geometry": to_geojson(hulls),
             **({} if box is None else {"bbox": box}),
             "properties": self._properties(),
@@ -220,7 +221,7 @@ def _link(item: Path, scene: SceneSource) -> dict[str, str]:
     else:
         href = _relative(item, _ARCHIVE.sub("", scene.source))
     kind = _MEDIA_TYPES.get(Path(scene.source).suffix.lower().removeprefix("."))
-    return {"rel": "derived_from", "href": href, **({"type": kind} if kind else {}), "title": scene.name}
+    return {"rel": "derived_from", "href": href, **({"type": kind} if kind else {}), "title": plain(scene.name)}
 
 
 def _relative(item: Path, file: str) -> str:

@@ -16,15 +16,19 @@ from typing import TYPE_CHECKING, Any
 import rasterio
 
 from rsedge.errors import SceneError
+from rsedge.redaction import redact
 from rsedge.runtime import remote
+from rsedge.runtime.access import LOCAL, Access
 from rsedge.runtime.composite import Grid
 from rsedge.runtime.footprints import footprints
+from rsedge.runtime.opening import settings as gdal_settings
 from rsedge.runtime.scene_reader import SceneReader
+from rsedge.texts import plain
 
 if TYPE_CHECKING:
     from rsedge.pixels import ReflectanceRule
     from rsedge.runtime.clouds import CloudSource
-    from rsedge.runtime.products import Product
+    from rsedge.runtime.products import BandFile, Extent, Product
     from rsedge.runtime.rendering import Rendering
     from rsedge.runtime.tiles import Tile
 
@@ -33,9 +37,11 @@ if TYPE_CHECKING:
 class Scene:
     """A raster with known RGB. Made by ``Scene.open``; usable as a context manager, though it holds nothing open.
 
+    Texts that people read are made plain (:func:`rsedge.texts.plain`), without credentials.
+
     Attributes:
         name: File name without the suffix (of the product, for a SAFE folder).
-        path: What GDAL opens.
+        path: What the gate opens; of several files the first.
         source: The file behind it (of a SAFE folder, the product metadata).
         width, height: Size in pixels.
         crs: rasterio CRS, or None.
@@ -57,6 +63,11 @@ class Scene:
         mgrs_tile: Tile in the Military Grid Reference System, or None.
         clouds: Where its clouds are known from, or None.
         resampled: Name of the resampling that brings it to its size, or None where it is read as stored.
+        parts: Files of red, green and blue where these are several; empty where ``path`` has all bands.
+        extent: Where parts lie that do not say so themselves.
+        mask_file: Raster beside the file (``.msk``) that is 0 where there is no data, or None.
+        overview: Level of the overview that is read in place of the full raster, or None.
+        access: What its files may touch.
         warnings: What the user should know although the scene can be read.
     """
 
@@ -85,11 +96,22 @@ class Scene:
     mgrs_tile: str | None = None
     clouds: CloudSource | None = None
     resampled: str | None = None
+    parts: tuple[BandFile, ...] = ()
+    extent: Extent | None = None
+    mask_file: BandFile | None = None
+    overview: int | None = None
+    access: Access = LOCAL
     warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("name", "bands_reason", "rendering_reason", "datetime", "product_id", "mgrs_tile"):
+            if (text := getattr(self, name)) is not None:
+                object.__setattr__(self, name, plain(text))
+        object.__setattr__(self, "warnings", tuple(redact(plain(text)) for text in self.warnings))
 
     @classmethod
     def open(cls, path: str | os.PathLike[str] | Product, **options: Any) -> Scene:
-        """Read the metadata of any raster GDAL reads, or of a product of several files.
+        """Read the metadata of a raster, or of a product of several files.
 
         Args:
             path: File, GDAL subdataset name, ``.SAFE`` folder or zip, folder of band files, STAC item, URL, or a
@@ -125,7 +147,7 @@ class Scene:
     @property
     def crs_name(self) -> str:
         """Its coordinate reference system, such as ``EPSG:32629``, or ``pixel`` where it has no place on a map."""
-        return self.crs.to_string() if self._has_place else "pixel"
+        return plain(self.crs.to_string()) if self._has_place else "pixel"
 
     @property
     def _has_place(self) -> bool:
@@ -150,7 +172,11 @@ class Scene:
             ) from error
         files = [[name, s.st_size, s.st_mtime_ns] for name, s in zip(self.files, states, strict=True)]
         # Signatures of remote files are secrets, and others tomorrow: what such a file is, is told by its state.
-        where = {"remote": [remote.remote_state(name) for name in self.remote]} if self.remote else {"path": self.path}
+        where: dict[str, Any] = {"path": self.path}
+        if self.remote:
+            where = {"remote": [remote.remote_state(name) for name in self.remote]}
+        if self.parts:
+            where["parts"] = [[remote.unsigned(part.path), part.band] for part in self.parts]
         mask = self.clouds
         return {
             **where,
@@ -169,12 +195,12 @@ class Scene:
         """
         if not self._has_place:
             return [None] * len(tiles)
-        with rasterio.Env():
+        with rasterio.Env(**gdal_settings()):
             return footprints(tiles, self.crs, self.transform)
 
     def environment(self, **settings: Any) -> Any:
         """Rasterio's environment to read it in, a context manager of the thread that enters it."""
-        return rasterio.Env(**(remote.gdal_options() if self.remote else {}), **settings)
+        return rasterio.Env(**gdal_settings(self.access), **settings)
 
     def reader(self) -> SceneReader:
         """A reader with a dataset handle of its own; close it, or use it as a context manager.

@@ -8,13 +8,12 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import rasterio
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.transform import Affine
 
@@ -23,13 +22,16 @@ from rsedge.runtime import remote
 from rsedge.runtime.access import MAX_PIXELS, Access
 from rsedge.runtime.bands import BandChoice, explicit_bands, find_bands, unclear_bands, unusable_type
 from rsedge.runtime.clouds import CloudSource
-from rsedge.runtime.composite import Grid, compose
-from rsedge.runtime.opening import open_dataset
+from rsedge.runtime.composite import Composite, Grid
+from rsedge.runtime.headers import MAX_SIDE
+from rsedge.runtime.opening import SUBDATASET, open_dataset
 from rsedge.runtime.products import BandFile, Product
 from rsedge.runtime.rendering import FLOATS, INTEGERS, PixelValues
 from rsedge.runtime.scene import Scene
 from rsedge.runtime.scene_facts import choose_rendering, known_facts
 from rsedge.runtime.sentinel2 import choose_subdataset
+from rsedge.runtime.sidecars import mask_beside, unread_sidecars
+from rsedge.runtime.vrt import is_vrt, read_vrt
 
 _GDAL_NAME = re.compile(r"^(/vsi[a-z0-9]+/|[A-Za-z][A-Za-z0-9_]+:)")
 
@@ -95,26 +97,44 @@ def open_scene(path: str | os.PathLike[str] | Product, options: SceneOptions) ->
     """See :meth:`rsedge.runtime.scene.Scene.open`."""
     from rsedge.runtime.catalog import find_one
 
-    found = path if isinstance(path, Product) else find_one(os.fspath(path), access=options.access)
+    access = options.access
+    found = path if isinstance(path, Product) else find_one(os.fspath(path), access=access)
     files = [*found.bands.values(), *([found.scl] if found.scl else [])] if isinstance(found, Product) else []
-    names = [file.path for file in files] or [str(found)]
+    _check_network([file.path for file in files] or [str(found)], options)
+    return _of_product(found, options) if isinstance(found, Product) else open_raster(found, options)
+
+
+def open_raster(source: str, options: SceneOptions) -> Scene:
+    """The scene of one raster file, which is no product and no document.
+
+    Args:
+        source: Path, subdataset of a TIFF, URL, or file in memory.
+        options: How it is opened.
+
+    Raises:
+        SceneError: It cannot be opened, its pixels are of no known kind, or its RGB cannot be told.
+        OptionError: An option does not fit the raster.
+    """
+    target, access = _resolve(source), options.access
+    files: tuple[str, ...] = ()
+    if access.vrt and is_vrt(Path(target)):
+        target, sources = read_vrt(Path(target), access)
+        files = (str(Path(source).resolve()), *sources)
+    source = remote.unsigned(source)
+    with open_dataset(target, access) as dataset:
+        if dataset.count > 0:
+            return _describe(source, target, dataset, options, files=files)
+        with open_dataset(choose_subdataset(source, dataset.subdatasets), access) as subdataset:
+            return _describe(source, target, subdataset, options)
+
+
+def _check_network(names: list[str], options: SceneOptions) -> None:
+    """Refuse what is remote and not allowed; ask for the rest, before GDAL remembers for good what it cannot open."""
     names += [os.fspath(mask) for mask in (options.scl, options.cloud_mask) if mask is not None]
     far = [name for name in names if remote.is_remote(name)]
     remote.check_allowed(far, allow=options.allow_remote)
-    for name in far:  # before GDAL, which remembers for good what it once failed to open
+    for name in far:
         remote.remote_state(name)
-    with rasterio.Env(**(remote.gdal_options() if far else {})):
-        return _of_product(found, options) if isinstance(found, Product) else _of_raster(found, options)
-
-
-def _of_raster(source: str, options: SceneOptions) -> Scene:
-    target = _resolve(source)
-    source = remote.unsigned(source)
-    with open_dataset(target) as dataset:
-        if dataset.count > 0:
-            return _describe(source, target, dataset, options)
-        with open_dataset(choose_subdataset(source, dataset.subdatasets)) as subdataset:
-            return _describe(source, target, subdataset, options)
 
 
 def _of_product(product: Product, options: SceneOptions) -> Scene:
@@ -122,35 +142,46 @@ def _of_product(product: Product, options: SceneOptions) -> Scene:
         raise OptionError(
             f"{product.source} is a product whose bands are known: leave --bands out, or pass one raster file"
         )
-    bands = [product.bands[role] for role in ("red", "green", "blue")]
+    bands = tuple(product.bands[role] for role in ("red", "green", "blue"))
     if len({file.path for file in bands}) == 1:
-        with open_dataset(bands[0].path) as dataset:
+        with open_dataset(bands[0].path, options.access) as dataset:
             return _describe(product.source, bands[0].path, dataset, options, product)
-    together = compose(bands, product.extent)
-    with open_dataset(together.vrt) as dataset:
-        scene = _describe(product.source, together.vrt, dataset, options, product)
-    reason = "; ".join([scene.bands_reason, *together.notes])
-    return replace(scene, bands_reason=reason, block_shape=together.block_shape, driver=together.driver)
+    with Composite(bands, product.extent, options.access) as together:
+        scene = _describe(product.source, bands[0].path, together, options, product)
+        reason = "; ".join([scene.bands_reason, *together.notes])
+    return replace(scene, bands_reason=reason, parts=bands, extent=product.extent)
 
 
 def _resolve(source: str) -> str:
-    """What GDAL should open for what the user named."""
+    """What the gate should open for what the user named."""
     if remote.is_remote(source):
         return remote.gdal_path(source)
+    if source.startswith("/vsimem/"):
+        return source
     file = Path(source)
     if file.exists():
         return str(file.resolve())
-    if _GDAL_NAME.match(source):
+    if (match := SUBDATASET.fullmatch(source)) and Path(match["path"]).is_file():
         return source
+    if _GDAL_NAME.match(source):
+        raise SceneError(
+            f"{source} is a name of GDAL's own, and rsedge opens files: unpack it, or make a GeoTIFF of it with "
+            "gdal_translate, then pass the file"
+        )
     raise SceneError(f"{source} does not exist: check the path, and pass a raster file or a .SAFE folder")
 
 
-def _describe(source: str, target: str, dataset: Any, options: SceneOptions, product: Product | None = None) -> Scene:
-    """The scene for an open dataset; reports everything that is wrong at once."""
+def _describe(
+    source: str,
+    target: str,
+    dataset: Any,
+    options: SceneOptions,
+    product: Product | None = None,
+    files: tuple[str, ...] = (),
+) -> Scene:
+    """The scene for an open dataset; reports everything that is wrong at once. ``files`` are those behind a VRT."""
     parts = [target] if product is None else [*(file.path for file in product.bands.values())]
-    # A VRT on disk may lead to the network, which opening it does not tell.
-    far = {name for name in parts if remote.is_remote(name)} or {n for n in dataset.files if remote.is_remote(n)}
-    remote.check_allowed(sorted(far), allow=options.allow_remote)
+    far = {name for name in parts if remote.is_remote(name)}
     choice, dtype = _choose_bands(source, dataset, options, product)
     if options.nodata is not None:
         _check_nodata(options.nodata, dtype)
@@ -158,14 +189,16 @@ def _describe(source: str, target: str, dataset: Any, options: SceneOptions, pro
         options.nodata if options.nodata is not None else dataset.nodatavals[index - 1] for index in choice.indexes
     ]
     nodata = tuple(value if value is not None and _fits(value, dtype) else None for value in declared)
-    grid, resampled = _resample(Grid.of(dataset), options.resolution, source)
+    grid, resampled = _resample(Grid.of(dataset), options, source)
+    mask_file, doubt = mask_beside(target, dataset, options.access) if product is None else (None, None)
+    mask_band = None if mask_file else _mask_band(dataset, choice.indexes)
     facts = known_facts(source, dataset, choice, product)
     rendering, why, doubts = choose_rendering(
         dataset, choice, nodata, facts, boa_offset=options.boa_offset, values=options.pixel_values, source=source
     )
     scene = Scene(
         name=product.name if product else _name(source),
-        path=dataset.name if product is None else target,
+        path=target if files or product is not None else dataset.name,
         source=remote.unsigned(source if product else target),
         width=grid.width,
         height=grid.height,
@@ -178,17 +211,25 @@ def _describe(source: str, target: str, dataset: Any, options: SceneOptions, pro
         rendering=rendering,
         rendering_reason=why,
         nodata=nodata,
-        mask_band=_mask_band(dataset, choice.indexes),
+        mask_band=mask_band,
         palette=choice.palette,
         block_shape=tuple(dataset.block_shapes[choice.indexes[0] - 1]),
         band_count=dataset.count,
         driver=dataset.driver,
-        files=_local_files(dataset, product),
+        files=_local_files((*dataset.files, *files, *([mask_file.path] if mask_file else [])), product),
         remote=tuple(sorted(far)),
         product_id=facts.product_id,
         mgrs_tile=facts.mgrs_tile,
         resampled=resampled,
-        warnings=(*_georeference_warnings(source, dataset), *(product.warnings if product else ()), *doubts),
+        mask_file=mask_file,
+        access=options.access,
+        warnings=(
+            *_georeference_warnings(source, dataset, grid),
+            *((doubt,) if doubt else ()),
+            *unread_sidecars(target),
+            *(product.warnings if product else ()),
+            *doubts,
+        ),
     )
     return _with_clouds(scene, dataset, options, product)
 
@@ -231,7 +272,8 @@ def _with_clouds(scene: Scene, dataset: Any, options: SceneOptions, product: Pro
         file = BandFile(path=scene.path, band=called[0]) if called else None
     if file is None:
         return scene
-    clouds = CloudSource.of(kind, file, scene.grid, product.extent if product else None)
+    clouds = CloudSource(kind, file, scene.grid, product.extent if product else None, options.access)
+    clouds.check()
     local = {file.path} if Path(file.path).is_file() else set()
     far = {file.path} if remote.is_remote(file.path) else set()
     return replace(
@@ -242,9 +284,9 @@ def _with_clouds(scene: Scene, dataset: Any, options: SceneOptions, product: Pro
     )
 
 
-def _resample(grid: Grid, resolution: float | None, source: str) -> tuple[Grid, str | None]:
+def _resample(grid: Grid, options: SceneOptions, source: str) -> tuple[Grid, str | None]:
     """The grid with pixels of another size, and how to get there."""
-    if resolution is None:
+    if (resolution := options.resolution) is None:
         return grid, None
     if not grid.crs or grid.transform.is_identity:
         raise OptionError(f"{source} has no place on a map, so no resolution either: leave --resolution out")
@@ -256,16 +298,16 @@ def _resample(grid: Grid, resolution: float | None, source: str) -> tuple[Grid, 
         max(1, math.ceil(count / factor - 1e-6))
         for count, factor in zip((grid.width, grid.height), factors, strict=True)
     )
-    if width * height > 2**40:
-        size = f"{width} x {height} pixels"
+    if width * height > options.max_pixels or max(width, height) > MAX_SIDE:
+        size = f"{width} x {height} pixels, more than --max-pixels {options.max_pixels} or {MAX_SIDE} on a side"
         raise OptionError(f"at resolution {resolution} {source} would have {size}: choose a larger one")
     return Grid(grid.crs, grid.transform @ Affine.scale(*factors), width, height), (
         "average" if max(factors) > 1 else "bilinear"
     )
 
 
-def _local_files(dataset: Any, product: Product | None) -> tuple[str, ...]:
-    names = {name for name in dataset.files if Path(name).is_file()}
+def _local_files(files: Iterable[str], product: Product | None) -> tuple[str, ...]:
+    names = {name for name in files if Path(name).is_file()}
     return tuple(sorted(names | set(product.files if product else ())))
 
 
@@ -307,11 +349,11 @@ def _name(source: str) -> str:
     return os.fsencode(name).decode("utf-8", "replace")  # names on disk need not be UTF-8, outputs must be
 
 
-def _georeference_warnings(source: str, dataset: Any) -> tuple[str, ...]:
+def _georeference_warnings(source: str, dataset: Any, grid: Grid) -> tuple[str, ...]:
     missing = []
-    if not dataset.crs:
+    if not grid.crs:
         missing.append("coordinate reference system")
-    if dataset.transform.is_identity:
+    if grid.transform.is_identity:
         missing.append("geotransform")
     if not missing:
         return ()

@@ -12,6 +12,7 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from rsedge.runtime.clouds import CloudReader
+from rsedge.runtime.composite import Composite, Grid, PlacedBand
 from rsedge.runtime.opening import open_dataset
 from rsedge.runtime.rendering import FastRule
 
@@ -40,22 +41,45 @@ class Pixels(NamedTuple):
     cloud: Mask | None
 
 
+def open_pixels(scene: Scene) -> Any:
+    """The open raster of a scene as stored: a rasterio dataset, or a composite; close it.
+
+    Raises:
+        SceneError: It cannot be opened any more.
+    """
+    if scene.parts:
+        return Composite(scene.parts, scene.extent, scene.access, scene.overview)
+    return open_dataset(scene.path, scene.access, overview=scene.overview)
+
+
 class SceneReader:
     """Reads windows of one scene; belongs to one thread."""
 
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
-        self._opened: Any = open_dataset(scene.path)
+        self._opened: Any = open_pixels(scene)
         self._dataset: Any = self._opened
+        self._mask: PlacedBand | None = None
+        if scene.mask_file is not None:
+            beside = open_dataset(scene.mask_file.path, scene.access)
+            own = Grid.of(self._opened)
+            self._mask = PlacedBand(beside, scene.mask_file.band, own, scene.grid, scene.mask_file.path)
         if scene.resampled:
-            self._dataset = WarpedVRT(
-                self._opened,
-                crs=scene.crs,
-                transform=scene.transform,
-                width=scene.width,
-                height=scene.height,
-                resampling=Resampling[scene.resampled],
-            )
+            resampling = Resampling[scene.resampled]
+            if isinstance(self._opened, Composite):
+                self._opened.resampled(scene.grid, resampling)
+            else:
+                own = Grid.of(self._opened)
+                self._dataset = WarpedVRT(
+                    self._opened,
+                    src_crs=own.crs,
+                    src_transform=own.transform,
+                    crs=scene.crs,
+                    transform=scene.transform,
+                    width=scene.width,
+                    height=scene.height,
+                    resampling=resampling,
+                )
         self._clouds = CloudReader(scene.clouds) if scene.clouds else None
         self._colours = _colour_table(self._opened, scene.bands[0]) if scene.palette else None
         declared = np.array([value for value in scene.nodata if value is not None], scene.dtype)
@@ -120,6 +144,10 @@ class SceneReader:
             found: Mask = self._dataset.read(self._scene.mask_band, window=window) == 0
         elif self._scene.mask_band == 0:
             found = self._dataset.read_masks(self._scene.bands[0], window=window) == 0
+        elif self._mask is not None:
+            stored = np.empty((int(window.height), int(window.width)), self._mask.dtype)
+            self._mask.read(window, stored, outside=0, resampling=Resampling.nearest)
+            found = stored == 0
         else:
             return None
         return found
@@ -150,6 +178,8 @@ class SceneReader:
         """Give the dataset handles back."""
         if self._clouds is not None:
             self._clouds.close()
+        if self._mask is not None:
+            self._mask.dataset.close()
         if self._dataset is not self._opened:
             self._dataset.close()
         self._opened.close()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 
 from rsedge.errors import SceneError
+from rsedge.texts import plain
 
 OFFSET_TAGS = ("BOA_ADD_OFFSET", "RADIO_ADD_OFFSET")
 """Metadata of a band that say what is to be added to its digital numbers."""
@@ -117,19 +118,16 @@ def baseline_offset(baseline: str) -> int | None:
 
 
 def printable(name: str | os.PathLike[str]) -> str:
-    """A file name as text that outputs can hold: what is not UTF-8 in it is replaced."""
-    return os.fsencode(name).decode("utf-8", "replace")
+    """A file name as plain text (:func:`rsedge.texts.plain`); what is not UTF-8 in it is replaced."""
+    return plain(os.fsencode(name).decode("utf-8", "replace"))
 
 
 def choose_subdataset(path: str, names: Sequence[str]) -> str:
-    """The subdataset with the 10 m bands of a container without bands of its own.
+    """The subdataset of a container without bands of its own.
 
     Raises:
         SceneError: It cannot be told which subdataset is meant.
     """
-    ten_metres = [name for name in names if name.startswith("SENTINEL2_") and re.search(r":10m(:|$)", name)]
-    if len(ten_metres) == 1:
-        return ten_metres[0]
     if len(names) == 1:
         return names[0]
     if not names:

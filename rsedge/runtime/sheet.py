@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from rsedge.errors import OptionError, OutputError
 from rsedge.pixels import resize
+from rsedge.texts import plain
 
 if TYPE_CHECKING:
     from rsedge.pixels import UInt8
@@ -105,7 +106,7 @@ def draw_sheet(
 def wrap(text: str, font: Font, width: int, lines: int = _LINES) -> list[str]:
     """``text`` in lines no wider than ``width`` pixels; what does not fit into ``lines`` ends in "…"."""
     wrapped = [""]
-    for word in _drawable(text).split():
+    for word in plain(text).split():
         longer = f"{wrapped[-1]} {word}".lstrip()
         if wrapped[-1] and font.getlength(longer) > width:
             if len(wrapped) > lines:
@@ -117,11 +118,6 @@ def wrap(text: str, font: Font, width: int, lines: int = _LINES) -> list[str]:
     if len(wrapped) > lines:
         kept[-1] += " …"
     return [_shorten(line, font, width) for line in kept]
-
-
-def _drawable(text: str) -> str:
-    """Without what no font draws: control characters and halves of surrogate pairs."""
-    return "".join(sign if sign.isprintable() or sign.isspace() else "\N{REPLACEMENT CHARACTER}" for sign in text)
 
 
 def _shorten(line: str, font: Font, width: int) -> str:

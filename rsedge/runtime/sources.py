@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 from rsedge.errors import OptionError, SceneError
+from rsedge.redaction import redact
 from rsedge.runtime.reader import ImageSize, TilePixels, read_tiles, resize_all
 from rsedge.runtime.records import Status, TileRecord
 from rsedge.runtime.scene import Scene
@@ -200,7 +201,7 @@ def judge(pixels: TilePixels, most: float, cloudiest: float) -> tuple[Status, st
     """
     empty, fill, cloud = pixels.nodata_fraction, pixels.fill_fraction or 0.0, pixels.cloud_fraction
     if pixels.error is not None or empty is None:
-        return "read_error", pixels.error
+        return "read_error", pixels.error and redact(pixels.error)
     if empty == 1:
         return "nodata", "no pixel has data"
     if empty > most:
@@ -283,7 +284,7 @@ def _read_image(image: ImageSource, sizes: Sequence[ImageSize], model: str) -> T
     try:
         pixels = image.read()
     except SceneError as error:
-        reason = " ".join(printable(str(error)).split())
+        reason = " ".join(redact(str(error)).split())
         return TileInput(replace(record, status="read_error", message=reason), (), path)
     height, width = pixels.shape[:2]
     return TileInput(replace(record, width=width, height=height), resize_all(pixels, sizes), path)

@@ -13,6 +13,7 @@ from urllib.request import url2pathname
 
 from rsedge.errors import SceneError
 from rsedge.runtime import remote
+from rsedge.texts import plain
 
 if TYPE_CHECKING:
     from rsedge.runtime.access import Access
@@ -220,5 +221,5 @@ def _number(value: Any) -> float | None:
 
 
 def as_text(value: Any) -> str:
-    """Text that outputs and terminals can hold, empty if it is none."""
-    return "".join(letter if letter.isprintable() else "�" for letter in value) if isinstance(value, str) else ""
+    """Plain text (:func:`rsedge.texts.plain`), empty if it is none."""
+    return plain(value) if isinstance(value, str) else ""

@@ -21,6 +21,7 @@ from datetime import date, datetime, time, timezone
 from typing import TYPE_CHECKING, Any, Literal
 
 from rsedge.errors import OptionError
+from rsedge.texts import plain
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -218,7 +219,7 @@ class _Parser:
 
     def _error(self, token: _Token, expected: str) -> OptionError:
         found = f"{token.text!r}" if token.kind != "end" else "the end"
-        shown = "".join(letter if letter.isprintable() else " " for letter in self._text)
+        shown = plain(self._text)
         where = f"  {shown}\n  {' ' * token.at}^"
         return OptionError(f"where: expected {expected}, found {found} at position {token.at + 1}:\n{where}")
 

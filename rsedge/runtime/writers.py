@@ -7,7 +7,6 @@ import csv
 import io
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -17,14 +16,10 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 
 from rsedge.errors import OptionError, OutputError
 from rsedge.runtime.records import TileRecord
+from rsedge.texts import cell
 
 STDOUT = "-"
 _COLUMNS = [field.name for field in fields(TileRecord)]
-# Control characters of ASCII and Latin-1, and what else readers take for the end of a line.
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-_NO_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]")  # neither in XML nor of use
-# A semicolon parts cells where the comma parts decimals; wide signs are signs to spreadsheets of East Asia.
-_FORMULA = re.compile(r'(^|;[\s"]*)(?=[=+\-@＝＋－＠\t\r])')
 
 
 class Writer(Protocol):
@@ -300,26 +295,10 @@ def _feature(record: TileRecord) -> bytes:
 
 
 def feature(geometry: dict[str, Any] | None, properties: dict[str, Any]) -> bytes:
-    """A GeoJSON feature in one line of UTF-8; control characters are escaped, so that a terminal obeys none.
+    """A GeoJSON feature in one line of UTF-8.
 
     Raises:
         ValueError: A number is not finite.
     """
     values = {"type": "Feature", "geometry": geometry, "properties": properties}
-    text = json.dumps(values, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text).encode("utf-8", "replace")
-
-
-def cell(value: Any) -> Any:
-    """A CSV cell: text can neither start a formula nor break a line."""
-    return _CONTROL.sub(_visible, _FORMULA.sub(r"\1'", value)) if isinstance(value, str) else value
-
-
-def plain(text: str) -> str:
-    """Text that UTF-8 and XML can hold: without control characters other than tabs and ends of lines."""
-    return _NO_TEXT.sub(_visible, text.encode("utf-8", "replace").decode())
-
-
-def _visible(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    return json.dumps(values, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Any
 
+from rsedge.texts import plain
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
@@ -70,7 +72,7 @@ def draw_samples(examples: Sequence[Example], texts: Sequence[str], path: Path, 
 
 def _plain(text: str) -> str:
     """Text that matplotlib does not take for a formula."""
-    return text.replace("$", r"\$")
+    return plain(text).replace("$", r"\$")
 
 
 def _save(figure: Any, path: Path) -> None:

@@ -79,13 +79,18 @@ def test_errors_end_in_exit_codes(monkeypatch, capsys, error, code, message):
     assert output.out == ""
 
 
-def test_debug_shows_where(monkeypatch):
+@pytest.mark.parametrize(("error", "code"), [(OptionError("not this"), 2), (ZeroDivisionError("by zero"), 1)])
+def test_debug_shows_where(monkeypatch, capsys, error, code):
     def fail(*_args, **_kwargs):
-        raise RsedgeError("it failed")
+        raise error
 
     monkeypatch.setattr(cli_main.cli, "main", fail)
-    with pytest.raises(RsedgeError):
-        run(["--debug", "caption"])
+    assert run(["--debug", "caption"]) == code
+    output = capsys.readouterr()
+    assert output.err.startswith("Traceback (most recent call last):")
+    assert "in fail\n" in output.err
+    assert output.err.endswith(f"{error}\n")
+    assert output.out == ""
 
 
 def test_an_unknown_command_is_a_usage_error(capsys):

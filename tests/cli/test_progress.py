@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from rsedge.cli import progress
+from rsedge.runtime.work import Progress
 from rsedge.training.loop import Event
 
 FOUND = Event(1, 2, 0.5, {"loss": 3.0, "learning_rate": 1e-4})  # of a learning-rate test, which measures no speed
@@ -29,3 +30,12 @@ def test_steps_with_and_without_their_speed(terminal, monkeypatch, capsys, caplo
     if not terminal:
         assert "step 1 of 2, epoch 0.50  loss 3.0000  lr 0.0001\n" in told
         assert "5.0 images/s  1000 MB" in told
+
+
+def test_a_name_is_no_markup(monkeypatch, capsys, caplog):
+    caplog.set_level(logging.INFO, "rsedge")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with progress.tile_progress() as observe:
+        assert observe is not None
+        observe(Progress(scene="[link=http://x]a[/link][bold]b", tiles_done=1, tiles_total=2, tiles_resumed=0))
+    assert "[link=http://x]a[/link][bold]b" in capsys.readouterr().err.replace("\n", "")

@@ -137,7 +137,7 @@ def write_item(product):
 def test_what_is_read_is_never_replaced(product, bundle_path, capsys, scene, arguments):
     write_item(product)
     scenes.write(Path("scene.png"), scenes.pixels(3, 64, 64), driver="PNG")
-    scenes.write(Path("scene.gpkg"), scenes.pixels(3, 64, 64), driver="GPKG")
+    scenes.write(Path("scene.gpkg"), scenes.pixels(3, 64, 64))  # a GeoTIFF by another name
     scenes.write(Path("mask.png"), scenes.pixels(1, 64, 64), driver="PNG")
     before = {path: path.read_bytes() for path in Path().iterdir() if path.is_file()}
     assert caption(scene, bundle_path, *arguments, "--overwrite") == 2

@@ -52,7 +52,7 @@ def test_tiles_are_coloured_by_class_as_the_raster_is():
     root = parsed(make_style(labels))
     assert root.find("renderer-v2").get("attr") == "class"
     found = categories(root)
-    assert list(found) == ["forest", "<b>&\"'", r"sea\x00", ""]
+    assert list(found) == ["forest", "<b>&\"'", "sea\ufffd", ""]
     red, green, blue, _ = class_colours(3)[1]
     assert found["<b>&\"'"] == ("<b>&\"'", f"{red},{green},{blue},128", f"{red},{green},{blue},255")
     assert found[""][0] == "no class"

@@ -1,0 +1,82 @@
+"""What the command line prints, made safe to show: plain text without credentials."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import threading
+import traceback
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from rsedge.redaction import redact
+from rsedge.texts import plain
+
+
+def say(text: str, *, err: bool = False, nl: bool = True) -> None:
+    """Print text on standard output, or on standard error: no terminal obeys it, and no credential is in it.
+
+    Args:
+        text: One line, or several.
+        err: Whether it goes to standard error.
+        nl: Whether a line end follows.
+    """
+    click.echo(shown(text), err=err, nl=nl)
+
+
+def say_json(values: Any, *, err: bool = False) -> None:
+    """Print values in one line of JSON: texts plain, numbers that are not finite null; ``err`` as for :func:`say`."""
+    say(json.dumps(_for_json(values), allow_nan=False), err=err)
+
+
+def _for_json(values: Any) -> Any:
+    if isinstance(values, Mapping):
+        return {_for_json(name): _for_json(value) for name, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [_for_json(value) for value in values]
+    if isinstance(values, float) and not math.isfinite(values):
+        return None
+    return plain(values) if isinstance(values, str) else values
+
+
+def shown(text: str) -> str:
+    """Text as people may see it; line feeds stay."""
+    return plain(redact(text), lines=True)
+
+
+def say_traceback(error: BaseException) -> None:
+    """Print where an error and what led to it were raised, on standard error."""
+    say("".join(traceback.format_exception(error)), err=True, nl=False)
+
+
+class Formatter(logging.Formatter):
+    """Log records as :func:`shown` gives them, tracebacks included."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The lines of a record."""
+        return shown(super().format(record))
+
+
+def guard_process() -> None:
+    """Print what Python itself prints, warnings and the tracebacks of threads, as :func:`shown` gives it.
+
+    What GDAL's own threads say goes nowhere, unless ``CPL_LOG`` names a file: it would reach standard error past this
+    module, addresses and all. Errors that matter come as exceptions.
+    """
+    os.environ.setdefault("CPL_LOG", os.devnull)
+    formatted = warnings.formatwarning
+
+    def format_warning(*args: Any, **options: Any) -> str:
+        return shown(formatted(*args, **options))
+
+    def say_thread(args: threading.ExceptHookArgs) -> None:
+        if args.exc_value is not None:
+            say_traceback(args.exc_value)
+
+    warnings.formatwarning = format_warning
+    threading.excepthook = say_thread

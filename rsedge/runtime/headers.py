@@ -1,0 +1,180 @@
+"""Sizes that a raster's first bytes declare, judged before GDAL allocates anything for them.
+
+Opening alone costs GDAL memory and time for every band of a TIFF and for every tile and component of a JPEG 2000 file,
+however little the file holds. The other formats that are read cost nothing until pixels are asked for; their sizes
+are judged once they are open.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rsedge.errors import SceneError
+
+Read = Callable[[int, int], bytes]
+"""Offset and length → the bytes there, fewer at the end of the file."""
+
+MAX_BANDS = 4096
+MAX_SIDE = 2**22  # pixels: the equator at 10 m
+_MAX_BLOCKS = 2**23  # GDAL keeps 16 bytes for each
+_MAX_JP2_TILES = 2**15  # times components: OpenJPEG keeps some kB for each
+_MAX_DIRECTORIES = 1000
+_MAX_BOXES = 1000
+_COPIES = 3  # of a block while it is decoded: GDAL's, its cache's, and ours
+
+_TIFF_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
+_WIDTH, _HEIGHT, _BITS, _SAMPLES, _ROWS_PER_STRIP, _PLANAR = 256, 257, 258, 277, 278, 284
+_TILE_WIDTH, _TILE_HEIGHT = 322, 323
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """What a raster declares."""
+
+    width: int
+    height: int
+    bands: int
+    blocks: int
+    """Number of blocks (tiles or strips) that are kept track of."""
+    block_bytes: int
+    """Decoded size of one block."""
+    most_blocks: int = _MAX_BLOCKS
+
+    def check(self, name: str, max_pixels: int) -> None:
+        """Refuse what would fill the memory or never end.
+
+        Raises:
+            SceneError: Something is beyond its limit; all of it is named.
+        """
+        problems = []
+        pixels = self.width * self.height
+        if pixels > max_pixels:
+            problems.append(f"{pixels:,} pixels, more than {max_pixels:,} (--max-pixels {pixels} allows them)")
+        if max(self.width, self.height) > MAX_SIDE:
+            problems.append(f"a side of {max(self.width, self.height):,} pixels, more than {MAX_SIDE:,}")
+        if self.bands > MAX_BANDS:
+            problems.append(f"{self.bands:,} bands, more than {MAX_BANDS:,}")
+        if self.blocks > self.most_blocks:
+            problems.append(f"{self.blocks:,} blocks, more than {self.most_blocks:,}: write larger ones")
+        available = _memory_available()
+        if (needed := _COPIES * self.block_bytes) > available:
+            problems.append(
+                f"blocks that take {needed / 2**30:.1f} GiB to decode, and {available / 2**30:.1f} GiB are free: "
+                "gdal_translate -co TILED=YES writes smaller ones"
+            )
+        if problems:
+            size = f"{self.width:,} x {self.height:,}"
+            raise SceneError(f"{name} is not opened: its header declares {size} pixels, and " + "; ".join(problems))
+
+
+def declared_sizes(read: Read) -> Iterator[Sizes]:
+    """Yield the sizes that a TIFF (per directory) or a JPEG 2000 file declares; nothing for other or damaged files.
+
+    Raises:
+        ValueError: A TIFF has more directories than any raster.
+    """
+    start = read(0, 16)
+    try:
+        if start[:2] in (b"II", b"MM") and start[2:4] in (b"*\0", b"\0*", b"+\0", b"\0+"):
+            yield from _tiff_directories(read, start)
+        elif start[4:8] == b"jP  " or start[:4] == b"\xff\x4f\xff\x51":
+            yield from _jpeg2000(read, 0 if start[0] == 0xFF else _codestream(read))
+    except struct.error:
+        return  # cut off: GDAL says so
+
+
+def _tiff_directories(read: Read, start: bytes) -> Iterator[Sizes]:
+    order = "<" if start[:2] == b"II" else ">"
+    big = b"+" in start[2:4]
+    head, entry, pointer = ("Q", "HHQ8s", "Q") if big else ("H", "HHI4s", "I")
+    head, entry, pointer = order + head, order + entry, order + pointer
+    step = struct.calcsize(entry)
+    [offset] = struct.unpack_from(pointer, start, 8 if big else 4)
+    seen: set[int] = set()
+    while offset and offset not in seen:
+        seen.add(offset)
+        if len(seen) > _MAX_DIRECTORIES:
+            raise ValueError(f"it has more than {_MAX_DIRECTORIES} directories")
+        [count] = struct.unpack(head, read(offset, struct.calcsize(head)))
+        if count > 65535:
+            return  # no TIFF: GDAL says so
+        body = read(offset + struct.calcsize(head), count * step + struct.calcsize(pointer))
+        tags: dict[int, int] = {}
+        for number in range(count):
+            tag, kind, length, raw = struct.unpack_from(entry, body, number * step)
+            if (code := _TIFF_TYPES.get(kind)) is None or length < 1:
+                continue
+            size = struct.calcsize(code)
+            if length * size > len(raw):  # the value stands elsewhere; the first one does
+                [where] = struct.unpack(pointer, raw)
+                raw = read(where, size) if tag == _BITS else bytes(8)
+            [tags[tag]] = struct.unpack_from(order + code, raw)
+        yield _tiff_sizes(tags)
+        [offset] = struct.unpack_from(pointer, body, count * step)
+
+
+def _tiff_sizes(tags: dict[int, int]) -> Sizes:
+    width, height, samples = tags.get(_WIDTH, 0), tags.get(_HEIGHT, 0), tags.get(_SAMPLES, 1)
+    if _TILE_WIDTH in tags:
+        across, down = max(1, tags[_TILE_WIDTH]), max(1, tags.get(_TILE_HEIGHT, 1))
+    else:
+        across, down = max(1, width), max(1, min(tags.get(_ROWS_PER_STRIP, height), height))
+    separate = tags.get(_PLANAR, 1) == 2
+    return Sizes(
+        width=width,
+        height=height,
+        bands=samples,
+        blocks=-(-width // across) * -(-height // down) * (samples if separate else 1),
+        block_bytes=across * down * (1 if separate else samples) * tags.get(_BITS, 1) // 8,
+    )
+
+
+def _codestream(read: Read) -> int:
+    """Where the codestream of a JP2 file begins."""
+    offset = 0
+    for _ in range(_MAX_BOXES):
+        head = read(offset, 16)
+        length, kind = struct.unpack_from(">I4s", head)
+        size = 8
+        if length == 1:
+            [length] = struct.unpack_from(">Q", head, 8)
+            size = 16
+        if kind == b"jp2c":
+            return offset + size
+        if length < size:
+            break
+        offset += length
+    raise struct.error("no codestream")
+
+
+def _jpeg2000(read: Read, offset: int) -> Iterator[Sizes]:
+    head = read(offset, 44)
+    if head[:4] != b"\xff\x4f\xff\x51":
+        return
+    right, lower, left, upper, across, down, tiles_left, tiles_upper = struct.unpack_from(">8I", head, 8)
+    [components] = struct.unpack_from(">H", head, 40)
+    across, down = max(1, across), max(1, down)
+    tiles = -(-max(0, right - tiles_left) // across) * -(-max(0, lower - tiles_upper) // down)
+    width, height = max(0, right - left), max(0, lower - upper)
+    yield Sizes(
+        width=width,
+        height=height,
+        bands=components,
+        blocks=tiles * components,
+        block_bytes=min(across, width) * min(down, height) * components * 4,  # OpenJPEG decodes to 32 bits
+        most_blocks=_MAX_JP2_TILES,
+    )
+
+
+def _memory_available() -> int:
+    """Bytes that programs can still have; a guess where the system does not tell."""
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+    except OSError:
+        text = ""
+    found = re.search(r"^MemAvailable:\s+(\d+) kB$", text, re.MULTILINE)
+    return int(found[1]) * 1024 if found else 4 * 2**30

@@ -1,0 +1,57 @@
+"""Text of strangers made fit for people, terminals, spreadsheets and files: names, metadata, captions, messages.
+
+A scene's name may hold an escape sequence that a terminal obeys, a sign that turns the direction of what follows, or
+one that nobody sees. Records and scenes clean their texts when they are made, and the command line cleans what it
+prints, so nothing else has to.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+_SPACES = re.compile("[\t\n\v\f\r\x85\u2028\u2029]")
+# Control characters, signs that turn the direction of text, signs without width, half surrogate pairs and what Unicode
+# never assigns. Emoji of several people or parts need their joiner, so it stays between two pictographs.
+_HIDDEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200c\u200e\u200f\u2028-\u202e\u2060-\u206f\ufdd0-\ufdef\ufeff"
+    "\ufff9-\ufffb\ufffe\uffff\ud800-\udfff\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e007f]"
+    "|(?<![\u2600-\u27bf\ufe0f\U0001f000-\U0001faff])\u200d|\u200d(?![\u2190-\u27bf\u2b00-\u2bff\U0001f000-\U0001faff])"
+)
+# A formula may stand behind spaces and quotes, and behind the semicolon that parts cells where the comma parts
+# decimals; spreadsheets of East Asia take wide signs for signs.
+_FORMULA = re.compile("(^|;)(?=[\\s\"'“”„]*[=+\\-@＝＋－＠﹦﹢﹣﹫])")
+
+
+def plain(text: str, *, lines: bool = False) -> str:
+    """Text in one line of visible characters: ends of lines and tabs become spaces, what is hidden becomes U+FFFD.
+
+    Control characters, bidirectional controls, characters without width, tags and surrogates are hidden. Each character
+    is replaced by one, so positions stay.
+
+    Args:
+        text: Any string.
+        lines: Whether line feeds stay.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    if lines:
+        return "\n".join(map(plain, text.split("\n")))
+    return _HIDDEN.sub("\N{REPLACEMENT CHARACTER}", _SPACES.sub(" ", text))
+
+
+def cell(value: Any) -> Any:
+    """A CSV cell: text that starts no formula in a spreadsheet, in one line; any other value as it is."""
+    return _FORMULA.sub(r"\1'", plain(value)) if isinstance(value, str) else value
+
+
+def escape_hidden(source: str) -> str:
+    """TOML with every hidden character of its strings as an escape, so that it reads back the same.
+
+    Halves of surrogate pairs have no escape and become U+FFFD.
+    """
+    return "\n".join(_HIDDEN.sub(_escape, line) for line in source.split("\n"))
+
+
+def _escape(match: re.Match[str]) -> str:
+    return "\N{REPLACEMENT CHARACTER}" if "\ud800" <= match[0] <= "\udfff" else f"\\U{ord(match[0]):08x}"
