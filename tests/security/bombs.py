@@ -92,7 +92,8 @@ def _jp2(size: tuple[int, int], path: Path, *, tile: tuple[int, int] | None = No
     (width, height), (across, down) = size, tile or size
     stream = b"\xff\x4f" + _segment(
         0x51,
-        struct.pack(">HIIIIIIIIH", 0, width, height, 0, 0, across, down, 0, 0, components) + b"\x07\x01\x01" * components,
+        struct.pack(">HIIIIIIIIH", 0, width, height, 0, 0, across, down, 0, 0, components)
+        + b"\x07\x01\x01" * components,
     )
     stream += _segment(0x52, b"\x00\x00\x00\x01\x00\x05\x04\x04\x00\x01")
     stream += _segment(0x5C, b"\x40" + b"\x40" * 16)
@@ -176,9 +177,7 @@ def _safe(text: Callable[[], str], folder: Path) -> Path:
 
 
 def _laughs() -> str:
-    entities = '<!ENTITY e0 "ha">' + "".join(
-        f'<!ENTITY e{n} "{f"&e{n - 1};" * 10}">' for n in range(1, 12)
-    )
+    entities = '<!ENTITY e0 "ha">' + "".join(f'<!ENTITY e{n} "{f"&e{n - 1};" * 10}">' for n in range(1, 12))
     return f'<?xml version="1.0"?><!DOCTYPE x [{entities}]><n1:x xmlns:n1="x"><PRODUCT_URI>&e11;</PRODUCT_URI></n1:x>'
 
 

@@ -27,7 +27,12 @@ def main() -> None:
     except subprocess.TimeoutExpired:
         code, said = -9, "took more than 30 s"
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    found = {"code": code, "stderr": said[-4000:], "cpu_s": used.ru_utime + used.ru_stime, "peak_mb": used.ru_maxrss / 1024}
+    found = {
+        "code": code,
+        "stderr": said[-4000:],
+        "cpu_s": used.ru_utime + used.ru_stime,
+        "peak_mb": used.ru_maxrss / 1024,
+    }
     print(json.dumps(found))  # noqa: T201
 
 

@@ -49,12 +49,17 @@ def _run(runner: Runner, name: str, text: Callable[[Place], str], *options: str,
         ("absolute", _absolute, "tif"),
         ("jp2", _another_format("jp2"), "jp2"),
         ("png", _another_format("png"), "any"),  # the VRT adds the place that the picture lacks
-        ("jpg", _another_format("jpg"), "any"),
     ],
 )
 def test_sources_below_the_folder_are_read(runner, name, text, own):
     outcomes = _run(runner, f"ok-{name}", text, "--allow-vrt", own=own)
     assert {outcome.use: (outcome.code, outcome.faults) for outcome in outcomes} == dict.fromkeys(USES, (0, []))
+
+
+def test_sources_of_other_formats_are_refused(runner):
+    for outcome in _run(runner, "webp", _another_format("webp"), "--allow-vrt", own=""):
+        assert outcome.faults == []
+        assert outcome.use == "embed" or "own.webp" in outcome.stderr
 
 
 def test_without_the_option_it_is_refused(runner):
