@@ -75,9 +75,11 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def _zeros(count: int) -> bytes:
-    """Deflated zeros, a thousandth of their size."""
-    packer, part = zlib.compressobj(9), bytes(1 << 20)
-    return b"".join(packer.compress(part) for _ in range(count >> 20)) + packer.flush()
+    """Deflated zeros, a thousandth of their size: one block over and over, without a checksum."""
+    packer = zlib.compressobj(9)
+    head = packer.compress(b"") + packer.flush(zlib.Z_FULL_FLUSH)
+    block = packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
+    return head + block * (count >> 20)
 
 
 def _png_text(path: Path) -> Path:
@@ -90,7 +92,8 @@ def _jp2(size: tuple[int, int], path: Path, *, tile: tuple[int, int] | None = No
     (width, height), (across, down) = size, tile or size
     stream = b"\xff\x4f" + _segment(
         0x51,
-        struct.pack(">HIIIIIIIIH", 0, width, height, 0, 0, across, down, 0, 0, components) + b"\x07\x01\x01" * components,
+        struct.pack(">HIIIIIIIIH", 0, width, height, 0, 0, across, down, 0, 0, components)
+        + b"\x07\x01\x01" * components,
     )
     stream += _segment(0x52, b"\x00\x00\x00\x01\x00\x05\x04\x04\x00\x01")
     stream += _segment(0x5C, b"\x40" + b"\x40" * 16)
@@ -156,10 +159,10 @@ def _zip_members(path: Path) -> Path:
 
 
 def _zip_metadata(path: Path) -> Path:
-    """Metadata that inflate to a gigabyte."""
+    """Metadata that inflate to 256 MB."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         with archive.open(f"{_SAFE}/MTD_MSIL2A.xml", "w", force_zip64=True) as member:
-            for _ in range(1024):
+            for _ in range(256):
                 member.write(b" " * (1 << 20))
         archive.writestr(f"{_SAFE}/GRANULE/G/IMG_DATA/T32TLS_20200101T000000_B02.jp2", b"")
     return path
@@ -174,9 +177,7 @@ def _safe(text: Callable[[], str], folder: Path) -> Path:
 
 
 def _laughs() -> str:
-    entities = '<!ENTITY e0 "ha">' + "".join(
-        f'<!ENTITY e{n} "{f"&e{n - 1};" * 10}">' for n in range(1, 12)
-    )
+    entities = '<!ENTITY e0 "ha">' + "".join(f'<!ENTITY e{n} "{f"&e{n - 1};" * 10}">' for n in range(1, 12))
     return f'<?xml version="1.0"?><!DOCTYPE x [{entities}]><n1:x xmlns:n1="x"><PRODUCT_URI>&e11;</PRODUCT_URI></n1:x>'
 
 

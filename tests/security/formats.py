@@ -6,8 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from tests import scenes
-from tests.security.places import RASTER_USES, SIDE, Case, Place, mrf, sqlite_file, vrt, wms
+from tests.security.places import RASTER_USES, SIDE, Case, Place, mrf, vrt, wms
 from tests.security.vrts import EVERY_USE
 
 
@@ -17,12 +16,14 @@ def cases() -> Iterator[Case]:
         several = EVERY_USE if name in ("wms-tms", "mrf-cache", "ers") else RASTER_USES
         yield Case(f"{name}-as.tif", kind, partial(_write, make, "holiday.tif"), uses=several)
         yield Case(f"{name}-as-its-own", kind, partial(_write, make, f"holiday{suffix}"))
-    for name, make in _BINARIES.items():
-        yield Case(f"as-{name}", "other container", make, own="any")
 
 
 def _write(make: Callable[[Place, str], str], name: str, place: Place) -> str:
     return str(place.write(name, make(place, name)))
+
+
+def _service(service: str, address: str, place: Place, _: str) -> str:
+    return wms(place, "x", service=service, url=place.url(address))
 
 
 def _wmts(place: Place, _: str) -> str:
@@ -102,7 +103,7 @@ def _tile_index_remote(place: Place, name: str) -> str:
 
 
 def _isis3(place: Place, _: str) -> str:
-    return f"""Object = IsisCube
+    return """Object = IsisCube
   Object = Core
     ^Core = ../../secret/raw.bin
     StartByte = 1
@@ -125,7 +126,7 @@ End
 
 
 def _isis2(place: Place, _: str) -> str:
-    return f"""CCSD3ZF0000100000001NJPL3IF0PDS200000001 = SFDU_LABEL
+    return """CCSD3ZF0000100000001NJPL3IF0PDS200000001 = SFDU_LABEL
 RECORD_TYPE = FIXED_LENGTH
 RECORD_BYTES = 512
 ^QUBE = "../../secret/raw.bin"
@@ -146,7 +147,7 @@ END
 def _pds3(place: Place, _: str) -> str:
     lines = (
         "PDS_VERSION_ID = PDS3", "RECORD_TYPE = FIXED_LENGTH", "RECORD_BYTES = 20", "FILE_RECORDS = 10",
-        f'^IMAGE = "../../secret/raw.bin"', "OBJECT = IMAGE", " LINES = 10", " LINE_SAMPLES = 20",
+        '^IMAGE = "../../secret/raw.bin"', "OBJECT = IMAGE", " LINES = 10", " LINE_SAMPLES = 20",
         " SAMPLE_TYPE = UNSIGNED_INTEGER", " SAMPLE_BITS = 8", " BANDS = 3", " BAND_STORAGE_TYPE = BAND_SEQUENTIAL",
         "END_OBJECT = IMAGE", "END", "",
     )  # fmt: skip
@@ -170,14 +171,15 @@ def _pds4(place: Place, _: str) -> str:
 
 def _vicar(_place: Place, _: str) -> str:
     label = (
-        "LBLSIZE=1024  FORMAT='BYTE'  TYPE='IMAGE'  BUFSIZ=20  DIM=3  EOL=0  RECSIZE=20  ORG='BSQ'  NL=10  NS=20  NB=3  "
-        "N1=20  N2=10  N3=3  N4=0  NBB=0  NLB=0  HOST='X86-LINUX'  INTFMT='LOW'  REALFMT='RIEEE'  BHOST='X86-LINUX'  "
+        "LBLSIZE=1024  FORMAT='BYTE'  TYPE='IMAGE'  BUFSIZ=20  DIM=3  EOL=0  RECSIZE=20  ORG='BSQ'  NL=10  NS=20  "
+        "NB=3  N1=20  N2=10  N3=3  N4=0  NBB=0  NLB=0  "
+        "HOST='X86-LINUX'  INTFMT='LOW'  REALFMT='RIEEE'  BHOST='X86-LINUX'  "
     )
     return label.ljust(1024, "\0") + "x" * 600
 
 
 def _ers(place: Place, _: str) -> str:
-    return f"""DatasetHeader Begin
+    return """DatasetHeader Begin
 \tVersion = "6.0"
 \tDataFile = "../../secret/raw.bin"
 \tDataSetType = ERStorage
@@ -279,7 +281,7 @@ def _radarsat(place: Place, _: str) -> str:
 def _ndf(place: Place, _: str) -> str:
     return (
         'NDF_REVISION=0.00;\nPRODUCT_NUMBER="x";\nDATA_FILE_INTERLEAVING=BSQ;\nNUMBER_OF_BANDS_IN_VOLUME=1;\n'
-        f"BITS_PER_PIXEL=8;\nPIXELS_PER_LINE=20;\nLINES_PER_DATA_FILE=10;\nBAND1_FILENAME=../../secret/raw.bin;\n"
+        "BITS_PER_PIXEL=8;\nPIXELS_PER_LINE=20;\nLINES_PER_DATA_FILE=10;\nBAND1_FILENAME=../../secret/raw.bin;\n"
         "END_OF_HDR;\n"
     )
 
@@ -306,13 +308,15 @@ def _photomod(place: Place, _: str) -> str:
 
 def _snodas(place: Place, _: str) -> str:
     return (
-        f"Format version: NOHRSC GIS/RS raster file v1.1\nData file pathname: ../../secret/raw.bin\n"
+        "Format version: NOHRSC GIS/RS raster file v1.1\nData file pathname: ../../secret/raw.bin\n"
         "Number of columns: 20\nNumber of rows: 10\nData type: integer\nData bytes per pixel: 2\n"
     )
 
 
 def _fast(place: Place, _: str) -> str:
-    header = f"ACQUISITION DATE =20200101 PIXELS PER LINE =00020 LINES PER BAND =00010 FILENAME ={place.outside}/raw.bin "
+    header = (
+        f"ACQUISITION DATE =20200101 PIXELS PER LINE =00020 LINES PER BAND =00010 FILENAME ={place.outside}/raw.bin "
+    )
     return header.ljust(1536) + "GEOMETRIC DATA ".ljust(3072)
 
 
@@ -340,7 +344,9 @@ def _envi(place: Place, name: str) -> str:
 
 def _ehdr(place: Place, name: str) -> str:
     stem = name.rsplit(".", 1)[0]
-    place.write(f"{stem}.hdr", "NROWS 10\nNCOLS 20\nNBANDS 3\nNBITS 8\nLAYOUT BSQ\nULXMAP 0\nULYMAP 0\nXDIM 1\nYDIM 1\n")
+    place.write(
+        f"{stem}.hdr", "NROWS 10\nNCOLS 20\nNBANDS 3\nNBITS 8\nLAYOUT BSQ\nULXMAP 0\nULYMAP 0\nXDIM 1\nYDIM 1\n"
+    )
     for suffix in ("prj", "clr", "stx"):
         place.link(f"{stem}.{suffix}", f"{place.outside}/passwd")
     return "x" * 1000
@@ -348,49 +354,32 @@ def _ehdr(place: Place, name: str) -> str:
 
 def _genbin(place: Place, name: str) -> str:
     stem = name.rsplit(".", 1)[0]
-    place.write(f"{stem}.hdr", f"BANDS:      3\nROWS:    10\nCOLS:    20\nINTERLEAVING:    BSQ\nDATATYPE:  U8\nBAND_ID: {place.secret}\n")
+    place.write(
+        f"{stem}.hdr",
+        f"BANDS:      3\nROWS:    10\nCOLS:    20\nINTERLEAVING:    BSQ\nDATATYPE:  U8\nBAND_ID: {place.secret}\n",
+    )
     return "x" * 1000
 
 
 def _table_of_contents(place: Place, _: str) -> str:
     return (
-        "<Table_of_Contents><file_header/><product product_title='ProductTitle'><disc id='DiscId'><frame_list number_of_"
-        f"frames='1'><scale size='1:500 K'><frame name='{place.secret}'><frame_path>{place.outside}</frame_path></frame>"
-        "</scale></frame_list></disc></product></Table_of_Contents>"
+        "<Table_of_Contents><file_header/><product product_title='ProductTitle'><disc id='DiscId'><frame_list "
+        f"number_of_frames='1'><scale size='1:500 K'><frame "
+        f"name='{place.secret}'><frame_path>{place.outside}</frame_path>"
+        "</frame></scale></frame_list></disc></product></Table_of_Contents>"
     )
-
-
-def _sqlite(*statements: str, name: str = "holiday.tif") -> Callable[[Place], str]:
-    return lambda place: str(sqlite_file(place.folder / name, [text.format(place=place) for text in statements]))
-
-
-def _written_by(driver: str, place: Place) -> str:
-    return str(scenes.write(place.folder / "holiday.tif", scenes.pixels(3, 64, 64), driver=driver, crs=None, transform=None))
-
-
-def _zarr(place: Place) -> str:
-    """A folder that GDAL reads as an array; its CRS is an address."""
-    array = {"zarr_format": 2, "shape": [64, 64], "chunks": [64, 64], "dtype": "|u1", "order": "C", "fill_value": 0}
-    array |= {"compressor": None, "filters": None}
-    place.write("holiday.zarr/.zarray", json.dumps(array))
-    attributes = {"_CRS": {"url": place.url("crs.wkt"), "wkt": str(place.outside / "secret.wkt")}}
-    place.write("holiday.zarr/.zattrs", json.dumps(attributes))
-    place.write("holiday.zarr/0.0", bytes(range(64)) * 64)
-    return str(place.folder / "holiday.zarr")
 
 
 _DESCRIPTIONS: dict[str, tuple[str, str, Callable[[Place, str], str]]] = {
     "wms-tms": ("map service", ".xml", lambda place, _: wms(place, "tms")),
-    "wms-wms": ("map service", ".xml", lambda place, _: wms(place, "x", service="WMS", url=place.url("wms?"))),
-    "wms-tile-service": ("map service", ".xml", lambda place, _: wms(place, "x", service="TileService", url=place.url("t?"))),
-    "wms-worldwind": ("map service", ".xml", lambda place, _: wms(place, "x", service="WorldWind", url=place.url("w?"))),
-    "wms-bing": (
-        "map service", ".xml", lambda place, _: wms(place, "x", service="VirtualEarth", url=place.url("${quadkey}.tif")),
-    ),
-    "wms-ags": ("map service", ".xml", lambda place, _: wms(place, "x", service="AGS", url=place.url("ags"))),
-    "wms-iip": ("map service", ".xml", lambda place, _: wms(place, "x", service="IIP", url=place.url("iip"))),
-    "wms-mrf": ("map service", ".xml", lambda place, _: wms(place, "x", service="MRF", url=place.url("x.mrf"))),
-    "wms-tiled": ("map service", ".xml", lambda place, _: wms(place, "x", service="TiledWMS", url=place.url("tiled?"))),
+    "wms-wms": ("map service", ".xml", partial(_service, "WMS", "wms?")),
+    "wms-tile-service": ("map service", ".xml", partial(_service, "TileService", "t?")),
+    "wms-worldwind": ("map service", ".xml", partial(_service, "WorldWind", "w?")),
+    "wms-bing": ("map service", ".xml", partial(_service, "VirtualEarth", "${quadkey}.tif")),
+    "wms-ags": ("map service", ".xml", partial(_service, "AGS", "ags")),
+    "wms-iip": ("map service", ".xml", partial(_service, "IIP", "iip")),
+    "wms-mrf": ("map service", ".xml", partial(_service, "MRF", "x.mrf")),
+    "wms-tiled": ("map service", ".xml", partial(_service, "TiledWMS", "tiled?")),
     "wms-ipv6": ("map service", ".xml", lambda place, _: wms(place, "x", url=place.url6("${z}/${x}/${y}.tif"))),
     "wms-cache": ("map service", ".xml", _wms_cache),
     "wms-file": ("map service", ".xml", _wms_file),
@@ -435,21 +424,3 @@ _DESCRIPTIONS: dict[str, tuple[str, str, Callable[[Place, str], str]]] = {
     "photomod": ("product description", ".prf", _photomod),
     "contents": ("product description", ".xml", _table_of_contents),
 }  # fmt: skip
-
-_BINARIES: dict[str, Callable[[Place], str]] = {
-    **{
-        driver.lower(): partial(_written_by, driver)
-        for driver in ("GPKG", "MBTiles", "NITF", "HFA", "PCIDSK", "BMP")
-    },
-    "rasterlite": _sqlite(
-        "CREATE TABLE raster_pyramids (table_prefix TEXT, pixel_x_size REAL, pixel_y_size REAL, tile_count INTEGER)",
-        "CREATE TABLE x_metadata (id INTEGER, source_name TEXT, tile_id INTEGER, width INTEGER, height INTEGER)",
-        "CREATE TABLE x_rasters (id INTEGER, raster BLOB)",
-    ),
-    "sqlite-wal": _sqlite("PRAGMA journal_mode=WAL", "CREATE TABLE tiles (zoom_level INTEGER, tile_data BLOB)"),
-    "hdf5-magic": lambda place: str(place.write("holiday.tif", b"\x89HDF\r\n\x1a\n" + bytes(2000))),
-    "netcdf-magic": lambda place: str(place.write("holiday.tif", b"CDF\x01" + bytes(2000))),
-    "hdf4-magic": lambda place: str(place.write("holiday.tif", b"\x0e\x03\x13\x01" + bytes(2000))),
-    "grib-magic": lambda place: str(place.write("holiday.tif", b"GRIB" + bytes(2000))),
-    "zarr-folder": _zarr,
-}

@@ -18,10 +18,12 @@ def cases() -> Iterator[Case]:
     """Files by such names, then names of things that are no files."""
     for name, make in _FILES.items():
         told = "<VRTDataset" if name == "vrt-document" else ""
-        uses = EVERY_USE if name in ("subdirectory", "zip", "vrt") else EVERY_USE[:4]
+        uses = EVERY_USE if name in ("subdirectory", "zip", "vrt") else EVERY_USE[1:4]
         yield Case(f"name-{name}", "file name", partial(_named, make), own="tif", uses=uses, told=told)
     for name, text in _NOT_FILES.items():
-        yield Case(f"only-{name}", "name without a file", text, uses=("info", "caption", "embed", "scl", "mask", "locate"))
+        yield Case(
+            f"only-{name}", "name without a file", text, uses=("info", "caption", "embed", "scl", "mask", "locate")
+        )
 
 
 def _named(make: Callable[[Place], str], place: Place) -> str:
@@ -99,7 +101,9 @@ _NOT_FILES: dict[str, Callable[[Place], str]] = {
         '<VRTDataset rasterXSize="4" rasterYSize="4"><VRTRasterBand dataType="Byte" band="1"><SimpleSource>'
         f"<SourceFilename>/vsicurl/{place.url()}</SourceFilename></SimpleSource></VRTRasterBand></VRTDataset>"
     ),
-    "wms-inline": lambda place: f'<GDAL_WMS><Service name="AGS"><ServerUrl>{place.url("ags")}</ServerUrl></Service></GDAL_WMS>',
+    "wms-inline": lambda place: (
+        f'<GDAL_WMS><Service name="AGS"><ServerUrl>{place.url("ags")}</ServerUrl></Service></GDAL_WMS>'
+    ),
     "zarr": lambda place: f'ZARR:"/vsicurl/{place.url("x.zarr")}"',
     "memory": lambda _: "MEM:::DATAPOINTER=4096,PIXELS=4,LINES=4,BANDS=3,DATATYPE=Byte",
 }

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import rasterio.shutil
 from PIL import Image
 
 from tests import scenes
@@ -26,7 +27,7 @@ from tests.safe_products import write_jp2, write_safe
 
 SIDE = 224
 Base = Literal["tif", "jp2", "png", "jpg", "webp", "safe", "stac"]
-RASTER_USES = ("info", "caption", "embed", "image")
+RASTER_USES = ("caption", "embed", "image")
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Case:
         kind: What the report groups it under.
         make: Writes the input into a place and returns what a user would pass: a path, absolute or relative to the
             place's folder (then the command runs there), or a name that only GDAL knows.
-        own: What the input shows if the reach is ignored, ``any`` where that is not known; empty where it must be refused.
+        own: What the input shows if the reach is ignored, ``any`` where that is not known; empty where it must be
+            refused.
         uses: Commands that are given the input.
         options: Command-line options beside it.
         guarded: Files of the system that it names; only a trace of system calls tells whether they were opened.
@@ -74,7 +76,8 @@ class Ground:
         data = scenes.pixels(3, SIDE, SIDE, seed=7)
         found: dict[Base, Path] = {"tif": scenes.write(folder / "clean.tif", data, photometric="RGB")}
         found["jp2"] = folder / "clean.jp2"
-        write_jp2(found["jp2"], data, "EPSG:32632", scenes.UTM["transform"])
+        # A copy takes over which bands are which colours.
+        rasterio.shutil.copy(found["tif"], found["jp2"], driver="JP2OpenJPEG", QUALITY="100", REVERSIBLE="YES")
         picture = Image.fromarray(np.ascontiguousarray(data.transpose(1, 2, 0)))
         for suffix in ("png", "jpg", "webp"):
             found[suffix] = folder / f"clean.{suffix}"
@@ -97,7 +100,9 @@ class Ground:
             packed.write(secret, "a.tif")
         one = scenes.pixels(1, SIDE, SIDE, seed=98)
         for band in ("B02", "B03", "B04"):
-            write_jp2(self.outside / f"T34UCF_20230823T095559_{band}_10m.jp2", one, "EPSG:32632", scenes.UTM["transform"])
+            write_jp2(
+                self.outside / f"T34UCF_20230823T095559_{band}_10m.jp2", one, "EPSG:32632", scenes.UTM["transform"]
+            )
         Image.fromarray(one[0]).save(self.outside / "secret.png")
         (self.outside / "raw.bin").write_bytes(bytes(range(256)) * (3 * SIDE * SIDE // 256))
         (self.outside / "passwd").write_text("root:x:0:0:root:/root:/bin/bash\n" * 400)
@@ -108,7 +113,9 @@ class Ground:
         shutil.copytree(self.outside, self.outside / "below")
         self.restore_victim()
         (self.home / ".aws").mkdir()
-        (self.home / ".aws" / "credentials").write_text("[default]\naws_access_key_id=decoy\naws_secret_access_key=decoy\n")
+        (self.home / ".aws" / "credentials").write_text(
+            "[default]\naws_access_key_id=decoy\naws_secret_access_key=decoy\n"
+        )
 
     def restore_victim(self) -> None:
         """What nothing may change, as it was."""
@@ -228,7 +235,8 @@ def reaches(place: Place) -> dict[str, str]:
         "vsigzip": f"/vsigzip/{outside}/secret.tif.gz",
         "vsisubfile": f"/vsisubfile/0_10000000,{place.secret}",
         "vsicached": f"/vsicached?file={place.secret}",
-        "vsicached_remote": "/vsicached?file=" + f"/vsicurl/{url('cached.tif')}".replace("/", "%2F").replace(":", "%3A"),
+        "vsicached_remote": "/vsicached?file="
+        + f"/vsicurl/{url('cached.tif')}".replace("/", "%2F").replace(":", "%3A"),
         "vsicrypt": f"/vsicrypt/key=0123456789ABCDEF,file={place.secret}",
         "vsistdin": "/vsistdin/",
         "vsistdin_options": "/vsistdin?buffer_limit=10MB",
@@ -250,7 +258,9 @@ def reaches(place: Place) -> dict[str, str]:
         "gti": f"GTI:/vsicurl/{url('index.geojson')}",
         "plmosaic": "PLMosaic:api_key=decoy",
         "eedai": "EEDAI:decoy",
-        "mrf_inline": mrf(place, source=place.secret, data=f"{place.victim}/inline.dat", index=f"{place.victim}/inline.idx"),
+        "mrf_inline": mrf(
+            place, source=place.secret, data=f"{place.victim}/inline.dat", index=f"{place.victim}/inline.idx"
+        ),
         "wms_inline": wms(place, "inline"),
         "vrt_inline": vrt(place.secret),
         "vrt_inline_remote": vrt(f"/vsicurl/{url('inline.tif')}"),
@@ -264,11 +274,63 @@ def reaches(place: Place) -> dict[str, str]:
     return {**found, "vsisparse": f"/vsisparse/{sparse}"}
 
 
-REACHES_OF_GDAL = frozenset(
-    "absolute relative roundabout http http6 vsicurl vsizip vsitar vsigzip vsisubfile vsicached vsicached_remote vsistdin "
-    "vrt subdirectory derived wms mrf_inline vrt_inline vsisparse vsicurl_streaming vsizip_braces".split()
+REACHES = (
+    "absolute",
+    "relative",
+    "roundabout",
+    "http",
+    "http6",
+    "https",
+    "ftp",
+    "file",
+    "vsicurl",
+    "vsicurl_upper",
+    "vsicurl_options",
+    "vsicurl_streaming",
+    "vsis3",
+    "vsis3_streaming",
+    "vsigs",
+    "vsiaz",
+    "vsiadls",
+    "vsioss",
+    "vsiswift",
+    "vsiwebhdfs",
+    "vsizip",
+    "vsizip_braces",
+    "vsizip_remote",
+    "vsitar",
+    "vsigzip",
+    "vsisubfile",
+    "vsicached",
+    "vsicached_remote",
+    "vsicrypt",
+    "vsisparse",
+    "vsistdin",
+    "vsistdin_options",
+    "vrt",
+    "vrt_remote",
+    "subdirectory",
+    "derived",
+    "netcdf",
+    "hdf5",
+    "jpeg_subfile",
+    "wms",
+    "wms_http",
+    "wmts",
+    "wcs",
+    "zarr",
+    "zarr_local",
+    "stacit",
+    "stacta",
+    "gti",
+    "plmosaic",
+    "eedai",
+    "mrf_inline",
+    "wms_inline",
+    "vrt_inline",
+    "vrt_inline_remote",
 )
-"""Those of ``reaches`` that GDAL follows from a VRT; most others want credentials, or a driver of some builds."""
+"""Names of ``reaches``. GDAL follows most from a VRT, others want credentials or a driver of some builds."""
 
 
 def escape(text: str) -> str:

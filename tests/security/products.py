@@ -9,17 +9,19 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from tests.security.places import Base, Case, Place, mrf, reaches, stac_item, vrt, wms
-from tests.security.sidecars import _AUXILIARY
+from tests.security.places import REACHES, Base, Case, Place, mrf, reaches, stac_item, vrt, wms
+from tests.security.sidecars import AUXILIARY
 
-_USES = ("info", "caption", "embed")
+_USES = ("caption", "embed")
 _COLOURS = ("red", "green", "blue")
 
 
 def cases() -> Iterator[Case]:
     """Every reach as an href, and what else an item can do; then what the members of a product can be."""
-    for reach in _REACHES:
-        yield Case(f"stac-{reach}", "STAC href", partial(_item, lambda place, name: reaches(place)[name], reach), uses=_USES)
+    for reach in REACHES:
+        yield Case(
+            f"stac-{reach}", "STAC href", partial(_item, lambda place, name: reaches(place)[name], reach), uses=_USES
+        )
     for name, href in _HREFS.items():
         yield Case(f"stac-{name}", "STAC href", partial(_item, lambda place, make: make(place), href), uses=_USES)
     for name, make in _ASSETS.items():
@@ -241,7 +243,8 @@ _MEMBERS: dict[str, Callable[[Place, Path], None]] = {
     "vrt-remote": partial(_replace, lambda place: vrt(f"/vsicurl/{place.url()}", bands=1)),
     "wms": partial(_replace, lambda place: wms(place, "safe")),
     "mrf": partial(
-        _replace, lambda place: mrf(place, source=place.secret, data=f"{place.victim}/z.dat", index=f"{place.victim}/z.idx")
+        _replace,
+        lambda place: mrf(place, source=place.secret, data=f"{place.victim}/z.dat", index=f"{place.victim}/z.idx"),
     ),
     "linked-bands": _link_bands,
     "linked-folder": _link_folder,
@@ -256,8 +259,8 @@ _MEMBERS: dict[str, Callable[[Place, Path], None]] = {
     "entities": _entities,
     "beside-overview": partial(_beside, ".ovr", lambda place: vrt(place.secret, bands=1)),
     "beside-mask": partial(_beside, ".msk", lambda place: vrt(place.secret, bands=1)),
-    "beside-aux": partial(_beside, ".aux.xml", lambda at: f"<PAMDataset>{_AUXILIARY['overview'](at)}</PAMDataset>"),
-    "beside-grid": partial(_beside, ".aux.xml", lambda at: f"<PAMDataset>{_AUXILIARY['grid'](at)}</PAMDataset>"),
+    "beside-aux": partial(_beside, ".aux.xml", lambda at: f"<PAMDataset>{AUXILIARY['overview'](at)}</PAMDataset>"),
+    "beside-grid": partial(_beside, ".aux.xml", lambda at: f"<PAMDataset>{AUXILIARY['grid'](at)}</PAMDataset>"),
 }
 
 
@@ -318,11 +321,3 @@ _LOOSE: dict[str, Callable[[Place], str]] = {
     "vrt": partial(_loose, lambda place, path: path.write_text(vrt(place.secret, bands=1))),
     "remote": partial(_loose, lambda place, path: path.write_text(vrt(f"/vsicurl/{place.url()}", bands=1))),
 }
-
-_REACHES = tuple(
-    "absolute relative roundabout http http6 https ftp file vsicurl vsicurl_upper vsicurl_options vsicurl_streaming vsis3 "
-    "vsigs vsiaz vsiadls vsioss vsiswift vsiwebhdfs vsizip vsizip_braces vsizip_remote vsitar vsigzip vsisubfile vsicached "
-    "vsicached_remote vsicrypt vsisparse vsistdin vsistdin_options vrt vrt_remote subdirectory derived netcdf hdf5 "
-    "jpeg_subfile wms wms_http wmts wcs zarr zarr_local stacit stacta gti plmosaic eedai mrf_inline wms_inline vrt_inline "
-    "vrt_inline_remote".split()
-)

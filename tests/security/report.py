@@ -42,7 +42,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = run_all(chosen, Path(folder), uses=("raw",) if asked.raw else None)
     kinds: dict[str, Counter[str]] = defaultdict(Counter)
-    order = ["refused", "own pixels", "unreadable", "UNNAMED", "OPENED", "OTHER PIXELS", "FAULT", "DIED", "READ", "ASKED", "WROTE"]
+    order = [
+        "refused",
+        "own pixels",
+        "unreadable",
+        "UNNAMED",
+        "OPENED",
+        "OTHER PIXELS",
+        "FAULT",
+        "DIED",
+        "READ",
+        "ASKED",
+        "WROTE",
+    ]
     for outcomes in found.values():
         words = [verdict(outcome, raw=asked.raw) for outcome in outcomes]
         kinds[outcomes[0].case.kind][max(words, key=order.index)] += 1
@@ -51,7 +63,9 @@ def main() -> None:
                 faults = outcome.touched if asked.raw else outcome.faults
                 _say(f"{outcome.case.name:34} {outcome.use:8} {word:12} {' '.join('; '.join(faults)[:200].split())}")
     for kind, words in kinds.items():
-        _say(f"{kind:26} {sum(words.values()):4}  " + ", ".join(f"{words[word]} {word}" for word in order if words[word]))
+        _say(
+            f"{kind:26} {sum(words.values()):4}  " + ", ".join(f"{words[word]} {word}" for word in order if words[word])
+        )
     slowest = max((outcome for outcomes in found.values() for outcome in outcomes), key=lambda outcome: outcome.seconds)
     _say(f"slowest: {slowest.case.name} {slowest.use} {slowest.seconds:.1f} s")
 

@@ -110,7 +110,10 @@ class Runner:
     def _captions_of(self, base: Base) -> list[list[object]]:
         if base not in self._wanted:
             case = Case(f"clean-{base}", "clean", lambda _: self._bases[base])
-            self._wanted[base] = self._one(case, "caption", os.fspath(self._bases[base]), self.ground.cwd).captions
+            clean = self._one(case, "caption", os.fspath(self._bases[base]), self.ground.cwd)
+            if clean.code != 0 or not clean.captions:
+                raise RuntimeError(f"the harmless {base} gives no captions: {clean.stderr}")
+            self._wanted[base] = clean.captions
         return self._wanted[base]
 
     def _one(self, case: Case, use: str, argument: str, folder: Path) -> Outcome:
@@ -127,7 +130,7 @@ class Runner:
         self.listener.taken()
         out = ground.out / run
         out.mkdir()
-        cwd = ground.cwd if os.path.isabs(argument) else folder
+        cwd = ground.cwd if Path(argument).is_absolute() else folder
         asked = {"use": use, "argument": argument, "more": case.options, "out": str(out), "cwd": str(cwd), "run": run}
         began = time.monotonic()
         os.write(self._ask, json.dumps(asked).encode() + b"\n")

@@ -11,31 +11,32 @@ from pathlib import Path
 from tests import scenes
 from tests.security.places import SIDE, Base, Case, Place, escape, mrf, vrt, wms
 
+_USES = ("caption", "image")
 _EVERY_USE = ("info", "caption", "embed", "image", "scene", "html", "scl", "mask", "locate", "search")
 
 
 def cases() -> Iterator[Case]:
     """Sidecars of every kind beside a GeoTIFF, the likely ones beside the other formats, then what files hold."""
-    for name, make in _AUXILIARY.items():
+    for name, make in AUXILIARY.items():
         uses = _EVERY_USE if name.startswith("overview") else _EVERY_USE[:4]
         yield Case(f"aux-{name}", ".aux.xml", partial(_aux, "tif", make), own="tif", uses=uses)
     for base in ("jp2", "png", "jpg", "webp"):
         for name in ("overview", "overview-remote", "srs-url", "grid"):
-            yield Case(f"aux-{name}-{base}", ".aux.xml", partial(_aux, base, _AUXILIARY[name]), own=base)
+            yield Case(f"aux-{name}-{base}", ".aux.xml", partial(_aux, base, AUXILIARY[name]), own=base, uses=_USES)
     for base in ("tif", "jp2", "png", "jpg", "webp"):
         for suffix in (".ovr", ".msk"):
             for name, make in _BESIDE.items():
                 case = f"beside{suffix}-{name}-{base}"
-                yield Case(case, f"{suffix} beside", partial(_beside, base, suffix, make), own=base)
+                yield Case(case, f"{suffix} beside", partial(_beside, base, suffix, make), own=base, uses=_USES)
     for name in _LINKED:
-        yield Case(f"linked-{name}", "sidecar that is a link", partial(_linked, name), own="tif")
+        yield Case(f"linked-{name}", "sidecar that is a link", partial(_linked, name), own="tif", uses=_USES)
     for name, domain, key, value in _TAGS:
         yield Case(f"tag-{name}", "TIFF metadata", partial(_tagged, domain, key, value), own="tif", uses=_EVERY_USE)
     for name, text in _GML.items():
-        yield Case(f"gmljp2-{name}", "GML in JP2", partial(_gml, text), own="jp2")
+        yield Case(f"gmljp2-{name}", "GML in JP2", partial(_gml, text), own="jp2", uses=_USES)
     for name, text in _TEXTS.items():
         for base in ("tif", "png", "jpg", "webp", "jp2"):
-            yield Case(f"two-faced-{name}-{base}", "polyglot", partial(_two_faced, base, text), own=base)
+            yield Case(f"two-faced-{name}-{base}", "polyglot", partial(_two_faced, base, text), own=base, uses=_USES)
 
 
 def _suffix(base: Base) -> str:
@@ -75,7 +76,7 @@ def _band(text: str) -> str:
     return f'<PAMRasterBand band="1">{text}</PAMRasterBand>'
 
 
-_AUXILIARY: dict[str, Callable[[Place], str]] = {
+AUXILIARY: dict[str, Callable[[Place], str]] = {
     "overview": partial(_overview, lambda place: place.secret),
     "overview-relative": partial(_overview, lambda _: ":::BASE:::../../secret/secret.tif"),
     "overview-remote": partial(_overview, lambda place: f"/vsicurl/{place.url()}"),
@@ -90,13 +91,19 @@ _AUXILIARY: dict[str, Callable[[Place], str]] = {
     "srs-url": lambda place: f"<SRS>{place.url('srs.wkt')}</SRS>",
     "grid": lambda place: f"<SRS>{escape(_grid_wkt(place))}</SRS>",
     "grid-extension": lambda place: f"<SRS>{escape(_extension_wkt(place))}</SRS>",
-    "grid-proj": lambda place: f"<SRS>+proj=utm +zone=32 +ellps=intl +nadgrids={place.outside}/secret.gsb +type=crs</SRS>",
-    "grid-remote": lambda place: f"<SRS>+proj=utm +zone=32 +ellps=intl +nadgrids={place.url('grid.tif')} +type=crs</SRS>",
+    "grid-proj": lambda place: (
+        f"<SRS>+proj=utm +zone=32 +ellps=intl +nadgrids={place.outside}/secret.gsb +type=crs</SRS>"
+    ),
+    "grid-remote": lambda place: (
+        f"<SRS>+proj=utm +zone=32 +ellps=intl +nadgrids={place.url('grid.tif')} +type=crs</SRS>"
+    ),
     "init": lambda place: f"<SRS>+init={place.outside}/passwd:1</SRS>",
     "points-url": lambda place: (
         f'<GCPList Projection="{place.url("gcp.wkt")}"><GCP Id="1" Pixel="0" Line="0" X="1" Y="2" Z="0"/></GCPList>'
     ),
-    "subdataset": lambda place: f'<Subdataset name="x"><PAMDataset><SRS>{place.url("sub.wkt")}</SRS></PAMDataset></Subdataset>',
+    "subdataset": lambda place: (
+        f'<Subdataset name="x"><PAMDataset><SRS>{place.url("sub.wkt")}</SRS></PAMDataset></Subdataset>'
+    ),
     "xml-vrt": lambda place: f'<Metadata domain="xml:VRT" format="xml">{vrt(place.secret)}</Metadata>',
     "geolocation": lambda place: (
         f'<Metadata domain="GEOLOCATION"><MDI key="X_DATASET">{place.secret}</MDI><MDI key="X_BAND">1</MDI>'
@@ -105,7 +112,9 @@ _AUXILIARY: dict[str, Callable[[Place], str]] = {
     "rpc-terrain": lambda place: f'<Metadata domain="RPC"><MDI key="RPC_DEM">{place.secret}</MDI></Metadata>',
     "band-overview": lambda place: _band(_overview(lambda at: at.secret, place)),
     "mask-file": lambda place: _band(f'<Metadata domain="MASK"><MDI key="MASK_FILE">{place.secret}</MDI></Metadata>'),
-    "entity": lambda place: f'<!DOCTYPE x [<!ENTITY e SYSTEM "file://{place.secret}">]><Metadata><MDI key="k">&e;</MDI></Metadata>',
+    "entity": lambda place: (
+        f'<!DOCTYPE x [<!ENTITY e SYSTEM "file://{place.secret}">]><Metadata><MDI key="k">&e;</MDI></Metadata>'
+    ),
 }
 
 
@@ -124,12 +133,33 @@ _BESIDE: dict[str, Callable[[Place], str]] = {
     "mrf": lambda place: mrf(place, source=place.secret, data=f"{place.victim}/b.dat", index=f"{place.victim}/b.idx"),
 }
 
-_LINKED = (
-    "holiday.tif.ovr holiday.tif.msk holiday.tif.aux.xml holiday.tfw holiday.wld holiday.tifw holiday.aux holiday.rrd "
-    "holiday.IMD holiday.RPB holiday_RPC.TXT holiday_rpc.txt holiday_metadata.txt holiday.tab holiday.prj holiday.xml "
-    "holiday.tif.xml holiday.vat.dbf holiday.tif.ovr.msk holiday.tif.msk.ovr holiday.hdr holiday.PVL DIM_holiday.XML "
-    "holiday_MTL.txt METADATA.DIM"
-).split()
+_LINKED = [
+    "holiday.tif.ovr",
+    "holiday.tif.msk",
+    "holiday.tif.aux.xml",
+    "holiday.tfw",
+    "holiday.wld",
+    "holiday.tifw",
+    "holiday.aux",
+    "holiday.rrd",
+    "holiday.IMD",
+    "holiday.RPB",
+    "holiday_RPC.TXT",
+    "holiday_rpc.txt",
+    "holiday_metadata.txt",
+    "holiday.tab",
+    "holiday.prj",
+    "holiday.xml",
+    "holiday.tif.xml",
+    "holiday.vat.dbf",
+    "holiday.tif.ovr.msk",
+    "holiday.tif.msk.ovr",
+    "holiday.hdr",
+    "holiday.PVL",
+    "DIM_holiday.XML",
+    "holiday_MTL.txt",
+    "METADATA.DIM",
+]
 
 
 def _linked(name: str, place: Place) -> str:
@@ -223,8 +253,8 @@ _TEXTS: dict[str, Callable[[Place], str]] = {
     "mrf": lambda place: mrf(place, source=place.secret, data=f"{place.victim}/p.dat", index=f"{place.victim}/p.idx"),
     "wms": lambda place: wms(place, "polyglot"),
     "pds": lambda place: (
-        f'\nPDS_VERSION_ID = PDS3\r\nRECORD_BYTES = 20\r\n^IMAGE = "{place.outside}/raw.bin"\r\nOBJECT = IMAGE\r\n LINES = 10'
-        "\r\n LINE_SAMPLES = 20\r\n SAMPLE_BITS = 8\r\n BANDS = 3\r\nEND_OBJECT = IMAGE\r\nEND\r\n"
+        f'\nPDS_VERSION_ID = PDS3\r\nRECORD_BYTES = 20\r\n^IMAGE = "{place.outside}/raw.bin"\r\nOBJECT = IMAGE\r\n'
+        " LINES = 10\r\n LINE_SAMPLES = 20\r\n SAMPLE_BITS = 8\r\n BANDS = 3\r\nEND_OBJECT = IMAGE\r\nEND\r\n"
     ),
     "kml": lambda place: (
         f'<kml xmlns="http://www.opengis.net/kml/2.2"><GroundOverlay><Icon><href>{place.secret}</href></Icon><LatLonBox>'
@@ -258,7 +288,7 @@ def _tiff_with(path: Path, text: bytes) -> bytes:
 
 
 def _shift_offsets(content: bytearray, directory: int, moved: int) -> None:
-    """Correct all offsets of a little-endian TIFF's directory after ``moved`` bytes were put in front of its content."""
+    """Correct the offsets in a little-endian TIFF's directory after ``moved`` bytes were put before its content."""
     sizes = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 12: 8, 16: 8}
     for index in range(struct.unpack_from("<H", content, directory)[0]):
         entry = directory + 2 + 12 * index

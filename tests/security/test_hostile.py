@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.security.catalog import CASES
-from tests.security.runner import Outcome, Runner, run_all
+from tests.security.runner import Outcome, run_all
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def outcomes(
 ) -> Iterator[dict[str, list[Outcome]]]:
     """What all chosen inputs did: they share two processes, so that start-up is paid twice and not a thousand times."""
     chosen = {item.callspec.params["name"] for item in request.session.items if item.module is request.module}
-    yield run_all([CASES[name] for name in CASES if name in chosen], tmp_path_factory.mktemp("ground"))
+    return run_all([CASES[name] for name in CASES if name in chosen], tmp_path_factory.mktemp("ground"))
 
 
 @pytest.mark.parametrize("name", CASES)

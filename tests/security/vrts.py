@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from tests.security.places import RASTER_USES, REACHES_OF_GDAL, SIDE, Case, Place, escape, reaches, vrt
+from tests.security.places import RASTER_USES, REACHES, SIDE, Case, Place, escape, reaches, vrt
 
-EVERY_USE = (*RASTER_USES, "scene", "html", "scl", "mask", "locate", "search")
+EVERY_USE = ("info", *RASTER_USES, "scene", "html", "scl", "mask", "locate", "search")
 
 
 def cases() -> Iterator[Case]:
     """A VRT for every reach and every place in a VRT that can hold one, all called ``.tif``, some by other names."""
-    for reach in _REACHES:
+    for reach in REACHES:
         uses = EVERY_USE if reach in ("absolute", "vsicurl") else RASTER_USES
         yield Case(f"vrt-{reach}", "VRT source", partial(_source, reach, ".tif"), uses=uses)
     for suffix in (".vrt", ".jp2", ".png", ".jpg", ".webp", ".xml", ".img", ".txt", ""):
@@ -148,18 +148,19 @@ def _mask_band(place: Place) -> str:
 
 
 def _overview(place: Place) -> str:
-    overview = f'<Overview><SourceFilename relativeToVRT="0">{place.secret}</SourceFilename><SourceBand>1</SourceBand></Overview>'
+    overview = f'<Overview><SourceFilename relativeToVRT="0">{place.secret}</SourceFilename>'
+    overview += "<SourceBand>1</SourceBand></Overview>"
     return _own(place, "").replace("</SimpleSource>", "</SimpleSource>" + overview)
 
 
 def _metadata_overview(place: Place) -> str:
-    return _own(
-        place, f'<Metadata domain="OVERVIEWS"><MDI key="OVERVIEW_FILE">{place.secret}</MDI></Metadata>'
-    )
+    return _own(place, f'<Metadata domain="OVERVIEWS"><MDI key="OVERVIEW_FILE">{place.secret}</MDI></Metadata>')
 
 
 def _open_options(place: Place) -> str:
-    options = f'<OpenOptions><OOI key="OVERVIEW_LEVEL">0</OOI><OOI key="GEOREF_SOURCES">{place.secret}</OOI></OpenOptions>'
+    options = (
+        f'<OpenOptions><OOI key="OVERVIEW_LEVEL">0</OOI><OOI key="GEOREF_SOURCES">{place.secret}</OOI></OpenOptions>'
+    )
     return vrt(place.secret, in_source=options)
 
 
@@ -183,8 +184,9 @@ def _itself(place: Place) -> str:
 def _multidimensional(place: Place) -> str:
     return (
         '<VRTDataset><Group name="/"><Dimension name="Y" size="224"/><Dimension name="X" size="224"/><Array name="a">'
-        '<DataType>Byte</DataType><DimensionRef ref="Y"/><DimensionRef ref="X"/><Source><SourceFilename relativetoVRT="0">'
-        f"{place.secret}</SourceFilename><SourceBand>1</SourceBand></Source></Array></Group></VRTDataset>"
+        '<DataType>Byte</DataType><DimensionRef ref="Y"/><DimensionRef ref="X"/><Source>'
+        f'<SourceFilename relativetoVRT="0">{place.secret}</SourceFilename><SourceBand>1</SourceBand></Source></Array>'
+        "</Group></VRTDataset>"
     )
 
 
@@ -237,9 +239,11 @@ _SPECIAL: dict[str, Callable[[Place], str]] = {
     "overview-metadata": _metadata_overview,
     "open-options": _open_options,
     "other-options": _raw_options,
-    "complex-source": lambda place: vrt(place.secret, source_kind="ComplexSource", in_source="<ScaleRatio>1</ScaleRatio>"),
+    "complex-source": lambda place: vrt(
+        place.secret, source_kind="ComplexSource", in_source="<ScaleRatio>1</ScaleRatio>"
+    ),
     "kernel-source": lambda place: vrt(
-        place.secret, source_kind="KernelFilteredSource", in_source='<Kernel><Size>1</Size><Coefs>1</Coefs></Kernel>'
+        place.secret, source_kind="KernelFilteredSource", in_source="<Kernel><Size>1</Size><Coefs>1</Coefs></Kernel>"
     ),
     "in-vrt": partial(_in_vrt, lambda place: vrt(place.secret), 1),
     "in-vrt-remote": partial(_in_vrt, lambda place: vrt(f"/vsicurl/{place.url()}"), 1),
@@ -260,11 +264,3 @@ _SPECIAL: dict[str, Callable[[Place], str]] = {
     "late": lambda place: " " * 200 + "\n<!-- a picture -->" + vrt(place.secret),
     "byte-order-mark": lambda place: "﻿" + vrt(place.secret),
 }
-_REACHES = tuple(
-    "absolute relative roundabout http http6 https ftp file vsicurl vsicurl_upper vsicurl_options vsicurl_streaming vsis3 "
-    "vsis3_streaming vsigs vsiaz vsiadls vsioss vsiswift vsiwebhdfs vsizip vsizip_braces vsizip_remote vsitar vsigzip "
-    "vsisubfile vsicached vsicached_remote vsicrypt vsisparse vsistdin vsistdin_options vrt vrt_remote subdirectory derived "
-    "netcdf hdf5 jpeg_subfile wms wms_http wmts wcs zarr zarr_local stacit stacta gti plmosaic eedai mrf_inline wms_inline "
-    "vrt_inline vrt_inline_remote".split()
-)
-assert REACHES_OF_GDAL <= set(_REACHES)

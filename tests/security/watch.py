@@ -15,6 +15,7 @@ import struct
 import subprocess
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -107,10 +108,8 @@ class Listener:
         self.connections = 0
         self._lock = threading.Lock()
         self._servers: list[_Server] = [_Server(("127.0.0.1", 0), _Handler)]
-        try:
+        with suppress(OSError):  # no IPv6 here
             self._servers.append(_Server6(("::1", 0), _Handler))
-        except OSError:  # no IPv6 here
-            pass
         for server in self._servers:
             server.listener = self
             threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
@@ -192,8 +191,8 @@ def strace() -> list[str] | None:
 
 
 _TOUCHES = re.compile(
-    r"^\d+ +(?:open|openat|openat2|creat|truncate|rename|renameat|renameat2|unlink|unlinkat|mkdir|mkdirat|rmdir|symlink|"
-    r"symlinkat|link|linkat|chmod|fchmodat|execve)\("
+    r"^\d+ +(?:open|openat|openat2|creat|truncate|rename|renameat|renameat2|unlink|unlinkat|mkdir|mkdirat|rmdir|"
+    r"symlink|symlinkat|link|linkat|chmod|fchmodat|execve)\("
 )
 _SOCKET = re.compile(r"^\d+ +socket\((?:AF_INET6?|PF_INET6?)\b")
 

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import rasterio
@@ -78,14 +78,16 @@ def _read(dataset: Any) -> int:
         lambda: [dataset.overviews(band) for band in dataset.indexes],
         lambda: rasterio.warp.transform_bounds(dataset.crs, "EPSG:4326", *dataset.bounds),
     )
-    failed = 0
-    for attempt in attempts:
-        try:
-            attempt()
-        except Exception:  # the next may reach all the same
-            failed += 1
-            traceback.print_exc()
-    return int(failed == len(attempts))
+    return min([_failed(attempt) for attempt in attempts])  # one that fails stops none of the others
+
+
+def _failed(attempt: Callable[[], object]) -> int:
+    try:
+        attempt()
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
 
 
 def _image(argument: str) -> int:
@@ -127,18 +129,23 @@ def main() -> None:
     options.chosen_embedder = lambda _model: Path("fake.rsedge")
     Captioner.load = cache(Captioner.load)  # type: ignore[method-assign]
     private = Path(os.environ["RSEDGE_TEST_PRIVATE"])
-    clean, index = scenes.write(private / "index.tif", scenes.pixels(3, 224, 224), photometric="RGB"), None
+    clean = scenes.write(private / "index.tif", scenes.pixels(3, 224, 224), photometric="RGB")
     index = private / "index.parquet"
     if not index.exists() and run(["-q", "embed", str(clean), "-o", str(index)]):
         raise SystemExit("the harmless scene cannot be embedded")
-    said = [tempfile.TemporaryFile(dir=private) for _ in range(2)]
-    for number, file in enumerate(said, 1):
-        os.dup2(file.fileno(), number)
+    with tempfile.TemporaryFile(dir=private) as stdout, tempfile.TemporaryFile(dir=private) as stderr:
+        os.dup2(stdout.fileno(), 1)
+        os.dup2(stderr.fileno(), 2)
+        _serve(ask, answer, index, [stdout.fileno(), stderr.fileno()])
+
+
+def _serve(ask: TextIO, answer: TextIO, index: Path, said: list[int]) -> None:
+    """Answer each line; ``said`` are the files that hold what this process prints."""
     for line in ask:
         asked = json.loads(line)
-        for file in said:
-            os.lseek(file.fileno(), 0, os.SEEK_SET)
-            os.ftruncate(file.fileno(), 0)
+        for number in said:
+            os.lseek(number, 0, os.SEEK_SET)
+            os.ftruncate(number, 0)
         use, argument, out = asked["use"], asked["argument"], Path(asked["out"])
         os.chdir(asked["cwd"])
         Path(MARK, asked["run"]).exists()
@@ -155,7 +162,7 @@ def main() -> None:
         Path(MARK, "end").exists()
         sys.stdout.flush()
         sys.stderr.flush()
-        texts = [os.pread(file.fileno(), 1 << 20, 0).decode("utf-8", "replace") for file in said]
+        texts = [os.pread(number, 1 << 20, 0).decode("utf-8", "replace") for number in said]
         found = {"code": code, "stdout": texts[0], "stderr": texts[1], "captions": _captions(out)}
         answer.write(json.dumps(found) + "\n")
         answer.flush()
