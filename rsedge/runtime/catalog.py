@@ -39,6 +39,9 @@ _MOST_VISITS = 100
 _SHOWN = 8  # problems that are told in full
 
 
+_LONGEST_SHOWN = 200  # characters of a name
+
+
 def find(
     name: str, *, access: Access = LOCAL, stdin: str | None = None, suffixes: Collection[str] = RASTERS
 ) -> list[str | Product]:
@@ -64,6 +67,11 @@ def find(
         remote.check_allowed([name], allow=access.remote)
         return list(read_stac(name, access=access)) if is_stac_url(name) else [name]
     path = Path(name)
+    try:
+        path.exists()
+    except OSError as error:
+        shown = name if len(name) <= _LONGEST_SHOWN else f"{name[:_LONGEST_SHOWN]}…"
+        raise SceneError(f"{shown} cannot be looked at: {error.strerror}; check the path") from error
     if _is_device(path):
         raise SceneError(f"{name} is a device, a pipe or a socket, and rsedge reads files: write it to a file first")
     if not path.exists() and glob.has_magic(name):

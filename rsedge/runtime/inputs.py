@@ -23,6 +23,7 @@ from rsedge.runtime.catalog import STDIN, find
 from rsedge.runtime.composite import Grid
 from rsedge.runtime.opening import open_dataset
 from rsedge.runtime.remote import is_remote
+from rsedge.runtime.vrt import is_vrt
 
 if TYPE_CHECKING:
     from rsedge.runtime.products import Product
@@ -122,6 +123,8 @@ def _is_scene(name: str, kind: InputKind, access: Access, large: list[str]) -> b
         return True  # what does not exist is GDAL's name of something, or an error that opening it explains
     if kind == "image":
         return False
+    if access.vrt and is_vrt(path):
+        return True
     try:
         dataset = open_dataset(name, access)
     except SceneError:

@@ -115,8 +115,9 @@ def open_dataset(target: str, access: Access = LOCAL, *, overview: int | None = 
             f"{name} is a name of GDAL's own, and rsedge opens files: unpack or copy it, then pass the file"
         )
     else:
-        subdataset = SUBDATASET.fullmatch(target)
-        path = Path(subdataset["path"] if subdataset else target)
+        path = Path(target)
+        subdataset = None if path.exists() else SUBDATASET.fullmatch(target)  # a file may be called so
+        path = Path(subdataset["path"]) if subdataset else path
         drivers = ("GTiff",) if subdataset else DRIVERS
         read = _reader_of_file(path)
         target = target if subdataset else os.fspath(path.absolute())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -30,8 +29,6 @@ _log = logging.getLogger("rsedge")
 
 
 def _import_onnxruntime() -> Any:
-    # Since 1.31 or so its Linux wheels report to a server of Microsoft's; its call that stops it comes too late.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as error:

@@ -83,7 +83,7 @@ class _Writer:
                 made.append(self._band(child))
             elif child.tag == "MaskBand":
                 mask = ElementTree.SubElement(made, "MaskBand")
-                mask.extend(self._band(band) for band in child if band.tag == "VRTRasterBand")
+                mask.extend([self._band(band) for band in child if band.tag == "VRTRasterBand"])
             elif child.tag in _KEPT_WHOLE:
                 made.append(self._text_alone(child))
             elif child.tag != "OverviewList":
