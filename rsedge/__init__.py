@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from rsedge.runtime.records import Caption, TileRecord
     from rsedge.runtime.scene import Scene
 
-# The Linux wheels of ONNX Runtime 1.31 keep a database of their use and look up a server of Microsoft's, seconds after a
-# session is made; disable_telemetry_events() comes too late. Here, so that it is set before anyone imports it.
+# The Linux wheels of ONNX Runtime 1.31 keep a database of their use and look up a server of Microsoft's, seconds after
+# a session is made; disable_telemetry_events() comes too late. Here, so that it is set before anyone imports it.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
