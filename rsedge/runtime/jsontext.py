@@ -129,7 +129,7 @@ class _Reader:
                 continue
             except RecursionError as error:
                 raise ValueError("it is nested too deeply") from error
-            if end < len(text) or last:  # else a number may go on
+            if end + 2 < len(text) or last:  # else a number may go on, as 1.5 does in 1.5e+3
                 self.at += end if text.isascii() else len(text[:end].encode())
                 return value
         raise self.error(f"a value has more than {_WINDOWS[-1]} bytes")

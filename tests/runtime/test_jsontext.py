@@ -44,12 +44,12 @@ def test_values_are_those_of_json(document, options):
         assert parse_json(data) == document
 
 
-@pytest.mark.parametrize("number", ["123456789", "1.25e-7", "-0", "12345678901234567890"])
-@pytest.mark.parametrize("before", range(jsontext._WINDOWS[0] - 12, jsontext._WINDOWS[0] + 1))
-def test_a_number_is_whole_wherever_the_piece_ends(number, before):
-    text = "[" + " " * (before - 1) + number + "]"
-    assert parse_json(text) == [json.loads(number)]
-    assert collected('{"features": ' + text + "}")["features"] == [json.loads(number)]
+@pytest.mark.parametrize("size", [jsontext._WINDOWS[0] + extra for extra in (-2, -1, 0, 1, 2, 9)])
+def test_a_number_is_whole_wherever_the_piece_ends(size):
+    number = "1." + "0" * (size - 4) + "e1"
+    for text in (number + "1", number + "+1", number + "-25"):
+        assert parse_json(text) == json.loads(text)
+        assert collected(f'{{"features": [{text}, {text}]}}')["features"] == [json.loads(text)] * 2
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3])
@@ -97,6 +97,8 @@ def test_limits(monkeypatch):
         collected("{" + ",".join(f'"{number}": "{"x" * 2**19}"' for number in range(5)) + "}")
     with pytest.raises(ValueError, match="beside features"):
         collected("{" + ",".join(f'"{number}": 1' for number in range(1002)) + "}")
+    with pytest.raises(ValueError, match="it has about 3200009 values, and at most 2500000 are read"):
+        collected('{"features": [' + ",".join(["[" + "0," * 399_999 + "0]"] * 8) + "]}")
     with pytest.raises(ValueError, match="more than 10000 elements"):
         collected('{"features": [' + "1," * 10_000 + "1]}")
     monkeypatch.setattr(jsontext, "LARGEST", 10)
