@@ -262,7 +262,7 @@ def test_a_model_that_is_not_there(folders, capsys, missing):
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("model.safetensors", b"\xff" * 200, "weights in"),
+        ("model.safetensors", b"\xff" * 200, "model.safetensors"),
         ("model.safetensors", None, "model.safetensors"),
         ("config.json", b"{", "config"),
         ("tokenizer.json", b"{", "tokenizer"),
