@@ -72,7 +72,7 @@ def run_transformers(count: int) -> dict:
 
 def run_rsedge(precision: str, count: int) -> dict:
     from rsedge import Captioner
-    from rsedge.runtime.stage_clock import CACHES, ENCODE, STEPS, StageClock, TimedDecoder
+    from rsedge.runtime.diagnostics.stage_clock import CACHES, ENCODE, STEPS, StageClock, TimedDecoder
 
     captioner = Captioner.load(common.bundle(precision), device="cpu", batch_size=BATCH)
     clock = StageClock()

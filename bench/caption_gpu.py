@@ -97,7 +97,7 @@ def device_of(device: str) -> str:
     Raises:
         BackendError: ``device`` is ``cuda``, and ONNX Runtime cannot use one.
     """
-    from rsedge.runtime.ort import choose_device
+    from rsedge.runtime.engines.ort import choose_device
 
     return choose_device(device, "fp16")[0]  # loads CUDA's libraries from their packages besides
 
@@ -211,7 +211,7 @@ class Rsedge:
     def __init__(self, case: Case, mode: str = "graphs") -> None:
         from rsedge.bundle import read_bundle
         from rsedge.runtime.captioner import Captioner
-        from rsedge.runtime.ort import OrtBackend
+        from rsedge.runtime.engines.ort import OrtBackend
 
         self.name = f"rsedge {mode}"
         backend = OrtBackend(device_of(case.device), cuda_graphs=None if mode == "graphs" else False)
@@ -241,7 +241,7 @@ class Rsedge:
 
 def rate(engine: Engine, case: Case, search: str, batch: int, images: np.ndarray) -> float | None:
     """Images per second, or None where the batch does not fit into memory."""
-    from rsedge.runtime.memory import is_out_of_memory
+    from rsedge.runtime.engines.memory import is_out_of_memory
 
     try:
         start = time.perf_counter()

@@ -25,7 +25,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench import common
-from rsedge.runtime.machine import usable_cores
+from rsedge.runtime.diagnostics.machine import usable_cores
 
 TOKENS = 67
 BATCH = 16
@@ -81,7 +81,7 @@ def since(start: tuple[float, float], count: int) -> dict[str, float]:
 def run_torch(count: int, threads: int) -> dict[str, Any]:
     import torch
 
-    from rsedge.training.clipcap_model import ClipCapModel
+    from rsedge.training.models.clipcap_model import ClipCapModel
     from tests.clipcap_models import beam_caption, embed
 
     torch.set_num_threads(threads)

@@ -207,7 +207,7 @@ def encoder_alone(case: Case, engine: Rsedge, sizes: list[int]) -> dict[str, flo
     """Images per second of the encoder with nothing beside it, at the best of some batch sizes; outputs stay where they
     are made.
     """
-    from rsedge.runtime.memory import is_out_of_memory
+    from rsedge.runtime.engines.memory import is_out_of_memory
 
     manifest, fixed = engine.captioner.bundle.manifest, engine.captioner.decoder._fixed
     names = [tensor.name for tensor in manifest.graphs["step"].inputs if tensor.shape[:1] == ("images",)]
@@ -241,8 +241,8 @@ def profiles(case: Case, rows: dict[str, Any], batches: list[int]) -> dict[str, 
 
 def profile(case: Case, engine: Rsedge, search: str, batch: int) -> dict[str, Any]:
     """Milliseconds per image and stage; the encoder runs beside the decoder, so stages may sum to more than the run."""
-    from rsedge.runtime.fixed import FixedBatch, FixedGraphs, FixedMemory
-    from rsedge.runtime.ort_cuda import FixedRun, Packed
+    from rsedge.runtime.decoding.fixed_batch import FixedBatch, FixedGraphs, FixedMemory
+    from rsedge.runtime.engines.cuda_graphs import FixedRun, Packed
 
     fixed = engine.captioner.decoder._fixed
     spent: Counter[str] = Counter()

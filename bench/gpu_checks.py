@@ -63,7 +63,7 @@ def check_embeddings(device: str, *, tiny: bool) -> dict[str, Any]:
     from rsedge.bundle import read_bundle
     from rsedge.export.convert import export
     from rsedge.runtime.embedder import Embedder
-    from rsedge.runtime.ort import OrtBackend
+    from rsedge.runtime.engines.ort import OrtBackend
     from tests.dual_encoders import TEXTS, embeddings, make_clip
     from tests.models import random_images
 
@@ -107,8 +107,8 @@ def check_memory(case: Case, batch: int) -> dict[str, Any]:
 def little_memory(case: Case, count: int) -> Iterator[None]:
     """Leave room for about ``count`` images: fill a GPU's memory; on a CPU let the first run fail as it would there."""
     from rsedge.bundle import read_bundle
-    from rsedge.runtime.memory import bytes_per_image
-    from rsedge.runtime.ort import OrtGraph
+    from rsedge.runtime.engines.memory import bytes_per_image
+    from rsedge.runtime.engines.ort import OrtGraph
 
     if case.device == "cuda":
         import torch

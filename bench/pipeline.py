@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from rsedge.runtime.captioner import TileCaptions
-    from rsedge.runtime.records import Caption
-    from rsedge.runtime.work import Progress
+    from rsedge.runtime.outputs.records import Caption
+    from rsedge.runtime.run.run import Progress
 
 TOKENS, TILE = 20, 224
 STRETCHES = 10
@@ -53,10 +53,10 @@ def captions(bundle: Path) -> TileCaptions:
 def measure_rounds(bundle: Path, side: int, rounds: int) -> dict[str, Any]:
     """Rounds of the model alone and the pipeline, over a scene of ``side`` × ``side`` px, a multiple of ``TILE``."""
     from rsedge import Scene
-    from rsedge.runtime.images import stack_images
-    from rsedge.runtime.pipeline import SEGMENT_TILES, run
-    from rsedge.runtime.reader import read_tiles
-    from rsedge.runtime.tiles import TileGrid
+    from rsedge.images import stack_images
+    from rsedge.runtime.run.pipeline import SEGMENT_TILES, run
+    from rsedge.runtime.scenes.readahead import read_tiles
+    from rsedge.runtime.scenes.tiles import TileGrid
 
     task = captions(bundle)
     model_only, whole = [], []
@@ -179,9 +179,9 @@ def flatness(memory: Sequence[tuple[int, float]]) -> dict[str, Any]:
 def model_worker(bundle: Path, name: Path) -> None:
     """Caption the segment that a line names from memory, and tell how long that took."""
     from rsedge import Scene
-    from rsedge.runtime.images import stack_images
-    from rsedge.runtime.sources import SEGMENT_TILES, SceneTiles, TileOptions
-    from rsedge.runtime.work import Models
+    from rsedge.images import stack_images
+    from rsedge.runtime.run.run import Models
+    from rsedge.runtime.run.sources import SEGMENT_TILES, SceneTiles, TileOptions
 
     task = captions(bundle)
     models = Models(captioner=task)
@@ -222,8 +222,8 @@ class _Counted:
 def run_worker(bundle: Path, name: Path, output: Path) -> None:
     """What `rsedge caption` does, with a line at the beginning, after each segment and at the end."""
     from rsedge import Scene
-    from rsedge.runtime import machine
-    from rsedge.runtime.pipeline import SEGMENT_TILES, run
+    from rsedge.runtime.diagnostics import machine
+    from rsedge.runtime.run.pipeline import SEGMENT_TILES, run
 
     scene, task = Scene.open(name), _Counted(captions(bundle))
 

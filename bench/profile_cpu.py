@@ -30,7 +30,7 @@ class Profiled:
     """ONNX Runtime on the CPU, writing down when each operator of each graph ran."""
 
     def __init__(self, folder: Path) -> None:
-        from rsedge.runtime.ort import OrtBackend, OrtGraph
+        from rsedge.runtime.engines.ort import OrtBackend, OrtGraph
 
         graphs: dict[str, Any] = {}
 

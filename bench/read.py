@@ -93,7 +93,7 @@ CASES = {
 
 def land(case: Case) -> Iterator[tuple[Window, np.ndarray]]:
     """The pixels, band of lines by band of lines: uint16 [bands, lines, width]."""
-    from rsedge.runtime.synthetic import compose_scene
+    from rsedge.runtime.demo.scene import compose_scene
 
     patch = compose_scene(seed=5, tiles=(8, 8), tile_size=_PATCH // 8).dn
     patch = np.concatenate([patch, patch[1:2] * 2])[: case.bands]
@@ -220,21 +220,21 @@ def _pieces(jobs: list[tuple[str, tuple[int, ...]]]) -> Iterator[tuple[str, tupl
 
 def rsedge(scene: Any, threads: int) -> None:
     """Make every tile and drop it."""
-    from rsedge.runtime.reader import read_tiles
+    from rsedge.runtime.scenes.readahead import read_tiles
 
     for _ in read_tiles(scene, _grid(scene), image_size=TILE, readers=threads):
         pass
 
 
 def _grid(scene: Any) -> Any:
-    from rsedge.runtime.tiles import TileGrid
+    from rsedge.runtime.scenes.tiles import TileGrid
 
     return TileGrid(scene.width, scene.height, TILE)
 
 
 def run_worker(name: str, side: str, threads: str) -> None:
     from rsedge import Scene
-    from rsedge.runtime.pieces import cache_bytes
+    from rsedge.runtime.scenes.pieces import cache_bytes
 
     os.environ["GDAL_NUM_THREADS"] = "1"
     case = CASES[name]
@@ -265,8 +265,9 @@ class _Timed:
 
 def stages(scene: Any) -> dict[str, float]:
     """Share of the reading thread's time by stage, each without what it calls."""
-    from rsedge.runtime import reader, scene_reader
-    from rsedge.runtime.rendering import FastRule
+    from rsedge.runtime.scenes import readahead as reader
+    from rsedge.runtime.scenes import scene_reader
+    from rsedge.runtime.scenes.rendering import FastRule
 
     spent: dict[str, float] = {}
     inner: list[float] = []

@@ -24,7 +24,7 @@ from bench.rsicd import rsedge
 from rsedge.datasets.images import FileImage
 from rsedge.datasets.layouts import load_examples, load_labelled
 from rsedge.runtime.embedder import Embedder
-from rsedge.runtime.index import Index
+from rsedge.runtime.search.index import Index
 
 KS = (1, 5, 10)
 

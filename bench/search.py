@@ -44,9 +44,9 @@ def chunks(rows: int, dim: int, kind: str) -> Iterator[np.ndarray]:
 
 def make_file(rows: int, dim: int, kind: str) -> Path:
     """The file, written on first use."""
-    from rsedge.runtime.geoparquet import EmbeddingsInfo, EmbeddingsWriter
-    from rsedge.runtime.records import TileRecord, TileResult
-    from rsedge.runtime.writers import open_file
+    from rsedge.runtime.outputs.geoparquet import EmbeddingsInfo, EmbeddingsWriter
+    from rsedge.runtime.outputs.records import TileRecord, TileResult
+    from rsedge.runtime.outputs.writers import open_file
 
     path = common.CACHE / f"{kind}-{rows}x{dim}.parquet"
     if path.exists():
@@ -105,7 +105,7 @@ def numpy_worker(rows: int, dim: int) -> None:
 
 
 def search_worker(path: Path, dim: int) -> None:
-    from rsedge.runtime.index import Index
+    from rsedge.runtime.search.index import Index
 
     opened = time.perf_counter()
     index = Index.open(path)
@@ -122,7 +122,7 @@ def search_worker(path: Path, dim: int) -> None:
 
 
 def measure_approximate(rows: int, dim: int) -> dict[str, Any]:
-    from rsedge.runtime.index import Index
+    from rsedge.runtime.search.index import Index
 
     index = Index.open(make_file(rows, dim, "clustered"))
     build = timed(lambda: index.build_approximate())

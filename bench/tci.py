@@ -24,7 +24,7 @@ from bench import common
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    from rsedge.runtime.scene import Scene
+    from rsedge.runtime.scenes.scene import Scene
 
     scene = Scene.open(folder)
     with scene.reader() as reader:

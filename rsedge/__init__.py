@@ -10,15 +10,15 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rsedge.runtime.benchmark import benchmark
     from rsedge.runtime.captioner import Captioner
-    from rsedge.runtime.catalog import open_scenes
     from rsedge.runtime.classify import Classifier
+    from rsedge.runtime.diagnostics.benchmark import benchmark
     from rsedge.runtime.embedder import Embedder
-    from rsedge.runtime.index import Index
     from rsedge.runtime.locate import locate
-    from rsedge.runtime.records import Caption, TileRecord
-    from rsedge.runtime.scene import Scene
+    from rsedge.runtime.outputs.records import Caption, TileRecord
+    from rsedge.runtime.scenes.catalog import open_scenes
+    from rsedge.runtime.scenes.scene import Scene
+    from rsedge.runtime.search.index import Index
 
 # The Linux wheels of ONNX Runtime 1.31 keep a database of their use and look up a server of Microsoft's, seconds after
 # a session is made; disable_telemetry_events() comes too late. Here, so that it is set before anyone imports it.
@@ -40,16 +40,16 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Caption": "rsedge.runtime.records",
+    "Caption": "rsedge.runtime.outputs.records",
     "Captioner": "rsedge.runtime.captioner",
     "Classifier": "rsedge.runtime.classify",
     "Embedder": "rsedge.runtime.embedder",
-    "Index": "rsedge.runtime.index",
-    "Scene": "rsedge.runtime.scene",
-    "TileRecord": "rsedge.runtime.records",
-    "benchmark": "rsedge.runtime.benchmark",
+    "Index": "rsedge.runtime.search.index",
+    "Scene": "rsedge.runtime.scenes.scene",
+    "TileRecord": "rsedge.runtime.outputs.records",
+    "benchmark": "rsedge.runtime.diagnostics.benchmark",
     "locate": "rsedge.runtime.locate",
-    "open_scenes": "rsedge.runtime.catalog",
+    "open_scenes": "rsedge.runtime.scenes.catalog",
 }
 
 

@@ -15,7 +15,7 @@ from transformers import GPT2Tokenizer
 
 from rsedge.manifest import ImageSpec
 from rsedge.preprocessor import write_image_spec
-from rsedge.training.clipcap_model import ClipCapConfig, ClipCapModel
+from rsedge.training.models.clipcap_model import ClipCapConfig, ClipCapModel
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 TOWER = {
@@ -57,7 +57,7 @@ def make_clipcap(
         ends: At how many of the steps of a greedy caption the stop token wins, a share; 0: it never does.
         mapper_gain: How loud the mapper's weights are; a deep mapper of loud ones makes chaos of a rounding error.
         max_shard_size: As in ``save_pretrained``.
-        settings: Of :class:`~rsedge.training.clipcap_model.ClipCapConfig`.
+        settings: Of :class:`~rsedge.training.models.clipcap_model.ClipCapConfig`.
     """
     tokenizer = byte_tokenizer(vocab)
     end = tokenizer.eos_token_id

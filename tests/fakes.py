@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rsedge.runtime.records import Caption
+from rsedge.runtime.outputs.records import Caption
 
 
 class FakeCaptioner:

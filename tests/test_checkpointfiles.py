@@ -20,9 +20,9 @@ from rsedge.checkpointfiles import folder_problems
 from rsedge.errors import CheckpointError, OptionError, RsedgeError
 from rsedge.export.checkpoint import load_checkpoint
 from rsedge.export.convert import export
-from rsedge.training.loading import load_pretrained
+from rsedge.training.models.loading import load_pretrained
+from rsedge.training.models.tokenizers import open_tokenizer
 from rsedge.training.recipe import ModelRecipe
-from rsedge.training.tokenizers import open_tokenizer
 from tests.models import make_blip
 
 WEIGHTS = "model.safetensors"
@@ -113,7 +113,7 @@ def test_code_beside_a_checkpoint_is_not_run_by_export(folder: Path, target: Pat
 def test_code_beside_a_checkpoint_is_not_run_by_training(folder: Path, target: Path):
     from transformers import BlipForConditionalGeneration
 
-    from rsedge.training.loading import config_type, image_spec
+    from rsedge.training.models.loading import config_type, image_spec
 
     with_code(folder)
     assert load_pretrained(BlipForConditionalGeneration, ModelRecipe(init=str(folder))) is not None
@@ -139,9 +139,9 @@ def test_code_in_the_hubs_cache_is_not_run_either(folder: Path, target: Path, tm
 from transformers import BlipForConditionalGeneration
 from rsedge.export.checkpoint import load_checkpoint
 from rsedge.export.tokenizer import export_tokenizer
-from rsedge.training.loading import load_pretrained
+from rsedge.training.models.loading import load_pretrained
 from rsedge.training.recipe import ModelRecipe
-from rsedge.training.tokenizers import open_tokenizer
+from rsedge.training.models.tokenizers import open_tokenizer
 from pathlib import Path
 checkpoint = load_checkpoint({name!r})
 export_tokenizer(checkpoint.path, Path({str(tmp_path / "tokenizer.json")!r}))

@@ -11,7 +11,7 @@ import tokenizers
 
 import rsedge
 from rsedge.errors import BundleError, OptionError
-from rsedge.runtime.tokenizer import LONGEST_TEXT, Tokenizer
+from rsedge.runtime.decoding.tokenizer import LONGEST_TEXT, Tokenizer
 from rsedge.tokenizerfile import EXPRESSIONS, tokenizer_problems
 
 WORDS = {

@@ -10,8 +10,8 @@ import tempfile
 from pathlib import Path
 
 from rsedge.export.convert import export
-from rsedge.runtime.ort import OrtBackend
-from rsedge.runtime.selftest import results
+from rsedge.runtime.diagnostics.selftest import results
+from rsedge.runtime.engines.ort import OrtBackend
 from tests.models import make_blip
 
 BUILT_IN = Path(__file__).resolve().parents[1] / "rsedge" / "builtin"

@@ -59,7 +59,7 @@ def command(
 
     try:
         from rsedge.datasets import load_examples
-        from rsedge.training.back_translate import BackTranslation, back_translate
+        from rsedge.training.data.back_translate import BackTranslation, back_translate
     except ImportError as error:
         raise BackendError(f"back-translation needs {error.name}: pip install 'rsedge[translate]'") from error
     settings = BackTranslation(

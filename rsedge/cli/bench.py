@@ -12,8 +12,8 @@ from rsedge.cli import options
 from rsedge.cli.say import say
 
 if TYPE_CHECKING:
-    from rsedge.runtime.benchmark import BenchmarkReport, Spread
-    from rsedge.runtime.scene import Scene
+    from rsedge.runtime.diagnostics.benchmark import BenchmarkReport, Spread
+    from rsedge.runtime.scenes.scene import Scene
 
 
 @click.command("bench")
@@ -57,8 +57,8 @@ def command(
     from contextlib import ExitStack
 
     from rsedge.errors import OutputError
-    from rsedge.runtime.benchmark import benchmark
-    from rsedge.runtime.writers import check_target, write_bytes
+    from rsedge.runtime.diagnostics.benchmark import benchmark
+    from rsedge.runtime.outputs.writers import check_target, write_bytes
 
     if output is not None:
         check_target(output)

@@ -14,9 +14,9 @@ from rsedge.cli.say import say, say_json
 
 if TYPE_CHECKING:
     from rsedge.bundle import Bundle
-    from rsedge.runtime.trt import TrtBackend
-    from rsedge.runtime.trt_build import BuildProgress, BuildSettings
-    from rsedge.runtime.trt_profiles import Limits
+    from rsedge.runtime.engines.tensorrt.backend import TrtBackend
+    from rsedge.runtime.engines.tensorrt.build import BuildProgress, BuildSettings
+    from rsedge.runtime.engines.tensorrt.profiles import Limits
 
 
 @click.command("build")
@@ -57,8 +57,8 @@ def command(
     """
     from rsedge.bundle import read_bundle
     from rsedge.errors import OptionError
-    from rsedge.runtime.trt_build import BuildSettings
-    from rsedge.runtime.trt_profiles import Limits
+    from rsedge.runtime.engines.tensorrt.build import BuildSettings
+    from rsedge.runtime.engines.tensorrt.profiles import Limits
 
     kind, _, number = device.partition(":")
     if kind != "cuda" or (number and not number.isdecimal()):
@@ -99,7 +99,7 @@ def build_engines(
     Args:
         bundle: Of precision fp16 or fp32.
         device: ``cuda`` or ``cuda:N``.
-        limits, settings: As :class:`~rsedge.runtime.trt.TrtBackend` takes them.
+        limits, settings: As :class:`~rsedge.runtime.engines.tensorrt.backend.TrtBackend` takes them.
         force: Build what is there, too.
 
     Returns:
@@ -108,7 +108,7 @@ def build_engines(
     Raises:
         BackendError: TensorRT cannot be used here, or an engine cannot be built.
     """
-    from rsedge.runtime.trt import TrtBackend, device_summary
+    from rsedge.runtime.engines.tensorrt.backend import TrtBackend, device_summary
 
     with build_progress() as report:
         backend = TrtBackend(bundle, device, limits=limits, settings=settings, report=report)
@@ -118,7 +118,9 @@ def build_engines(
 
 @contextmanager
 def build_progress() -> Iterator[Callable[[BuildProgress], None] | None]:
-    """What to call with each :class:`~rsedge.runtime.trt_build.BuildProgress`: a bar on a terminal, else lines."""
+    """What to call with each :class:`~rsedge.runtime.engines.tensorrt.build.BuildProgress`: a bar on a terminal, else
+    lines.
+    """
     import logging
     import sys
 

@@ -14,8 +14,8 @@ from rsedge.cli.outputs import report, resumable, save_config
 from rsedge.cli.progress import tile_progress
 
 if TYPE_CHECKING:
-    from rsedge.runtime.options import DecodingOptions
-    from rsedge.runtime.pipeline import EmbeddingsOutput
+    from rsedge.runtime.decoding.options import DecodingOptions
+    from rsedge.runtime.run.pipeline import EmbeddingsOutput
 
 
 @click.command("caption")
@@ -72,7 +72,7 @@ def command(
     With --embed, an embedder sees the same tiles, as rsedge embed would, and its file holds the captions too.
     """
     from rsedge.runtime.captioner import Captioner
-    from rsedge.runtime.pipeline import run
+    from rsedge.runtime.run.pipeline import run
 
     if (embeddings is None) != (embedder is None) or (dtype is not None and embeddings is None):
         message = "--embed FILE.parquet and --embedder BUNDLE go together, and --dtype needs both: pass all, or none"
@@ -117,7 +117,7 @@ def _embeddings(
     if path is None or bundle is None:
         return None, None
     from rsedge.runtime.embedder import Embedder
-    from rsedge.runtime.pipeline import EmbeddingsOutput
+    from rsedge.runtime.run.pipeline import EmbeddingsOutput
 
     embedder = Embedder.load(options.chosen_embedder(bundle), **engine)
     output = EmbeddingsOutput(path=path, embedder=embedder, dtype=dtype or "float16")

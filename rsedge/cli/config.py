@@ -18,7 +18,7 @@ def command() -> None:
 @command.command("show")
 def show() -> None:
     """Print every setting, and which model is used by default."""
-    from rsedge.runtime.default_model import SETTINGS, default_model, read_settings, settings_path
+    from rsedge.cli.settings import SETTINGS, default_model, read_settings, settings_path
 
     values = read_settings()
     say(f"# {settings_path()}")
@@ -32,8 +32,8 @@ def show() -> None:
 @click.argument("name")
 def get(name: str) -> int:
     """Print the value of the setting NAME; exit code 1 if it is not set."""
+    from rsedge.cli.settings import SETTINGS, read_settings
     from rsedge.errors import OptionError
-    from rsedge.runtime.default_model import SETTINGS, read_settings
 
     if name not in SETTINGS:
         raise OptionError(f"there is no setting {name!r}: there is {', '.join(SETTINGS)}")
@@ -48,7 +48,7 @@ def get(name: str) -> int:
 @click.argument("value")
 def set_(name: str, value: str) -> None:
     """Set NAME to VALUE: a bundle, for the setting model."""
-    from rsedge.runtime.default_model import change_setting
+    from rsedge.cli.settings import change_setting
 
     change_setting(name, value)
 
@@ -57,7 +57,7 @@ def set_(name: str, value: str) -> None:
 @click.argument("name")
 def unset(name: str) -> None:
     """Remove the setting NAME."""
-    from rsedge.runtime.default_model import change_setting
+    from rsedge.cli.settings import change_setting
 
     change_setting(name, None)
 
@@ -65,6 +65,6 @@ def unset(name: str) -> None:
 @command.command("path")
 def path() -> None:
     """Print where the settings are kept."""
-    from rsedge.runtime.default_model import settings_path
+    from rsedge.cli.settings import settings_path
 
     say(str(settings_path()))

@@ -14,7 +14,7 @@ from rsedge.cli.say import say
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rsedge.runtime.records import TileRecord
+    from rsedge.runtime.outputs.records import TileRecord
 
 
 @click.command("demo")
@@ -36,14 +36,14 @@ def command(output: Path, seed: int, device: str, backend: str, threads: int | N
     The land is generated. The built-in model names land cover in Sentinel-2 true colour at 10 m; its card,
     README.md in the bundle, says how well.
     """
+    from rsedge.cli.settings import built_in_model
     from rsedge.errors import OutputError
     from rsedge.runtime.captioner import Captioner
-    from rsedge.runtime.default_model import built_in_model
-    from rsedge.runtime.pipeline import run
-    from rsedge.runtime.report import report_target
-    from rsedge.runtime.scene import Scene
-    from rsedge.runtime.scene_sheet import sheet_target
-    from rsedge.runtime.synthetic import write_scene
+    from rsedge.runtime.demo.scene import write_scene
+    from rsedge.runtime.outputs.report.report import report_target
+    from rsedge.runtime.outputs.report.scene_sheet import sheet_target
+    from rsedge.runtime.run.pipeline import run
+    from rsedge.runtime.scenes.scene import Scene
 
     captioner = Captioner.load(built_in_model(), device=device, backend=backend, threads=threads)
     try:
@@ -69,7 +69,7 @@ def _records(captions: Path) -> list[TileRecord]:
     """The records of a GeoJSON, in its order."""
     import json
 
-    from rsedge.runtime.records import TileRecord
+    from rsedge.runtime.outputs.records import TileRecord
 
     features = json.loads(captions.read_bytes())["features"]
     return [TileRecord(geometry=feature["geometry"], **feature["properties"]) for feature in features]

@@ -12,9 +12,9 @@ from rsedge.cli import options
 from rsedge.cli.say import say, say_json
 
 if TYPE_CHECKING:
-    from rsedge.runtime.doctor import Checkup, Extra, Problem, Trial
-    from rsedge.runtime.machine import Devices, Processor, Rasters, Room, Software
-    from rsedge.runtime.sandbox import Support
+    from rsedge.runtime.diagnostics.doctor import Checkup, Extra, Problem, Trial
+    from rsedge.runtime.diagnostics.machine import Devices, Processor, Rasters, Room, Software
+    from rsedge.runtime.sandbox.process import Support
 
 Rows = Iterator[tuple[str, str]]
 
@@ -35,7 +35,7 @@ def command(model: Path | None, device: str, backend: str, selftest: bool, as_js
     One generated tile is captioned. Problems come last, each with the next step; the exit code is 0 if captioning
     works and 1 if not. TensorRT awaits confirmation on hardware: --selftest tells whether it works on this machine.
     """
-    from rsedge.runtime.doctor import check_up
+    from rsedge.runtime.diagnostics.doctor import check_up
 
     if selftest:
         if model is not None:
@@ -54,7 +54,7 @@ def command(model: Path | None, device: str, backend: str, selftest: bool, as_js
 
 def _selftest(device: str, *, as_json: bool) -> int:
     """Test the engines; 1 if one gives anything but what it must."""
-    from rsedge.runtime.selftest import selftest
+    from rsedge.runtime.diagnostics.selftest import selftest
 
     checks = selftest(device=device, progress=options.note)
     if as_json:
@@ -68,7 +68,7 @@ def _selftest(device: str, *, as_json: bool) -> int:
 
 def _bundle(model: Path | None) -> Callable[[], tuple[Path, str]]:
     """What gives the bundle to try, and why this one."""
-    from rsedge.runtime.default_model import default_model
+    from rsedge.cli.settings import default_model
 
     return default_model if model is None else lambda: (model, "named with -m")
 
@@ -131,7 +131,7 @@ def _devices(found: Devices) -> Rows:
 
 
 def _rasters(found: Rasters) -> Rows:
-    from rsedge.runtime.machine import DRIVERS
+    from rsedge.runtime.diagnostics.machine import DRIVERS
 
     for name, there in found.drivers.items():
         yield name, f"{'yes' if there else 'no'}: {DRIVERS[name]}"

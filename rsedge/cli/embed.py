@@ -61,10 +61,10 @@ def command(
     """
     from rsedge.datasets.images import SUFFIXES, FileImage
     from rsedge.runtime.embedder import Embedder
-    from rsedge.runtime.inputs import find_inputs
-    from rsedge.runtime.pipeline import embed
-    from rsedge.runtime.scene import Scene
-    from rsedge.runtime.scene_opening import SceneOptions
+    from rsedge.runtime.run.inputs import find_inputs
+    from rsedge.runtime.run.pipeline import embed
+    from rsedge.runtime.scenes.opening import SceneOptions
+    from rsedge.runtime.scenes.scene import Scene
 
     scene_options, tiling = options.take(others, options.OF_SCENES), options.take(others, options.OF_TILES)
     found = find_inputs(

@@ -50,7 +50,7 @@ def command(
         raise click.UsageError(f"--{' and --'.join(chosen)} were both given: a bundle has one precision")
     precision: Any = chosen[0] if chosen else "fp32"
     if tensorrt:
-        from rsedge.runtime.trt import tensorrt_problem
+        from rsedge.runtime.engines.tensorrt.backend import tensorrt_problem
 
         if problem := tensorrt_problem(0, precision):  # before the export, which takes minutes
             raise BackendError(f"--tensorrt: {problem}; leave it out, and rsedge build on the machine that has it")

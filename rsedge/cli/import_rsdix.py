@@ -32,7 +32,7 @@ def command(file: Path, output: Path, tokenizer: str | None, weights: str, overw
     from rsedge.errors import BackendError
 
     try:
-        from rsedge.training.import_rsdix import import_rsdix
+        from rsedge.training.rsdix.import_rsdix import import_rsdix
     except ImportError as error:
         raise BackendError(f"importing needs {error.name}: pip install 'rsedge[train]'") from error
     report = import_rsdix(

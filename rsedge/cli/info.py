@@ -12,10 +12,10 @@ from rsedge.cli import options
 from rsedge.cli.say import say, say_json
 
 if TYPE_CHECKING:
-    from rsedge.runtime.describe import BundleDescription, GraphDescription, SceneDescription
-    from rsedge.runtime.estimate import Estimate, Probe
-    from rsedge.runtime.scene import Scene
-    from rsedge.runtime.sources import TileOptions
+    from rsedge.runtime.diagnostics.describe import BundleDescription, GraphDescription, SceneDescription
+    from rsedge.runtime.diagnostics.estimate import Estimate, Probe
+    from rsedge.runtime.run.sources import TileOptions
+    from rsedge.runtime.scenes.scene import Scene
 
 Rows = Iterator[tuple[str, str]]
 
@@ -48,7 +48,7 @@ def command(
     used, timed for a few seconds on generated tiles. A target that cannot be read makes the exit code 1.
     """
     from rsedge.errors import RsedgeError
-    from rsedge.runtime.describe import describe_bundle, is_bundle
+    from rsedge.runtime.diagnostics.describe import describe_bundle, is_bundle
 
     scene_options, tile_options = options.take(reading, options.OF_SCENES), options.take(reading, options.OF_TILES)
     chosen = {"device": device, "backend": backend, "threads": threads, "batch_size": batch_size}
@@ -84,7 +84,7 @@ class _Probes:
     def estimate(self, scene: Scene, tiling: TileOptions) -> Estimate | None:
         """What a run over ``scene`` will take; None, and a warning once, where the bundle cannot be used."""
         from rsedge.errors import BundleError
-        from rsedge.runtime.estimate import estimate, probe_model
+        from rsedge.runtime.diagnostics.estimate import estimate, probe_model
 
         if self._probe is None and not self._failed:
             try:
@@ -99,9 +99,9 @@ def _scenes(
     target: str, scene_options: Mapping[str, Any], tile_options: Mapping[str, Any], probes: _Probes
 ) -> list[SceneDescription]:
     """Every scene that ``target`` stands for."""
-    from rsedge.runtime.catalog import open_scenes
-    from rsedge.runtime.describe import describe_scene
-    from rsedge.runtime.sources import TileOptions
+    from rsedge.runtime.diagnostics.describe import describe_scene
+    from rsedge.runtime.run.sources import TileOptions
+    from rsedge.runtime.scenes.catalog import open_scenes
 
     tiling = TileOptions(**tile_options)
     scenes = open_scenes([target], stdin=options.standard_input([target]), **scene_options)

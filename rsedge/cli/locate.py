@@ -78,12 +78,12 @@ def command(
     import time
 
     from rsedge.runtime.embedder import Embedder
+    from rsedge.runtime.heat_map_picture import write_overlay
     from rsedge.runtime.locate import LocateOptions, check_texts, locate
-    from rsedge.runtime.overlay import write_overlay
+    from rsedge.runtime.outputs.rasters import check_outputs
     from rsedge.runtime.prompts import overlong
-    from rsedge.runtime.rasters import check_outputs
-    from rsedge.runtime.scene import Scene
-    from rsedge.runtime.sources import spare_scenes
+    from rsedge.runtime.run.sources import spare_scenes
+    from rsedge.runtime.scenes.scene import Scene
 
     # Before a model is opened, so that a slip is told at once.
     scene_options, windows = options.take(others, options.OF_SCENES), {"window": window, "stride": stride, **others}

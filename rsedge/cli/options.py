@@ -14,7 +14,7 @@ import click
 from rsedge.cli.sandbox import sandboxed
 
 if TYPE_CHECKING:
-    from rsedge.runtime.scene import Scene
+    from rsedge.runtime.scenes.scene import Scene
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -276,7 +276,7 @@ def open_scenes(names: Sequence[str], outputs: Iterable[Path | str | None] = (),
 
     What ``outputs`` name is none of them, where it was left in a folder by an earlier run.
     """
-    from rsedge.runtime.catalog import open_scenes as open_all
+    from rsedge.runtime.scenes.catalog import open_scenes as open_all
 
     written = [output for output in outputs if output is not None]
     scenes = open_all(names, stdin=standard_input(names), outputs=written, **scene_options)
@@ -287,7 +287,7 @@ def open_scenes(names: Sequence[str], outputs: Iterable[Path | str | None] = (),
 
 def standard_input(names: Sequence[str]) -> str | None:
     """What stands on standard input, where one of ``names`` asks for it."""
-    from rsedge.runtime.jsontext import LARGEST
+    from rsedge.jsontext import LARGEST
 
     return sys.stdin.read(LARGEST + 1) if "-" in names else None
 
@@ -317,7 +317,7 @@ def chosen_bundle(model: Path | None) -> Path:
     """The bundle of ``-m``, else the default one, saying which and why."""
     if model is not None:
         return model
-    from rsedge.runtime.default_model import default_model
+    from rsedge.cli.settings import default_model
 
     path, reason = default_model()
     note(f"model: {path} ({reason})")

@@ -13,7 +13,7 @@ from rsedge.cli.say import say, say_json
 if TYPE_CHECKING:
     import click
 
-    from rsedge.runtime.pipeline import Summary
+    from rsedge.runtime.run.pipeline import Summary
 
 SOME_TILES_FAILED = 3
 
@@ -48,7 +48,7 @@ def save_config(ctx: click.Context, output: Path, resolved: Mapping[str, Any]) -
 def _unsigned(value: Any) -> Any:
     """A text or path, or those in a tuple, without credentials; anything else as it is."""
     from rsedge.redaction import redact
-    from rsedge.runtime.remote import is_remote, unsigned
+    from rsedge.runtime.scenes.remote import is_remote, unsigned
 
     if isinstance(value, (tuple, list)):
         return tuple(map(_unsigned, value))

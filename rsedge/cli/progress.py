@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rsedge.cli import options
 
 if TYPE_CHECKING:
-    from rsedge.runtime.pipeline import Progress
+    from rsedge.runtime.run.pipeline import Progress
     from rsedge.training.loop import Event
 
 _LINE_EVERY = 30.0  # seconds
@@ -20,7 +20,7 @@ _LINE_EVERY = 30.0  # seconds
 
 @contextmanager
 def tile_progress() -> Iterator[Callable[[Progress], None] | None]:
-    """What to call with each :class:`~rsedge.runtime.pipeline.Progress`."""
+    """What to call with each :class:`~rsedge.runtime.run.pipeline.Progress`."""
     if not logging.getLogger("rsedge").isEnabledFor(logging.INFO):
         yield None
     elif sys.stderr.isatty():

@@ -74,7 +74,7 @@ def sandboxed(function: Decorated) -> Decorated:
 
 def _run_child(arguments: Sequence[str]) -> int:
     """Run the command line in a child that confines itself; its exit code."""
-    from rsedge.runtime.sandbox import require_support
+    from rsedge.runtime.sandbox.process import require_support
 
     require_support()
     with tempfile.TemporaryDirectory(prefix="rsedge-") as folder:
@@ -130,8 +130,8 @@ def _wait(command: Sequence[str], environment: Mapping[str, str]) -> int:
 def _confine_child(values: Mapping[str, Any]) -> None:
     """Confine this process to what the parameters name, and say so."""
     from rsedge.bundle import cache_dir
-    from rsedge.runtime.landlock import prctl
-    from rsedge.runtime.sandbox import confine
+    from rsedge.runtime.sandbox.landlock import prctl
+    from rsedge.runtime.sandbox.process import confine
 
     parent = int(os.environ.pop(_PARENT))
     prctl(_END_WITH_PARENT, signal.SIGKILL, 0)
@@ -177,7 +177,7 @@ def _output_folders(values: Mapping[str, Any]) -> list[Path]:
     Raises:
         OptionError: In one of them lies the user's home or what Python imports: what is put there runs later.
     """
-    from rsedge.runtime.sandbox import of_interpreter
+    from rsedge.runtime.sandbox.process import of_interpreter
 
     named = [name for output in OUTPUTS for name in _named(values, output) if name != "-"]
     if values.get("output", "-") is None and _NAMING & values.keys():
@@ -195,7 +195,7 @@ def _output_folders(values: Mapping[str, Any]) -> list[Path]:
 
 def _default_model(values: Mapping[str, Any]) -> list[Path]:
     """The settings, and the bundle that is used where none is named; the built-in one lies in the package."""
-    from rsedge.runtime.default_model import ENVIRONMENT, read_settings, settings_path
+    from rsedge.cli.settings import ENVIRONMENT, read_settings, settings_path
 
     if values["model"] is not None:
         return []
@@ -211,7 +211,7 @@ def of_input(names: Sequence[str]) -> Iterator[Path]:
     Of a raster the file is read, what is called after it (``.aux.xml``, ``.tfw``, ``.ovr``) and, where its name is that
     of a band, the other bands.
     """
-    from rsedge.runtime.loose_bands import sibling_bands
+    from rsedge.runtime.scenes.products.loose_bands import sibling_bands
 
     for name in names:
         if name == "-":

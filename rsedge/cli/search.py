@@ -12,8 +12,8 @@ from rsedge.cli import options
 from rsedge.cli.say import say, say_json
 
 if TYPE_CHECKING:
-    from rsedge.runtime.hits import Hit
-    from rsedge.runtime.index import Index
+    from rsedge.runtime.search.hits import Hit
+    from rsedge.runtime.search.index import Index
 
 _MISSING = "give one of --text, --image or --tile (or --build-index, --measure-recall)"
 
@@ -113,9 +113,9 @@ def command(
     query = [flag for flag, given in (("--text", text), ("--image", image), ("--tile", tile)) if given is not None]
     on_index = [flag for flag, given in (("--build-index", build_index), ("--measure-recall", measure_recall)) if given]
     _check_use(ctx, query, on_index)
-    from rsedge.runtime.hits import check_output, parse_format, write_hits
-    from rsedge.runtime.index import Index
-    from rsedge.runtime.rasters import check_suffix
+    from rsedge.runtime.outputs.rasters import check_suffix
+    from rsedge.runtime.search.hits import check_output, parse_format, write_hits
+    from rsedge.runtime.search.index import Index
 
     for target in (output, sheet):
         if target is not None and target != "-":
@@ -128,7 +128,7 @@ def command(
     if on_index:
         _on_index(index, build=build_index, measure=measure_recall, top=top, as_json=as_json)
         return
-    from rsedge.runtime.filters import Filters
+    from rsedge.runtime.search.filters import Filters
 
     chosen = Filters(bbox=bbox, since=since, until=until, max_cloud=max_cloud, where=where)
     values: dict[str, Any] = {"text": text, "tile": tile}
@@ -195,7 +195,7 @@ def _on_index(index: Index, *, build: bool, measure: bool, top: int, as_json: bo
 
 
 def _write_sheet(sheet: Path, hits: list[Hit], folders: tuple[Path, ...]) -> None:
-    from rsedge.runtime.search_sheet import write_hit_sheet
+    from rsedge.runtime.search.hit_sheet import write_hit_sheet
 
     if not hits:
         options.warn(f"{sheet} is not written: nothing was found")

@@ -134,10 +134,10 @@ def command(
     if resume and overwrite:
         raise OptionError("--resume goes on with a study, --overwrite replaces it: give one of them")
     try:
-        from rsedge.training import lr_finder
         from rsedge.training.recipe_files import load_recipe
-        from rsedge.training.search_space import read_file, read_settings
-        from rsedge.training.tune import tune
+        from rsedge.training.tuning import lr_finder
+        from rsedge.training.tuning.search_space import read_file, read_settings
+        from rsedge.training.tuning.tune import tune
     except ImportError as error:
         raise BackendError(f"tuning needs {error.name}: pip install 'rsedge[tune]'") from error
     changes = [*settings]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from rsedge.runtime.scene import Scene
-    from rsedge.runtime.work import Target
+    from rsedge.runtime.run.run import Target
+    from rsedge.runtime.scenes.scene import Scene
 
 _STYLED = (".geojson", ".gpkg")
 
@@ -53,15 +53,15 @@ def targets(
     """
     found: list[Target] = []
     if html is not None:
-        from rsedge.runtime.report import report_target
+        from rsedge.runtime.outputs.report.report import report_target
 
         found.append(report_target(html, scenes))
     if sheet is not None:
-        from rsedge.runtime.scene_sheet import sheet_target
+        from rsedge.runtime.outputs.report.scene_sheet import sheet_target
 
         found.append(sheet_target(sheet, scenes))
     if style and Path(output).suffix.lower() in _STYLED:
-        from rsedge.runtime.qml import style_path, style_target
+        from rsedge.runtime.outputs.qgis_style import style_path, style_target
 
         if overwrite or not style_path(Path(output)).exists():
             found.append(style_target(Path(output), classes=classes))
@@ -89,7 +89,7 @@ def item(
         key: What its main output is.
         file_format: Of the main output, where its suffix does not name it.
     """
-    from rsedge.runtime.result_item import result_item_target
+    from rsedge.runtime.outputs.stac_item import result_item_target
 
     return result_item_target(
         path,

@@ -1,10 +1,10 @@
 """Image files of any kind as uint8 RGB, with the pixels that a scene of the same file has at run time.
 
 Pictures (JPEG, PNG, WebP, GIF, BMP) are read by Pillow: EXIF orientation applied, 16-bit greys cut to their high byte,
-the first frame of several. All else is a raster and read as :class:`rsedge.runtime.scene.Scene` is: 8-bit as stored,
-uint16 and int16 as Sentinel-2 reflectance by the rule of :class:`rsedge.pixels.ReflectanceRule`. Where a raster does
-not say which bands are red, green and blue, three are taken in this order, a single one as grey, and twelve or thirteen
-16-bit ones as Sentinel-2's in theirs (4, 3, 2). Floats are refused: their scale is not known.
+the first frame of several. All else is a raster and read as :class:`rsedge.runtime.scenes.scene.Scene` is: 8-bit as
+stored, uint16 and int16 as Sentinel-2 reflectance by the rule of :class:`rsedge.pixels.ReflectanceRule`. Where a raster
+does not say which bands are red, green and blue, three are taken in this order, a single one as grey, and twelve or
+thirteen 16-bit ones as Sentinel-2's in theirs (4, 3, 2). Floats are refused: their scale is not known.
 
 Transparency is dropped, not composited; only pixels that are wholly transparent become black, as pixels without data do
 at run time.
@@ -102,7 +102,7 @@ def _read_raster(target: str, name: str) -> UInt8:
     """The raster that GDAL knows as ``target``."""
     from rasterio.errors import RasterioError
 
-    from rsedge.runtime.scene_opening import SceneOptions, open_raster
+    from rsedge.runtime.scenes.opening import SceneOptions, open_raster
 
     try:
         scene = open_raster(target, SceneOptions())
@@ -125,7 +125,7 @@ def _read_raster(target: str, name: str) -> UInt8:
 
 def _usual_bands(target: str) -> tuple[int, ...] | None:
     """The bands of a raster that does not name its own: empty where there is no custom, None where it is unusable."""
-    from rsedge.runtime.scene_opening import SceneOptions, open_raster
+    from rsedge.runtime.scenes.opening import SceneOptions, open_raster
 
     try:
         scene = open_raster(target, SceneOptions(bands=(1, 1, 1)))

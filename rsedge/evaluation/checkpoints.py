@@ -16,10 +16,10 @@ from rsedge.errors import BackendError, BundleError, OptionError
 from rsedge.evaluation.models import CaptionModel, ModelInfo
 from rsedge.manifest import GenerationDefaults, ImageSpec
 from rsedge.pixels import UInt8, resize
-from rsedge.runtime.options import DecodingOptions
-from rsedge.training.loading import config_type, image_spec, load_pretrained
+from rsedge.runtime.decoding.options import DecodingOptions
+from rsedge.training.models.loading import config_type, image_spec, load_pretrained
+from rsedge.training.models.tokenizers import open_tokenizer
 from rsedge.training.recipe import ModelRecipe
-from rsedge.training.tokenizers import open_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -97,8 +97,8 @@ class _Blip(_Checkpoint):
 
 class _ClipCap(_Checkpoint):
     def __init__(self, path: str, name: str, device: str, batch_size: int, options: dict[str, Any]) -> None:
-        from rsedge.training.clipcap_decode import DEFAULTS
-        from rsedge.training.clipcap_model import ClipCapModel
+        from rsedge.training.models.clipcap_decode import DEFAULTS
+        from rsedge.training.models.clipcap_model import ClipCapModel
 
         super().__init__(path, name, device, batch_size)
         self._model = self._load(ClipCapModel, path)
@@ -112,8 +112,8 @@ class _ClipCap(_Checkpoint):
 
     @torch.no_grad()
     def caption(self, images: Sequence[UInt8], *, keys: Sequence[int] | None = None) -> list[str]:
-        """Captions by :func:`rsedge.training.clipcap_decode.generate`."""
-        from rsedge.training.clipcap_decode import generate
+        """Captions by :func:`rsedge.training.models.clipcap_decode.generate`."""
+        from rsedge.training.models.clipcap_decode import generate
 
         texts: list[str] = []
         for pixels in self._batches(images):
@@ -150,7 +150,7 @@ class CheckpointEmbedder(_Checkpoint):
     @torch.no_grad()
     def embed_images(self, images: Sequence[UInt8]) -> NDArray[np.float32]:
         """Float32 [N, D] of unit length."""
-        from rsedge.training.clip import embed_pixels
+        from rsedge.training.models.clip import embed_pixels
 
         rows = [_unit(embed_pixels(self._model, pixels)) for pixels in self._batches(images)]
         return np.concatenate(rows)
@@ -158,7 +158,7 @@ class CheckpointEmbedder(_Checkpoint):
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Float32 [N, D] of unit length."""
-        from rsedge.training.clip import embed_tokens
+        from rsedge.training.models.clip import embed_tokens
 
         rows, longest = [], self._model.config.text_config.max_position_embeddings
         for start in range(0, len(texts), self._batch_size):

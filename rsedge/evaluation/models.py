@@ -113,7 +113,7 @@ def open_captioner(
         threads: CPU threads; None takes all cores.
         batch_size: Images decoded together.
         options: Decoding options over the model's own defaults, None where the default holds;
-            see :class:`~rsedge.runtime.options.DecodingOptions`.
+            see :class:`~rsedge.runtime.decoding.options.DecodingOptions`.
 
     Raises:
         OptionError, BundleError, BackendError: It cannot be opened, or options do not fit.

@@ -30,8 +30,8 @@ from rsedge.errors import CheckpointError, OptionError
 from rsedge.export import verify
 from rsedge.export.card import model_card, stac_item
 from rsedge.export.checkpoint import Checkpoint, load_checkpoint
-from rsedge.export.graph import OPSET, GraphBuilder
-from rsedge.export.precision import PRECISIONS, Precision
+from rsedge.export.graphs.builder import OPSET, GraphBuilder
+from rsedge.export.graphs.precision import PRECISIONS, Precision
 from rsedge.export.tokenizer import export_tokenizer
 from rsedge.pixels import ReflectanceRule
 from rsedge.tomlfile import read_toml

@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rsedge.export import blip_layout, blip_plan, clip_layout, clip_plan, clipcap_layout, clipcap_plan
+from rsedge.export.models import blip_layout, blip_plan, clip_layout, clip_plan, clipcap_layout, clipcap_plan
 
 if TYPE_CHECKING:
     from rsedge.bundle import Bundle, Family, TokenSpec
     from rsedge.export.checkpoint import Checkpoint
-    from rsedge.export.graph import GraphBuilder
-    from rsedge.export.precision import Precision
+    from rsedge.export.graphs.builder import GraphBuilder
+    from rsedge.export.graphs.precision import Precision
     from rsedge.export.weights import Report, StoredTensor
 
 

@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 
 from rsedge.errors import ParityError
 from rsedge.runtime.captioner import Captioner
-from rsedge.runtime.decoding import Request
-from rsedge.runtime.ort import OrtBackend
+from rsedge.runtime.decoding.search import Request
+from rsedge.runtime.engines.ort import OrtBackend
 
 if TYPE_CHECKING:
     from rsedge.bundle import Bundle
-    from rsedge.export.blip_layout import BlipSettings
     from rsedge.export.checkpoint import Checkpoint
-    from rsedge.export.precision import Precision
-    from rsedge.runtime.decoder import Decoder
+    from rsedge.export.graphs.precision import Precision
+    from rsedge.export.models.blip_layout import BlipSettings
+    from rsedge.runtime.decoding.decoder import Decoder
 
 IMAGES = 8
 TOKENS = 20

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
     from rsedge.bundle import Bundle
     from rsedge.export.checkpoint import Checkpoint
-    from rsedge.export.clipcap_layout import ClipCapSettings
+    from rsedge.export.models.clipcap_layout import ClipCapSettings
 
 
 def parity_report(checkpoint: Checkpoint[ClipCapSettings], bundle: Bundle) -> dict[str, Any]:
     """Compare a bundle with its checkpoint on seeded images; see :func:`rsedge.export.verify.captioner_report`."""
-    reference = "rsedge.training.clipcap_decode.generate, float32"
+    reference = "rsedge.training.models.clipcap_decode.generate, float32"
     return captioner_report(bundle, partial(_torch_results, checkpoint), reference=reference)
 
 
@@ -31,8 +31,8 @@ def _torch_results(
     import torch
     from transformers.utils import logging
 
-    from rsedge.training.clipcap_decode import DEFAULTS, generate
-    from rsedge.training.clipcap_model import ClipCapModel
+    from rsedge.training.models.clipcap_decode import DEFAULTS, generate
+    from rsedge.training.models.clipcap_model import ClipCapModel
 
     logging.disable_progress_bar()
     image = bundle.manifest.image

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from rsedge.export.verify import IMAGES, SEED, seeded_images
 from rsedge.runtime.embedder import Embedder
-from rsedge.runtime.ort import OrtBackend
+from rsedge.runtime.engines.ort import OrtBackend
 
 if TYPE_CHECKING:
     from rsedge.bundle import Bundle
     from rsedge.export.checkpoint import Checkpoint
-    from rsedge.export.clip_layout import DualEncoderSettings
-    from rsedge.export.precision import Precision
+    from rsedge.export.graphs.precision import Precision
+    from rsedge.export.models.clip_layout import DualEncoderSettings
 
 TOLERANCES: dict[Precision, float] = {"fp32": 0.99999, "fp16": 0.999, "int8": 0.99}
 """Smallest cosine between an embedding and transformers' that a precision may give."""

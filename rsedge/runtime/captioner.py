@@ -11,23 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsedge.errors import BundleError, OptionError
-from rsedge.runtime.backends import open_bundle
-from rsedge.runtime.decoder import REFILL, Decoder
-from rsedge.runtime.decoding import make_search
-from rsedge.runtime.images import check_image_spec, fitting_images
-from rsedge.runtime.memory import smaller_batch
-from rsedge.runtime.options import DecodingOptions, DecodingOverrides
-from rsedge.runtime.pipeline import caption_scene
-from rsedge.runtime.records import Caption, TileRecord
-from rsedge.runtime.sources import Tiling
-from rsedge.runtime.tokenizer import Tokenizer
+from rsedge.images import check_image_spec, fitting_images
+from rsedge.runtime.decoding.decoder import REFILL, Decoder
+from rsedge.runtime.decoding.options import DecodingOptions, DecodingOverrides
+from rsedge.runtime.decoding.search import make_search
+from rsedge.runtime.decoding.tokenizer import Tokenizer
+from rsedge.runtime.engines.choose import open_bundle
+from rsedge.runtime.engines.memory import smaller_batch
+from rsedge.runtime.outputs.records import Caption, TileRecord
+from rsedge.runtime.run.pipeline import caption_scene
+from rsedge.runtime.run.sources import Tiling
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from rsedge.bundle import Bundle
-    from rsedge.runtime.backends import Backend
-    from rsedge.runtime.scene import Scene
+    from rsedge.runtime.engines.choose import Backend
+    from rsedge.runtime.scenes.scene import Scene
 
 UInt8 = NDArray[np.uint8]
 
@@ -205,7 +205,7 @@ class Captioner:
         return Caption(self._tokenizer.decode(token_ids).strip(), score, token_ids)
 
     def with_options(self, **overrides: Unpack[DecodingOverrides]) -> TileCaptions:
-        """The captioner with fixed decoding options, as :mod:`rsedge.runtime.pipeline` takes it."""
+        """The captioner with fixed decoding options, as :mod:`rsedge.runtime.run.pipeline` takes it."""
         return TileCaptions(self, self.options(**overrides))
 
     def caption_scene(
@@ -217,7 +217,7 @@ class Captioner:
 
         Args:
             scene: An open scene.
-            **options: How it is cut and read, see :class:`rsedge.runtime.sources.TileOptions`, and decoding options
+            **options: How it is cut and read, see :class:`rsedge.runtime.run.sources.TileOptions`, and decoding options
                 over the bundle's defaults.
 
         Raises:

@@ -18,20 +18,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsedge.errors import BundleError, OptionError
-from rsedge.runtime.class_records import ClassifiedTile, open_class_writer
-from rsedge.runtime.pipeline import Summary, check_distinct, embed_scene, execute_run
+from rsedge.runtime.outputs.class_records import ClassifiedTile, open_class_writer
+from rsedge.runtime.outputs.rasters import MAX_CLASSES, NO_CLASS, Cells, check_suffix, tile_cells, write_classes
+from rsedge.runtime.outputs.writers import STDOUT, Writer, parse_format
 from rsedge.runtime.prompts import TEMPLATES, class_embeddings
-from rsedge.runtime.rasters import MAX_CLASSES, NO_CLASS, Cells, check_suffix, tile_cells, write_classes
-from rsedge.runtime.sources import TileOptions, Tiling, rounded
-from rsedge.runtime.work import Models, Progress, ResultWriter, Target, TileEmbedder
-from rsedge.runtime.writers import STDOUT, Writer, parse_format
+from rsedge.runtime.run.pipeline import Summary, check_distinct, embed_scene, execute_run
+from rsedge.runtime.run.run import Models, Progress, ResultWriter, Target, TileEmbedder
+from rsedge.runtime.run.sources import TileOptions, Tiling, rounded
 from rsedge.texts import plain
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from rsedge.runtime.records import Embedding, TileResult
-    from rsedge.runtime.scene import Scene
+    from rsedge.runtime.outputs.records import Embedding, TileResult
+    from rsedge.runtime.scenes.scene import Scene
 
 Floats = NDArray[np.floating[Any]]
 
@@ -174,13 +174,13 @@ def classify_scene(
         classifier: Tells the classes.
         scene: The scene.
         top: Classes a record names, the most probable first.
-        **tiling: See :class:`~rsedge.runtime.sources.TileOptions`.
+        **tiling: See :class:`~rsedge.runtime.run.sources.TileOptions`.
 
     Raises:
         OptionError: An option does not fit.
         SceneError: The scene cannot be opened any more. Pixels that cannot be read are ``read_error`` records instead.
     """
-    from rsedge.runtime.records import TileResult
+    from rsedge.runtime.outputs.records import TileResult
 
     _check_top(classifier, top)
     tiles = embed_scene(classifier.embedder, scene, **tiling)
@@ -214,20 +214,21 @@ def run(
     progress: Callable[[Progress], None] | None = None,
     **tiling: Unpack[Tiling],
 ) -> ClassSummary:
-    """Classify the tiles of scenes into one output; journal and resumption as in :func:`rsedge.runtime.pipeline.run`.
+    """Classify the tiles of scenes into one output; journal and resumption as in
+    :func:`rsedge.runtime.run.pipeline.run`.
 
     Args:
         scenes: Scenes in the order of the output.
         classifier: Tells the classes.
         output: Path, whose suffix names the format, or ``-``.
         top: Classes a record names, the most probable first.
-        raster: GeoTIFF of the one scene's classes, a pixel per tile; see :func:`~rsedge.runtime.rasters.tile_cells`.
-        beside: What else to make of the same records: a report, a contact sheet, a style.
-        format: Format, where the suffix does not name it.
+        raster: GeoTIFF of the one scene's classes, a pixel per tile; see
+        :func:`~rsedge.runtime.outputs.rasters.tile_cells`. beside: What else to make of the same records: a report, a
+        contact sheet, a style. format: Format, where the suffix does not name it.
         overwrite: Replace outputs, or a journal of another run.
         settings: What else decides the embeddings (the device), as JSON values: a journal with others is refused.
         progress: Called at the start and after each segment.
-        **tiling: See :class:`~rsedge.runtime.sources.TileOptions`.
+        **tiling: See :class:`~rsedge.runtime.run.sources.TileOptions`.
 
     Raises:
         OptionError: An option does not fit.

@@ -10,20 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsedge.errors import BundleError, OptionError
-from rsedge.runtime.backends import open_bundle
-from rsedge.runtime.images import check_image_spec, fitting_images
-from rsedge.runtime.memory import smaller_batch
-from rsedge.runtime.pipeline import embed_scene
-from rsedge.runtime.tokenizer import Tokenizer
+from rsedge.images import check_image_spec, fitting_images
+from rsedge.runtime.decoding.tokenizer import Tokenizer
+from rsedge.runtime.engines.choose import open_bundle
+from rsedge.runtime.engines.memory import smaller_batch
+from rsedge.runtime.run.pipeline import embed_scene
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from rsedge.bundle import Bundle, EmbeddingSpec
-    from rsedge.runtime.backends import Backend, Graph
-    from rsedge.runtime.records import TileRecord
-    from rsedge.runtime.scene import Scene
-    from rsedge.runtime.sources import Tiling
+    from rsedge.runtime.engines.choose import Backend, Graph
+    from rsedge.runtime.outputs.records import TileRecord
+    from rsedge.runtime.run.sources import Tiling
+    from rsedge.runtime.scenes.scene import Scene
 
 UInt8 = NDArray[np.uint8]
 Float32 = NDArray[np.float32]
@@ -146,7 +146,7 @@ class Embedder:
 
         Args:
             scene: An open scene.
-            **tiling: How it is cut and read; see :class:`rsedge.runtime.sources.TileOptions`.
+            **tiling: How it is cut and read; see :class:`rsedge.runtime.run.sources.TileOptions`.
 
         Returns:
             Per tile its record, and float32 [D] of unit length, or None where its status is not ``ok``.

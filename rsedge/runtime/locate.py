@@ -18,18 +18,18 @@ import numpy as np
 from rasterio.errors import RasterioError
 
 from rsedge.errors import OptionError
+from rsedge.images import stack_images
 from rsedge.runtime.classify import TextImageEmbedder, need_scale, softmax
-from rsedge.runtime.images import stack_images
-from rsedge.runtime.rasters import Cells, write_heat
-from rsedge.runtime.reader import TilePixels, read_tiles
-from rsedge.runtime.sources import SEGMENT_TILES, judge
-from rsedge.runtime.tiles import Tile, TileGrid
-from rsedge.runtime.work import Progress
+from rsedge.runtime.outputs.rasters import Cells, write_heat
+from rsedge.runtime.run.run import Progress
+from rsedge.runtime.run.sources import SEGMENT_TILES, judge
+from rsedge.runtime.scenes.readahead import TilePixels, read_tiles
+from rsedge.runtime.scenes.tiles import Tile, TileGrid
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from rsedge.runtime.scene import Scene
+    from rsedge.runtime.scenes.scene import Scene
 
 COSINE = "cosine similarity"
 PROBABILITY = "probability"

@@ -1,6 +1,6 @@
 """The training loop: the only one, for all families, on whatever accelerate is configured for.
 
-Every random choice is a function of the seed and of where in the run it is made (:mod:`rsedge.training.order`,
+Every random choice is a function of the seed and of where in the run it is made (:mod:`rsedge.training.data.order`,
 :mod:`rsedge.training.objective`), never of what was drawn before; so a run that goes on from a checkpoint takes the
 same steps as one that was never stopped, and the number of processes, passes and workers changes nothing but rounding.
 """
@@ -25,13 +25,13 @@ from transformers.utils.logging import disable_progress_bar
 
 from rsedge.errors import BackendError, OptionError, RsedgeError
 from rsedge.training import figures
+from rsedge.training.data.order import BatchSampler, Order
+from rsedge.training.data.samples import TrainingSamples
 from rsedge.training.losses import ExponentialAverage
+from rsedge.training.models.task import Batch, CaptionTask, Task
 from rsedge.training.objective import objective_for
 from rsedge.training.optim import Progress, factor_at, freeze, make_optimizer
-from rsedge.training.order import BatchSampler, Order
 from rsedge.training.run_folder import STATE, RunFolder, read_metrics
-from rsedge.training.samples import TrainingSamples
-from rsedge.training.task import Batch, CaptionTask, Task
 from rsedge.training.validation import Validation
 
 if TYPE_CHECKING:

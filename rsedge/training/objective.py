@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, nn
 
-from rsedge.training.order import Order, derive
-from rsedge.training.task import Batch, CaptionTask, ContrastiveTask, Task
+from rsedge.training.data.order import Order, derive
+from rsedge.training.models.task import Batch, CaptionTask, ContrastiveTask, Task
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

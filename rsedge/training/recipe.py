@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rsedge.errors import OptionError
-from rsedge.training.augment import ImageAugmentation  # noqa: TC001 - read at run time, from the annotations
+from rsedge.training.data.augment import ImageAugmentation  # noqa: TC001 - read at run time, from the annotations
 from rsedge.training.losses import RsdixSettings
 from rsedge.training.monitors import monitors
 

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from rsedge.datasets.examples import CaptionData
+    from rsedge.training.models.task import Task
     from rsedge.training.optim import Progress
     from rsedge.training.recipe import Recipe
-    from rsedge.training.task import Task
 
 _log = logging.getLogger(__name__)
 _SHOWN = 20  # records left out that are listed
@@ -169,14 +169,14 @@ def read_data(recipe: Recipe, *, progress: Callable[[str], None] | None = None) 
 def make_task(recipe: Recipe, data: CaptionData) -> Task:
     """The model of a recipe with its loss; ``data`` is there for a vocabulary to be learnt and texts to be read."""
     if recipe.family == "blip":
-        from rsedge.training import blip
+        from rsedge.training.models import blip
 
         return blip.make(recipe, data)
     if recipe.family == "clip":
-        from rsedge.training import clip
+        from rsedge.training.models import clip
 
         return clip.make(recipe, data)
-    from rsedge.training import clipcap
+    from rsedge.training.models import clipcap
 
     return clipcap.make(recipe, data)
 

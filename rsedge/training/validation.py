@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader
 
 from rsedge.metrics.captions import score_captions
 from rsedge.metrics.retrieval import retrieval_scores
+from rsedge.training.data.samples import PlainSamples
 from rsedge.training.losses import in_batch_accuracy, similarity_mse
-from rsedge.training.samples import PlainSamples
-from rsedge.training.task import Batch, CaptionTask, ContrastiveTask, Task
+from rsedge.training.models.task import Batch, CaptionTask, ContrastiveTask, Task
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -12,16 +12,16 @@ import pytest
 
 from rsedge.cli.main import run
 from rsedge.errors import OptionError, OutputError, SceneError
-from rsedge.runtime import machine
-from rsedge.runtime.benchmark import BenchmarkReport, benchmark
 from rsedge.runtime.captioner import Captioner, TileCaptions
-from rsedge.runtime.scene import Scene
-from rsedge.runtime.stage_clock import CACHES, ENCODE, STEPS, StageClock, TimedDecoder
+from rsedge.runtime.diagnostics import machine
+from rsedge.runtime.diagnostics.benchmark import BenchmarkReport, benchmark
+from rsedge.runtime.diagnostics.stage_clock import CACHES, ENCODE, STEPS, StageClock, TimedDecoder
+from rsedge.runtime.scenes.scene import Scene
 from tests import scenes
 from tests.dual_encoders import make_clip
 from tests.models import random_images
 
-benchmark_module = importlib.import_module("rsedge.runtime.benchmark")
+benchmark_module = importlib.import_module("rsedge.runtime.diagnostics.benchmark")
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +273,7 @@ def test_a_report_that_cannot_be_written_is_printed_all_the_same(
     def write_bytes(path, data):
         raise OutputError(f"{path} cannot be written: No space left on device")
 
-    monkeypatch.setattr("rsedge.runtime.writers.write_bytes", write_bytes)
+    monkeypatch.setattr("rsedge.runtime.outputs.writers.write_bytes", write_bytes)
     arguments = ["-q", "bench", "-m", str(bundle_path), "--scene", str(scene_path), *FAST]
     assert run([*arguments, "-o", str(tmp_path / "report.json")]) == 1
     printed = capsys.readouterr()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rsedge.cli.main import run
-from rsedge.runtime import doctor, machine
+from rsedge.runtime.diagnostics import doctor, machine
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -129,7 +129,7 @@ def test_a_gpu_that_is_not_used(tmp_path, monkeypatch, capsys, bundle_path):
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     problem = "onnxruntime 1.20.0 here is built without CUDA"
-    monkeypatch.setattr("rsedge.runtime.ort._cuda_problem", lambda number: problem)
+    monkeypatch.setattr("rsedge.runtime.engines.ort._cuda_problem", lambda number: problem)
     assert run(["doctor", "-m", str(bundle_path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["devices"]["gpus"] == ["NVIDIA L4, driver 570.86.15, 23034 MiB, compute capability 8.9"]
@@ -144,7 +144,7 @@ def test_a_gpu_that_tensorrt_uses_is_no_problem(tmp_path, monkeypatch, capsys, b
     tool.write_text("#!/bin/sh\necho 'Orin (nvgpu), 540.4.0, [N/A], 8.7'\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.setattr("rsedge.runtime.trt.tensorrt_problem", lambda number, precision: "")
+    monkeypatch.setattr("rsedge.runtime.engines.tensorrt.backend.tensorrt_problem", lambda number, precision: "")
     assert run(["doctor", "-m", str(bundle_path), "--backend", "onnxruntime", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
     assert "TensorRT         usable; awaits confirmation on hardware" in out
@@ -233,7 +233,7 @@ def test_selftest_runs_every_engine_there_is(capsys):
 
 
 def test_selftest_fails_where_an_engine_gives_something_else(monkeypatch, capsys):
-    from rsedge.runtime import selftest
+    from rsedge.runtime.diagnostics import selftest
 
     expected = selftest.expected_results()
     wrong = {name: [[7] * len(row) for row in expected[name]] for name in ("greedy", "beam3")}

@@ -16,7 +16,7 @@ import rasterio.warp
 from PIL import Image
 
 from rsedge.cli.main import run
-from rsedge.runtime.embeddings import EmbeddingFile
+from rsedge.runtime.search.embeddings import EmbeddingFile
 from tests import scenes
 from tests.conftest import shared_data
 from tests.dual_encoders import make_clip
@@ -47,7 +47,7 @@ def vectors(path: str) -> np.ndarray:
 
 def test_the_command_gives_what_the_api_gives(scene, clip_path, capsys):
     from rsedge.runtime.embedder import Embedder
-    from rsedge.runtime.scene import Scene
+    from rsedge.runtime.scenes.scene import Scene
 
     assert embed(clip_path, scene, "--tile-size", 32, "-o", "a.parquet", "--dtype", "float32", "--json") == 0
     summary = json.loads(capsys.readouterr().out)

@@ -29,8 +29,8 @@ from transformers import (
 from rsedge.cli.import_rsdix import command
 from rsedge.errors import OptionError, OutputError, RsedgeError
 from rsedge.preprocessor import read_image_spec
-from rsedge.training.clipcap_model import ClipCapModel
-from rsedge.training.tokenizers import learn_byte_bpe, learn_clip_bpe
+from rsedge.training.models.clipcap_model import ClipCapModel
+from rsedge.training.models.tokenizers import learn_byte_bpe, learn_clip_bpe
 
 CAPTIONS = ["many planes are parked at the airport .", "a river runs through green fields ."] * 3
 VISION = {
@@ -388,7 +388,7 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path, clip_words: Pa
 
 
 def test_weights_are_student_or_teacher(tmp_path: Path):
-    from rsedge.training.import_rsdix import import_rsdix
+    from rsedge.training.rsdix.import_rsdix import import_rsdix
 
     with pytest.raises(OptionError, match="'both', expected student or teacher"):
         import_rsdix(tmp_path / "a.ckpt", tmp_path / "out", weights="both")  # type: ignore[arg-type]

@@ -14,9 +14,9 @@ from rasterio.transform import from_origin
 
 from rsedge.bundle import read_bundle
 from rsedge.cli.main import run
-from rsedge.runtime.describe import Tiles
-from rsedge.runtime.scene import Scene
-from rsedge.runtime.tiles import TileGrid
+from rsedge.runtime.diagnostics.describe import Tiles
+from rsedge.runtime.scenes.scene import Scene
+from rsedge.runtime.scenes.tiles import TileGrid
 from tests import scenes
 from tests.conftest import shared_data
 

@@ -21,8 +21,8 @@ import rasterio
 
 from rsedge.cli import sandbox
 from rsedge.cli.main import cli, run
-from rsedge.runtime.landlock import landlock_abi
-from rsedge.runtime.seccomp import can_filter
+from rsedge.runtime.sandbox.landlock import landlock_abi
+from rsedge.runtime.sandbox.seccomp import can_filter
 from tests import scenes
 from tests.dual_encoders import make_clip
 from tests.safe_products import write_safe
@@ -288,7 +288,7 @@ def test_it_goes_with_no_network(name, capsys):
 
 
 def test_where_it_cannot_be_had_nothing_is_read(scene, bundle_path, monkeypatch, capsys):
-    from rsedge.runtime import sandbox as runtime
+    from rsedge.runtime.sandbox import process as runtime
 
     monkeypatch.setattr(runtime, "landlock_abi", lambda: 0)
     assert run(["caption", str(scene), *map(str, tiny(bundle_path)), "-o", "out/a.csv", "--sandbox"]) == 1
@@ -450,7 +450,7 @@ def test_what_is_read_for_an_input(tmp_path, monkeypatch):
 )
 def test_doctor_says_whether_it_can_be_had(landlock, seccomp, told):
     from rsedge.cli.doctor import _sandbox
-    from rsedge.runtime.sandbox import Support
+    from rsedge.runtime.sandbox.process import Support
 
     ((name, text),) = _sandbox(Support(landlock=landlock, seccomp=seccomp))
     assert (name, text.partition(" (")[0]) == ("--sandbox", told)

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from rsedge.cli.main import run
-from rsedge.runtime.reader import ImageSize
-from rsedge.runtime.records import TileResult
-from rsedge.runtime.sources import SceneTiles, TileOptions
+from rsedge.runtime.outputs.records import TileResult
+from rsedge.runtime.run.sources import SceneTiles, TileOptions
+from rsedge.runtime.scenes.readahead import ImageSize
 from tests import scenes
 from tests.range_server import serve
 from tests.safe_products import write_safe
@@ -170,10 +170,10 @@ def test_views_read_remote_scenes_as_a_run_does(product, tmp_path, monkeypatch, 
     """With retries and time limits, and without looking for files beside the scene."""
     from rasterio.env import getenv, hasenv
 
-    from rsedge.runtime.report import report_target
-    from rsedge.runtime.scene import Scene
-    from rsedge.runtime.scene_reader import SceneReader
-    from rsedge.runtime.scene_sheet import sheet_target
+    from rsedge.runtime.outputs.report.report import report_target
+    from rsedge.runtime.outputs.report.scene_sheet import sheet_target
+    from rsedge.runtime.scenes.scene import Scene
+    from rsedge.runtime.scenes.scene_reader import SceneReader
 
     (tmp_path / "served").mkdir()
     scenes.write(tmp_path / "served" / "a.tif", scenes.pixels(3, 64, 64))

@@ -13,7 +13,7 @@ from PIL import Image
 from rsedge.datasets.images import FileImage, decode
 from rsedge.errors import SceneError
 from rsedge.pixels import ReflectanceRule
-from rsedge.runtime.scene import Scene
+from rsedge.runtime.scenes.scene import Scene
 from tests.conftest import shared_data
 from tests.scenes import pixels, truncate, write
 

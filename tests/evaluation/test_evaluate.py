@@ -90,7 +90,7 @@ def test_retrieval_and_zero_shot_of_a_checkpoint(work, tmp_path, capsys):
     embedder = open_embedder(work["clip"], device="cpu")
     model = CLIPModel.from_pretrained(work["clip"] / "best").eval()
     from rsedge.evaluation.checkpoints import normalized
-    from rsedge.training.loading import image_spec
+    from rsedge.training.models.loading import image_spec
 
     with torch.no_grad():
         pixels = normalized(images, image_spec(str(work["clip"] / "best")))

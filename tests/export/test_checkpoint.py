@@ -18,8 +18,8 @@ from transformers.utils import logging
 
 from rsedge.bundle import TokenSpec
 from rsedge.errors import CheckpointError
-from rsedge.export.blip_layout import HEAD, WORDS
 from rsedge.export.checkpoint import Checkpoint, load_checkpoint
+from rsedge.export.models.blip_layout import HEAD, WORDS
 from tests.models import make_blip
 
 WEIGHTS = "model.safetensors"

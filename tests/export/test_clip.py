@@ -16,9 +16,11 @@ from transformers import AutoModel
 
 from rsedge.bundle import EmbeddingSpec, read_bundle
 from rsedge.errors import CheckpointError, ParityError
-from rsedge.export import clip, encoder, verify_embeddings
+from rsedge.export import verify_embeddings
 from rsedge.export.checkpoint import load_checkpoint
 from rsedge.export.convert import export
+from rsedge.export.graphs import encoder
+from rsedge.export.models import clip
 from rsedge.runtime.embedder import Embedder
 from tests.dual_encoders import CAPTIONS, TEXTS, embeddings, make_clip, make_siglip
 from tests.models import random_images
@@ -189,7 +191,7 @@ def test_a_second_copy_of_a_section_wins_as_in_transformers(tmp_path: Path):
     sizes = {name: value for name, value in sizes.items() if name != "eos_token_id"} | {"vocab_size": 49408}
     edit_json(path / "config.json", lambda values: values.update(text_config_dict=sizes))
     assert AutoModel.from_pretrained(path, ignore_mismatched_sizes=True).config.text_config.eos_token_id == 49407
-    from rsedge.export.clip_layout import read_clip_settings
+    from rsedge.export.models.clip_layout import read_clip_settings
 
     settings = read_clip_settings(json.loads((path / "config.json").read_text()), pytest.fail)
     assert settings is not None
@@ -236,7 +238,7 @@ def test_a_temperature_that_ran_away_is_refused(tmp_path: Path):
 @pytest.mark.parametrize("siglip", [False, True])
 def test_what_training_wrote_embeds_alike_as_checkpoint_and_as_bundle(tmp_path: Path, siglip: bool):
     from rsedge.evaluation.models import open_embedder
-    from rsedge.training import clip as training
+    from rsedge.training.models import clip as training
     from tests.training.tiny import caption_data, tiny_recipe
 
     torch.manual_seed(0)
@@ -258,8 +260,8 @@ def test_what_training_wrote_embeds_alike_as_checkpoint_and_as_bundle(tmp_path: 
 
 
 def test_an_imported_rsdix_model_is_exported(tmp_path: Path):
-    from rsedge.training.import_rsdix import import_rsdix
-    from rsedge.training.tokenizers import learn_clip_bpe
+    from rsedge.training.models.tokenizers import learn_clip_bpe
+    from rsedge.training.rsdix.import_rsdix import import_rsdix
     from tests.cli.test_import_rsdix import lightning, rsdix_clip
 
     learn_clip_bpe(CAPTIONS, 560).save_pretrained(tmp_path / "words")

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, CLIPTokenizer
 
 from rsedge.export.tokenizer import export_tokenizer
 from rsedge.export.vocabulary import vocabulary_ids
-from rsedge.runtime.tokenizer import Tokenizer
+from rsedge.runtime.decoding.tokenizer import Tokenizer
 from tests.conftest import shared_data
 
 ODD = [
@@ -76,7 +76,7 @@ def _byte_letters() -> list[str]:
 
 
 def test_files_of_before_tokenizer_json(tmp_path: Path):
-    from rsedge.training.tokenizers import learn_clip_bpe
+    from rsedge.training.models.tokenizers import learn_clip_bpe
 
     learnt = learn_clip_bpe(CAPTIONS, 600)
     data = json.loads(learnt.backend_tokenizer.to_str())["model"]

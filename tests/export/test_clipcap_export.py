@@ -14,10 +14,10 @@ from safetensors.numpy import load_file, save_file
 from rsedge import Captioner
 from rsedge.cli.main import run
 from rsedge.errors import CheckpointError, OptionError, ParityError
-from rsedge.export import clipcap
 from rsedge.export.checkpoint import load_checkpoint
 from rsedge.export.convert import export
-from rsedge.training.clipcap_model import ClipCapModel
+from rsedge.export.models import clipcap
+from rsedge.training.models.clipcap_model import ClipCapModel
 from tests.clipcap_models import CLIP, SIGLIP, beam_caption, embed, make_clipcap
 from tests.models import random_images
 from tests.training.tiny import caption_data, write_set

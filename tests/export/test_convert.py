@@ -15,8 +15,9 @@ from transformers import BlipForConditionalGeneration
 from rsedge import Captioner
 from rsedge.bundle import read_bundle
 from rsedge.errors import BundleError, CheckpointError, OptionError, OutputError, ParityError
-from rsedge.export import graph, verify
+from rsedge.export import verify
 from rsedge.export.convert import export
+from rsedge.export.graphs import builder as graph
 from rsedge.pixels import resize
 from tests.models import make_blip, random_images
 
@@ -132,7 +133,7 @@ def test_beyond_its_tolerance_nothing_is_written(checkpoint: Path, tmp_path: Pat
 
 def test_a_wrong_graph_fails_the_report(checkpoint: Path, tmp_path: Path, monkeypatch):
     """The gate must see a real fault: here the decoder's attention loses its scale."""
-    from rsedge.export import blip
+    from rsedge.export.models import blip
 
     monkeypatch.setattr(blip, "scaled_query", lambda weight, bias, width, scale: (weight, bias))
     with pytest.raises(ParityError, match="stray from torch"):

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from rsedge.errors import CheckpointError
 from rsedge.export.tokenizer import export_tokenizer
-from rsedge.runtime.tokenizer import Tokenizer
+from rsedge.runtime.decoding.tokenizer import Tokenizer
 from tests.conftest import shared_data
 from tests.models import bert_vocabulary, save_tokenizer
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from rsedge.runtime.geoparquet import EmbeddingsInfo, bounding_box, make_schema, wkb
+from rsedge.runtime.outputs.geoparquet import EmbeddingsInfo, bounding_box, make_schema, wkb
 
 MODEL_HASH = "0123456789ab" + "c" * 52
 TIME = datetime(2024, 5, 31, 10, 30, tzinfo=timezone.utc)

@@ -11,12 +11,12 @@ import pytest
 import rasterio
 
 from rsedge.errors import OptionError, SceneError
-from rsedge.runtime import addresses, remote
-from rsedge.runtime.access import Access
-from rsedge.runtime.addresses import host_of, is_inner, refuse_inner, refuse_literal
-from rsedge.runtime.remote import Patience
-from rsedge.runtime.scene import Scene
-from rsedge.runtime.stac import read_stac
+from rsedge.runtime.scenes import addresses, remote
+from rsedge.runtime.scenes.access import Access
+from rsedge.runtime.scenes.addresses import host_of, is_inner, refuse_inner, refuse_literal
+from rsedge.runtime.scenes.products.stac import read_stac
+from rsedge.runtime.scenes.remote import Patience
+from rsedge.runtime.scenes.scene import Scene
 from tests import scenes
 from tests.range_server import serve
 

@@ -10,9 +10,9 @@ import pytest
 
 from rsedge.bundle import read_bundle
 from rsedge.errors import BackendError, OptionError
-from rsedge.runtime.backends import choose_backend, open_bundle
-from rsedge.runtime.trt import TrtBackend
-from rsedge.runtime.trt_profiles import Limits
+from rsedge.runtime.engines.choose import choose_backend, open_bundle
+from rsedge.runtime.engines.tensorrt.backend import TrtBackend
+from rsedge.runtime.engines.tensorrt.profiles import Limits
 from tests.fake_cuda import FakeCuda
 from tests.runtime.trt_machines import make_machine
 

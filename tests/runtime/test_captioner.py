@@ -11,7 +11,7 @@ import pytest
 
 from rsedge import Captioner, Scene, TileRecord
 from rsedge.errors import BackendError, BundleError, OptionError
-from rsedge.runtime import ort
+from rsedge.runtime.engines import ort
 from tests import scenes
 from tests.models import random_images
 

@@ -7,9 +7,9 @@ import os
 import pytest
 
 from rsedge.errors import SceneError
-from rsedge.runtime import access, catalog
-from rsedge.runtime.catalog import find
-from rsedge.runtime.scene import Scene
+from rsedge.runtime.scenes import access, catalog
+from rsedge.runtime.scenes.catalog import find
+from rsedge.runtime.scenes.scene import Scene
 from tests import scenes
 from tests.measured import measure
 
@@ -34,7 +34,7 @@ def test_pipes_and_devices_are_not_opened(folder):
     alone.mkdir(parents=True)
     os.mkfifo(folder / "B.SAFE" / "MTD_MSIL2A.xml")
     code = f"""found = find({str(folder / "*")!r})"""
-    said, seconds, _ = measure("from rsedge.runtime.catalog import find", code)
+    said, seconds, _ = measure("from rsedge.runtime.scenes.catalog import find", code)
     assert "no product metadata" in said
     assert seconds < 2
     for name in ("pipe.tif", "pipe.json", "device.tif", "x_B04.tif"):

@@ -19,8 +19,8 @@ from rasterio.transform import Affine
 
 from rsedge.errors import BundleError, OptionError, OutputError
 from rsedge.runtime.classify import Classifier, classify_scene, run
-from rsedge.runtime.scene import Scene
-from rsedge.runtime.tiles import TileGrid
+from rsedge.runtime.scenes.scene import Scene
+from rsedge.runtime.scenes.tiles import TileGrid
 from tests import scenes
 from tests.colours import ColourEmbedder, blocks, embed_text, unit
 
@@ -142,8 +142,8 @@ def test_every_format_says_the_same(scene, top):
 
 def test_many_tiles_go_to_parquet_in_groups(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("rsedge.runtime.geoparquet.ROW_GROUP_ROWS", 100)
-    monkeypatch.setattr("rsedge.runtime.geoparquet._BATCH_ROWS", 50)
+    monkeypatch.setattr("rsedge.runtime.outputs.geoparquet.ROW_GROUP_ROWS", 100)
+    monkeypatch.setattr("rsedge.runtime.outputs.geoparquet._BATCH_ROWS", 50)
     scene = Scene.open(scenes.write(tmp_path / "scene.tif", scenes.pixels(3, 160, 160), photometric="RGB"))
     run([scene], make(image_size=4), "out.parquet", tile_size=8)
     run([scene], make(image_size=4), "out.geojson", tile_size=8)

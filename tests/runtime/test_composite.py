@@ -12,10 +12,10 @@ from rasterio.transform import from_origin
 from rasterio.windows import Window
 
 from rsedge.errors import SceneError
-from rsedge.runtime.access import LOCAL
-from rsedge.runtime.composite import Composite, Grid, PlacedBand
-from rsedge.runtime.opening import open_dataset
-from rsedge.runtime.products import BandFile
+from rsedge.runtime.scenes.access import LOCAL
+from rsedge.runtime.scenes.composite import Composite, Grid, PlacedBand
+from rsedge.runtime.scenes.gdal import open_dataset
+from rsedge.runtime.scenes.products.product import BandFile
 from tests import scenes
 
 TYPES = {"uint16": "UInt16", "uint8": "Byte"}

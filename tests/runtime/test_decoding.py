@@ -7,8 +7,8 @@ import pytest
 
 from rsedge.errors import OptionError
 from rsedge.manifest import GenerationDefaults
-from rsedge.runtime.decoding import StepOutput, make_search
-from rsedge.runtime.options import DecodingOptions
+from rsedge.runtime.decoding.options import DecodingOptions
+from rsedge.runtime.decoding.search import StepOutput, make_search
 
 BOS, EOS, VOCAB = 0, 1, 30
 

@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
+from rsedge.cli import settings as module
+from rsedge.cli.settings import built_in_model, change_setting, default_model, read_settings, settings_path
 from rsedge.errors import BundleError, OptionError, OutputError
-from rsedge.runtime import default_model as module
-from rsedge.runtime.default_model import built_in_model, change_setting, default_model, read_settings, settings_path
 
 
 @pytest.fixture(autouse=True)

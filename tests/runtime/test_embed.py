@@ -18,10 +18,10 @@ from PIL import Image
 from rsedge.datasets.images import SUFFIXES, FileImage
 from rsedge.errors import OptionError, OutputError, SceneError
 from rsedge.pixels import resize
-from rsedge.runtime.embeddings import EmbeddingFile
-from rsedge.runtime.inputs import find_inputs
-from rsedge.runtime.pipeline import SEGMENT_TILES, EmbeddingsOutput, caption_scene, embed, embed_scene, run
-from rsedge.runtime.scene import Scene
+from rsedge.runtime.run.inputs import find_inputs
+from rsedge.runtime.run.pipeline import SEGMENT_TILES, EmbeddingsOutput, caption_scene, embed, embed_scene, run
+from rsedge.runtime.scenes.scene import Scene
+from rsedge.runtime.search.embeddings import EmbeddingFile
 from tests import scenes
 from tests.fakes import FakeCaptioner, FakeEmbedder
 from tests.safe_products import write_safe
@@ -106,7 +106,7 @@ def test_places_are_those_of_the_geojson_of_the_same_run(tmp_path, scene):
 
 @pytest.mark.parametrize("other_size", [SIZE, 24])
 def test_one_pass_gives_what_two_give_and_reads_once(tmp_path, scene, other_size, monkeypatch):
-    from rsedge.runtime.scene import SceneReader
+    from rsedge.runtime.scenes.scene import SceneReader
 
     reads = []
     read = SceneReader.read
@@ -300,8 +300,8 @@ KILLED = """
     import os, signal, sys
     from pathlib import Path
     from rsedge.datasets.images import FileImage
-    from rsedge.runtime.pipeline import EmbeddingsOutput, embed, run
-    from rsedge.runtime.scene import Scene
+    from rsedge.runtime.run.pipeline import EmbeddingsOutput, embed, run
+    from rsedge.runtime.scenes.scene import Scene
     from tests.fakes import FakeCaptioner, FakeEmbedder
 
     scene, folder, mode, output, moment = *sys.argv[1:5], int(sys.argv[5])

@@ -12,8 +12,8 @@ import pytest
 from rsedge.bundle import EmbeddingSpec
 from rsedge.errors import BundleError, OptionError
 from rsedge.pixels import resize
+from rsedge.runtime.decoding.tokenizer import Tokenizer
 from rsedge.runtime.embedder import Embedder
-from rsedge.runtime.tokenizer import Tokenizer
 from tests.dual_encoders import TEXTS, make_clip, make_siglip
 from tests.models import random_images
 

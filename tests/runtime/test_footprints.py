@@ -14,10 +14,10 @@ import shapely.geometry
 from rasterio.transform import Affine, from_origin
 from rasterio.warp import transform_geom
 
-from rsedge.runtime import footprints as module
-from rsedge.runtime.footprints import footprints
-from rsedge.runtime.scene import Scene
-from rsedge.runtime.tiles import TileGrid
+from rsedge.runtime.scenes import footprints as module
+from rsedge.runtime.scenes.footprints import footprints
+from rsedge.runtime.scenes.scene import Scene
+from rsedge.runtime.scenes.tiles import TileGrid
 from tests import scenes
 
 TRANSFORMS = {

@@ -17,11 +17,11 @@ import pytest
 import shapely
 
 from rsedge.errors import OptionError
-from rsedge.runtime import geoparquet
-from rsedge.runtime.embeddings import EmbeddingFile
-from rsedge.runtime.geoparquet import EmbeddingsInfo, EmbeddingsWriter, bounding_box, make_schema, wkb
-from rsedge.runtime.records import TileResult
-from rsedge.runtime.writers import open_file, open_writer
+from rsedge.runtime.outputs import geoparquet
+from rsedge.runtime.outputs.geoparquet import EmbeddingsInfo, EmbeddingsWriter, bounding_box, make_schema, wkb
+from rsedge.runtime.outputs.records import TileResult
+from rsedge.runtime.outputs.writers import open_file, open_writer
+from rsedge.runtime.search.embeddings import EmbeddingFile
 from tests.runtime.test_writers import RECORD, RECORDS, SPLIT, SQUARE
 
 INFO = EmbeddingsInfo(model="eye@abcdefabcdef", model_hash="abcdefabcdef" + 52 * "0", dim=3, dtype="float16")

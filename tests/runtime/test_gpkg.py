@@ -13,10 +13,10 @@ import shapely
 from shapely.geometry import box, mapping, shape
 
 from rsedge.errors import OptionError, OutputError
-from rsedge.runtime.class_records import ClassifiedTile, geopackage_columns, open_class_writer
-from rsedge.runtime.gpkg import RECORD_COLUMNS, open_geopackage
-from rsedge.runtime.hits import Hit, write_hits
-from rsedge.runtime.writers import open_writer
+from rsedge.runtime.outputs.class_records import ClassifiedTile, geopackage_columns, open_class_writer
+from rsedge.runtime.outputs.geopackage import RECORD_COLUMNS, open_geopackage
+from rsedge.runtime.outputs.writers import open_writer
+from rsedge.runtime.search.hits import Hit, write_hits
 from tests.runtime.test_writers import RECORD, RECORDS
 
 MANY = [

@@ -9,8 +9,8 @@ import textwrap
 import pytest
 
 from rsedge.errors import OutputError
-from rsedge.runtime.journal import Journal
-from rsedge.runtime.records import TileResult
+from rsedge.runtime.outputs.records import TileResult
+from rsedge.runtime.run.journal import Journal
 from tests.runtime.test_writers import RECORD, RECORDS
 
 RESULTS = [TileResult(record, "a.tif") for record in RECORDS]
@@ -112,7 +112,7 @@ def test_one_run_at_a_time(tmp_path):
             Journal.open(path, PRINT)
         script = f"""
             from pathlib import Path
-            from rsedge.runtime.journal import Journal
+            from rsedge.runtime.run.journal import Journal
             Journal.open(Path({str(path)!r}), {{}})
         """
         other = subprocess.run(

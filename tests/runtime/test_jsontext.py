@@ -8,12 +8,12 @@ import string
 
 import pytest
 
-from rsedge.runtime import jsontext
-from rsedge.runtime.jsontext import json_members, parse_json
-from rsedge.runtime.stac import read_if_stac
+from rsedge import jsontext
+from rsedge.jsontext import json_members, parse_json
+from rsedge.runtime.scenes.products.stac import read_if_stac
 from tests.measured import measure
 
-SETUP = "from rsedge.runtime.catalog import find"
+SETUP = "from rsedge.runtime.scenes.catalog import find"
 
 
 def collected(data):
@@ -143,7 +143,7 @@ def test_a_collection_of_2000_items_is_read(tmp_path):
     features = ",".join(one.replace("S2A_29RKH_0", f"S2A_29RKH_{number}") for number in range(2000))
     path.write_text('{"type": "FeatureCollection", "features": [' + features + "]}")
     code = f"products = find({str(path)!r}, access=Access(remote=True)); assert len(products) == 2000, len(products)"
-    said, seconds, memory = measure(f"{SETUP}\nfrom rsedge.runtime.access import Access", code)
+    said, seconds, memory = measure(f"{SETUP}\nfrom rsedge.runtime.scenes.access import Access", code)
     assert said is None
     assert seconds < 4
     assert memory < 300
@@ -190,8 +190,8 @@ def test_bombs_are_refused_soon(tmp_path, name):
 
 
 def test_an_item_is_parsed_once(tmp_path, monkeypatch):
-    from rsedge.runtime import stac
-    from rsedge.runtime.catalog import find
+    from rsedge.runtime.scenes.catalog import find
+    from rsedge.runtime.scenes.products import stac
 
     calls = []
     monkeypatch.setattr(stac, "json_members", lambda *args: calls.append(args) or json_members(*args))

@@ -13,11 +13,11 @@ import rasterio
 from PIL import Image
 
 from rsedge.errors import BundleError, OptionError
+from rsedge.runtime.heat_map_picture import blend, magma, quicklook, write_overlay
 from rsedge.runtime.locate import locate
-from rsedge.runtime.overlay import blend, magma, quicklook, write_overlay
-from rsedge.runtime.rasters import check_outputs
-from rsedge.runtime.scene import Scene
-from rsedge.runtime.tiles import TileGrid
+from rsedge.runtime.outputs.rasters import check_outputs
+from rsedge.runtime.scenes.scene import Scene
+from rsedge.runtime.scenes.tiles import TileGrid
 from tests import scenes
 from tests.colours import ColourEmbedder, embed_text, unit
 

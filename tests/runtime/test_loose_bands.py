@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rsedge.runtime.loose_bands import read_loose_bands, sibling_bands
+from rsedge.runtime.scenes.products.loose_bands import read_loose_bands, sibling_bands
 from tests.conftest import shared_data
 from tests.safe_products import write_safe
 

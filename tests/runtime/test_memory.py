@@ -12,10 +12,10 @@ import pytest
 from rsedge import Captioner
 from rsedge.bundle import read_bundle
 from rsedge.export.convert import export
-from rsedge.runtime import memory, ort
 from rsedge.runtime.embedder import Embedder
-from rsedge.runtime.ort import OrtGraph, default_batch_size
-from rsedge.runtime.ort_cuda import Cudart
+from rsedge.runtime.engines import memory, ort
+from rsedge.runtime.engines.cuda_graphs import Cudart
+from rsedge.runtime.engines.ort import OrtGraph, default_batch_size
 from tests.dual_encoders import TEXTS, make_clip
 from tests.models import random_images
 from tests.runtime.test_ort_cuda import fixed_captioner, tokens

@@ -15,10 +15,11 @@ import pytest
 from rsedge import Captioner
 from rsedge.bundle import read_bundle, write_bundle
 from rsedge.export.convert import export
-from rsedge.runtime import ort, ort_cuda
-from rsedge.runtime.fixed import FixedBatch, FixedMemory
-from rsedge.runtime.ort import OrtBackend, OrtGraph
-from rsedge.runtime.ort_cuda import FixedRun
+from rsedge.runtime.decoding.fixed_batch import FixedBatch, FixedMemory
+from rsedge.runtime.engines import cuda_graphs as ort_cuda
+from rsedge.runtime.engines import ort
+from rsedge.runtime.engines.cuda_graphs import FixedRun
+from rsedge.runtime.engines.ort import OrtBackend, OrtGraph
 from tests.clipcap_models import make_clipcap
 from tests.models import random_images
 

@@ -5,7 +5,7 @@ import pytest
 import shapely
 from shapely.geometry import box, mapping, shape
 
-from rsedge.runtime.outline import Outline, bounding_box, convex_hull, merge, to_geojson
+from rsedge.runtime.outputs.outline import Outline, bounding_box, convex_hull, merge, to_geojson
 
 
 def outline(*geometries):

@@ -17,9 +17,9 @@ import rasterio
 from rasterio.windows import Window
 
 from rsedge.errors import OptionError, OutputError
-from rsedge.runtime.pipeline import SEGMENT_TILES, Progress, caption_scene, run
-from rsedge.runtime.scene import Scene
-from rsedge.runtime.tiles import TileGrid
+from rsedge.runtime.run.pipeline import SEGMENT_TILES, Progress, caption_scene, run
+from rsedge.runtime.scenes.scene import Scene
+from rsedge.runtime.scenes.tiles import TileGrid
 from tests import scenes
 from tests.conftest import shared_data
 from tests.fakes import FakeCaptioner
@@ -258,8 +258,8 @@ def test_score_that_is_no_number_is_null(tmp_path, scene):
 KILLED = """
     import os, signal, sys
     from pathlib import Path
-    from rsedge.runtime.pipeline import run
-    from rsedge.runtime.scene import Scene
+    from rsedge.runtime.run.pipeline import run
+    from rsedge.runtime.scenes.scene import Scene
     from tests.fakes import FakeCaptioner
 
     scene, output, moment = sys.argv[1], sys.argv[2], int(sys.argv[3])

@@ -7,9 +7,9 @@ from xml.etree import ElementTree
 import pytest
 
 from rsedge.errors import OptionError
-from rsedge.runtime.qml import STATUS_COLOURS, make_style, style_path, style_target
-from rsedge.runtime.rasters import class_colours
-from rsedge.runtime.records import TileResult
+from rsedge.runtime.outputs.qgis_style import STATUS_COLOURS, make_style, style_path, style_target
+from rsedge.runtime.outputs.rasters import class_colours
+from rsedge.runtime.outputs.records import TileResult
 from tests.runtime.test_writers import RECORD, RECORDS
 
 

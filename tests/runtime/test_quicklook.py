@@ -7,8 +7,8 @@ import rasterio.shutil
 
 from rsedge.errors import OptionError, SceneError
 from rsedge.pixels import ReflectanceRule
-from rsedge.runtime.quicklook import quicklook
-from rsedge.runtime.scene import Scene
+from rsedge.runtime.scenes.quicklook import quicklook
+from rsedge.runtime.scenes.scene import Scene
 from tests.scenes import pixels, truncate, write
 
 
@@ -40,7 +40,7 @@ def test_reading_in_bands_changes_nothing_where_lines_do_not_divide(tmp_path, mo
     scene = Scene.open(write(tmp_path / "a.tif", pixels(3, 611, 403)))
     whole = quicklook(scene, longest=97)
     assert whole.shape == (97, 64, 4)
-    monkeypatch.setattr("rsedge.runtime.quicklook._LINES", 20)
+    monkeypatch.setattr("rsedge.runtime.scenes.quicklook._LINES", 20)
     assert np.abs(quicklook(scene, longest=97).astype(int) - whole).max() <= 1
 
 

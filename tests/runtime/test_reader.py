@@ -10,11 +10,11 @@ from rasterio.windows import Window
 
 from rsedge.errors import OptionError, SceneError
 from rsedge.pixels import ReflectanceRule, resize
-from rsedge.runtime.reader import read_tiles
-from rsedge.runtime.rendering import FastRule
-from rsedge.runtime.scene import Scene
-from rsedge.runtime.scene_reader import SceneReader
-from rsedge.runtime.tiles import TileGrid
+from rsedge.runtime.scenes.readahead import read_tiles
+from rsedge.runtime.scenes.rendering import FastRule
+from rsedge.runtime.scenes.scene import Scene
+from rsedge.runtime.scenes.scene_reader import SceneReader
+from rsedge.runtime.scenes.tiles import TileGrid
 from tests import scenes
 
 SIZE = 32
@@ -253,7 +253,7 @@ def test_every_pixel_is_read_once_in_whole_blocks(tmp_path, monkeypatch, layout,
 
 
 def test_blocks_higher_than_memory_allows_are_read_in_slices(tmp_path, monkeypatch):
-    monkeypatch.setattr("rsedge.runtime.pieces._HIGHEST_PIECE", 40)
+    monkeypatch.setattr("rsedge.runtime.scenes.pieces._HIGHEST_PIECE", 40)
     path = make(tmp_path, "one-strip")
     scene = Scene.open(path)
     held = []

@@ -11,10 +11,10 @@ from rasterio.errors import RasterioIOError
 from rasterio.windows import Window
 
 from rsedge.errors import OptionError, SceneError
-from rsedge.runtime import remote
-from rsedge.runtime.access import Access
-from rsedge.runtime.remote import Patience
-from rsedge.runtime.stac import read_stac
+from rsedge.runtime.scenes import remote
+from rsedge.runtime.scenes.access import Access
+from rsedge.runtime.scenes.products.stac import read_stac
+from rsedge.runtime.scenes.remote import Patience
 from tests import scenes
 from tests.range_server import serve
 

@@ -10,9 +10,9 @@ from rasterio.transform import from_origin
 from bench.tci import measure
 from rsedge.errors import OptionError, SceneError
 from rsedge.pixels import ReflectanceRule
-from rsedge.runtime.reader import ImageSize
-from rsedge.runtime.scene import Scene
-from rsedge.runtime.sources import SceneTiles, TileOptions
+from rsedge.runtime.run.sources import SceneTiles, TileOptions
+from rsedge.runtime.scenes.readahead import ImageSize
+from rsedge.runtime.scenes.scene import Scene
 from tests import scenes
 from tests.conftest import shared_data
 

@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 
 from rsedge.errors import OptionError, OutputError
-from rsedge.runtime.pipeline import caption_scene
-from rsedge.runtime.records import TileRecord, TileResult
-from rsedge.runtime.report import report_target
-from rsedge.runtime.scene import Scene
-from rsedge.runtime.synthetic import write_scene
+from rsedge.runtime.demo.scene import write_scene
+from rsedge.runtime.outputs.records import TileRecord, TileResult
+from rsedge.runtime.outputs.report.report import report_target
+from rsedge.runtime.run.pipeline import caption_scene
+from rsedge.runtime.scenes.scene import Scene
 from rsedge.texts import plain
 from tests.browser import chromium, opened
 from tests.fakes import FakeCaptioner

@@ -10,8 +10,8 @@ import pytest
 from shapely.geometry import shape
 
 from rsedge.errors import OptionError
-from rsedge.runtime.records import TileResult
-from rsedge.runtime.result_item import PROCESSING, result_item_target
+from rsedge.runtime.outputs.records import TileResult
+from rsedge.runtime.outputs.stac_item import PROCESSING, result_item_target
 from tests.runtime.test_writers import RECORD, RECORDS, SPLIT
 
 pystac = pytest.importorskip("pystac")

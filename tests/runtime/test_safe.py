@@ -11,7 +11,7 @@ import pytest
 import rasterio
 
 from rsedge.errors import SceneError
-from rsedge.runtime.safe import is_safe, read_safe
+from rsedge.runtime.scenes.products.safe import is_safe, read_safe
 from tests.conftest import shared_data
 from tests.safe_products import SafeProduct, write_old_l1c, write_safe, zip_safe
 

@@ -13,17 +13,17 @@ import pytest
 import rasterio
 
 from rsedge.errors import SceneError
-from rsedge.runtime import safe_files
-from rsedge.runtime.access import Access
-from rsedge.runtime.catalog import find
-from rsedge.runtime.loose_bands import read_loose_bands
-from rsedge.runtime.safe import is_safe, read_safe
-from rsedge.runtime.safe_metadata import granule_metadata, product_metadata
+from rsedge.runtime.scenes.access import Access
+from rsedge.runtime.scenes.catalog import find
+from rsedge.runtime.scenes.products import safe_files
+from rsedge.runtime.scenes.products.loose_bands import read_loose_bands
+from rsedge.runtime.scenes.products.safe import is_safe, read_safe
+from rsedge.runtime.scenes.products.safe_metadata import granule_metadata, product_metadata
 from tests import scenes
 from tests.measured import measure
 from tests.safe_products import SafeProduct, write_safe, zip_safe
 
-SETUP = "from rsedge.runtime.catalog import find"
+SETUP = "from rsedge.runtime.scenes.catalog import find"
 
 
 @pytest.fixture(scope="module")

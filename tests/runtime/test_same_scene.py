@@ -8,9 +8,9 @@ import rasterio
 import rasterio.shutil
 
 from rsedge.errors import OptionError, SceneError
-from rsedge.runtime.catalog import find, open_scenes
-from rsedge.runtime.scene import Scene
-from rsedge.runtime.sources import SceneTiles, TileOptions
+from rsedge.runtime.run.sources import SceneTiles, TileOptions
+from rsedge.runtime.scenes.catalog import find, open_scenes
+from rsedge.runtime.scenes.scene import Scene
 from tests import scenes
 from tests.range_server import serve
 from tests.safe_products import SafeProduct, write_safe
@@ -71,7 +71,7 @@ def records(scene: Scene, **options: object) -> list[dict]:
 
 
 def size(side):
-    from rsedge.runtime.reader import ImageSize
+    from rsedge.runtime.scenes.readahead import ImageSize
 
     return ImageSize(side)
 

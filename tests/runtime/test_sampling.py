@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from rsedge.runtime.options import DecodingOptions
-from rsedge.runtime.sampling import draw, filtered, uniform
+from rsedge.runtime.decoding.options import DecodingOptions
+from rsedge.runtime.decoding.sampling import draw, filtered, uniform
 
 CASES = [
     {"temperature": 0.7},

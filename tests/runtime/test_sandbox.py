@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 
 from rsedge.errors import SandboxError
-from rsedge.runtime import landlock, sandbox, seccomp
-from rsedge.runtime.landlock import Files, landlock_abi
+from rsedge.runtime.sandbox import landlock, seccomp
+from rsedge.runtime.sandbox import process as sandbox
+from rsedge.runtime.sandbox.landlock import Files, landlock_abi
 from tests import scenes
 
 needs_landlock = pytest.mark.skipif(landlock_abi() < 1, reason="this kernel has no Landlock")
@@ -31,7 +32,7 @@ inside, outside, port, confined, read, write = json.loads(sys.argv[1])
 inside, outside = Path(inside), Path(outside)
 libc = ctypes.CDLL(None, use_errno=True)
 if confined:
-    from rsedge.runtime.sandbox import confine
+    from rsedge.runtime.sandbox.process import confine
     confine(read=read, write=write)
 def failed():
     raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
@@ -166,7 +167,7 @@ def test_names_alone_of_a_listed_folder(tmp_path):
     (tmp_path / "file").write_text("content")
     code = f"""
     import os
-    from rsedge.runtime.sandbox import confine
+    from rsedge.runtime.sandbox.process import confine
     confine(listed=[{str(tmp_path)!r}])
     print(os.listdir({str(tmp_path)!r}))
     open({str(tmp_path / "file")!r})
@@ -182,7 +183,7 @@ def test_devices_of_a_gpu_can_be_driven_only_where_asked(place):
         pytest.skip("Landlock of this kernel does not know of devices")
     code = """
     import fcntl
-    from rsedge.runtime import sandbox
+    from rsedge.runtime.sandbox import process as sandbox
     sandbox._GPU_DEVICES = ("full",)
     sandbox.confine(gpu={})
     fcntl.ioctl(os.open("/dev/full", os.O_RDWR), 0x5401)"""
@@ -240,7 +241,7 @@ def test_names_are_not_looked_up_and_a_process_may_signal_itself(place):
 def test_no_typing_into_the_terminal_that_was_inherited():
     code = """
     import fcntl, os, pty, sys
-    from rsedge.runtime.seccomp import refuse_calls
+    from rsedge.runtime.sandbox.seccomp import refuse_calls
     _, terminal = pty.openpty()
     os.setsid()
     fcntl.ioctl(terminal, 0x540E, 0)  # TIOCSCTTY: it is this process's own
@@ -339,7 +340,7 @@ def test_older_kernels_get_the_rights_they_know(place, abi):
     if abi > landlock_abi():
         pytest.skip("this kernel is older")
     code = f"""
-    from rsedge.runtime.landlock import READ, WRITE, restrict_files
+    from rsedge.runtime.sandbox.landlock import READ, WRITE, restrict_files
     restrict_files([(inside, WRITE), (Path(sys.prefix), READ)], abi={abi})
     (inside / 'new').write_text('x')
     (outside / 'file').read_bytes()"""
@@ -393,7 +394,7 @@ def test_where_nothing_can_be_had_it_is_an_error(monkeypatch):
 @pytest.mark.parametrize(("abi", "gaps"), [(6, 0), (5, 0), (2, 1)])
 def test_what_an_older_kernel_lacks_is_said(abi, gaps):
     code = f"""
-    from rsedge.runtime import sandbox
+    from rsedge.runtime.sandbox import process as sandbox
     sandbox.landlock_abi = lambda: {abi}
     print(len(sandbox.confine().missing))
     """
@@ -404,7 +405,7 @@ def test_what_an_older_kernel_lacks_is_said(abi, gaps):
 @needs_landlock
 def test_without_seccomp_a_name_space_takes_the_network(place):
     code = """
-    from rsedge.runtime import sandbox
+    from rsedge.runtime.sandbox import process as sandbox
     if os.environ.get("NAME_SPACE"):
         sandbox.can_filter = lambda: False
         found = sandbox.confine(write=[inside])

@@ -10,7 +10,7 @@ import rasterio.shutil
 
 from rsedge.errors import OptionError, SceneError
 from rsedge.pixels import ReflectanceRule
-from rsedge.runtime.scene import Scene
+from rsedge.runtime.scenes.scene import Scene
 from tests import scenes
 from tests.conftest import shared_data
 

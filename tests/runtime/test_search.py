@@ -5,11 +5,11 @@ import pytest
 from pyarrow import parquet
 
 from rsedge.errors import OptionError
-from rsedge.runtime import pages
-from rsedge.runtime.filters import Filters
-from rsedge.runtime.index import Index
-from rsedge.runtime.nearest import Scorer
-from rsedge.runtime.search_file import SearchFile
+from rsedge.runtime.search import pages
+from rsedge.runtime.search.filters import Filters
+from rsedge.runtime.search.index import Index
+from rsedge.runtime.search.nearest import Scorer
+from rsedge.runtime.search.search_file import SearchFile
 from tests.runtime.search_files import MODEL_HASH, box, brute_force, unit_vectors, write_file
 from tests.scenes import truncate
 

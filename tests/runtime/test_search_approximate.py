@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from rsedge.errors import BackendError, OptionError
-from rsedge.runtime import approximate
-from rsedge.runtime import index as index_module
-from rsedge.runtime.filters import Filters
-from rsedge.runtime.index import Index
+from rsedge.runtime.search import approximate
+from rsedge.runtime.search import index as index_module
+from rsedge.runtime.search.filters import Filters
+from rsedge.runtime.search.index import Index
 from tests.runtime.search_files import unit_vectors, write_file
 
 faiss = pytest.importorskip("faiss")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from rsedge.errors import OptionError
-from rsedge.runtime.filters import Filters
-from rsedge.runtime.index import Index
-from rsedge.runtime.search_file import SearchFile
+from rsedge.runtime.search.filters import Filters
+from rsedge.runtime.search.index import Index
+from rsedge.runtime.search.search_file import SearchFile
 from tests.runtime.search_files import box, unit_vectors, write_file
 
 UTC = timezone.utc

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from rsedge.errors import OptionError
-from rsedge.runtime import search_sheet
-from rsedge.runtime.index import Index
-from rsedge.runtime.scene import Scene
-from rsedge.runtime.search_sheet import write_hit_sheet
+from rsedge.runtime.scenes.scene import Scene
+from rsedge.runtime.search import hit_sheet as search_sheet
+from rsedge.runtime.search.hit_sheet import write_hit_sheet
+from rsedge.runtime.search.index import Index
 from tests.runtime.search_files import unit_vectors, write_file
 from tests.safe_products import write_old_l1c
 from tests.scenes import pixels, write

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from rsedge.errors import OptionError
-from rsedge.runtime import selftest
-from rsedge.runtime.trt_graph import TrtGraph
+from rsedge.runtime.diagnostics import selftest
+from rsedge.runtime.engines.tensorrt.graph import TrtGraph
 from tests.fake_cuda import FakeCuda
 from tests.runtime.trt_api import VERSIONS
 from tests.runtime.trt_machines import make_machine
@@ -66,7 +66,7 @@ def test_a_build_that_fails_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_the_stored_results_are_those_of_another_precision_too(tmp_path: Path):
     """The margins are wide: a float32 model of the same weights says the same."""
     from rsedge.export.convert import export
-    from rsedge.runtime.ort import OrtBackend
+    from rsedge.runtime.engines.ort import OrtBackend
     from tests.models import make_blip
 
     made = make_blip(tmp_path / "same", seed=4, hidden=32, layers=2, heads=4, vocab=200)

@@ -6,7 +6,13 @@ import os
 
 import pytest
 
-from rsedge.runtime.sentinel2 import ProductName, acquisition_time, baseline_offset, parse_time, printable
+from rsedge.runtime.scenes.products.sentinel2 import (
+    ProductName,
+    acquisition_time,
+    baseline_offset,
+    parse_time,
+    printable,
+)
 
 COMPACT = "S2A_MSIL2A_20230823T095559_N0509_R122_T34UCF_20230823T124759"
 OLD = "S2A_OPER_PRD_MSIL1C_PDMC_20160103T120000_R022_V20160102T101402_20160102T101402"

@@ -7,12 +7,12 @@ import pytest
 from PIL import Image, ImageFont
 
 from rsedge.errors import OptionError, OutputError
-from rsedge.runtime import scene_sheet
-from rsedge.runtime.records import TileRecord, TileResult
-from rsedge.runtime.scene import Scene
-from rsedge.runtime.scene_sheet import sheet_target
-from rsedge.runtime.sheet import wrap, write_sheet
-from rsedge.runtime.tiles import TileGrid
+from rsedge.runtime.outputs.records import TileRecord, TileResult
+from rsedge.runtime.outputs.report import scene_sheet
+from rsedge.runtime.outputs.report.scene_sheet import sheet_target
+from rsedge.runtime.outputs.report.sheet import wrap, write_sheet
+from rsedge.runtime.scenes.scene import Scene
+from rsedge.runtime.scenes.tiles import TileGrid
 from tests.scenes import pixels, truncate, write
 
 

@@ -9,11 +9,11 @@ import pytest
 import rasterio
 
 from rsedge.errors import OptionError, SceneError
-from rsedge.runtime import remote
-from rsedge.runtime.access import Access
-from rsedge.runtime.products import BandFile
-from rsedge.runtime.remote import Patience
-from rsedge.runtime.stac import is_stac_url, read_if_stac, read_stac
+from rsedge.runtime.scenes import remote
+from rsedge.runtime.scenes.access import Access
+from rsedge.runtime.scenes.products.product import BandFile
+from rsedge.runtime.scenes.products.stac import is_stac_url, read_if_stac, read_stac
+from rsedge.runtime.scenes.remote import Patience
 from tests import scenes
 from tests.conftest import shared_data
 from tests.range_server import serve

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from rsedge.errors import OptionError, SceneError
-from rsedge.runtime.access import Access
-from rsedge.runtime.stac import read_stac
+from rsedge.runtime.scenes.access import Access
+from rsedge.runtime.scenes.products.stac import read_stac
 from tests.runtime.test_stac import earth_search, item, local_item, one, planetary_computer, write
 
 

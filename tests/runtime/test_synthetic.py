@@ -5,9 +5,9 @@ import pytest
 import rasterio
 
 from rsedge.pixels import ReflectanceRule
-from rsedge.runtime.scene import Scene
-from rsedge.runtime.synthetic import CLASSES, NO_DATA, compose_scene, compose_tile, write_scene
-from rsedge.runtime.terrain import under_clouds, under_snow
+from rsedge.runtime.demo.scene import CLASSES, NO_DATA, compose_scene, compose_tile, write_scene
+from rsedge.runtime.demo.terrain import under_clouds, under_snow
+from rsedge.runtime.scenes.scene import Scene
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rsedge.errors import OptionError
-from rsedge.runtime.tiles import EDGES, TileGrid
+from rsedge.runtime.scenes.tiles import EDGES, TileGrid
 
 
 @st.composite

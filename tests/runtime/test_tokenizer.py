@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rsedge.errors import BundleError
-from rsedge.runtime.tokenizer import Tokenizer
+from rsedge.runtime.decoding.tokenizer import Tokenizer
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "plane", "##s", "park", "##ed", ".", "[DEC]"]
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[DEC]")
@@ -89,7 +89,8 @@ def test_an_unreadable_file_is_a_bundle_error(tmp_path: Path, content: str | Non
 
 def test_neither_torch_nor_transformers_is_imported(file: Path):
     code = (
-        "import sys; from rsedge.runtime.tokenizer import Tokenizer; Tokenizer.load(sys.argv[1]).encode('a plane'); "
+        "import sys; from rsedge.runtime.decoding.tokenizer import Tokenizer; "
+        "Tokenizer.load(sys.argv[1]).encode('a plane'); "
         "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(file)], check=True)

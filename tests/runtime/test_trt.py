@@ -12,12 +12,12 @@ import pytest
 
 from rsedge.bundle import read_bundle
 from rsedge.errors import BackendError
-from rsedge.runtime import trt_graph
 from rsedge.runtime.captioner import Captioner
 from rsedge.runtime.embedder import Embedder
-from rsedge.runtime.ort import OrtBackend
-from rsedge.runtime.trt import TrtBackend
-from rsedge.runtime.trt_profiles import Limits
+from rsedge.runtime.engines.ort import OrtBackend
+from rsedge.runtime.engines.tensorrt import graph as trt_graph
+from rsedge.runtime.engines.tensorrt.backend import TrtBackend
+from rsedge.runtime.engines.tensorrt.profiles import Limits
 from tests.fake_cuda import FakeCuda
 from tests.models import random_images
 from tests.runtime.trt_api import VERSIONS
@@ -211,7 +211,7 @@ def test_memory_is_shared_and_comes_back(newest: Machine, half_path: Path):
 
 
 def test_out_of_memory_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, half_path: Path):
-    from rsedge.runtime.memory import is_out_of_memory
+    from rsedge.runtime.engines.memory import is_out_of_memory
 
     make_machine(monkeypatch, tmp_path / "cache", cuda=FakeCuda(limit=300_000))
     backend = TrtBackend(read_bundle(half_path))
@@ -222,7 +222,7 @@ def test_out_of_memory_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
 
 
 def test_what_tensorrt_says_of_memory_is_recognised(newest: Machine, half_path: Path):
-    from rsedge.runtime.memory import is_out_of_memory
+    from rsedge.runtime.engines.memory import is_out_of_memory
 
     bundle = read_bundle(half_path)
     vision = TrtBackend(bundle).open(bundle.graph_path("vision"))

@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 import rsedge.runtime
-from rsedge.runtime.trt_build import Loggers, _monitor
+from rsedge.runtime.engines.tensorrt.build import Loggers, _monitor
 from tests.runtime.trt_api import API, CUDA, CUDA_VALUES, SIGNATURES, VERSIONS
 
 SOURCES = sorted(Path(rsedge.runtime.__file__).parent.glob("trt*.py"))

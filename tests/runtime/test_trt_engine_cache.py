@@ -17,9 +17,9 @@ import pytest
 
 from rsedge.bundle import read_bundle
 from rsedge.errors import BackendError
-from rsedge.runtime.trt import TrtBackend
-from rsedge.runtime.trt_engine_cache import EngineKey, EngineStore
-from rsedge.runtime.trt_profiles import Limits
+from rsedge.runtime.engines.tensorrt.backend import TrtBackend
+from rsedge.runtime.engines.tensorrt.cache import EngineKey, EngineStore
+from rsedge.runtime.engines.tensorrt.profiles import Limits
 from tests.fake_cuda import FakeCuda, Properties
 from tests.runtime.trt_api import VERSIONS
 from tests.runtime.trt_machines import make_machine
@@ -323,7 +323,7 @@ def test_an_engine_that_tensorrt_refuses_is_built_again(
 
 
 def test_a_longer_search_replaces_a_shorter_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle_path: Path):
-    from rsedge.runtime.trt_build import BuildSettings
+    from rsedge.runtime.engines.tensorrt.build import BuildSettings
 
     machine = make_machine(monkeypatch, tmp_path / "cache")
     for level in (1, 4, 2):

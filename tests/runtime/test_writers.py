@@ -11,8 +11,8 @@ import pyogrio
 import pytest
 
 from rsedge.errors import OptionError, OutputError
-from rsedge.runtime.records import TileRecord
-from rsedge.runtime.writers import FORMATS, open_writer, parse_format
+from rsedge.runtime.outputs.records import TileRecord
+from rsedge.runtime.outputs.writers import FORMATS, open_writer, parse_format
 
 SQUARE = {"type": "Polygon", "coordinates": [[[9.0, 45.0], [9.1, 45.0], [9.1, 45.1], [9.0, 45.1], [9.0, 45.0]]]}
 SPLIT = {

@@ -15,7 +15,7 @@ import rasterio
 from PIL import Image
 
 from rsedge.pixels import ReflectanceRule
-from rsedge.runtime.synthetic import CLASSES, compose_tile
+from rsedge.runtime.demo.scene import CLASSES, compose_tile
 from tests.conftest import shared_data
 from tools.builtin_model import tiles as tile_sets
 from tools.builtin_model.chips import COVERS, HELD_OUT, VALIDATION, Chips, read_chips, to_runtime_look

@@ -19,8 +19,8 @@ from scipy.ndimage import gaussian_filter
 from rsedge.datasets.examples import Example
 from rsedge.errors import OptionError
 from rsedge.tomlfile import read_toml, write_toml
-from rsedge.training import augment_ops as ops
-from rsedge.training.augment import ImageAugmentation, choose_caption, sample_seed
+from rsedge.training.data import augment_ops as ops
+from rsedge.training.data.augment import ImageAugmentation, choose_caption, sample_seed
 
 EVERYTHING = ImageAugmentation(
     crop_scale=(0.6, 1.0),
@@ -238,7 +238,9 @@ def test_images_of_another_form_are_refused():
 
 
 def test_settings_need_no_torch():
-    code = "import sys; import rsedge.training.augment as a; a.ImageAugmentation(); sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys; import rsedge.training.data.augment as a; a.ImageAugmentation(); sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

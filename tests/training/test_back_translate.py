@@ -12,8 +12,8 @@ import torch
 from rsedge.datasets.examples import Example
 from rsedge.datasets.paraphrases import attach_paraphrases
 from rsedge.errors import BackendError, OptionError, OutputError
-from rsedge.training import back_translate as module
-from rsedge.training.back_translate import BackTranslation, Translator, back_translate
+from rsedge.training.data import back_translate as module
+from rsedge.training.data.back_translate import BackTranslation, Translator, back_translate
 from tests.marian import make_marian
 
 SEARCH = {"num_beams": 1, "max_new_tokens": 8, "batch_size": 4, "device": "cpu"}

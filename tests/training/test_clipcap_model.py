@@ -12,15 +12,15 @@ from torch import nn
 from transformers import AutoModel, CLIPVisionModelWithProjection, GPT2Config, GPT2LMHeadModel
 
 from rsedge.errors import OptionError
-from rsedge.runtime.options import DecodingOptions
-from rsedge.runtime.sampling import draw
-from rsedge.training.clipcap_decode import DEFAULTS, _beam_search, generate
-from rsedge.training.clipcap_model import (
+from rsedge.runtime.decoding.options import DecodingOptions
+from rsedge.runtime.decoding.sampling import draw
+from rsedge.training.losses import caption_loss_sum
+from rsedge.training.models.clipcap_decode import DEFAULTS, _beam_search, generate
+from rsedge.training.models.clipcap_model import (
     ClipCapConfig,
     ClipCapModel,
     register_auto_classes,
 )
-from rsedge.training.losses import caption_loss_sum
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

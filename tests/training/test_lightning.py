@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from rsedge.errors import RsedgeError
-from rsedge.training.lightning import Inert, read_lightning
+from rsedge.training.rsdix.lightning import Inert, read_lightning
 
 
 class Mapping(Enum):
@@ -331,7 +331,7 @@ class NestedGlobals:
             Global("torch.jit.load", str(self.target)),
             Global("numpy.f2py.crackfortran.eval_call", touch),
             Global("pickle.loads", b"cos\nsystem\n(X\x01\x00\x00\x00xtR."),
-            Global("rsedge.training.lightning._rebuilders", ()),
+            Global("rsedge.training.rsdix.lightning._rebuilders", ()),
         ]
 
 
@@ -404,7 +404,7 @@ def test_large_promises_take_no_memory(base: Path, tmp_path: Path):
     script = """
 import resource, sys
 from rsedge.errors import RsedgeError
-from rsedge.training.lightning import read_lightning
+from rsedge.training.rsdix.lightning import read_lightning
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for path in sys.argv[1:]:
     try:

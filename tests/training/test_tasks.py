@@ -17,11 +17,11 @@ from transformers import (
 )
 
 from rsedge.errors import OptionError
-from rsedge.training.clipcap_model import ClipCapModel
+from rsedge.training.data.samples import PlainSamples
+from rsedge.training.models.clipcap_model import ClipCapModel
+from rsedge.training.models.positions import interpolate, resize_vision
 from rsedge.training.optim import matching
-from rsedge.training.positions import interpolate, resize_vision
 from rsedge.training.recipe_files import load_recipe
-from rsedge.training.samples import PlainSamples
 from rsedge.training.train import make_task, train
 from tests.training.tiny import caption_data, tiny_recipe
 
@@ -222,7 +222,7 @@ def test_sentence_bert_teaches_and_is_compared_with(tmp_path, monkeypatch):
     width = 6
     rows = np.random.default_rng(0).standard_normal((1000, width)).astype(np.float32)
     monkeypatch.setattr(
-        "rsedge.training.clip.sentence_embeddings",
+        "rsedge.training.models.clip.sentence_embeddings",
         lambda model, texts: {text: rows[number] for number, text in enumerate(sorted(set(texts)))},
     )
     teacher = ("contrastive.rsdix.teacher=sbert", "contrastive.rsdix.alpha=0.5", "contrastive.sbert=folder")

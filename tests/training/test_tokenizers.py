@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from rsedge.errors import OptionError
-from rsedge.training import tokenizers
+from rsedge.training.models import tokenizers
 
 CAPTIONS = [
     f"{count} {colour} planes are parked in an airport , near a {thing}'s edge ."

@@ -18,12 +18,12 @@ import pytest
 
 from rsedge.datasets.examples import CaptionData, Example
 from rsedge.errors import OptionError, OutputError, RsedgeError, SceneError
-from rsedge.training import tune as module
 from rsedge.training.loop import Event
 from rsedge.training.optim import Progress
 from rsedge.training.recipe_files import load_recipe, to_dict, with_settings
 from rsedge.training.train import TrainingResult, train
-from rsedge.training.tune import tune
+from rsedge.training.tuning import tune as module
+from rsedge.training.tuning.tune import tune
 
 SPACE = {"learning_rate": "log:1e-6:1e-1", "weight_decay": "float:0:1"}
 WORDS = ["red", "green", "blue", "dark"]

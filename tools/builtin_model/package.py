@@ -12,7 +12,7 @@ from tools.builtin_model.chips import HELD_OUT, read_chips
 from tools.builtin_model.quality import measure, measure_scene
 
 if TYPE_CHECKING:
-    from rsedge.export.precision import Precision
+    from rsedge.export.graphs.precision import Precision
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ snow, cloud. It does not know ships, bridges, airports or anything smaller than 
 resolutions and on other sensors it guesses. For anything else, fine-tune a captioner and export it.
 
 It was trained by `python -m tools.builtin_model` (rsedge's own trainer) on tiles composed from EuroSAT chips and from
-generated land (rsedge.runtime.synthetic). What it knows of desert, snow, cloud and the coast it has from generated land
+generated land (rsedge.runtime.demo). What it knows of desert, snow, cloud and the coast it has from generated land
 only, and EuroSAT shows Europe.
 
 ## Quality

@@ -11,8 +11,8 @@ import numpy as np
 import rasterio
 from rasterio.enums import Resampling
 
-from rsedge.runtime.scene import Scene
-from rsedge.runtime.synthetic import compose_scene
+from rsedge.runtime.demo.scene import compose_scene
+from rsedge.runtime.scenes.scene import Scene
 from tools.builtin_model.chips import COVERS, Chips
 from tools.builtin_model.compose import GENERATED, TILE, chip_tile, mixture, mosaic
 from tools.builtin_model.words import WORDS, covers, named_covers, worth_naming

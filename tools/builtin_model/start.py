@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rsedge.datasets.examples import CaptionData, Example
-from rsedge.training.blip import make
+from rsedge.training.models.blip import make
 from tools.builtin_model.words import phrases
 
 if TYPE_CHECKING:

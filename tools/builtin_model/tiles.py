@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rsedge.datasets.examples import CaptionData, Example
-from rsedge.runtime.synthetic import Landscape, compose_scene, compose_tile
+from rsedge.runtime.demo.scene import Landscape, compose_scene, compose_tile
 from tools.builtin_model.chips import COVERS, SIZE, Chips, read_chips
 from tools.builtin_model.compose import TILE, Tile, generated, mixture, mosaic, single, weather
 from tools.builtin_model.words import WORDS, caption, covers

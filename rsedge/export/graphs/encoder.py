@@ -1,0 +1,187 @@
+"""Pieces that image and text encoders are made of; shapes use B images or texts of S tokens, width W, H heads of d."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rsedge.bundle import ImageSpec
+    from rsedge.export.graphs.precision import Layers
+    from rsedge.export.models.clip_layout import Tower
+
+Tensors = Mapping[str, NDArray[np.float32]]
+
+
+def interpolate_positions(positions: NDArray[np.float32], grid: int, *, extra: int = 1) -> NDArray[np.float32]:
+    """Position embeddings [extra + g², W] at another grid, as transformers' ``interpolate_pos_encoding`` has them.
+
+    Args:
+        positions: Those of tokens that are no patches first.
+        grid: Patches along an edge.
+        extra: How many tokens are no patches; theirs stay as they are.
+
+    Returns:
+        float32 [extra + grid², W]; the very same values where the grid stays.
+    """
+    import torch
+
+    old = round((len(positions) - extra) ** 0.5)
+    if old == grid:
+        return positions
+    square = torch.from_numpy(positions[extra:]).reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    resized = torch.nn.functional.interpolate(square, size=(grid, grid), mode="bicubic", align_corners=False)
+    return np.concatenate([positions[:extra], resized.permute(0, 2, 3, 1).reshape(grid * grid, -1).numpy()])
+
+
+def embed_patches(
+    nn: Layers, image: ImageSpec, patch: int, kernel: NDArray[np.float32], bias: NDArray[np.float32] | None
+) -> str:
+    """Declare the input ``pixels`` uint8 [B, size, size, 3], normalise it and embed its patches, [B, grid², W].
+
+    Args:
+        nn: Layers of the vision graph.
+        image: Size, mean and deviation.
+        patch: Pixels along an edge of a patch.
+        kernel: Of the convolution over patches, [W, 3, patch, patch].
+        bias: [W], or None.
+    """
+    graph, size, grid, width = nn.graph, image.size, image.size // patch, len(kernel)
+    x = graph.cast(graph.input("pixels", "uint8", ["batch", size, size, 3]), "float32")
+    deviation = np.asarray(image.std, np.float64)
+    x = graph.op("Mul", x, graph.const(1.0 / (255.0 * deviation), "float32"))
+    x = graph.op("Add", x, graph.const(-np.asarray(image.mean, np.float64) / deviation, "float32"))
+    # Patches do not overlap, so the convolution is a matrix product over their pixels. A trailing margin narrower
+    # than a patch is ignored, as the convolution ignores it.
+    if size != grid * patch:
+        edge = graph.ints(grid * patch, grid * patch)
+        x = graph.op("Slice", x, graph.ints(0, 0), edge, graph.ints(1, 2))
+    x = graph.reshape(x, -1, grid, patch, grid, patch * 3)
+    x = nn.from_float32(graph.reshape(graph.transpose(x, 0, 1, 3, 2, 4), -1, patch * patch * 3))
+    weight = nn.array("patch_embedding.weight", kernel.transpose(2, 3, 1, 0).reshape(patch * patch * 3, width))
+    terms = [x, weight] if bias is None else [x, weight, nn.array("patch_embedding.bias", bias)]
+    return graph.reshape(graph.op("Gemm", *terms), -1, grid * grid, width)
+
+
+def prepend_token(nn: Layers, x: str, token: NDArray[np.float32]) -> str:
+    """The class token [W] before the patches, [B, S, W] → [B, S + 1, W]."""
+    graph, width = nn.graph, len(token)
+    batch = graph.op("Shape", x, start=0, end=1)
+    first = nn.array("class_embedding", token.reshape(1, 1, width))
+    first = graph.op("Expand", first, graph.op("Concat", batch, graph.ints(1, width), axis=0))
+    return graph.op("Concat", first, x, axis=1)
+
+
+def unit_length(nn: Layers, rows: str) -> str:
+    """``rows`` [B, D] of any precision as float32 of unit length, zero where torch's ``normalize`` leaves zero."""
+    graph, rows = nn.graph, nn.to_float32(rows)
+    length = graph.op("ReduceL2", rows, graph.ints(-1), keepdims=1)
+    return graph.op("Div", rows, graph.op("Max", length, graph.const(1e-12, "float32")))
+
+
+def norm(nn: Layers, x: str, tensors: Tensors, name: str, eps: float) -> str:
+    """The LayerNorm ``name``."""
+    return nn.layer_norm(x, name, tensors[f"{name}.weight"], tensors[f"{name}.bias"], eps)
+
+
+def linear(nn: Layers, x: str, tensors: Tensors, name: str) -> str:
+    """The linear layer ``name``, [M, K] → [M, N]; without a bias where none is stored."""
+    weight, bias = tensors[f"{name}.weight"], f"{name}.bias"
+    return nn.linear(x, name, weight, tensors[bias] if bias in tensors else np.zeros(len(weight), np.float32))
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The one token of each image or text that its embedding is read off.
+
+    Attributes:
+        rows: [B·S, W] → [B, W], those of that token.
+        mask: What it may see, float32 that broadcasts to [B, H, 1, S]; None: everything.
+    """
+
+    rows: Callable[[str], str]
+    mask: str | None = None
+
+
+class Encoder:
+    """The pre-norm layers of CLIP's and SigLIP's encoders.
+
+    Args:
+        nn: Layers of the graph.
+        tower: Their sizes.
+        tensors: Weights by transformers' names.
+        prefix: What their names begin with: ``vision_model`` or ``text_model``.
+        by_token: int64 [2], the lengths B and S; one may be −1.
+    """
+
+    def __init__(self, nn: Layers, tower: Tower, tensors: Tensors, prefix: str, by_token: str) -> None:
+        self.nn, self.tower, self._tensors, self._prefix = nn, tower, tensors, prefix
+        self._by_token = by_token
+
+    def run(self, x: str, *, mask: str | None = None, reading: Reading | None = None) -> str:
+        """All layers, [B·S, W] → [B·S, W]; with ``reading`` → [B, W].
+
+        The last layer of an encoder that is read at one token computes nothing else for the others than their keys
+        and values.
+
+        Args:
+            x: Embedded tokens.
+            mask: Added to the scores, float32 that broadcasts to [B, H, S, S].
+            reading: Where the output is read.
+        """
+        last = self.tower.layers - 1
+        for index in range(last):
+            x = self._layer(index, x, mask, None)
+        return self._layer(last, x, mask, reading)
+
+    def _layer(self, index: int, x: str, mask: str | None, reading: Reading | None) -> str:
+        nn, tower, name = self.nn, self.tower, f"{self._prefix}.encoder.layers.{index}"
+        normed = norm(nn, x, self._tensors, f"{name}.layer_norm1", tower.eps)
+        if reading is None:
+            q, k, v = self._heads(normed, f"{name}.self_attn", ("q_proj", "k_proj", "v_proj"))
+            context = attend(nn, q, k, v, mask)
+        else:
+            k, v = self._heads(normed, f"{name}.self_attn", ("k_proj", "v_proj"))
+            q = nn.linear(reading.rows(normed), f"{name}.self_attn.q_proj", *self._stack(f"{name}.self_attn", "q_proj"))
+            q = nn.graph.reshape(q, -1, tower.heads, 1, tower.head_dim)
+            context = attend(nn, q, k, v, reading.mask)
+            x = reading.rows(x)
+        context = linear(nn, nn.graph.reshape(context, -1, tower.width), self._tensors, f"{name}.self_attn.out_proj")
+        x = nn.graph.op("Add", context, x)
+        normed = norm(nn, x, self._tensors, f"{name}.layer_norm2", tower.eps)
+        return nn.graph.op("Add", mlp(nn, normed, self._tensors, f"{name}.mlp", tower.act), x)
+
+    def _heads(self, x: str, name: str, parts: tuple[str, ...]) -> list[str]:
+        """Projections of ``x`` [B·S, W] side by side in one product, each [B, H, S, d]."""
+        graph, tower, count = self.nn.graph, self.tower, len(parts)
+        both = self.nn.linear(x, f"{name}.{'_'.join(parts)}", *self._stack(name, *parts))
+        shape = graph.op("Concat", self._by_token, graph.ints(count, tower.heads, tower.head_dim), axis=0)
+        both = graph.transpose(graph.op("Reshape", both, shape), 2, 0, 3, 1, 4)
+        return [graph.op("Gather", both, graph.const(index, "int64"), axis=0) for index in range(count)]
+
+    def _stack(self, name: str, *parts: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Weights [n·W, W] and biases [n·W] of projections; attention's 1/√d is folded into the query's."""
+        scales = [self.tower.head_dim**-0.5 if part == "q_proj" else 1.0 for part in parts]
+        weights = [
+            self._tensors[f"{name}.{part}.weight"] * np.float32(s) for part, s in zip(parts, scales, strict=True)
+        ]
+        biases = [self._tensors[f"{name}.{part}.bias"] * np.float32(s) for part, s in zip(parts, scales, strict=True)]
+        return np.concatenate(weights), np.concatenate(biases)
+
+
+def attend(nn: Layers, q: str, k: str, v: str, mask: str | None = None) -> str:
+    """Attention of scaled queries [B, H, T, d] over keys and values [B, H, S, d], [B, T, H, d]."""
+    graph = nn.graph
+    weights = nn.softmax(graph.op("MatMul", q, graph.transpose(k, 0, 1, 3, 2)), mask)
+    return graph.transpose(graph.op("MatMul", weights, v), 0, 2, 1, 3)
+
+
+def mlp(nn: Layers, x: str, tensors: Tensors, name: str, act: str) -> str:
+    """The two linear layers ``name.fc1`` and ``name.fc2``, [M, W] → [M, W]."""
+    return linear(nn, nn.activation(linear(nn, x, tensors, f"{name}.fc1"), act), tensors, f"{name}.fc2")

@@ -1,0 +1,1 @@
+"""One family each: its layout, its graphs, its plan."""

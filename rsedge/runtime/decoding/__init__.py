@@ -1,0 +1,1 @@
+"""Graphs → token ids → text: greedy, beam search, sampling, with in-flight batching."""

@@ -1,0 +1,1 @@
+"""The scene of `rsedge demo`, generated from a seed."""

@@ -1,0 +1,137 @@
+"""What a benchmark found, as values, and the machine it was found on."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from rsedge.runtime.diagnostics import machine
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """What rounds gave: the median, the lowest and the highest."""
+
+    median: float
+    lowest: float
+    highest: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Of at least one value, to 4 figures."""
+        return cls(*(float(f"{value:.4g}") for value in (statistics.median(values), min(values), max(values))))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchRate:
+    """The model alone at one batch size.
+
+    Attributes:
+        batch_size: Images computed together.
+        tiles: Tiles in a round.
+        tiles_per_second: Or None where the batch did not fit into memory.
+    """
+
+    batch_size: int
+    tiles: int
+    tiles_per_second: Spread | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """What a tile takes in one stage.
+
+    Attributes:
+        name: Such as ``encode``.
+        runs: ``beside`` the model (reading: what it takes alone, with its threads) or ``in turn``.
+        ms_per_tile: Milliseconds.
+        calls: Times the stage was entered in a round of ``tiles`` tiles, or None.
+        tiles: Tiles in a round.
+    """
+
+    name: str
+    runs: str
+    ms_per_tile: Spread
+    calls: int | None
+    tiles: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchmarkReport:
+    """What was measured, and on what.
+
+    Attributes:
+        machine: CPU, cores, instructions, memory, GPUs, versions, date, and the load before measuring.
+        model, family, precision, does: The bundle; ``does`` is ``caption`` or ``embed``.
+        device, device_reason, backend, threads: Where it ran and why; ``threads`` are CPU threads of inference.
+        decoding: The decoding options, or None for an embedder.
+        scene: Name, size and tiling; ``generated`` where none was named.
+        rounds: Rounds behind each figure.
+        batches: The model alone, per batch size tried.
+        batch_size: The best of them, which the stages and the whole run had.
+        tiles_per_second: Of the model alone at that batch size.
+        stages: Where the time goes.
+        whole_tiles_per_second: With reading and writing.
+        whole_ratio: Time of a whole run over that of the model alone, in pairs.
+        peak_memory_mb: Highest resident memory of the process while measuring, all batch sizes tried among it, MB, or
+            None where the system does not tell.
+        device_memory_mb: What was taken of a GPU's memory, MB, or None.
+    """
+
+    machine: Mapping[str, Any]
+    model: str
+    family: str
+    precision: str
+    does: str
+    device: str
+    device_reason: str
+    backend: str
+    threads: int
+    decoding: Mapping[str, Any] | None
+    scene: Mapping[str, Any]
+    rounds: int
+    batches: tuple[BatchRate, ...]
+    batch_size: int
+    tiles_per_second: Spread
+    stages: tuple[Stage, ...]
+    whole_tiles_per_second: Spread
+    whole_ratio: Spread
+    peak_memory_mb: float | None
+    device_memory_mb: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        values = asdict(self)
+        return values | {name: list(values[name]) for name in ("batches", "stages")}
+
+
+def this_machine() -> dict[str, Any]:
+    """The machine as ``BenchmarkReport.machine`` has it, and its load now."""
+    found, room, software = machine.processor(), machine.room(), machine.software()
+    libraries = ("numpy", "rasterio", "onnxruntime", "onnxruntime-gpu", "tensorrt")
+    versions = {name: software.libraries[name] for name in libraries if software.libraries[name]}
+    return {
+        "cpu": found.model,
+        "architecture": found.architecture,
+        "cores": found.usable,
+        "instructions": [name for name, there in found.features.items() if there],
+        "memory_mb": room.memory and round(room.memory / 1e6),
+        "gpus": list(machine.devices().gpus),
+        "platform": software.platform,
+        "python": software.python.split(" (")[0],
+        "versions": {"rsedge": software.rsedge, "gdal": software.gdal, **versions},
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "load": _load(),
+    }
+
+
+def _load() -> float | None:
+    """The load of the last minute, before measuring; above nought others are at work."""
+    with suppress(AttributeError, OSError):
+        return round(os.getloadavg()[0], 2)
+    return None

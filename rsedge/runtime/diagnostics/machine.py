@@ -1,0 +1,355 @@
+"""The machine as rsedge sees it: software, processor, memory, devices, raster formats.
+
+Each function gives values and never fails: what cannot be found out is None, or said in words. Nothing of torch is
+imported.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import metadata, util
+from pathlib import Path
+
+from rsedge.bundle import cache_dir
+from rsedge.errors import BackendError
+
+LIBRARIES = (
+    "numpy",
+    "Pillow",
+    "rasterio",
+    "pyarrow",
+    "tokenizers",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "cuda-python",
+    "faiss-cpu",
+    "onnx",
+    "torch",
+    "transformers",
+    "accelerate",
+)
+DRIVERS = {
+    "GTiff": "GeoTIFF",
+    "COG": "Cloud Optimized GeoTIFF",
+    "JP2OpenJPEG": "JPEG 2000, the bands of SAFE products",
+    "PNG": "images",
+    "JPEG": "images",
+    "WEBP": "images",
+    "VRT": "mosaics, with --allow-vrt",
+}
+"""GDAL's drivers that matter → what for."""
+_OTHER_NAMES = {"tensorrt": ("tensorrt-cu12", "tensorrt-cu13"), "cuda-python": ("cuda-bindings",)}
+_FEATURES: dict[str, dict[str, tuple[str, ...]]] = {
+    "x86": {"AVX2": ("avx2",), "AVX-512": ("avx512f",), "VNNI": ("avx512_vnni", "avx_vnni"), "AMX": ("amx_int8",)},
+    "arm": {"dotprod": ("asimddp",), "i8mm": ("i8mm",), "fp16": ("asimdhp",), "SVE": ("sve",)},
+}
+_JETPACK = {32: "4", 34: "5", 35: "5", 36: "6", 38: "7"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Software:
+    """Versions.
+
+    Attributes:
+        rsedge, python, platform: Of this installation.
+        libc: Such as ``glibc 2.36``, or None.
+        gdal, proj: What rasterio brings, or None.
+        libraries: Library → version, or None where it is not installed.
+        providers: What this ONNX Runtime is built with; empty without it.
+    """
+
+    rsedge: str
+    python: str
+    platform: str
+    libc: str | None
+    gdal: str | None
+    proj: str | None
+    libraries: dict[str, str | None]
+    providers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Processor:
+    """The CPU.
+
+    Attributes:
+        model: Its name, or None.
+        architecture: Such as ``x86_64`` or ``aarch64``.
+        cores: Of the machine.
+        usable: Cores this process may use.
+        features: Instruction set that matters → whether it is there; empty where the system does not tell.
+    """
+
+    model: str | None
+    architecture: str
+    cores: int | None
+    usable: int
+    features: dict[str, bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """Memory and disk, bytes; None where the system does not tell.
+
+    Attributes:
+        memory, memory_free: Of the machine.
+        cache: Where rsedge keeps what it can make again.
+        cache_free: On its disk.
+    """
+
+    memory: int | None
+    memory_free: int | None
+    cache: str
+    cache_free: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Devices:
+    """What can compute.
+
+    Attributes:
+        gpus: What nvidia-smi says of each: name, driver, memory, compute capability.
+        cuda: Whether ONNX Runtime can use a CUDA GPU.
+        cuda_problem: Why not, or None.
+        tensorrt: Whether TensorRT can be used on the first of them.
+        tensorrt_problem: Why not, or None.
+        jetpack: Such as ``6 (L4T 36.4.0)``, or None on other machines.
+    """
+
+    gpus: tuple[str, ...]
+    cuda: bool
+    cuda_problem: str | None
+    tensorrt: bool
+    tensorrt_problem: str | None
+    jetpack: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rasters:
+    """What GDAL reads.
+
+    Attributes:
+        drivers: Driver that matters → whether it is there.
+        remote: Whether it reads over HTTP and from S3 (``/vsicurl``).
+        maps: Whether PROJ finds its database.
+        problem: Why there is no GDAL at all, or None.
+    """
+
+    drivers: dict[str, bool]
+    remote: bool
+    maps: bool
+    problem: str | None = None
+
+
+# ---- software ----
+
+
+def software() -> Software:
+    """See :class:`Software`."""
+    gdal, proj = _versions_of_rasterio()
+    return Software(
+        rsedge=version_of("rsedge") or "unknown",
+        python=f"{platform.python_implementation()} {platform.python_version()} ({sys.executable})",
+        platform=platform.platform(),
+        libc=" ".join(platform.libc_ver()).strip() or None,
+        gdal=gdal,
+        proj=proj,
+        libraries={name: version_of(name) for name in LIBRARIES},
+        providers=_providers(),
+    )
+
+
+def version_of(name: str) -> str | None:
+    """The version of a distribution, found without importing it; None where it is not installed."""
+    for spelling in (name, *_OTHER_NAMES.get(name, ())):
+        if found := _installed(spelling):
+            return found
+    if name == "tensorrt" and util.find_spec(name) is not None:  # Debian's package on a Jetson has no metadata
+        try:
+            return str(__import__(name).__version__)
+        except Exception:  # whatever it is that its libraries miss
+            return None
+    return None
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _versions_of_rasterio() -> tuple[str | None, str | None]:
+    try:
+        import rasterio
+    except ImportError:
+        return None, None
+    return rasterio.__gdal_version__, rasterio.__proj_version__
+
+
+def _providers() -> tuple[str, ...]:
+    try:
+        import onnxruntime
+
+        return tuple(onnxruntime.get_available_providers())
+    except (ImportError, AttributeError):  # or an empty folder of that name, as a failed removal leaves it
+        return ()
+
+
+# ---- machine ----
+
+
+def processor() -> Processor:
+    """See :class:`Processor`."""
+    model, features = parse_cpuinfo(_text("/proc/cpuinfo"), platform.machine())
+    board = _text("/proc/device-tree/model").strip("\0 \n")
+    return Processor(
+        model=board or model or platform.processor() or None,
+        architecture=platform.machine(),
+        cores=os.cpu_count(),
+        usable=usable_cores(),
+        features=features,
+    )
+
+
+def usable_cores() -> int:
+    """Cores this process may run on; macOS and Windows cannot tell, so there it is all of them."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def parse_cpuinfo(text: str, machine: str) -> tuple[str | None, dict[str, bool]]:
+    """Name and features from Linux's ``/proc/cpuinfo``; no features where the text is empty."""
+    model = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", text, re.MULTILINE)
+    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
+    known = _FEATURES["arm" if machine.lower() in ("aarch64", "arm64") else "x86"]
+    words = set(flags[1].split()) if flags else set()
+    features = {name: any(word in words for word in any_of) for name, any_of in known.items()} if flags else {}
+    return (model[1].strip() if model else None), features
+
+
+def memory_now() -> int | None:
+    """Resident memory of this process, bytes; None where the system does not tell."""
+    return _bytes_of("/proc/self/status", "VmRSS")
+
+
+def memory_peak() -> int | None:
+    """The highest resident memory of this process until now, bytes; None where the system does not tell."""
+    return _bytes_of("/proc/self/status", "VmHWM")  # getrusage would count what the parent had
+
+
+def forget_memory_peak() -> None:
+    """Let :func:`memory_peak` count from now on, where the system can."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def memory_available() -> int | None:
+    """Bytes that programs can have, with what Linux would give back from its file cache; None elsewhere."""
+    return _bytes_of("/proc/meminfo", "MemAvailable")
+
+
+def _bytes_of(path: str, name: str) -> int | None:
+    """A line of one of Linux's accounts of memory."""
+    found = re.search(rf"^{name}:\s+(\d+) kB$", _text(path), re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
+
+
+def room() -> Room:
+    """See :class:`Room`."""
+    total, free = _bytes_of("/proc/meminfo", "MemTotal"), memory_available()
+    cache = cache_dir()
+    there = next((folder for folder in (cache, *cache.parents) if folder.exists()), None)
+    try:
+        disk = shutil.disk_usage(there).free if there else None
+    except OSError:
+        disk = None
+    return Room(memory=total, memory_free=free, cache=str(cache), cache_free=disk)
+
+
+def devices() -> Devices:
+    """See :class:`Devices`."""
+    problem = None
+    try:
+        from rsedge.runtime.engines.ort import choose_device
+
+        choose_device("cuda", "fp16")
+    except BackendError as error:
+        problem = re.sub(r"^device cuda cannot be used: |; use --device cpu.*$", "", str(error))
+    except Exception as error:  # a broken installation fails in its own way
+        problem = f"{type(error).__name__}: {error}"
+    without = _tensorrt_problem()
+    return Devices(
+        gpus=_nvidia_smi(),
+        cuda=problem is None,
+        cuda_problem=problem,
+        tensorrt=without is None,
+        tensorrt_problem=without,
+        jetpack=parse_tegra(_text("/etc/nv_tegra_release")),
+    )
+
+
+def _tensorrt_problem() -> str | None:
+    try:
+        from rsedge.runtime.engines.tensorrt.backend import tensorrt_problem
+
+        return tensorrt_problem(0, "fp16") or None
+    except Exception as error:  # a broken installation fails in its own way
+        return f"{type(error).__name__}: {error}"
+
+
+def _nvidia_smi() -> tuple[str, ...]:
+    query = "--query-gpu=name,driver_version,memory.total,compute_cap"
+    try:
+        result = subprocess.run(
+            ["nvidia-smi", query, "--format=csv,noheader"], capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    rows = [[part.strip() for part in line.split(",")] for line in result.stdout.splitlines()]
+    return tuple(f"{row[0]}, driver {row[1]}, {row[2]}, compute capability {row[3]}" for row in rows if len(row) == 4)
+
+
+def parse_tegra(text: str) -> str | None:
+    """JetPack and L4T from ``/etc/nv_tegra_release``, such as ``6 (L4T 36.4.0)``; None where there is none."""
+    found = re.search(r"R(\d+)\s*\(release\)\s*,\s*REVISION:\s*([\d.]+)", text)
+    return f"{_JETPACK.get(int(found[1]), 'of unknown version')} (L4T {found[1]}.{found[2]})" if found else None
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+# ---- rasters ----
+
+
+def rasters() -> Rasters:
+    """See :class:`Rasters`."""
+    try:
+        import rasterio
+        from rasterio.crs import CRS
+    except Exception as error:  # a library of GDAL's may be missing in many ways
+        none = dict.fromkeys(DRIVERS, False)
+        return Rasters(drivers=none, remote=False, maps=False, problem=f"{type(error).__name__}: {error}")
+    with rasterio.Env() as environment:
+        there = environment.drivers()
+        try:
+            maps = CRS.from_epsg(32629).is_projected
+        except rasterio.errors.RasterioError:
+            maps = False
+    return Rasters(
+        drivers={name: name in there for name in DRIVERS},
+        remote="HTTP" in there,  # this driver and /vsicurl come with the same library, curl
+        maps=bool(maps),
+    )

@@ -1,0 +1,229 @@
+"""A tiny captioner, built, run and compared on the machine at hand: what ``rsedge doctor --selftest`` does.
+
+The model has random weights and says nothing sensible. What it must say is stored beside it, so that nothing but the
+engine under test is needed: a Jetson with TensorRT and without ONNX Runtime can be tested, too.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rsedge.bundle import read_bundle
+from rsedge.errors import BackendError, OptionError, RsedgeError
+
+if TYPE_CHECKING:
+    from rsedge.bundle import Bundle
+    from rsedge.runtime.captioner import Captioner
+    from rsedge.runtime.engines.choose import Backend
+    from rsedge.runtime.engines.tensorrt.build import Report
+
+UInt8 = NDArray[np.uint8]
+
+IMAGES = 6
+SEARCHES: dict[str, dict[str, Any]] = {
+    "greedy": {"num_beams": 1, "min_new_tokens": 6, "max_new_tokens": 12},
+    "beam3": {"num_beams": 3, "min_new_tokens": 6, "max_new_tokens": 12},
+}
+SAMPLED = 64
+"""Values of the encoder's output that are stored."""
+
+TOKENS_EQUAL = 0.9
+"""Share of tokens that must be as stored: engines round float16 each in its way, and near ties may fall otherwise."""
+ENCODER_ERROR = 0.01
+"""Largest error of the encoder's output, as a share of its largest value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What was found of one engine.
+
+    Attributes:
+        name: Such as ``TensorRT 10.3.0 on Orin``.
+        passed: None where it could not be tested here.
+        detail: Figures, or why not, for people.
+        seconds: Stage → time it took.
+    """
+
+    name: str
+    passed: bool | None
+    detail: str
+    seconds: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"name": self.name, "passed": self.passed, "detail": self.detail, "seconds": self.seconds}
+
+
+def selftest_bundle() -> Bundle:
+    """The tiny captioner that is installed with rsedge, fp16, 0.2 MB."""
+    return read_bundle(Path(str(files("rsedge").joinpath("builtin", "selftest.rsedge"))))
+
+
+def expected_results() -> dict[str, Any]:
+    """What it must give, as :func:`results` says it."""
+    values: dict[str, Any] = json.loads(files("rsedge").joinpath("builtin", "selftest.json").read_text("utf-8"))
+    return values
+
+
+def test_images(size: int) -> UInt8:
+    """Images of integer arithmetic alone, the same on every machine, uint8 [6, size, size, 3]."""
+    image, y, x, channel = np.ogrid[:IMAGES, :size, :size, :3]
+    values = y * (3 + image) + x * (5 + 2 * image) + channel * (40 + 7 * image) + (y * x) // (4 + image)
+    made: UInt8 = (values * (image + 2) % 256).astype(np.uint8)
+    return made
+
+
+def results(bundle: Bundle, backend: Backend) -> dict[str, Any]:
+    """What a backend gives for the test images: tokens by search, and values of the encoder's output."""
+    return _answers(_captioner(bundle, backend))
+
+
+def _captioner(bundle: Bundle, backend: Backend) -> Captioner:
+    from rsedge.runtime.captioner import Captioner
+
+    return Captioner(bundle, backend, device_reason="selftest", batch_size=4)
+
+
+def _answers(captioner: Captioner) -> dict[str, Any]:
+    images = test_images(captioner.image_size)
+    encoded = captioner.decoder.encode(images[:2]).reshape(-1)
+    places = np.linspace(0, encoded.size - 1, SAMPLED).astype(np.int64)
+    captions = {
+        name: [list(caption.token_ids) for caption in captioner.caption(images, **options)]
+        for name, options in SEARCHES.items()
+    }
+    return {"encoder": [round(float(value), 4) for value in encoded[places]], **captions}
+
+
+def compare(found: dict[str, Any], expected: dict[str, Any]) -> tuple[bool, str]:
+    """Whether results are close enough to the stored ones, and the figures in a line."""
+    wanted = np.asarray(expected["encoder"])
+    error = float(np.abs(np.asarray(found["encoder"]) - wanted).max() / np.abs(wanted).max())
+    passed = bool(np.isfinite(error)) and error <= ENCODER_ERROR
+    parts = [f"encoder error {error:.2%} (accepted {ENCODER_ERROR:.0%})"]
+    for name in SEARCHES:
+        pairs = list(zip(found[name], expected[name], strict=True))
+        total = sum(max(len(ours), len(theirs)) for ours, theirs in pairs)
+        equal = sum(a == b for ours, theirs in pairs for a, b in zip(ours, theirs, strict=False))
+        passed = passed and equal >= TOKENS_EQUAL * total
+        parts.append(f"{name} {equal} of {total} tokens equal")
+    return passed, ", ".join(parts) + f" (accepted {TOKENS_EQUAL:.0%})"
+
+
+def selftest(
+    *,
+    device: str = "auto",
+    backend: str = "auto",
+    report: Report | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[Check]:
+    """Test every engine there is, or the one named.
+
+    Args:
+        device: ``auto`` (the CPU, and CUDA device 0), ``cpu``, ``cuda`` or ``cuda:N``.
+        backend: ``auto`` (all), ``onnxruntime`` or ``tensorrt``.
+        report: Called with the progress of TensorRT's builds.
+        progress: Called with a line before each test.
+
+    Returns:
+        A check per engine and device; ``passed`` is None where it cannot be tested here.
+
+    Raises:
+        OptionError: A value that is not accepted.
+    """
+    from rsedge.runtime.engines.choose import BACKENDS
+
+    kind, _, number = device.partition(":")
+    if backend not in BACKENDS:
+        raise OptionError(f"backend is {backend!r}, expected {', '.join(BACKENDS)}")
+    if kind not in ("auto", "cpu", "cuda") or (number and not (kind == "cuda" and number.isdecimal())):
+        raise OptionError(f"device is {device!r}, expected auto, cpu, cuda or cuda:N")
+    cuda = f"cuda:{int(number or 0)}"
+    checks = []
+    if backend != "tensorrt":
+        places = ["cpu"] * (kind in ("auto", "cpu")) + [cuda] * (kind in ("auto", "cuda"))
+        for place in places:
+            progress(f"testing ONNX Runtime on {place}")
+            checks.append(_checked(f"ONNX Runtime on {place}", lambda place=place: _ort(place)))  # type: ignore[misc]
+    if backend != "onnxruntime" and kind != "cpu":
+        progress(f"testing TensorRT on {cuda}: building engines of a tiny model")
+        checks.append(_checked(f"TensorRT on {cuda}", lambda: _tensorrt(cuda, report)))
+    return checks
+
+
+class _Unavailable(Exception):  # noqa: N818 - no error: nothing to test
+    """The engine is not here."""
+
+
+def _checked(name: str, run: Callable[[], Check]) -> Check:
+    """The check, also where the engine fails: a failing test must not hide the next."""
+    try:
+        return run()
+    except _Unavailable as error:
+        return Check(name, None, f"not tested: {error}", {})
+    except RsedgeError as error:
+        return Check(name, False, str(error), {})
+    except Exception as error:  # engines raise types of their own
+        return Check(name, False, f"unexpected {type(error).__name__}: {error}", {})
+
+
+def _ort(device: str) -> Check:
+    from rsedge.runtime.engines.ort import OrtBackend, choose_device
+
+    bundle = selftest_bundle()
+    try:
+        choose_device(device, bundle.manifest.precision)
+        made = OrtBackend(device)
+    except BackendError as error:
+        raise _Unavailable(error) from error
+    import onnxruntime
+
+    return _run(f"ONNX Runtime {onnxruntime.__version__} on {device}", bundle, made, {})
+
+
+def _tensorrt(device: str, report: Report | None) -> Check:
+    from rsedge.runtime.engines.tensorrt.backend import TrtBackend, device_summary, tensorrt_problem
+    from rsedge.runtime.engines.tensorrt.cache import EngineStore
+    from rsedge.runtime.engines.tensorrt.profiles import Limits
+
+    bundle = selftest_bundle()
+    if problem := tensorrt_problem(int(device.partition(":")[2]), bundle.manifest.precision):
+        raise _Unavailable(problem)
+    with tempfile.TemporaryDirectory(prefix="rsedge-selftest-") as folder:
+        # Engines of its own: the build is half of what is tested.
+        made = TrtBackend(
+            bundle,
+            device,
+            limits=Limits(images=4, beams=3, tokens=12),
+            store=EngineStore(Path(folder) / "engines", Path(folder) / "engine.key"),
+            report=report,
+        )
+        started = time.monotonic()
+        made.prepare()
+        seconds = {"build": round(time.monotonic() - started, 3)}
+        return _run(f"TensorRT {made.version} on {device_summary(made.cuda)}", bundle, made, seconds)
+
+
+def _run(name: str, bundle: Bundle, backend: Backend, seconds: dict[str, float]) -> Check:
+    """Run twice: what a first run captures, the second replays."""
+    expected, passed, detail = expected_results(), True, ""
+    captioner = _captioner(bundle, backend)
+    for stage in ("first run", "second run"):
+        started = time.monotonic()
+        found = _answers(captioner)
+        seconds[stage] = round(time.monotonic() - started, 3)
+        good, detail = compare(found, expected)
+        if not good:
+            passed, detail = False, f"{stage}: {detail}"
+            break
+    return Check(name, passed, detail, seconds)

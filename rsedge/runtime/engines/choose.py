@@ -1,0 +1,192 @@
+"""Which engine runs a bundle: ONNX Runtime or TensorRT, chosen by what works here, or by name."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from rsedge.bundle import Bundle, read_bundle
+from rsedge.errors import BackendError, OptionError
+
+if TYPE_CHECKING:
+    from rsedge.runtime.engines.tensorrt.cuda import Array
+
+_log = logging.getLogger("rsedge")
+
+BACKENDS = ("auto", "onnxruntime", "tensorrt")
+"""What ``--backend`` takes."""
+
+Kind = Literal["onnxruntime", "tensorrt"]
+
+
+class Graph(Protocol):
+    """A graph ready to run."""
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
+        """Run on arrays of this machine's memory."""
+
+    def run_on_device(
+        self, feeds: Mapping[str, Any], *, host: Sequence[str] = (), device: Sequence[str] = ()
+    ) -> tuple[list[Array], list[Any]]:
+        """Run with inputs on either side; gives ``host`` outputs as arrays and ``device`` outputs as values there."""
+
+
+class Backend(Protocol):
+    """What runs graphs on one device."""
+
+    name: str
+    device: str
+    on_cuda: bool
+
+    def open(self, path: Path) -> Graph:
+        """A graph of a bundle, ready to run."""
+
+    def to_device(self, array: Array) -> Any:
+        """A copy of ``array`` in the device's memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What runs a bundle.
+
+    Attributes:
+        kind: ``onnxruntime`` or ``tensorrt``.
+        device: ``cpu`` or ``cuda:N``.
+        reason: Why, as a sentence for people.
+    """
+
+    kind: Kind
+    device: str
+    reason: str
+
+
+def choose_backend(backend: str, device: str, precision: str) -> Choice:
+    """The backend and device for a bundle.
+
+    Args:
+        backend: ``auto`` takes TensorRT where it works, else ONNX Runtime, and the reason says why; ``onnxruntime`` or
+            ``tensorrt`` takes that or fails.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        precision: Of the bundle.
+
+    Raises:
+        OptionError: A value that is none of these.
+        BackendError: What was asked for by name cannot be used here; the message says why.
+    """
+    from rsedge.runtime.engines.ort import choose_device
+
+    if backend not in BACKENDS:
+        raise OptionError(f"backend is {backend!r}, expected {', '.join(BACKENDS)}")
+    kind, _, number = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (number and not (kind == "cuda" and number.isdecimal())):
+        raise OptionError(f"device is {device!r}, expected auto, cpu, cuda or cuda:N")
+    problem = "it was not asked for"
+    if backend != "onnxruntime":
+        problem = _tensorrt_problem(kind, int(number or 0), precision)
+        if not problem:
+            why = "TensorRT was asked for" if backend == "tensorrt" else "TensorRT is usable"
+            return Choice("tensorrt", f"cuda:{int(number or 0)}", why)
+        if backend == "tensorrt":
+            raise BackendError(
+                f"backend tensorrt cannot be used: {problem}; see rsedge doctor, or use --backend onnxruntime"
+            )
+    chosen, reason = choose_device(device, precision)
+    # Where the CPU was asked for, or its only kind of bundle given, the reason says it all already.
+    plain = backend == "onnxruntime" or kind == "cpu" or precision == "int8"
+    without = "" if plain else f"; without TensorRT: {problem}"
+    return Choice("onnxruntime", chosen, reason + without)
+
+
+def _tensorrt_problem(kind: str, number: int, precision: str) -> str:
+    if kind == "cpu":
+        return "TensorRT runs on NVIDIA GPUs only, and the device asked for is cpu"
+    from rsedge.runtime.engines.tensorrt.backend import tensorrt_problem
+
+    return tensorrt_problem(number, precision)
+
+
+def open_bundle(
+    path: str | Path,
+    *,
+    device: str,
+    threads: int | None,
+    batch_size: int | None,
+    usual: Mapping[str, int],
+    backend: str = "auto",
+    beams: int | None = None,
+    tokens: int | None = None,
+) -> tuple[Bundle, Backend, str, int]:
+    """A bundle with what runs it; what that is, and why, is logged.
+
+    Engines that TensorRT needs are built here if they are not there. Where ``auto`` chose TensorRT and an engine
+    cannot be built or loaded, ONNX Runtime takes its place with a warning.
+
+    Args:
+        path: A ``NAME.rsedge`` directory.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        threads: CPU threads of ONNX Runtime; None takes the cores this process may use.
+        batch_size: Images computed together, or None.
+        usual: ``cpu`` and ``cuda`` → batch size where none is given; on CUDA it is halved until it fits.
+        backend: ``auto``, ``onnxruntime`` or ``tensorrt``.
+        beams, tokens: Rows per image and longest caption that TensorRT engines have to serve, if that is more than the
+            bundle's defaults. Still more at run time means another build then.
+
+    Returns:
+        The bundle, its backend, why it runs there, and the batch size.
+
+    Raises:
+        BundleError: The bundle is damaged.
+        BackendError: The device or backend cannot be used.
+        OptionError: A value that is not accepted.
+    """
+    from rsedge.runtime.engines.ort import OrtBackend, default_batch_size
+
+    if batch_size is not None and batch_size < 1:
+        raise OptionError(f"batch_size is {batch_size}, expected at least 1")
+    bundle = read_bundle(path)
+    choice = choose_backend(backend, device, bundle.manifest.precision)
+    size = batch_size or default_batch_size(bundle.manifest, choice.device, usual)
+    made: Backend | None = None
+    problem: str | None = None
+    if choice.kind == "tensorrt":
+        try:
+            made = _tensorrt(bundle, choice.device, size, beams, tokens)
+        except BackendError as error:
+            if backend == "tensorrt":
+                raise
+            problem = str(error)
+    if problem is not None:  # out of the except clause, where the error keeps what it left on the GPU
+        _log.warning("Warning: TensorRT fails, going on with ONNX Runtime: %s", problem)
+        choice = choose_backend("onnxruntime", device, bundle.manifest.precision)
+        first = problem.partition("\n")[0]
+        choice = Choice(choice.kind, choice.device, f"{choice.reason}; without TensorRT: {first}")
+        size = batch_size or default_batch_size(bundle.manifest, choice.device, usual)
+    if made is None:
+        made = OrtBackend(choice.device, threads=threads)
+    _log.info("running %s on %s with %s: %s", bundle.model, made.device, made.name, choice.reason)
+    return bundle, made, choice.reason, size
+
+
+def _tensorrt(bundle: Bundle, device: str, images: int, beams: int | None, tokens: int | None) -> Backend:
+    from rsedge.runtime.engines.tensorrt.backend import ENGINES, TrtBackend
+    from rsedge.runtime.engines.tensorrt.profiles import Limits
+
+    manifest, usual = bundle.manifest, bundle.manifest.generation
+    if usual:  # engines made for no more than these, by rsedge build, are not to be built again for being tight
+        least = Limits.of(
+            manifest, images=images, beams=beams or usual.num_beams, tokens=tokens or usual.max_new_tokens
+        )
+    else:
+        least = None
+    limits = Limits.of(manifest, images=images)
+    if beams or tokens:
+        asked = Limits.of(manifest, images=images, beams=beams, tokens=tokens)
+        limits = replace(limits, beams=max(limits.beams, asked.beams), tokens=max(limits.tokens, asked.tokens))
+    made = TrtBackend(bundle, device, limits=limits, least=least)
+    made.prepare()
+    # What fails to load should fail here, where another backend can take its place. Texts are not always embedded.
+    made.open_ahead(role for role in ENGINES if role != "text")
+    return made

@@ -1,0 +1,303 @@
+"""ONNX Runtime on CPU and CUDA: choosing the device, opening graphs, running them with values left on the device."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rsedge.errors import BackendError, BundleError, OptionError
+from rsedge.runtime.diagnostics.machine import usable_cores
+from rsedge.runtime.engines.cuda_graphs import GRAPHS_SINCE, Buffer, FixedRun, Packed, View
+from rsedge.runtime.engines.memory import fitting_batch, free_memory
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+    from rsedge.manifest import Manifest
+
+Array = NDArray[Any]
+
+_log = logging.getLogger("rsedge")
+
+
+def _import_onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendError(
+            "ONNX Runtime is not installed: pip install 'rsedge[cpu]' (any machine) or 'rsedge[gpu]' (NVIDIA GPU)"
+        ) from error
+    return onnxruntime
+
+
+def choose_device(device: str, precision: str) -> tuple[str, str]:
+    """The device to run on and why.
+
+    Args:
+        device: ``auto`` (a CUDA GPU if ONNX Runtime can use one, else the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
+        precision: Of the bundle: int8 is made for CPUs and has no operators on CUDA.
+
+    Returns:
+        ``cpu`` or ``cuda:N``, and a sentence that says why.
+
+    Raises:
+        OptionError: ``device`` is none of these.
+        BackendError: A CUDA device was named, and this ONNX Runtime or this bundle cannot use it.
+    """
+    kind, _, number = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (number and not (kind == "cuda" and number.isdecimal())):
+        raise OptionError(f"device is {device!r}, expected auto, cpu, cuda or cuda:N")
+    if kind == "cpu":
+        return "cpu", "cpu was asked for"
+    problem = "an int8 bundle is made for CPUs" if precision == "int8" else _cuda_problem(int(number or 0))
+    if not problem:
+        return f"cuda:{int(number or 0)}", "a CUDA GPU is usable" if kind == "auto" else f"{device} was asked for"
+    if kind == "auto":
+        return "cpu", problem
+    raise BackendError(
+        f"device {device} cannot be used: {problem}; use --device cpu, or install 'rsedge[gpu]' and export with --fp16"
+    )
+
+
+def _cuda_problem(number: int) -> str:
+    """Why CUDA device ``number`` cannot be used, or an empty string."""
+    ort = _import_onnxruntime()
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        return f"onnxruntime {ort.__version__} here is built without CUDA"
+    if hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()  # CUDA and cuDNN from their Python packages, where those are installed
+    try:
+        # Allocating is the cheapest act that needs a working driver, and it fails where a session would fall back.
+        ort.OrtValue.ortvalue_from_shape_and_type([1], np.float32, "cuda", number)
+    except Exception as error:
+        return f"no usable CUDA device {number} ({str(error).splitlines()[0][:120]})"
+    return ""
+
+
+def default_batch_size(manifest: Manifest, device: str, usual: Mapping[str, int]) -> int:
+    """Images computed together where the user does not say: the usual number, fewer if the device has not the memory.
+
+    Args:
+        manifest: Of the bundle.
+        device: ``cpu`` or ``cuda:N``.
+        usual: ``cpu`` and ``cuda`` → images.
+    """
+    kind, _, number = device.partition(":")
+    most = usual[kind]
+    found = free_memory(int(number or 0)) if kind == "cuda" else None
+    if kind != "cuda":
+        return most
+    if found is None:
+        _log.info("batch size %d: the usual one on %s, whose free memory is unknown", most, device)
+        return most
+    free, total = found
+    size = fitting_batch(manifest, free, most=most)
+    told = (size, device, free / 2**30, total / 2**30)
+    _log.info("batch size %d: %s has %.1f of %.1f GiB free (choose another with --batch-size)", *told)
+    return size
+
+
+class OrtBackend:
+    """The graphs of a bundle in ONNX Runtime sessions on one device.
+
+    On CUDA ONNX Runtime's default logger is set to errors, for the whole process.
+
+    Args:
+        device: ``cpu`` or ``cuda:N``, as :func:`choose_device` gives it.
+        threads: Threads of one operator on the CPU; None takes the cores this process may use.
+        cuda_graphs: Whether runs at fixed addresses are captured as CUDA graphs; None does so on CUDA where this ONNX
+            Runtime captures them soundly.
+
+    Attributes:
+        on_cuda: Whether memory is the GPU's.
+        undisturbed: What allocates runs in it: the lock of captures where there are any.
+        fixed_addresses: Whether captioners keep their caches at fixed addresses, and run at few shapes.
+    """
+
+    name = "onnxruntime"
+    capture_lock: AbstractContextManager[Any] = threading.RLock()
+    """Held while a CUDA graph is captured, and by what allocates: CUDA lets no other thread do that then.
+
+    One model with the thread of its encoder is safe so. Several models in several threads may still copy while another
+    captures: give them ``cuda_graphs=False``.
+    """
+
+    def __init__(self, device: str, *, threads: int | None = None, cuda_graphs: bool | None = None) -> None:
+        if threads is not None and threads < 1:
+            raise OptionError(f"threads is {threads}, expected at least 1")
+        self.device = device
+        self.on_cuda = device.startswith("cuda")
+        self.undisturbed = self.capture_lock if self.on_cuda else nullcontext()
+        self.fixed_addresses = self.on_cuda
+        self.threads = threads or usable_cores()
+        self._number = int(device.partition(":")[2] or 0)
+        self._ort = _import_onnxruntime()
+        self.cuda_graphs = self.on_cuda and _captures_soundly(self._ort) if cuda_graphs is None else cuda_graphs
+        if self.on_cuda:
+            self._ort.set_default_logger_severity(3)  # where CUDA's kernels warn of in-place writes, node by node
+        self._graph_ids = itertools.count(1)
+
+    def open(self, path: Path, *, capture: bool = False) -> OrtGraph:
+        """A graph ready to run.
+
+        Args:
+            path: An ONNX file.
+            capture: Whether its runs at fixed addresses may be captured as CUDA graphs.
+
+        Raises:
+            BundleError: ONNX Runtime refuses the graph.
+            BackendError: The CUDA provider did not start.
+        """
+        ort, capture = self._ort, capture and self.cuda_graphs
+        try:
+            session = self._session(path, capture)
+        except Exception as error:  # onnxruntime raises several unrelated types
+            if not (capture and any(words in str(error).lower() for words in ("cuda graph", "graph capture"))):
+                raise BundleError(f"onnxruntime {ort.__version__} refuses {path}: {error}") from error
+            _log.warning("%s runs without CUDA graphs: %s", path.name, str(error).splitlines()[0][:200])
+            session, capture = self._session(path, False), False
+        if self.on_cuda and "CUDAExecutionProvider" not in session.get_providers():
+            raise BackendError(f"onnxruntime {ort.__version__} did not start its CUDA provider for {path.name}")
+        return OrtGraph(self, session, captures=capture)
+
+    def _session(self, path: Path, capture: bool) -> Any:
+        ort = self._ort
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.log_severity_level = 3
+        providers: list[Any] = ["CPUExecutionProvider"]
+        if self.on_cuda:
+            settings = {"device_id": self._number, "arena_extend_strategy": "kSameAsRequested"}
+            # float32 means float32: what is to be faster is exported with --fp16.
+            settings |= {"use_tf32": 0, "enable_cuda_graph": int(capture)}
+            providers.insert(0, ("CUDAExecutionProvider", settings))
+        # No fallback: ONNX Runtime would print, take its usual providers, and hide the reason.
+        with self.undisturbed:
+            return ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """Kind and number of the device, as ONNX Runtime takes them."""
+        return "cuda" if self.on_cuda else "cpu", self._number
+
+    def to_device(self, array: Array) -> onnxruntime.OrtValue:
+        """A copy of ``array`` in the device's memory."""
+        with self.undisturbed:
+            return self._ort.OrtValue.ortvalue_from_numpy(array, *self.place)
+
+    def buffer(self, size: int) -> Buffer:
+        """``size`` bytes of the device's memory, zeros, that stay where they are."""
+        with self.undisturbed:
+            return Buffer(self._ort, size, *self.place)
+
+    def packed(self, tensors: Mapping[str, tuple[Any, tuple[int, ...]]]) -> Packed:
+        """Tensors, name → type and shape, that cross to or from the device in one transfer."""
+        with self.undisturbed:
+            return Packed(self._ort, *self.place, tensors)
+
+    def new_run_options(self) -> Any:
+        """ONNX Runtime's options of one run."""
+        return self._ort.RunOptions()
+
+    def new_graph_id(self) -> int:
+        """A number for a captured graph, never given twice."""
+        return next(self._graph_ids)
+
+
+def _captures_soundly(ort: Any) -> bool:
+    return tuple(int(part) for part in ort.__version__.split(".")[:2]) >= GRAPHS_SINCE
+
+
+class OrtGraph:
+    """One graph in one session.
+
+    Attributes:
+        captures: Whether runs at fixed addresses are captured as CUDA graphs.
+    """
+
+    def __init__(self, backend: OrtBackend, session: Any, *, captures: bool = False) -> None:
+        self._backend, self._session, self.captures = backend, session, captures
+        self._may_capture = captures
+        self._device, self._number = backend.place
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
+        """Run on arrays of this machine's memory; on the CPU contiguous inputs are used where they lie."""
+        with self._backend.undisturbed:
+            results: list[Array] = self._session.run(list(outputs), dict(feeds), self._options(None))
+        return results
+
+    def run_on_device(
+        self,
+        feeds: Mapping[str, Array | View | onnxruntime.OrtValue],
+        *,
+        host: Sequence[str] = (),
+        device: Sequence[str] = (),
+    ) -> tuple[list[Array], list[onnxruntime.OrtValue]]:
+        """Run with inputs on either side.
+
+        Args:
+            feeds: Arrays, or values that stay where they are.
+            host: Outputs to bring into this machine's memory.
+            device: Outputs to leave in the device's memory.
+
+        Returns:
+            The ``host`` outputs as arrays and the ``device`` outputs as values, in the orders asked for.
+        """
+        with self._backend.undisturbed:
+            binding = self.bind(feeds, {})
+            for name in host:
+                binding.bind_output(name, "cpu")
+            for name in device:
+                binding.bind_output(name, self._device, self._number)
+            self._session.run_with_iobinding(binding, self._options(None))
+            values = binding.get_outputs()
+        return [value.numpy() for value in values[: len(host)]], list(values[len(host) :])
+
+    def fix(self, inputs: Mapping[str, View | Array | onnxruntime.OrtValue], outputs: Mapping[str, View]) -> FixedRun:
+        """Bind the graph to fixed addresses, to be run often; arrays are read once, when it is captured.
+
+        Args:
+            inputs: Every input: in the device's memory, or arrays for what only decides shapes.
+            outputs: Outputs that are wanted, and where they go; an input's address means in place.
+        """
+        backend = self._backend
+        return FixedRun(self, inputs, outputs, graph_id=backend.new_graph_id(), capture_lock=backend.capture_lock)
+
+    def bind(self, inputs: Mapping[str, View | Array | onnxruntime.OrtValue], outputs: Mapping[str, View]) -> Any:
+        """A binding of ONNX Runtime for :meth:`run_binding`; it keeps addresses, not what is there."""
+        binding, place = self._session.io_binding(), (self._device, self._number)
+        for name, value in inputs.items():
+            if isinstance(value, View):
+                binding.bind_input(name, *place, value.dtype.type, value.shape, value.address)
+            elif isinstance(value, np.ndarray):
+                binding.bind_cpu_input(name, value)
+            else:
+                binding.bind_ortvalue_input(name, value)
+        for name, view in outputs.items():
+            binding.bind_output(name, *place, view.dtype.type, view.shape, view.address)
+        return binding
+
+    def run_binding(self, binding: Any, graph_id: int) -> None:
+        """Run a binding; as the CUDA graph of that number where graphs are captured."""
+        self._session.run_with_iobinding(binding, self._options(graph_id if self.captures else None))
+
+    def release_captured(self, graph_id: int) -> None:
+        """Free a captured graph, where this ONNX Runtime can."""
+        if hasattr(self._session, "release_captured_graph"):
+            self._session.release_captured_graph(graph_id)
+
+    def _options(self, graph_id: int | None) -> Any:
+        """Run options where a session captures graphs: without them it would capture, and replay, any run."""
+        if not self._may_capture:
+            return None
+        options = self._backend.new_run_options()
+        options.add_run_config_entry("gpu_graph_id", str(-1 if graph_id is None else graph_id))
+        return options

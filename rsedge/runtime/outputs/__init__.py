@@ -1,0 +1,1 @@
+"""Records of tiles → files: GeoJSON, GeoPackage, GeoParquet, CSV, rasters, styles, STAC items."""

@@ -1,0 +1,136 @@
+"""A run as one offline HTML file: each scene's picture with its tiles, captions on hover and click, and a filter."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from PIL import Image
+
+from rsedge.errors import OptionError, SceneError
+from rsedge.redaction import redact
+from rsedge.runtime.outputs.report.report_page import page
+from rsedge.runtime.outputs.report.scene_order import SceneOrder
+from rsedge.runtime.outputs.writers import open_file
+from rsedge.runtime.run.run import Target
+from rsedge.runtime.scenes.quicklook import quicklook
+from rsedge.texts import plain
+
+if TYPE_CHECKING:
+    from rsedge.runtime.outputs.records import TileRecord, TileResult
+    from rsedge.runtime.scenes.scene import Scene
+
+_SUFFIXES = (".html", ".htm")
+_MANY = 4  # scenes whose pictures have their full size; those of more are smaller, so that the file stays small
+_SMALLEST = 320
+_QUALITY = 82
+_COPIED = (
+    "row col row_off col_off width height status caption score message nodata_fraction cloud_fraction".split()  # noqa: SIM905
+)
+_FIELDS = [*_COPIED, "lon", "lat"]
+
+
+def report_target(path: str | os.PathLike[str], scenes: Sequence[Scene], *, longest: int = 1400) -> Target:
+    """An output of a run that is one HTML file, with everything in it and nothing loaded from anywhere.
+
+    Args:
+        path: Path that ends in ``.html`` or ``.htm``.
+        scenes: The scenes of the run, in its order.
+        longest: Pixels of the longer side of a scene's picture, at most; less where scenes are many.
+
+    Raises:
+        OptionError: The suffix is another one, or ``longest`` is below 1.
+    """
+    if Path(path).suffix.lower() not in _SUFFIXES:
+        raise OptionError(f"the report {os.fspath(path)!r} is written as HTML: end its name in .html")
+    if longest < 1:
+        raise OptionError(f"longest is {longest}, expected at least 1 pixel")
+    share = min(1.0, (_MANY / max(1, len(scenes))) ** 0.5)
+    side = min(longest, max(_SMALLEST, int(longest * share)))
+    return Target(Path(path), lambda: open_file(Path(path), partial(ReportWriter, scenes=tuple(scenes), longest=side)))
+
+
+class ReportWriter:
+    """Gathers the results of a run and writes the page in the end."""
+
+    def __init__(self, stream: BinaryIO, scenes: Sequence[Scene], longest: int) -> None:
+        self._stream, self._longest = stream, longest
+        self._order = SceneOrder(scenes)
+        self._entries = [_entry(scene) for scene in scenes]
+        self._scenes = scenes
+
+    def write(self, results: Sequence[TileResult]) -> None:
+        """Append the results of a segment."""
+        for result in results:
+            entry = self._entries[self._order.number(result)]
+            record = result.record
+            if not entry["tiles"]:
+                entry |= _from_record(record, entry)
+            entry["tiles"].append([*(getattr(record, name) for name in _COPIED), *_centre(record.geometry)])
+
+    def finish(self) -> None:
+        """Read the pictures and write the page."""
+        for entry, scene in zip(self._entries, self._scenes, strict=True):
+            entry |= self._look(scene, entry["warnings"])
+        names = ", ".join(dict.fromkeys(scene.name for scene in self._scenes))
+        self._stream.write(page(f"{names} – rsedge", {"fields": _FIELDS, "scenes": self._entries}))
+
+    def _look(self, scene: Scene, warnings: list[str]) -> dict[str, Any]:
+        """The picture; without one the results are still worth showing."""
+        try:
+            return {"picture": _picture(scene, self._longest)}
+        except SceneError as error:
+            return {"warnings": [*warnings, f"no picture: {redact(plain(str(error)))}"]}
+
+
+def _entry(scene: Scene) -> dict[str, Any]:
+    return {
+        "name": scene.name,
+        "width": scene.width,
+        "height": scene.height,
+        "crs": plain(scene.crs.to_string()) if scene.crs else None,
+        "datetime": scene.datetime,
+        "product": None,
+        "mgrs": None,
+        "model": None,
+        "rendering": scene.rule,
+        "warnings": list(scene.warnings),
+        "picture": None,
+        "tiles": [],
+    }
+
+
+def _from_record(record: TileRecord, entry: dict[str, Any]) -> dict[str, Any]:
+    """What a record says of its scene."""
+    return {
+        "crs": "none: positions are pixels" if record.scene_crs == "pixel" else record.scene_crs or entry["crs"],
+        "product": record.product_id,
+        "mgrs": record.mgrs_tile,
+        "model": record.model,
+        "rendering": record.rendering or entry["rendering"],
+    }
+
+
+def _centre(geometry: dict[str, Any] | None) -> tuple[float | None, float | None]:
+    """Longitude and latitude of the middle of a footprint, a small convex ring whose last point repeats the first."""
+    if geometry is None:
+        return None, None
+    if geometry["type"] == "MultiPolygon":  # cut at the antimeridian: the two parts meet there
+        rings = [polygon[0][:-1] for polygon in geometry["coordinates"]]
+        points = [(lon + 360 if lon < 0 else lon, lat) for ring in rings for lon, lat in ring]
+    else:
+        points = geometry["coordinates"][0][:-1]
+    lon, lat = ((min(values) + max(values)) / 2 for values in zip(*points, strict=True))
+    return round(lon - 360 if lon > 180 else lon, 6), round(lat, 6)
+
+
+def _picture(scene: Scene, longest: int) -> str:
+    """The quicklook as a data URL: WebP, transparent where there is no data."""
+    data = io.BytesIO()
+    Image.fromarray(quicklook(scene, longest=longest), "RGBA").save(data, format="WEBP", quality=_QUALITY, method=4)
+    return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode('ascii')}"

@@ -1,0 +1,1 @@
+"""One run over scenes: read ahead, compute, keep a journal, write."""

@@ -1,0 +1,208 @@
+r"""Finished work, kept beside the output until the output is whole.
+
+A journal is a text file of lines ``crc32 json\n``: first the fingerprint of the run, then one line per finished
+segment, in order. Each line is on disk before the next is written, so a run that was killed at any moment goes on
+after the last whole line; a torn one is cut off.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rsedge.errors import OutputError
+from rsedge.runtime.outputs.records import TileResult
+from rsedge.runtime.outputs.writers import sync_folder
+
+FORMAT_VERSION = 3
+
+
+class Journal:
+    """An open, locked journal. Made by ``Journal.open``; use it as a context manager.
+
+    Attributes:
+        path: The file.
+        finished: Number of finished segments; the next to append has this number.
+    """
+
+    def __init__(self, path: Path, handle: int) -> None:
+        self.path = path
+        self.finished = 0
+        self._handle = handle
+        self._records_at = 0
+
+    @classmethod
+    def open(cls, path: Path, fingerprint: Mapping[str, Any], *, overwrite: bool = False) -> Journal:
+        """Open the journal of a run, or begin one.
+
+        Args:
+            path: Where it is or will be.
+            fingerprint: Everything that decides the records, as JSON values.
+            overwrite: Begin anew where the journal belongs to another run, instead of refusing.
+
+        Raises:
+            OutputError: Another process uses the journal, it belongs to another run, it is none, or cannot be written.
+        """
+        try:
+            journal = cls(path, _locked(path))
+        except OSError as error:
+            raise OutputError(f"{path} cannot be opened: {error.strerror}; choose another output") from error
+        try:
+            journal._load(json.loads(json.dumps(fingerprint)), overwrite)
+        except BaseException as error:
+            journal.close()
+            if isinstance(error, OSError):
+                raise OutputError(f"{path} cannot be written: {error.strerror}; choose another output") from error
+            raise
+        return journal
+
+    def append(self, segment: int, results: Sequence[TileResult]) -> None:
+        """Keep a finished segment; it is on disk when this returns.
+
+        Raises:
+            ValueError: ``segment`` is not the next one.
+            OutputError: It cannot be written.
+        """
+        if segment != self.finished:
+            raise ValueError(f"segment {segment} does not follow {self.finished - 1}")
+        try:
+            self._write({"segment": segment, "results": [result.to_dict() for result in results]})
+        except OSError as error:
+            raise OutputError(
+                f"{self.path} cannot be written: {error.strerror}; make room and run the same command to go on"
+            ) from error
+        self.finished += 1
+
+    def segments(self) -> Iterator[list[TileResult]]:
+        """The finished segments in order, read one at a time."""
+        with self.path.open("rb") as stream:
+            stream.seek(self._records_at)
+            for _ in range(self.finished):
+                body = _parse(stream.readline())
+                if body is None:
+                    raise OutputError(f"{self.path} changed while it was read: run again with --overwrite")
+                yield [TileResult.from_dict(values) for values in body["results"]]
+
+    def remove(self) -> None:
+        """Delete the file, the work being done, and give the lock back."""
+        self.path.unlink()
+        sync_folder(self.path.parent)
+        self.close()
+
+    def close(self) -> None:
+        """Give the lock back; the file stays."""
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _load(self, fingerprint: dict[str, Any], overwrite: bool) -> None:
+        """Check the fingerprint, count the whole segments, and cut off what follows them."""
+        with self.path.open("rb") as stream:
+            header = stream.readline()
+            stored = _parse(header)
+            if not header.endswith(b"\n") and _is_torn_header(header):
+                return self._begin(fingerprint)  # new, or killed while it was begun
+            if stored is None or stored.get("rsedge_journal") != FORMAT_VERSION:
+                if overwrite:
+                    return self._begin(fingerprint)
+                raise OutputError(f"{self.path} is not a journal of this version: delete it, or pass --overwrite")
+            if stored["fingerprint"] != fingerprint:
+                if overwrite:
+                    return self._begin(fingerprint)
+                raise OutputError(_mismatch(self.path, stored["fingerprint"], fingerprint))
+            end = self._records_at = len(header)
+            for line in stream:
+                body = _parse(line)
+                if body is None or body.get("segment") != self.finished:
+                    break
+                self.finished += 1
+                end += len(line)
+        os.ftruncate(self._handle, end)
+        os.lseek(self._handle, end, os.SEEK_SET)
+        return None
+
+    def _begin(self, fingerprint: dict[str, Any]) -> None:
+        os.ftruncate(self._handle, 0)
+        os.lseek(self._handle, 0, os.SEEK_SET)
+        self._write({"rsedge_journal": FORMAT_VERSION, "fingerprint": fingerprint})
+        self._records_at = os.lseek(self._handle, 0, os.SEEK_CUR)
+        sync_folder(self.path.parent)
+
+    def _write(self, body: dict[str, Any]) -> None:
+        text = json.dumps(body, separators=(",", ":")).encode("ascii")
+        line = memoryview(b"%08x %s\n" % (zlib.crc32(text), text))
+        while line:
+            line = line[os.write(self._handle, line) :]
+        os.fsync(self._handle)
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """The body of a whole, undamaged line, else None."""
+    checksum, _, text = line.partition(b" ")
+    if not text.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text[:-1]):
+        return None
+    body: dict[str, Any] = json.loads(text)
+    return body
+
+
+def _is_torn_header(data: bytes) -> bool:
+    """Whether ``data``, without a line end, can be the beginning of a journal: nothing else is ever overwritten."""
+    checksum, _, body = data.partition(b" ")
+    begins = b'{"rsedge_journal"'
+    return len(checksum) <= 8 and not checksum.strip(b"0123456789abcdef") and (body[: len(begins)] in begins)
+
+
+def _locked(path: Path) -> int:
+    """A handle on the file that this process alone uses."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise OutputError(
+                f"{path} is in use by another run: wait for it to end, or choose another output"
+            ) from None
+        try:
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                return handle
+        except FileNotFoundError:
+            pass
+        os.close(handle)  # a run that ended meanwhile removed the file: this handle is on nothing
+
+
+def _mismatch(path: Path, stored: Any, wanted: Any) -> str:
+    lines = [f"  {key}: {old} in the journal, {new} now" for key, old, new in _differences("", stored, wanted)]
+    return "\n".join(
+        [
+            f"{path} belongs to a run with other options or inputs:",
+            *lines,
+            "run with the former ones to go on with it, or pass --overwrite to begin anew",
+        ]
+    )
+
+
+def _differences(prefix: str, old: Any, new: Any) -> Iterator[tuple[str, str, str]]:
+    """Dotted names of all leaves that differ, with both values."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in dict.fromkeys([*old, *new]):
+            yield from _differences(f"{prefix}.{key}" if prefix else key, old.get(key), new.get(key))
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for position, (first, second) in enumerate(zip(old, new, strict=True)):
+            yield from _differences(f"{prefix}[{position}]", first, second)
+    elif old != new:
+        yield prefix, json.dumps(old), json.dumps(new)

@@ -1,0 +1,350 @@
+"""Scenes to captions and embeddings: what callers run; how it is done is in :mod:`rsedge.runtime.run.run`."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from rsedge.errors import OptionError
+from rsedge.runtime.outputs.geoparquet import EmbeddingsInfo, EmbeddingsWriter
+from rsedge.runtime.outputs.writers import STDOUT, Writer, open_file, open_writer, parse_format
+from rsedge.runtime.run.run import (
+    EmbeddingType,
+    Models,
+    Progress,
+    ResultWriter,
+    Target,
+    TileCaptioner,
+    TileEmbedder,
+    Work,
+    execute,
+)
+from rsedge.runtime.run.sources import (
+    SEGMENT_TILES,
+    ImageSource,
+    SceneTiles,
+    TileOptions,
+    Tiling,
+    make_sources,
+    spare_scenes,
+)
+from rsedge.runtime.scenes.scene import Scene
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from typing_extensions import Unpack
+
+    from rsedge.runtime.outputs.records import TileRecord, TileResult
+
+__all__ = [
+    "SEGMENT_TILES",
+    "EmbeddingsOutput",
+    "Progress",
+    "Summary",
+    "TileCaptioner",
+    "TileEmbedder",
+    "TileOptions",
+    "caption_scene",
+    "embed",
+    "embed_scene",
+    "run",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a run did.
+
+    Attributes:
+        output: Path of the output, or ``-``.
+        model: ``name@hash12`` of the bundle.
+        scenes: Number of scenes.
+        images: Number of image files.
+        tiles: Records written, one per tile and image.
+        ok, nodata, cloud, read_errors: Records by status.
+        resumed_tiles: Tiles that an earlier, interrupted run had finished.
+        seconds: Wall time of this run.
+        tiles_per_second: Tiles of this run per second.
+        warnings: What the user should know, one line each.
+        embeddings: Path of the embeddings written beside captions, or None.
+    """
+
+    output: str
+    model: str
+    scenes: int
+    images: int
+    tiles: int
+    ok: int
+    nodata: int
+    cloud: int
+    read_errors: int
+    resumed_tiles: int
+    seconds: float
+    tiles_per_second: float
+    warnings: tuple[str, ...]
+    embeddings: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The summary as JSON values."""
+        return asdict(self) | {"warnings": list(self.warnings)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingsOutput:
+    """Embeddings to be made in the same pass as captions.
+
+    Attributes:
+        path: GeoParquet file, whose name ends in ``.parquet``.
+        embedder: Makes them.
+        dtype: What they are stored as.
+    """
+
+    path: str | os.PathLike[str]
+    embedder: TileEmbedder
+    dtype: EmbeddingType = "float16"
+
+
+def caption_scene(
+    captioner: TileCaptioner,
+    scene: Scene,
+    *,
+    start_segment: int = 0,
+    **tiling: Unpack[Tiling],
+) -> Generator[list[TileRecord], None, None]:
+    """The records of a scene, a segment of ``SEGMENT_TILES`` consecutive tiles at a time, while later tiles are read.
+
+    Args:
+        captioner: Turns images into captions, one call per segment.
+        scene: The scene.
+        start_segment: Segment to begin with; those from there on are the same wherever a run begins.
+        **tiling: See ``TileOptions``.
+
+    Raises:
+        OptionError: An option does not fit.
+        SceneError: The scene cannot be opened any more. Pixels that cannot be read are ``read_error`` records instead.
+    """
+    options = TileOptions(**tiling)
+    segments = _results(Models(captioner=captioner), scene, options, start_segment)
+    return ([result.record for result in segment] for segment in segments)
+
+
+def embed_scene(
+    embedder: TileEmbedder,
+    scene: Scene,
+    **tiling: Unpack[Tiling],
+) -> Iterator[tuple[TileRecord, NDArray[np.float32] | None]]:
+    """The records of a scene with their embeddings, while later tiles are read.
+
+    Args:
+        embedder: Makes the embeddings, one call per segment of ``SEGMENT_TILES`` tiles.
+        scene: The scene.
+        **tiling: See ``TileOptions``.
+
+    Returns:
+        Per tile its record, and float32 [dim], or None where its status is not ``ok``.
+
+    Raises:
+        OptionError: An option does not fit.
+        SceneError: The scene cannot be opened any more. Pixels that cannot be read are ``read_error`` records instead.
+    """
+    options = TileOptions(**tiling)
+    segments = _results(Models(embedder=embedder, dtype="float32"), scene, options, 0)
+    return (
+        (result.record, cast("NDArray[np.float32] | None", result.embedding))
+        for segment in segments
+        for result in segment
+    )
+
+
+def _results(models: Models, scene: Scene, options: TileOptions, start: int) -> Generator[list[TileResult], None, None]:
+    source = SceneTiles(scene, options)  # at once, so that options are checked before the first tile is asked for
+    return _see(models, source, start)
+
+
+def _see(models: Models, source: SceneTiles, start: int) -> Generator[list[TileResult], None, None]:
+    with closing(source.segments(start, models.sizes, models.model)) as segments:
+        for segment in segments:
+            yield models.see(segment)
+
+
+def run(
+    scenes: Sequence[Scene],
+    captioner: TileCaptioner,
+    output: str | os.PathLike[str],
+    *,
+    format: str | None = None,  # noqa: A002 - the option's name
+    embeddings: EmbeddingsOutput | None = None,
+    beside: Sequence[Target] = (),
+    overwrite: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    **tiling: Unpack[Tiling],
+) -> Summary:
+    """Caption scenes into one output; after an interruption the same call goes on where it was.
+
+    Finished segments go to ``<output>.journal``, which is removed once the output is whole; the output is the same to
+    the byte however often the run was cut. Standard output (``-``) has no journal and streams records as they finish.
+
+    Args:
+        scenes: Scenes in the order of the output.
+        captioner: Turns images into captions.
+        output: Path, whose suffix names the format, or ``-``.
+        format: Format, where the suffix does not name it.
+        embeddings: Embeddings to make of the same tiles, each pixel read once; their file holds the captions too.
+        beside: What else to make of the same results: a report, a contact sheet, a style.
+        overwrite: Replace an output, or a journal of another run.
+        settings: What else decides the captions (decoding options), as JSON values: a journal with others is refused.
+        progress: Called at the start and after each segment.
+        **tiling: See ``TileOptions``.
+
+    Raises:
+        OptionError: An option does not fit.
+        OutputError: The output exists, its journal belongs to another run or is in use, or it cannot be written.
+        SceneError: A scene cannot be opened any more; the journal is kept.
+    """
+    options = TileOptions(**tiling)
+    target = os.fspath(output)
+    parse_format(target, format)
+    targets = [_records_target(target, format)]
+    models = Models(captioner=captioner)
+    if embeddings is not None:
+        models = Models(captioner=captioner, embedder=embeddings.embedder, dtype=embeddings.dtype)
+        info = _info(embeddings.embedder, embeddings.dtype, caption_model=captioner.model)
+        targets.append(_embeddings_target(embeddings.path, info))
+    targets += beside
+    check_distinct(targets)
+    summary = execute_run(scenes, models, targets, options, overwrite, settings or {}, progress)
+    return replace(summary, embeddings=None if embeddings is None else os.fspath(embeddings.path))
+
+
+def embed(
+    inputs: Sequence[Scene | ImageSource],
+    embedder: TileEmbedder,
+    output: str | os.PathLike[str],
+    *,
+    dtype: EmbeddingType = "float16",
+    overwrite: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    **tiling: Unpack[Tiling],
+) -> Summary:
+    """Embed the tiles of scenes, and whole images, into one GeoParquet file; journal and resumption as in :func:`run`.
+
+    Args:
+        inputs: Scenes and image files in the order of the output.
+        embedder: Makes the embeddings.
+        output: Path that ends in ``.parquet``.
+        dtype: What embeddings are stored as.
+        overwrite: Replace an output, or a journal of another run.
+        settings: What else decides the embeddings (the device), as JSON values: a journal with others is refused.
+        progress: Called at the start and after each segment.
+        **tiling: See ``TileOptions``.
+
+    Raises:
+        OptionError: An option does not fit.
+        OutputError: The output exists, its journal belongs to another run or is in use, or it cannot be written.
+        SceneError: A scene cannot be opened any more; the journal is kept.
+    """
+    options = TileOptions(**tiling)
+    models = Models(embedder=embedder, dtype=dtype)
+    targets = [_embeddings_target(output, _info(embedder, dtype))]
+    return execute_run(inputs, models, targets, options, overwrite, settings or {}, progress)
+
+
+def check_distinct(targets: Sequence[Target]) -> None:
+    """Refuse outputs that would replace each other.
+
+    Raises:
+        OptionError: Several have one path.
+    """
+    counts = Counter(target.path.resolve() for target in targets if target.path is not None)
+    if twice := [str(path) for path, count in counts.items() if count > 1]:
+        raise OptionError(f"several outputs were to be written to {', '.join(twice)}: name a file for each")
+
+
+def _info(embedder: TileEmbedder, dtype: EmbeddingType, *, caption_model: str | None = None) -> EmbeddingsInfo:
+    return EmbeddingsInfo(
+        model=embedder.model, model_hash=embedder.hash, dim=embedder.dim, dtype=dtype, caption_model=caption_model
+    )
+
+
+def execute_run(
+    inputs: Sequence[Scene | ImageSource],
+    models: Models,
+    targets: Sequence[Target],
+    options: TileOptions,
+    overwrite: bool,
+    settings: Mapping[str, Any],
+    progress: Callable[[Progress], None] | None,
+) -> Summary:
+    """Do the work of a run: sources of ``inputs``, through ``models``, into ``targets``; gives what was done.
+
+    Raises:
+        OptionError, OutputError, SceneError: As :func:`run`.
+    """
+    scenes = [entry for entry in inputs if isinstance(entry, Scene)]
+    spare_scenes(scenes, (target.path for target in targets if target.path is not None))
+    sources = make_sources(inputs, options)
+    tiling = {name: value for name, value in asdict(options).items() if name != "readers"}
+    began = time.monotonic()
+    work = Work(sources, models, progress)
+    done = execute(work, targets, overwrite=overwrite, settings={**tiling, "settings": dict(settings)})
+    seconds = time.monotonic() - began
+    tiles = done.counts.total()
+    return Summary(
+        output=str(targets[0].path or STDOUT),
+        model=models.model,
+        scenes=len(scenes),
+        images=len(inputs) - len(scenes),
+        tiles=tiles,
+        ok=done.counts["ok"],
+        nodata=done.counts["nodata"],
+        cloud=done.counts["cloud"],
+        read_errors=done.counts["read_error"],
+        resumed_tiles=done.resumed,
+        seconds=round(seconds, 3),
+        tiles_per_second=round((tiles - done.resumed) / seconds, 2) if seconds else 0.0,
+        warnings=tuple(_warnings(scenes)),
+    )
+
+
+class _RecordsOnly:
+    """A writer of records, as one of results."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+
+    def write(self, results: Iterable[TileResult]) -> None:
+        self._writer.write([result.record for result in results])
+
+
+def _records_target(output: str, file_format: str | None) -> Target:
+    @contextmanager
+    def open_records() -> Iterator[ResultWriter]:
+        with open_writer(output, file_format) as writer:
+            yield _RecordsOnly(writer)
+
+    return Target(None if output == STDOUT else Path(output), open_records)
+
+
+def _embeddings_target(output: str | os.PathLike[str], info: EmbeddingsInfo) -> Target:
+    path = Path(output)
+    if path.suffix.lower() != ".parquet":
+        raise OptionError(f"embeddings are written as GeoParquet: end {os.fspath(output)!r} in .parquet")
+    return Target(path, lambda: open_file(path, partial(EmbeddingsWriter, info=info)))
+
+
+def _warnings(scenes: Sequence[Scene]) -> Iterator[str]:
+    for scene in scenes:
+        yield from scene.warnings
+    for name, count in Counter(scene.name for scene in scenes).items():
+        if count > 1:
+            yield f"{count} scenes are called {name}, and so are their records: rename the files to tell them apart"

@@ -1,0 +1,1 @@
+"""Any raster → tiles of pixels in map coordinates."""

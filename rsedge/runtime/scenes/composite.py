@@ -1,0 +1,311 @@
+"""Bands of several files on one grid, read as one raster; and masks on the grid of a scene.
+
+Each file is opened by the gate and read directly: GDAL's own way, a VRT, would open the files a second time, with
+every driver there is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
+from rasterio.transform import from_origin
+from rasterio.vrt import WarpedVRT
+from rasterio.windows import Window
+
+from rsedge.errors import SceneError
+from rsedge.runtime.scenes import remote
+from rsedge.runtime.scenes.gdal import open_dataset
+from rsedge.runtime.scenes.sidecars import place_beside
+
+if TYPE_CHECKING:
+    from rasterio.transform import Affine
+
+    from rsedge.runtime.scenes.access import Access
+    from rsedge.runtime.scenes.products.product import BandFile, Extent
+
+_TYPES = ("uint8", "uint16", "int16", "float32", "float64")
+_COLOURS = ("red", "green", "blue")
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Where the pixels of a raster lie.
+
+    Attributes:
+        crs: rasterio CRS, or None.
+        transform: Affine from (column, row) to map coordinates.
+        width, height: In pixels.
+    """
+
+    crs: Any
+    transform: Affine
+    width: int
+    height: int
+
+    @classmethod
+    def of(cls, dataset: Any, extent: Extent | None = None) -> Grid:
+        """That of an open dataset; of one without a place on a map, ``extent``, or what files beside it state."""
+        crs, transform = dataset.crs, dataset.transform
+        if not crs and transform.is_identity:
+            if extent is not None:
+                step = extent.width / dataset.width, extent.height / dataset.height
+                crs, transform = CRS.from_string(extent.crs), from_origin(extent.left, extent.top, *step)
+            else:
+                crs, beside = place_beside(dataset.name)
+                transform = beside or transform
+        return cls(crs, transform, dataset.width, dataset.height)
+
+
+class PlacedBand:
+    """One band of an open dataset, or its mask, read by windows of a scene's grid; belongs to one thread."""
+
+    def __init__(self, dataset: Any, band: int, own: Grid, grid: Grid, name: str) -> None:
+        """Args: an open dataset, the number of its band, its grid, the scene's grid, how messages call the file.
+
+        Raises:
+            SceneError: It has no such band, bands of another type than scenes have, or lies on another grid.
+        """
+        if not 1 <= band <= dataset.count:
+            raise SceneError(f"{name} has {dataset.count} bands and no band {band}: name another file")
+        if dataset.dtypes[band - 1] not in _TYPES:
+            raise SceneError(
+                f"{name} is {dataset.dtypes[band - 1]}, expected one of {', '.join(_TYPES)}: convert it with "
+                "gdal_translate -ot"
+            )
+        self.dataset, self.band, self.name = dataset, band, name
+        self.dtype = dataset.dtypes[band - 1]
+        self.size = own.width, own.height
+        self.left, self.top, self.across, self.down = _place(own, grid, name)
+        self.fits = (self.left, self.top, self.across, self.down) == (0, 0, own.width, own.height) == (
+            0, 0, grid.width, grid.height)  # fmt: skip
+
+    def read(
+        self, window: Window, out: npt.NDArray[Any], *, outside: float = 0, resampling: Resampling, mask: bool = False
+    ) -> None:
+        """Read a window of the grid.
+
+        Args:
+            window: In whole pixels of the grid.
+            out: [h, w], filled; ``outside`` where the file has no pixels.
+            outside: See ``out``.
+            resampling: Where its pixels are of another size.
+            mask: Read the mask of the band (uint8, 0 without data) in place of its values.
+
+        Raises:
+            rasterio.errors.RasterioError: The pixels cannot be read.
+        """
+        read = self.dataset.read_masks if mask else self.dataset.read
+        if self.fits:
+            read(self.band, window=window, out=out)
+            return
+        # Pixels of the grid whose centres lie in the file, and the part of the file under them.
+        lines, from_line, to_line = _covered(window.row_off, window.height, self.top, self.down, self.size[1])
+        columns, from_column, to_column = _covered(window.col_off, window.width, self.left, self.across, self.size[0])
+        if lines.stop - lines.start < window.height or columns.stop - columns.start < window.width:
+            out[:] = outside
+        if lines.stop <= lines.start or columns.stop <= columns.start:
+            return
+        part = Window(from_column, from_line, to_column - from_column, to_line - from_line)
+        shape = lines.stop - lines.start, columns.stop - columns.start
+        whole = all(float(value).is_integer() for value in part.flatten()) and shape == (part.height, part.width)
+        pixels = read(self.band, window=part, out_shape=shape, resampling=Resampling.nearest if whole else resampling)
+        out[lines, columns] = pixels
+
+
+def _covered(first: int, count: int, start: float, length: float, own: int) -> tuple[slice, float, float]:
+    """Along an axis: which of ``count`` pixels from ``first`` on lie in a file, and the file's pixels under them."""
+    begin = max(first, math.ceil(start - 0.5))
+    end = min(first + count, math.ceil(start + length - 0.5))
+    scale = own / length
+    return slice(begin - first, end - first), max(0.0, (begin - start) * scale), min(float(own), (end - start) * scale)
+
+
+class Composite:
+    """Red, green and blue from files of one coordinate reference system, on the grid of the finest.
+
+    Has of rasterio's datasets what describing and reading a scene needs. Belongs to one thread; close it.
+
+    Attributes:
+        notes: Which bands are resampled, one clause each.
+        crs, transform, width, height, count, indexes, dtypes, nodatavals, scales, offsets, block_shapes, driver, files,
+            descriptions, colorinterp, mask_flag_enums: As of a rasterio dataset; blocks and driver of the first file.
+    """
+
+    gcps: tuple[list[Any], Any] = ([], None)
+    rpcs = None
+    count, indexes = 3, (1, 2, 3)
+    descriptions = (None, None, None)
+
+    def __init__(
+        self, parts: Sequence[BandFile], extent: Extent | None, access: Access, overview: int | None = None
+    ) -> None:
+        """Open the files.
+
+        Args:
+            parts: Files of red, green and blue.
+            extent: Where files lie that do not say so themselves.
+            access: What they may touch.
+            overview: Level of the overviews inside the files that are read in place of their full rasters.
+
+        Raises:
+            SceneError: A file cannot be opened, or they do not lie on grids that can be brought together.
+        """
+        with ExitStack() as stack:
+            opened = [stack.enter_context(open_dataset(part.path, access, overview=overview)) for part in parts]
+            names = [remote.unsigned(part.path) for part in parts]
+            grids = [Grid.of(dataset, extent) for dataset in opened]
+            self.grid = min(grids, key=lambda grid: abs(grid.transform.a))
+            self._bands = [
+                PlacedBand(dataset, part.band, own, self.grid, name)
+                for dataset, part, own, name in zip(opened, parts, grids, names, strict=True)
+            ]
+            dtypes = {band.dtype for band in self._bands}
+            if len(dtypes) > 1:
+                found = ", ".join(f"{band.name} {band.dtype}" for band in self._bands)
+                raise SceneError(
+                    f"the bands have different types ({found}): convert them to one, with gdal_translate -ot"
+                )
+            self.colorinterp = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
+            self.dtypes = tuple(band.dtype for band in self._bands)
+            at = [(dataset, part.band - 1) for dataset, part in zip(opened, parts, strict=True)]
+            self.nodatavals = tuple(dataset.nodatavals[index] for dataset, index in at)
+            self.scales = tuple(dataset.scales[index] for dataset, index in at)
+            self.offsets = tuple(dataset.offsets[index] for dataset, index in at)
+            self._tags = [dataset.tags(index + 1) for dataset, index in at]
+            self.block_shapes = tuple(dataset.block_shapes[index] for dataset, index in at)
+            self.driver, self.name = opened[0].driver, names[0]
+            self.files = [name for dataset in opened for name in dataset.files]
+            self._overviews = [dataset.overviews(index + 1) for dataset, index in at]
+            masked = [MaskFlags.per_dataset in dataset.mask_flag_enums[index] for dataset, index in at]
+            self._masked = next((band for band, has in zip(self._bands, masked, strict=True) if has), None)
+            flags = [MaskFlags.per_dataset] if self._masked else [MaskFlags.all_valid]
+            self.mask_flag_enums = (flags,) * 3
+            self.notes = tuple(
+                f"{colour} was resampled from {abs(own.transform.a):g} to {abs(self.grid.transform.a):g} map units"
+                for colour, own in zip(_COLOURS, grids, strict=True)
+                if own.transform.a != self.grid.transform.a
+            )
+            self._extent = extent
+            self._stack = stack.pop_all()
+
+    @property
+    def crs(self) -> Any:
+        """Of the grid."""
+        return self.grid.crs
+
+    @property
+    def transform(self) -> Affine:
+        """Of the grid."""
+        return self.grid.transform
+
+    @property
+    def width(self) -> int:
+        """In pixels."""
+        return self.grid.width
+
+    @property
+    def height(self) -> int:
+        """In pixels."""
+        return self.grid.height
+
+    def tags(self, band: int = 0, ns: str | None = None) -> dict[str, str]:  # noqa: ARG002
+        """Metadata of a band's file; none of the whole."""
+        return dict(self._tags[band - 1]) if band else {}
+
+    def overviews(self, band: int) -> list[int]:
+        """Factors of the overviews inside a band's file."""
+        return list(self._overviews[band - 1])
+
+    def resampled(self, grid: Grid, resampling: Resampling) -> Composite:
+        """Read on another grid from now on: each file is brought to it directly."""
+        opened = {}
+        for band, nodata in zip(self._bands, self.nodatavals, strict=True):
+            own = Grid.of(band.dataset, self._extent)
+            opened[band] = self._stack.enter_context(
+                WarpedVRT(
+                    band.dataset,
+                    src_crs=own.crs,
+                    src_transform=own.transform,
+                    src_nodata=nodata,
+                    nodata=nodata,
+                    crs=grid.crs,
+                    transform=grid.transform,
+                    width=grid.width,
+                    height=grid.height,
+                    resampling=resampling,
+                )
+            )
+        self._bands = [PlacedBand(dataset, band.band, grid, grid, band.name) for band, dataset in opened.items()]
+        self._masked = None  # the mask of a warped file is that of its no-data values
+        self.grid = grid
+        return self
+
+    def read(self, indexes: Sequence[int], *, window: Window, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+        """Bands [K, h, w] of a window of the grid, in the files' type.
+
+        Raises:
+            rasterio.errors.RasterioError: The pixels cannot be read.
+        """
+        if out is None:
+            out = np.empty((len(indexes), int(window.height), int(window.width)), self.dtypes[0])
+        for plane, index in zip(out, indexes, strict=True):
+            self._bands[index - 1].read(
+                window, plane, outside=self.nodatavals[index - 1] or 0, resampling=Resampling.bilinear
+            )
+        return out
+
+    def read_masks(self, band: int, *, window: Window) -> npt.NDArray[np.uint8]:  # noqa: ARG002
+        """The mask of the first file that has one, uint8 [h, w], 0 without data."""
+        out = np.full((int(window.height), int(window.width)), 255, np.uint8)
+        if self._masked is not None:
+            self._masked.read(window, out, outside=0, resampling=Resampling.nearest, mask=True)
+        return out
+
+    def close(self) -> None:
+        """Close the files."""
+        self._stack.close()
+
+    def __enter__(self) -> Composite:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _place(own: Grid, grid: Grid, name: str) -> tuple[float, float, float, float]:
+    """Where a file lies in the pixels of the grid: left, top, width, height.
+
+    Raises:
+        SceneError: Nowhere, or askew.
+    """
+    advice = "bring them together first, with gdalwarp"
+    if own.crs != grid.crs:
+        raise SceneError(f"{name} is in {_named(own.crs)} and the scene in {_named(grid.crs)}: {advice}")
+    to_grid = ~grid.transform @ own.transform
+    if max(abs(to_grid.b), abs(to_grid.d)) > 1e-9 or to_grid.a <= 0 or to_grid.e <= 0:
+        raise SceneError(f"{name} is rotated or mirrored against the scene: {advice}")
+    x, y = _exact(to_grid.c), _exact(to_grid.f)
+    width, height = _exact(to_grid.a * own.width), _exact(to_grid.e * own.height)
+    if x >= grid.width or y >= grid.height or x + width <= 0 or y + height <= 0:
+        raise SceneError(f"{name} lies beside the scene and covers no pixel of it: name another file")
+    return x, y, width, height
+
+
+def _exact(value: float) -> float:
+    """Without the noise of dividing coordinates, which would make GDAL resample what fits."""
+    return float(round(value)) if abs(value - round(value)) < 1e-6 else value
+
+
+def _named(crs: Any) -> str:
+    return crs.to_string() if crs else "no coordinate reference system"

@@ -1,0 +1,254 @@
+"""The gate: the one place where GDAL opens anything to read.
+
+GDAL opens a file by its content, and some 140 drivers look at it: behind ``scene.tif`` may stand a description of a web
+service, a cache that GDAL writes to, or a list of other files. So every raster is opened here, with the few drivers
+that hold their pixels themselves, without the files beside it, and with sizes judged before any pixel is read.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import rasterio
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.io import DatasetReader
+
+from rsedge.errors import SceneError
+from rsedge.runtime.scenes import remote
+from rsedge.runtime.scenes.access import LOCAL, Access
+from rsedge.runtime.scenes.headers import Read, Sizes, declared_sizes
+
+_JPEG2000 = ("JP2OpenJPEG", "JP2KAK", "JP2ECW", "JP2MrSID", "JPEG2000")
+DRIVERS = ("GTiff", *_JPEG2000, "PNG", "JPEG", "WEBP")
+"""Formats that hold their own pixels and refer to no other file; GDAL's builds have one or several for JPEG 2000."""
+
+SETTINGS = {
+    # Files beside the raster (.aux.xml, .ovr, .msk, world files, metadata) may be of any format and name any other.
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_PAM_ENABLED": "NO",
+    "GDAL_VRT_ENABLE_PYTHON": "NO",
+    "GDAL_VRT_ENABLE_RAWRASTERBAND": "NO",
+    "CPL_VSIL_CURL_ALLOWED_FILENAME": "none",  # nothing at all is fetched, whatever asks for it
+}
+"""GDAL's configuration while local rasters are opened and read."""
+
+_NO_NETWORK = frozenset({"CPL_VSIL_CURL_ALLOWED_FILENAME"})
+_WARNING_FILTERS = threading.Lock()
+_SHOWN = 200  # characters of a name
+# WKT that makes PROJ open a file: grids of shifts, and PROJ strings that may name any.
+NAMES_FILES = re.compile(r"PARAMETERFILE|PROJ4_GRIDS|grids=(?!@null\b)|\+init=|\bcatalog=", re.IGNORECASE)
+# What else GDAL would look a coordinate reference system up by: names of files, URLs, PROJ strings.
+WKT = re.compile(r"\s*(?:EPSG:\d+\s*$|(?:PROJ|GEOG|GEOC|GEOD|COMPD|COMPOUND|LOCAL|BOUND|ENG|VERT)[A-Z]*\[)")
+"""A coordinate reference system that is stated in full, or by its number."""
+_NETWORK_NAME = re.compile(
+    r"/vsi(?:curl(?:_streaming)?(?:/|\?(?:use_head=no&)?url=)(?:https?|ftp)(?:://|%3A%2F%2F)"
+    r"|(?:s3|gs|az|adls|oss|swift)(?:_streaming)?/)",
+    re.IGNORECASE,
+)
+# Metadata by which a raster of any format can refer to another file: overviews, and arrays of coordinates.
+_REFERRING = {
+    "OVERVIEWS": {"OVERVIEW_FILE"},
+    "ProxyOverviewRequest": {"FILENAME"},
+    "GEOLOCATION": {"X_DATASET", "Y_DATASET"},
+}
+SUBDATASET = re.compile(r"GTIFF_DIR:(?:off:)?\d+:(?P<path>.+)", re.DOTALL)
+_ZIP_MEMBER = re.compile(
+    r"/vsizip/(?:\{(?P<braced>[^{}]+)\}|(?P<plain>.+?\.zip))/(?P<member>.+)", re.DOTALL | re.IGNORECASE
+)
+
+
+class OwnVrt(str):
+    """The text of a VRT that rsedge wrote itself, from sources that passed the gate."""
+
+    __slots__ = ()
+
+
+def settings(access: Access = LOCAL) -> dict[str, str]:
+    """GDAL's configuration for what may be touched; for ``rasterio.Env``, which holds for the thread that enters it."""
+    if not access.remote:
+        return SETTINGS
+    fetching = {name: value for name, value in SETTINGS.items() if name not in _NO_NETWORK}
+    return {**fetching, **remote.gdal_options()}
+
+
+def open_dataset(target: str, access: Access = LOCAL, *, overview: int | None = None) -> Any:
+    """Open a raster to read, for the thread that calls.
+
+    Args:
+        target: Path of a file, a subdataset of a TIFF, a member of a zip as ``ZipFiles.gdal_path`` names it, a file in
+            memory, a name of GDAL's on the network, or an :class:`OwnVrt`.
+        access: What may be touched.
+        overview: Level of an overview inside the file that is opened in place of the full raster, from 0.
+
+    Returns:
+        An open rasterio dataset.
+
+    Raises:
+        SceneError: It is of no format that is read, its sizes are beyond the limits, its coordinate reference system
+            names files, or GDAL cannot open it.
+        OptionError: It is remote, and that was not allowed.
+    """
+    name = target if len(target) <= _SHOWN else f"{target[:_SHOWN]}…"
+    # 1. What kind of name is it, and which drivers may look at it?
+    drivers: tuple[str, ...] = DRIVERS
+    read: Read | None = None
+    if isinstance(target, OwnVrt):
+        drivers, name = ("VRT",), "the VRT"
+    elif remote.is_remote(target):
+        if not _NETWORK_NAME.match(target):
+            raise SceneError(f"{remote.unsigned(target)} is no file on the network that rsedge reads: pass its URL")
+        remote.check_allowed([target], allow=access.remote)
+        name = remote.unsigned(target)
+    elif target.startswith("/vsimem/"):
+        pass  # bytes that rsedge itself put there
+    elif match := _ZIP_MEMBER.fullmatch(target):
+        drivers = _JPEG2000  # members of SAFE products
+        read = _reader_of_member(match["braced"] or match["plain"], match["member"])
+    elif target.startswith("/vsi"):
+        raise SceneError(
+            f"{name} is a name of GDAL's own, and rsedge opens files: unpack or copy it, then pass the file"
+        )
+    else:
+        path = Path(target)
+        subdataset = None if path.exists() else SUBDATASET.fullmatch(target)  # a file may be called so
+        path = Path(subdataset["path"]) if subdataset else path
+        drivers = ("GTiff",) if subdataset else DRIVERS
+        read = _reader_of_file(path)
+        target = target if subdataset else os.fspath(path.absolute())
+    # 2. Judge the sizes that the header declares.
+    if read is not None:
+        try:
+            for sizes in declared_sizes(read):
+                sizes.check(name, access.max_pixels)
+        except ValueError as error:
+            raise SceneError(f"{name} is not opened: {error}") from error
+        except OSError as error:
+            raise SceneError(f"{name} cannot be read: {error.strerror or error}; check its permissions") from error
+    # 3. Open it with these drivers alone.
+    dataset = _open(target, name, drivers, access, {} if overview is None else {"overview_level": overview})
+    # 4. Judge what is open.
+    try:
+        _check(dataset, name, access)
+    except BaseException:
+        dataset.close()
+        raise
+    return dataset
+
+
+def _open(target: str, name: str, drivers: tuple[str, ...], access: Access, options: dict[str, Any]) -> Any:
+    try:
+        # Scene.warnings says it; catch_warnings changes the whole process, hence one thread at a time.
+        with _WARNING_FILTERS, warnings.catch_warnings(), rasterio.Env(**settings(access)):
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            return DatasetReader(target, driver=list(drivers), **options)
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(name).decode("utf-8", "replace")
+        raise SceneError(f"{shown} is a name that is not UTF-8, and rasterio opens none: rename the file") from error
+    except RasterioError as error:
+        if remote.is_remote(target):
+            raise remote.read_problem(target, error) from error
+        reason = re.sub(r"\s+", " ", str(error))[: 2 * _SHOWN]
+        if "not recognized as being in a supported file format" in reason:
+            raise SceneError(_of_no_format(target, name)) from error
+        raise SceneError(f"{name} cannot be opened as a raster: {reason} (gdalinfo says more)") from error
+
+
+def _of_no_format(target: str, name: str) -> str:
+    """Why a file of none of the formats is not opened, and what to do."""
+    try:
+        with Path(target).open("rb") as file:
+            start = file.read(4096)
+    except OSError:
+        start = b""
+    known = "TIFF, JPEG 2000, PNG, JPEG and WebP"
+    if not start:
+        return f"{name} cannot be opened as a raster: it is empty; download it again"
+    if start.startswith(b"version https://git-lfs"):
+        return f"{name} cannot be opened as a raster: it is a Git LFS pointer, not the file: run git lfs pull"
+    if b"<VRTDataset" in start:
+        return f"{name} is a VRT, which names other files: pass --allow-vrt (in Python, allow_vrt=True) to open it"
+    if start.lstrip()[:1] in (b"<", b"{"):
+        return (
+            f"{name} cannot be opened as a raster: it is a text that describes one elsewhere, and rsedge opens files "
+            f"that hold their own pixels ({known}): gdal_translate makes a GeoTIFF of what you trust"
+        )
+    return (
+        f"{name} cannot be opened as a raster: it is none of {known}; gdal_translate makes a GeoTIFF of what you trust"
+    )
+
+
+def _check(dataset: Any, name: str, access: Access) -> None:
+    """Refuse an open dataset beyond the limits, or one whose metadata or coordinate reference system name files."""
+    # Before anything asks for overviews: GDAL would open, with every driver, the file that a TIFF's own metadata name.
+    for domain, keys in _REFERRING.items():
+        if found := keys & dataset.tags(ns=domain).keys():
+            raise SceneError(
+                f"{name} is not opened: its metadata name another file ({domain}: {', '.join(sorted(found))}), and an "
+                "input may not: gdal_translate -nomd writes it without them"
+            )
+    if dataset.count:
+        rows, cols = dataset.block_shapes[0]
+        together = dataset.count if (dataset.interleaving and dataset.interleaving.name == "pixel") else 1
+        Sizes(
+            width=dataset.width,
+            height=dataset.height,
+            bands=dataset.count,
+            blocks=-(-dataset.width // max(1, cols)) * -(-dataset.height // max(1, rows)),
+            block_bytes=rows * cols * together * _ITEM_BYTES.get(dataset.dtypes[0], 16),
+        ).check(name, access.max_pixels)
+    if dataset.crs and NAMES_FILES.search(wkt := dataset.crs.to_wkt()):
+        found = NAMES_FILES.search(wkt)
+        assert found is not None
+        raise SceneError(
+            f"{name} is not opened: its coordinate reference system names a file of PROJ's ({found[0]}), and an input "
+            "may not: gdal_translate -a_srs EPSG:… gives it another"
+        )
+
+
+_ITEM_BYTES = {"uint8": 1, "int8": 1, "uint16": 2, "int16": 2, "uint32": 4, "int32": 4, "float32": 4}
+_ITEM_BYTES |= {"uint64": 8, "int64": 8, "float64": 8, "complex64": 8, "complex_int16": 4, "complex128": 16}
+
+
+def _reader_of_file(path: Path) -> Read:
+    """Reads parts of a regular file.
+
+    Raises:
+        SceneError: It is missing, or no regular file: opening a pipe would wait for a writer.
+    """
+    try:
+        if not path.is_file():
+            what = "is no regular file" if path.exists() else "does not exist"
+            raise SceneError(f"{path} cannot be opened as a raster: it {what}; check the path")
+    except (OSError, ValueError) as error:
+        raise SceneError(f"{str(path)[:_SHOWN]!r} is no path: {error}") from error
+
+    def read(offset: int, length: int) -> bytes:
+        with path.open("rb") as file:
+            file.seek(min(offset, 2**62))
+            return file.read(length)
+
+    return read
+
+
+def _reader_of_member(archive: str, member: str) -> Read:
+    """Reads the beginning of a zip's member."""
+
+    def read(offset: int, length: int) -> bytes:
+        if offset > _MEMBER_HEAD:
+            return b""
+        try:
+            with zipfile.ZipFile(archive) as opened, opened.open(member) as file:
+                return file.read(offset + length)[offset:]
+        except (zipfile.BadZipFile, KeyError, RuntimeError, EOFError, NotImplementedError) as error:
+            raise SceneError(f"{member} in {archive} cannot be read: {error}; download the zip again") from error
+
+    return read
+
+
+_MEMBER_HEAD = 2**20

@@ -1,0 +1,1 @@
+"""Products of several files: SAFE, STAC items, bands beside each other."""

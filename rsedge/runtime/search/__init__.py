@@ -1,0 +1,1 @@
+"""Find tiles in files of embeddings: exact and approximate search, filters, hits."""

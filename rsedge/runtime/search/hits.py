@@ -1,0 +1,193 @@
+"""What a search found: tiles in the order of their similarity, and how they are written."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rsedge.errors import OptionError, OutputError
+from rsedge.runtime.outputs.geometry import from_wkb
+from rsedge.runtime.outputs.records import TileRecord
+from rsedge.runtime.outputs.writers import STDOUT, feature, wkt, write_bytes
+from rsedge.texts import cell, plain
+
+if TYPE_CHECKING:
+    from rsedge.runtime.search.search_file import SearchFile
+
+FORMATS = ("geojson", "geojsonl", "csv", "gpkg")
+
+_BATCH_ROWS = 1024
+_COLUMNS = ["rank", "score", *(name for name in TileRecord.__slots__ if name not in ("score", "geometry"))]
+_COLUMNS += ["caption_score", "path", "embeddings"]
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A tile that was found.
+
+    Attributes:
+        rank: Place in the result, from 1.
+        score: Cosine of its embedding and the query, -1 to 1, rounded to 6 decimals.
+        record: The tile.
+        path: The file its pixels came from, as it was named when it was embedded, or None.
+        file: The file of embeddings it was found in.
+        row: Its row there, from 0.
+    """
+
+    rank: int
+    score: float
+    record: TileRecord
+    path: str | None
+    file: str
+    row: int
+
+    def properties(self) -> dict[str, Any]:
+        """All but the geometry, as outputs name it; the score of a caption is ``caption_score``."""
+        record = self.record.to_dict()
+        del record["geometry"]
+        record["caption_score"] = record.pop("score")
+        without = ("caption", "caption_score") if self.record.caption is None else ()
+        values = {name: value for name, value in record.items() if name not in without}
+        return {"rank": self.rank, "score": self.score, **values, "path": self.path, "embeddings": plain(self.file)}
+
+
+def read_records(file: SearchFile, rows: Sequence[int]) -> list[tuple[TileRecord, str | None]]:
+    """The records of rows, and the paths of their pixels.
+
+    Raises:
+        OptionError: The file is damaged, or gone.
+    """
+    import pyarrow as pa
+
+    found: dict[int, tuple[TileRecord, str | None]] = {}
+    numbers = np.asarray(rows, np.int64)
+    groups = np.searchsorted(file.starts, numbers, side="right") - 1
+    names = [name for name in file.schema.names if name not in ("embedding", "bbox")]
+    with file.reading(), file.parquet() as opened:
+        for group in np.unique(groups).tolist():
+            wanted = np.unique(numbers[groups == group])
+            first = int(file.starts[group])
+            with file.reading(group):
+                for batch in opened.iter_batches(_BATCH_ROWS, row_groups=[group], columns=names, use_threads=False):
+                    inside = wanted[(wanted >= first) & (wanted < first + len(batch))]
+                    if len(inside):
+                        entries = batch.take(pa.array(inside - first)).to_pylist()
+                        found.update(zip(inside.tolist(), map(_record, entries), strict=True))
+                    first += len(batch)
+                    if first > wanted[-1]:  # what comes behind the last need not be decoded
+                        break
+    return [found[row] for row in numbers.tolist()]
+
+
+def _record(values: dict[str, Any]) -> tuple[TileRecord, str | None]:
+    path, shape, moment = values.pop("path", None), values.pop("geometry"), values.pop("datetime")
+    try:
+        geometry = None if shape is None else from_wkb(shape)
+    except ValueError as error:
+        raise OSError(f"a geometry is no polygon: {error}") from error
+    defaults = {"caption": None, "score": None}
+    known = {name: values[name] for name in TileRecord.__slots__ if name in values}
+    record = TileRecord(**{**defaults, **known, "geometry": geometry, "datetime": _rfc3339(moment)})
+    return record, None if path is None else plain(path)
+
+
+def _rfc3339(moment: datetime | None) -> str | None:
+    if moment is None:
+        return None
+    return moment.isoformat(timespec="milliseconds" if moment.microsecond else "seconds").replace("+00:00", "Z")
+
+
+def parse_format(target: str | os.PathLike[str]) -> str:
+    """The format for a target: by suffix, and GeoJSON lines for ``-``.
+
+    Raises:
+        OptionError: The suffix is not known.
+    """
+    if os.fspath(target) == STDOUT:
+        return "geojsonl"
+    name = Path(target).suffix.lower().removeprefix(".")
+    if name not in FORMATS:
+        raise OptionError(
+            f"output {os.fspath(target)!r} has no suffix that names a format for hits: end it in "
+            f"{', '.join(f'.{known}' for known in FORMATS)}, or use {STDOUT} for standard output"
+        )
+    return name
+
+
+def write_hits(target: str | os.PathLike[str], hits: Sequence[Hit], *, overwrite: bool = False) -> None:
+    """Write hits in their order: GeoJSON, GeoJSON lines, CSV or GeoPackage by the suffix; ``-`` is standard output.
+
+    Raises:
+        OptionError: The suffix is not known.
+        OutputError: The file exists and shall not be replaced, or cannot be written.
+    """
+    name = parse_format(target)
+    if name == "gpkg":
+        check_output(target, overwrite=overwrite)
+        _write_geopackage(Path(target), hits)
+        return
+    data = _RENDERERS[name](hits)
+    if os.fspath(target) == STDOUT:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+        return
+    check_output(target, overwrite=overwrite)
+    write_bytes(Path(target), data)
+
+
+def check_output(target: str | os.PathLike[str], *, overwrite: bool) -> None:
+    """Refuse to replace a file unasked.
+
+    Raises:
+        OutputError: It exists.
+    """
+    if not overwrite and Path(target).exists():
+        raise OutputError(f"{target} exists already: pass --overwrite to replace it, or choose another output")
+
+
+def _features(hits: Sequence[Hit]) -> list[bytes]:
+    return [feature(hit.record.geometry, hit.properties()) for hit in hits]
+
+
+def _geojson(hits: Sequence[Hit]) -> bytes:
+    return b'{"type":"FeatureCollection","features":[\n' + b",\n".join(_features(hits)) + b"\n]}\n"
+
+
+def _geojson_lines(hits: Sequence[Hit]) -> bytes:
+    return b"".join(feature + b"\n" for feature in _features(hits))
+
+
+def _csv(hits: Sequence[Hit]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*_COLUMNS, "geometry"])
+    for hit in hits:
+        values = hit.properties()
+        writer.writerow([*(cell(values.get(name)) for name in _COLUMNS), wkt(hit.record.geometry)])
+    return text.getvalue().encode("utf-8", "replace")
+
+
+def _write_geopackage(path: Path, hits: Sequence[Hit]) -> None:
+    from rsedge.runtime.outputs.geopackage import RECORD_COLUMNS, open_geopackage
+
+    own = {"rank": "MEDIUMINT NOT NULL", "score": "DOUBLE NOT NULL", "caption_score": "DOUBLE"}
+    types = {name: own.get(name) or RECORD_COLUMNS.get(name, "TEXT") for name in _COLUMNS}
+    with open_geopackage(path, types, table="hits") as writer:
+        empty = dict.fromkeys(_COLUMNS)
+        writer.add({**empty, **hit.properties(), "geometry": hit.record.geometry} for hit in hits)
+
+
+_RENDERERS: dict[str, Callable[[Sequence[Hit]], bytes]] = {
+    "geojson": _geojson,
+    "geojsonl": _geojson_lines,
+    "csv": _csv,
+}

@@ -1,0 +1,404 @@
+"""Searching files of embeddings: what is most similar to a text, an image, a tile, or any embedding."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rsedge.errors import OptionError
+from rsedge.runtime.diagnostics.machine import usable_cores
+from rsedge.runtime.search import approximate as ann
+from rsedge.runtime.search.filters import Filters, RowFilter
+from rsedge.runtime.search.hits import Hit, read_records
+from rsedge.runtime.search.nearest import Nearest, Scorer, block_rows
+from rsedge.runtime.search.search_file import SearchFile
+
+if TYPE_CHECKING:
+    from rsedge.runtime.outputs.geoparquet import EmbeddingsInfo
+
+Float64 = NDArray[np.float64]
+
+_log = logging.getLogger("rsedge")
+
+_FEW_ROWS = 100_000
+"""Where filters leave no more than these, comparing them all is as fast as an index, and exact."""
+_CANDIDATES, _FEWEST_CANDIDATES = 20, 400
+"""Candidates of an approximate search that are compared exactly, per tile wanted and at least."""
+
+
+class QueryEmbedder(Protocol):
+    """What turns texts and images into queries: an :class:`rsedge.runtime.embedder.Embedder`."""
+
+    model: str
+    hash: str
+
+    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """float32 [B, D] of unit length."""
+
+    def embed_images(self, images: NDArray[Any]) -> NDArray[np.float32]:
+        """float32 [B, D] of unit length for uint8 [B, H, W, 3]."""
+
+
+class Index:
+    """Files of embeddings by one model, searched together. Made by :meth:`open`; may be searched by several threads.
+
+    Attributes:
+        files: In the order of their paths; equal scores rank in the order of files and rows.
+        info: Of the model, common to all.
+        rows: Tiles in all of them, those without an embedding included.
+    """
+
+    def __init__(self, files: Sequence[SearchFile]) -> None:
+        self.files = tuple(files)
+        self.info: EmbeddingsInfo = self.files[0].info
+        self._starts = np.concatenate([[0], np.cumsum([file.rows for file in self.files], dtype=np.int64)])
+        self.rows = int(self._starts[-1])
+        self._indexes: dict[Path, ann.Approximate] = {}
+
+    @classmethod
+    def open(cls, *paths: str | os.PathLike[str]) -> Index:
+        """Files of embeddings, and folders of them (``*.parquet``, not in folders below).
+
+        Raises:
+            OptionError: Something is missing, damaged, or no file of embeddings, or the files are of several models;
+                everything that is wrong is listed.
+        """
+        problems: list[str] = []
+        found: dict[Path, None] = {}
+        for name in paths:
+            path = Path(name)
+            inside = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+            if not inside:
+                problems.append(f"{path} is a folder without .parquet files: make one with rsedge embed")
+            found.update(dict.fromkeys(inside))
+        files = [file for path in found if (file := _open(path, problems)) is not None]
+        if len({(file.info.model_hash, file.info.dim) for file in files}) > 1:
+            made = "".join(f"\n  - {f.path}: {f.info.model}, {f.info.dim} numbers" for f in files)
+            problems.append(f"embeddings of different models cannot be compared: search those of one model{made}")
+        unfit = [file for file in files if not file.info.normalized]
+        problems += [f"{file.path} holds embeddings that are not of unit length: embed again" for file in unfit]
+        if problems:
+            raise OptionError("\n".join(problems))
+        if not files:
+            raise OptionError("no file of embeddings was given: pass at least one")
+        return cls(files)
+
+    def search(
+        self,
+        embedding: NDArray[Any] | None = None,
+        *,
+        text: str | None = None,
+        image: NDArray[np.uint8] | None = None,
+        tile: tuple[str, int, int] | None = None,
+        embedder: QueryEmbedder | None = None,
+        top: int = 20,
+        filters: Filters | None = None,
+        approximate: bool | None = None,
+        threads: int | None = None,
+    ) -> list[Hit]:
+        """The tiles most similar to one query, best first; fewer than ``top`` where there are no more.
+
+        Args:
+            embedding: Query [D], of any length but 0.
+            text: Query by words; needs ``embedder``.
+            image: Query by pixels, uint8 [H, W, 3]; needs ``embedder``.
+            tile: Query by scene name, row and column of a tile in these files, which itself is no hit.
+            embedder: The model that made the embeddings.
+            top: How many.
+            filters: Which tiles to look at; None looks at all.
+            approximate: Use the indexes made by :meth:`build_approximate`, or not; None uses those of large files
+                that have one.
+            threads: Of an exact search; None takes the cores this process may use.
+
+        Raises:
+            OptionError: Not exactly one query, one that does not fit the files, a value that is not accepted, or a
+                file that is damaged.
+            BackendError: ``approximate`` without FAISS.
+        """
+        given = [name for name, value in _named(embedding, text, image, tile) if value is not None]
+        if len(given) != 1:
+            raise OptionError(f"{' and '.join(given) or 'nothing'} given: give one of embedding, text, image, tile")
+        own = None
+        if tile is not None:
+            own, query = self._tile(*tile)
+        elif embedding is not None:
+            query = np.asarray(embedding)
+        else:
+            query = self._embed(text, image, embedder)
+        scores, positions = self.nearest(
+            query[None] if query.ndim == 1 else query,
+            top=top if own is None else top + 1,
+            filters=filters,
+            approximate=approximate,
+            threads=threads,
+        )[0]
+        others = positions != (-1 if own is None else own)
+        return self._hits(scores[others][:top], positions[others][:top])
+
+    def nearest(
+        self,
+        queries: NDArray[Any],
+        *,
+        top: int,
+        filters: Filters | None = None,
+        approximate: bool | None = None,
+        threads: int | None = None,
+    ) -> list[tuple[Float64, NDArray[np.int64]]]:
+        """The nearest tiles of many queries in one pass, without their records.
+
+        Args:
+            queries: [Q, D], of any length but 0.
+            top, filters, approximate, threads: See :meth:`search`.
+
+        Returns:
+            Per query the cosines float64 [n], descending, and positions int64 [n]: rows counted through all files, see
+            :meth:`locate`.
+
+        Raises:
+            OptionError: See :meth:`search`.
+            BackendError: ``approximate`` without FAISS.
+        """
+        unit = self._unit(queries)
+        if top < 1:
+            raise OptionError(f"top is {top}, expected at least 1")
+        if threads is not None and threads < 1:
+            raise OptionError(f"threads is {threads}, expected at least 1")
+        for file in self.files:
+            file.check_unchanged()
+        chosen = filters if filters is not None else Filters()
+        rows = [chosen.rows(file) for file in self.files]
+        indexes = self._choose(approximate)
+        if indexes:
+            best = self._probe(indexes, unit, top, rows if chosen else None, threads)
+        else:
+            best = self._scan(unit, top, lambda file, group: rows[file].mask(group), threads)
+        return list(zip(best.scores, best.positions, strict=True))
+
+    def locate(self, position: int) -> tuple[SearchFile, int]:
+        """The file and the row in it of a position."""
+        number = int(np.searchsorted(self._starts, position, side="right")) - 1
+        return self.files[number], position - int(self._starts[number])
+
+    def build_approximate(
+        self, *, cells: int | None = None, progress: Callable[[int, int], None] | None = None
+    ) -> list[Path]:
+        """Make an approximate index beside each file; see :func:`rsedge.runtime.search.approximate.build`.
+
+        Raises:
+            BackendError: FAISS is not installed.
+            OptionError: A file is damaged, or holds no embeddings.
+            OutputError: An index cannot be written.
+        """
+        self._indexes.clear()
+        return [ann.build(file, cells=cells, progress=progress) for file in self.files]
+
+    def measure_recall(self, *, top: int = 20, queries: int = 100, seed: int = 0) -> float:
+        """Share of the exactly nearest tiles that the approximate indexes find, 0 to 1, for tiles drawn as queries.
+
+        Raises:
+            OptionError: See :meth:`search`; or there are no embeddings.
+            BackendError: FAISS is not installed.
+        """
+        if queries < 1:
+            raise OptionError(f"queries is {queries}, expected at least 1")
+        drawn = np.random.default_rng(seed).choice(self.rows, min(queries, self.rows), replace=False)
+        vectors = []
+        for number, file in enumerate(self.files):
+            inside = drawn[(drawn >= self._starts[number]) & (drawn < self._starts[number + 1])]
+            vectors.append(file.vectors(inside - self._starts[number])[0].astype(np.float32))
+        sample = np.concatenate(vectors)
+        sample = sample[np.isfinite(sample).all(axis=1) & (sample != 0).any(axis=1)]
+        if not len(sample):
+            raise OptionError("no embeddings were drawn to measure recall with: draw more, or embed more tiles")
+        exact = self.nearest(sample, top=top, approximate=False)
+        found = self.nearest(sample, top=top, approximate=True)
+        shares = [len(np.intersect1d(a[1], b[1])) / len(a[1]) for a, b in zip(exact, found, strict=True)]
+        return float(np.mean(shares))
+
+    def _unit(self, queries: NDArray[Any]) -> Float64:
+        queries = np.asarray(queries)
+        if queries.ndim != 2 or queries.shape[1] != self.info.dim or not len(queries):
+            raise OptionError(
+                f"a query of shape {list(queries.shape[-1:] if queries.ndim == 2 else queries.shape)} was given, these "
+                f"embeddings by {self.info.model} have {self.info.dim} numbers"
+            )
+        wide = queries.astype(np.float64)
+        length = np.linalg.norm(wide, axis=1, keepdims=True)
+        if not (np.isfinite(length) & (length > 0)).all():
+            raise OptionError("a query has length 0 or numbers that are not finite: nothing is similar to it")
+        unit: Float64 = wide / length
+        return unit
+
+    def _embed(
+        self, text: str | None, image: NDArray[np.uint8] | None, embedder: QueryEmbedder | None
+    ) -> NDArray[np.float32]:
+        kind = "text" if text is not None else "image"
+        if embedder is None:
+            raise OptionError(
+                f"a {kind} as query needs the model of these embeddings: pass the bundle {self.info.model}"
+            )
+        self.check_model(embedder)
+        if text is not None and not text.strip():
+            raise OptionError("the text to search for is empty: give some words")
+        if text is not None:
+            return np.asarray(embedder.embed_texts([text])[0])
+        return np.asarray(embedder.embed_images(np.asarray(image)[None])[0])
+
+    def check_model(self, embedder: QueryEmbedder) -> None:
+        """Refuse a model other than the one that made the embeddings.
+
+        Raises:
+            OptionError: It is another; names both.
+        """
+        if embedder.hash != self.info.model_hash:
+            raise OptionError(
+                f"the query's model is {embedder.model} (hash {embedder.hash}), but the embeddings in "
+                f"{self.files[0].path} are by {self.info.model} (hash {self.info.model_hash}): they cannot be "
+                "compared; search with that bundle, or embed again with this one"
+            )
+
+    def _tile(self, scene: str, row: int, col: int) -> tuple[int, NDArray[Any]]:
+        """Position and embedding of a tile."""
+        quoted = scene.replace("'", "''")
+        wanted = Filters(where=f"scene = '{quoted}' and \"row\" = {int(row)} and col = {int(col)}")
+        found: list[tuple[int, NDArray[Any]]] = []
+        without = 0
+        for number, file in enumerate(self.files):
+            rows = wanted.rows(file)
+            wanted_rows = np.flatnonzero(_whole_mask(file, rows))
+            vectors, present = file.vectors(wanted_rows)
+            without += len(wanted_rows) - len(present)
+            found += zip((present + self._starts[number]).tolist(), vectors, strict=True)
+        name = f"{scene}:{row}:{col}"
+        if not found:
+            reason = "has no embedding: it holds too little data" if without else "is not in these files"
+            raise OptionError(f"tile {name} {reason}; give another as SCENE:ROW:COL")
+        if len(found) > 1:
+            places = [self.locate(at) for at, _ in found]
+            listed = ", ".join(f"{file.path} row {at}" for file, at in places)
+            raise OptionError(f"tile {name} is there {len(found)} times ({listed}): search fewer files")
+        return found[0]
+
+    def _choose(self, approximate: bool | None) -> list[ann.Approximate]:
+        """The indexes to use; none for an exact search."""
+        if approximate is False or (
+            approximate is None
+            and (self.rows < ann.WORTHWHILE_ROWS or not all(ann.index_path(file).exists() for file in self.files))
+        ):
+            return []
+        try:
+            for file in self.files:
+                if file.path not in self._indexes:
+                    self._indexes[file.path] = ann.Approximate.open(file)
+        except OptionError as error:
+            if approximate:
+                raise
+            _log.warning("Warning: searching exactly: %s", error)
+            return []
+        return [self._indexes[file.path] for file in self.files]
+
+    def _probe(
+        self,
+        indexes: Sequence[ann.Approximate],
+        unit: Float64,
+        top: int,
+        filters: Sequence[RowFilter] | None,
+        threads: int | None,
+    ) -> Nearest:
+        """Candidates from the indexes, compared exactly."""
+        keeps: list[NDArray[np.bool_] | None] = [None] * len(self.files)
+        if filters is not None:
+            keeps = [_whole_mask(file, rows) for file, rows in zip(self.files, filters, strict=True)]
+            if sum(int(keep.sum()) for keep in keeps if keep is not None) <= _FEW_ROWS:
+
+                def mask(number: int, group: int) -> NDArray[np.bool_] | None:
+                    keep, starts = keeps[number], self.files[number].starts
+                    return None if keep is None else keep[starts[group] : starts[group + 1]]
+
+                return self._scan(unit, top, mask, threads)
+        total = Nearest(unit, top)
+        wanted = max(_CANDIDATES * top, _FEWEST_CANDIDATES)
+        for number, query in enumerate(unit):
+            one = Nearest(query[None], top)
+            for place, (file, index) in enumerate(zip(self.files, indexes, strict=True)):
+                rows = index.candidates(query, wanted, keep=keeps[place])
+                vectors, present = file.vectors(rows)
+                scorer = Scorer(query[None], file.dtype, max(1, len(present)))
+                one.offer(scorer(vectors), vectors, present + self._starts[place])
+            total.scores[number], total.positions[number] = one.scores[0], one.positions[0]
+        return total
+
+    def _scan(
+        self, unit: Float64, top: int, mask: Callable[[int, int], NDArray[np.bool_] | None], threads: int | None
+    ) -> Nearest:
+        """Compare every embedding; threads take row groups in turn."""
+        work = [(number, group) for number, file in enumerate(self.files) for group in range(file.groups)]
+        taken, stopped = count(), threading.Event()
+
+        def run() -> Nearest:
+            best = Nearest(unit, top)
+            scorers: dict[np.dtype[Any], Scorer] = {}
+            try:
+                while (turn := next(taken)) < len(work) and not stopped.is_set():
+                    number, group = work[turn]
+                    file, keep = self.files[number], mask(number, group)
+                    if keep is not None and not keep.any():
+                        continue
+                    if file.dtype not in scorers:
+                        rows = block_rows(file.info.dim, file.dtype.itemsize)
+                        scorers[file.dtype] = Scorer(unit, file.dtype, rows)
+                    for vectors, rows_found in file.blocks(group, keep):
+                        best.offer(scorers[file.dtype](vectors), vectors, rows_found + self._starts[number])
+            except BaseException:
+                stopped.set()
+                raise
+            return best
+
+        workers = max(1, min(threads or usable_cores(), len(work)))
+        if workers == 1:
+            return run()
+        with ThreadPoolExecutor(workers, thread_name_prefix="rsedge-search") as pool:
+            futures = [pool.submit(run) for _ in range(workers)]
+            return Nearest(unit, top).merge(future.result() for future in futures)
+
+    def _hits(self, scores: Float64, positions: NDArray[np.int64]) -> list[Hit]:
+        """The records at positions."""
+        places = [self.locate(position) for position in positions.tolist()]
+        records: dict[tuple[Path, int], Any] = {}
+        for file in dict.fromkeys(file for file, _ in places):
+            rows = [row for other, row in places if other is file]
+            records.update(zip([(file.path, row) for row in rows], read_records(file, rows), strict=True))
+        hits = []
+        for rank, (score, (file, row)) in enumerate(zip(scores.tolist(), places, strict=True), 1):
+            record, path = records[file.path, row]
+            # Stored in 16 bits, embeddings may be a little longer than 1.
+            hits.append(Hit(rank, round(min(1.0, max(-1.0, score)), 6) + 0.0, record, path, str(file.path), row))
+        return hits
+
+
+def _open(path: Path, problems: list[str]) -> SearchFile | None:
+    try:
+        return SearchFile.open(path)
+    except OptionError as error:
+        problems.append(str(error))
+        return None
+
+
+def _named(*queries: Any) -> zip[tuple[str, Any]]:
+    return zip(("embedding", "text", "image", "tile"), queries, strict=True)
+
+
+def _whole_mask(file: SearchFile, rows: RowFilter) -> NDArray[np.bool_]:
+    """Which rows of a file pass, bool [rows]."""
+    parts = [rows.mask(group) for group in range(file.groups)]
+    whole = [np.ones(file.group_rows(g), np.bool_) if part is None else part for g, part in enumerate(parts)]
+    return np.concatenate(whole) if whole else np.empty(0, np.bool_)

@@ -1,0 +1,240 @@
+"""A file of embeddings as search reads it: blocks of embeddings from row groups, and single rows by number."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rsedge.errors import OptionError
+from rsedge.runtime.search.embeddings import EmbeddingFile
+from rsedge.runtime.search.nearest import block_rows
+from rsedge.runtime.search.pages import Piece, find_pieces
+
+if TYPE_CHECKING:
+    from rsedge.runtime.outputs.records import Embedding
+
+Rows = NDArray[np.int64]
+
+
+class SearchFile:
+    """Made by :meth:`open`; holds the file's metadata and nothing open, and may be read by several threads.
+
+    Attributes:
+        path: Where it is.
+        info: What it says of its embeddings.
+        rows: Number of rows, those without an embedding included.
+        groups: Number of row groups.
+        starts: First row of each row group and, last, the number of rows; int64 [groups + 1].
+        schema: pyarrow's schema of it.
+        state: Size in bytes and time of last change in nanoseconds.
+    """
+
+    def __init__(self, file: EmbeddingFile, metadata: Any, schema: Any, leaf: tuple[int, int], state: os.stat_result):
+        self.path, self.info, self.rows, self.groups = file.path, file.info, file.rows, file.groups
+        self.schema, self.state = schema, (state.st_size, state.st_mtime_ns)
+        sizes = [metadata.row_group(group).num_rows for group in range(self.groups)]
+        self.starts: Rows = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        self._file, self._metadata, self._leaf = file, metadata, leaf
+        self._pieces: dict[int, list[Piece] | None] = {}
+        self._local = threading.local()
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> SearchFile:
+        """Check a file's schema and metadata.
+
+        Raises:
+            OptionError: It cannot be read, or is no file of embeddings.
+        """
+        from pyarrow import parquet
+
+        file = EmbeddingFile.open(path)
+        with _reading(file.path), parquet.ParquetFile(file.path) as opened:
+            leaves = [opened.schema.column(number) for number in range(len(opened.schema))]
+            (number,) = [number for number, leaf in enumerate(leaves) if leaf.path.split(".")[0] == "embedding"]
+            leaf = (number, leaves[number].max_definition_level)
+            return cls(file, opened.metadata, opened.schema_arrow, leaf, file.path.stat())
+
+    @property
+    def dtype(self) -> np.dtype[np.float16] | np.dtype[np.float32]:
+        """What embeddings are stored as."""
+        return np.dtype(np.float16) if self.info.dtype == "float16" else np.dtype(np.float32)
+
+    def check_unchanged(self) -> None:
+        """Refuse a file that was written again, or taken away, since it was opened.
+
+        Raises:
+            OptionError: It was.
+        """
+        with _reading(self.path):
+            state = self.path.stat()
+        if (state.st_size, state.st_mtime_ns) != self.state:
+            raise OptionError(f"{self.path} was changed since it was opened: open it again")
+
+    @contextmanager
+    def reading(self, group: int | None = None) -> Iterator[None]:
+        """Turn what reading it can raise into an OptionError that says where."""
+        with _reading(self.path, group):
+            yield
+
+    def parquet(self) -> Any:
+        """The file as pyarrow's ``ParquetFile``, a context manager, without reading its footer again."""
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        # Few rows of a group are wanted: texts stay numbers in a dictionary until they are taken.
+        texts = [field.name for field in self.schema if pa.types.is_string(field.type)]
+        return parquet.ParquetFile(self.path, metadata=self._metadata, read_dictionary=texts, pre_buffer=False)
+
+    def group_rows(self, group: int) -> int:
+        """Rows in a row group."""
+        return int(self.starts[group + 1] - self.starts[group])
+
+    def blocks(self, group: int, keep: NDArray[np.bool_] | None = None) -> Iterator[tuple[Embedding, Rows]]:
+        """The embeddings of a row group, a block at a time.
+
+        Args:
+            group: Its number.
+            keep: Rows to read, bool [N]; None reads all. Rows without an embedding are never given.
+
+        Yields:
+            Embeddings [n, D], valid until this thread asks for another block, and their row numbers in the file.
+
+        Raises:
+            OptionError: The file is damaged, or gone.
+        """
+        pieces = self._find(group)
+        blocks = self._decode(group) if pieces is None else self._read(group, pieces, keep)
+        for vectors, rows in blocks:
+            if keep is None or (wanted := keep[rows - self.starts[group]]).all():
+                yield vectors, rows
+            elif wanted.any():
+                yield vectors[wanted], rows[wanted]
+
+    def vectors(self, rows: Sequence[int] | Rows) -> tuple[Embedding, Rows]:
+        """The embeddings of single rows, those that have one, in ascending order.
+
+        Returns:
+            Embeddings [n, D] and their row numbers in the file.
+
+        Raises:
+            OptionError: The file is damaged, or gone.
+        """
+        wanted = np.unique(np.asarray(rows, np.int64))
+        found: list[Any] = [np.empty((0, self.info.dim), self.dtype)]
+        numbers: list[Rows] = [np.empty(0, np.int64)]
+        groups = np.searchsorted(self.starts, wanted, side="right") - 1
+        for group in np.unique(groups).tolist():
+            keep = np.zeros(self.group_rows(group), np.bool_)
+            keep[wanted[groups == group] - self.starts[group]] = True
+            pieces = self._find(group)
+            if pieces is None:
+                parts = [(vectors.copy(), part) for vectors, part in self.blocks(group, keep)]
+            else:
+                parts = list(self._pick(group, pieces, keep))
+            found += [vectors for vectors, _ in parts]
+            numbers += [part for _, part in parts]
+        return np.concatenate(found), np.concatenate(numbers)
+
+    def _find(self, group: int) -> list[Piece] | None:
+        if group not in self._pieces:
+            column, level = self._leaf
+            with _reading(self.path, group), self.path.open("rb") as stream:
+                self._pieces[group] = find_pieces(stream, self._metadata, level, group, column, self.info.dim)
+        return self._pieces[group]
+
+    def _read(
+        self, group: int, pieces: Sequence[Piece], keep: NDArray[np.bool_] | None
+    ) -> Iterator[tuple[Embedding, Rows]]:
+        """Blocks as they lie in the file; those without a row to keep are not read."""
+        dim, dtype = self.info.dim, self.dtype
+        count = block_rows(dim, dtype.itemsize)
+        buffer = self._buffer(count)
+        with self._stream(group) as stream:
+            for piece in pieces:
+                present = piece.rows
+                for first in range(0, len(present), count):
+                    rows = present[first : first + count]
+                    if keep is not None and not keep[rows].any():
+                        continue
+                    vectors = buffer[: len(rows)]
+                    self._fill(stream, piece.offset + first * dim * dtype.itemsize, vectors, group)
+                    yield _native(vectors), rows + self.starts[group]
+
+    def _buffer(self, count: int) -> NDArray[Any]:
+        """Room for a block, one per thread: fresh memory for each row group takes a tenth of the time of it all."""
+        buffer: NDArray[Any] | None = getattr(self._local, "buffer", None)
+        if buffer is None or len(buffer) != count:
+            buffer = self._local.buffer = np.empty((count, self.info.dim), self.dtype)
+        return buffer
+
+    def _pick(self, group: int, pieces: Sequence[Piece], keep: NDArray[np.bool_]) -> Iterator[tuple[Embedding, Rows]]:
+        """Single embeddings."""
+        size = self.info.dim * self.dtype.itemsize
+        with self._stream(group) as stream:
+            for piece in pieces:
+                present = piece.rows
+                places = np.flatnonzero(keep[present])
+                vectors = np.empty((len(places), self.info.dim), self.dtype)
+                for place, vector in zip(places.tolist(), vectors, strict=True):
+                    self._fill(stream, piece.offset + place * size, vector, group)
+                yield _native(vectors), present[places] + self.starts[group]
+
+    def _decode(self, group: int) -> Iterator[tuple[Embedding, Rows]]:
+        """Blocks of what pyarrow makes of the row group."""
+        count = block_rows(self.info.dim, self.dtype.itemsize)
+        for batch in self._file.batches([], groups=[group]):
+            for first in range(0, len(batch.present), count):
+                part = slice(first, first + count)
+                rows = np.flatnonzero(batch.present[part])
+                yield batch.embeddings[part][rows], rows + (first + self.starts[group])
+
+    @contextmanager
+    def _stream(self, group: int) -> Iterator[BinaryIO]:
+        # Unbuffered reads, and no memory map: a file cut off while it is read is an error and no crash.
+        with _reading(self.path, group):
+            stream = self.path.open("rb", buffering=0)
+        with stream:
+            yield stream
+
+    def _fill(self, stream: BinaryIO, offset: int, vectors: NDArray[Any], group: int) -> None:
+        view = vectors.reshape(-1).view(np.uint8).data
+        done = 0
+        try:
+            stream.seek(offset)
+            while done < len(view):
+                count = stream.readinto(view[done:])  # type: ignore[attr-defined]
+                if not count:
+                    raise OSError("the file ends early")
+                done += count
+        except OSError as error:
+            raise _unreadable(self.path, group, error) from error
+
+
+def _native(vectors: NDArray[Any]) -> Any:
+    """Parquet's little-endian numbers in the machine's order."""
+    return vectors if sys.byteorder == "little" else vectors.byteswap()
+
+
+@contextmanager
+def _reading(path: Path, group: int | None = None) -> Iterator[None]:
+    import pyarrow as pa
+
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise OptionError(f"{path} is gone: put it back, or open another") from error
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(path, group, error) from error
+
+
+def _unreadable(path: Path, group: int | None, error: Exception) -> OptionError:
+    where = "" if group is None else f" in row group {group}"
+    return OptionError(f"{path} is damaged{where}: {error}; embed again")

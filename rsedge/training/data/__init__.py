@@ -1,0 +1,1 @@
+"""Training samples: order, augmentation, back-translation."""

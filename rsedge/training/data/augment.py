@@ -1,0 +1,228 @@
+"""Random changes to training images and captions, decided by a seed of the sample alone.
+
+The same sample in the same epoch is changed the same way, whatever the number of workers and the order of loading. The
+settings import no torch; the operations are in :mod:`rsedge.training.data.augment_ops`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rsedge.errors import OptionError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rsedge.datasets.examples import Example
+
+# Field → lowest and highest value that makes sense in its range.
+_LIMITS = {
+    "crop_scale": (0.0, 1.0),
+    "crop_ratio": (0.0, math.inf),
+    "rotation": (-360.0, 360.0),
+    "brightness": (0.0, math.inf),
+    "contrast": (0.0, math.inf),
+    "saturation": (0.0, math.inf),
+    "hue": (-0.5, 0.5),
+    "sharpness": (0.0, math.inf),
+    "blur": (0.0, math.inf),
+}
+_NOT_ZERO = ("crop_scale", "crop_ratio", "blur")
+_PROBABILITIES = ("probability", "horizontal_flip", "vertical_flip", "blur_probability")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageAugmentation:
+    """Random changes to one image; each is off where it is None, and they happen in the order of the fields.
+
+    A range ``(low, high)`` is drawn from evenly. Factors mean what they mean in Pillow's ``ImageEnhance`` and in
+    torchvision: 1 changes nothing, 0 is black, mean grey, grey or smooth. Every change draws numbers of its own, so
+    that switching one on or off leaves the others as they were.
+
+    Attributes:
+        probability: That an image is changed at all.
+        crop_scale: Share of the image's area that a crop keeps; the crop is resized to the whole (bilinear, antialias).
+        crop_ratio: Width over height of the crop, drawn evenly in the logarithm; a crop wider or higher than the image
+            is cut to it.
+        horizontal_flip, vertical_flip: Probability of each.
+        rotation: Degrees, counter-clockwise, about the centre. Bilinear; the corners are filled by reflection, because
+            black corners would look like missing data.
+        brightness, contrast, saturation, sharpness: Factors.
+        hue: Share of the colour circle by which hues turn, -0.5 to 0.5.
+        blur: Standard deviation of a Gaussian in pixels.
+        blur_probability: How often it is applied.
+
+    Raises:
+        OptionError: A range or a probability cannot be.
+    """
+
+    probability: float = 1.0
+    crop_scale: tuple[float, ...] | None = None
+    crop_ratio: tuple[float, ...] = (1.0, 1.0)
+    horizontal_flip: float | None = None
+    vertical_flip: float | None = None
+    rotation: tuple[float, ...] | None = None
+    brightness: tuple[float, ...] | None = None
+    contrast: tuple[float, ...] | None = None
+    saturation: tuple[float, ...] | None = None
+    hue: tuple[float, ...] | None = None
+    sharpness: tuple[float, ...] | None = None
+    blur: tuple[float, ...] | None = None
+    blur_probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        problems = []
+        for name in _PROBABILITIES:
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                problems.append(f"{name} is {value}: give a probability from 0 to 1")
+        for name, (lowest, highest) in _LIMITS.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            ordered = len(value) == 2 and lowest <= value[0] <= value[1] <= highest and math.isfinite(value[1])
+            if not ordered or (name in _NOT_ZERO and value[0] == 0):
+                least = "above 0" if name in _NOT_ZERO else f"from {lowest:g}"
+                most = "" if math.isinf(highest) else f" to {highest:g}"
+                problems.append(f"{name} is {list(value)}: give a lower and an upper number {least}{most}")
+        if self.crop_scale is None and tuple(self.crop_ratio) != (1.0, 1.0):
+            problems.append("crop_ratio is set but crop_scale is not: give both, or neither")
+        if self.blur is None and self.blur_probability != 0.5:
+            problems.append("blur_probability is set but blur is not: give both, or neither")
+        if problems:
+            raise OptionError("; ".join(problems))
+
+    def __call__(self, image: Tensor, *, seed: int) -> Tensor:
+        """The image, changed.
+
+        Args:
+            image: float32 [3, H, W], R, G, B, 0 to 1; stays as it is.
+            seed: 0 to 2**64 - 1, of the sample and the epoch, see :func:`sample_seed`. Nothing else is random.
+
+        Returns:
+            float32 [3, H, W], 0 to 1; ``image`` itself where nothing was drawn.
+
+        Raises:
+            ValueError: ``image`` is of another shape or type.
+        """
+        from rsedge.training.data import augment_ops as ops
+
+        if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
+            raise ValueError(f"expected a float image [3, H, W], got {image.dtype} {list(image.shape)}")
+        draw = _uniform(seed)
+        if draw["probability"] >= self.probability:
+            return image
+        if self.crop_scale is not None:
+            ratio = math.exp(_between(tuple(map(math.log, self.crop_ratio)), draw["crop_ratio"]))
+            scale = _between(self.crop_scale, draw["crop_scale"])
+            image = ops.resized_crop(image, scale, ratio, draw["crop_row"], draw["crop_column"])
+        if self.horizontal_flip is not None and draw["horizontal_flip"] < self.horizontal_flip:
+            image = image.flip(2)
+        if self.vertical_flip is not None and draw["vertical_flip"] < self.vertical_flip:
+            image = image.flip(1)
+        if self.rotation is not None:
+            image = ops.rotate(image, _between(self.rotation, draw["rotation"]))
+        for name, change in ops.COLOUR_CHANGES.items():
+            limits = getattr(self, name)
+            if limits is not None:
+                image = change(image, _between(limits, draw[name]))
+        if self.blur is not None and draw["blur_probability"] < self.blur_probability:
+            image = ops.gaussian_blur(image, _between(self.blur, draw["blur"]))
+        return image
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields that are set, as JSON and TOML have them."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+            if value is not None
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ImageAugmentation:
+        """The augmentation that :meth:`to_dict` gave ``values`` for.
+
+        Raises:
+            OptionError: An unknown field, or a value that cannot be.
+        """
+        known = [field.name for field in fields(cls)]
+        if unknown := sorted(set(values) - set(known)):
+            raise OptionError(f"augmentation has no {', '.join(unknown)}: it has {', '.join(known)}")
+        settings: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        return cls(**settings)
+
+
+# One number each, at a place of its own in the random stream; new ones go to the end, so that old runs stay the same.
+_DRAWS = (
+    "probability",
+    "crop_scale",
+    "crop_ratio",
+    "crop_row",
+    "crop_column",
+    "horizontal_flip",
+    "vertical_flip",
+    "rotation",
+    "brightness",
+    "contrast",
+    "saturation",
+    "hue",
+    "sharpness",
+    "blur",
+    "blur_probability",
+)
+
+
+def _uniform(seed: int) -> dict[str, float]:
+    """For each of ``_DRAWS`` a number from 0 up to, not including, 1.
+
+    The raw stream of Philox is fixed by its definition, so that no NumPy or torch release changes what a seed means.
+    """
+    raw = np.random.Philox(key=seed).random_raw(len(_DRAWS))
+    return {name: int(bits >> 11) / 2**53 for name, bits in zip(_DRAWS, raw.tolist(), strict=True)}
+
+
+def _between(limits: tuple[float, ...], share: float) -> float:
+    low, high = limits
+    return low + (high - low) * share
+
+
+def sample_seed(seed: int, epoch: int, key: str) -> int:
+    """The seed of one example in one epoch, 0 to 2**64 - 1; the same on every machine and Python.
+
+    Args:
+        seed: Of the run.
+        epoch: From 0.
+        key: Of the example.
+    """
+    return _hash(f"sample\0{seed}\0{epoch}\0{key}")
+
+
+def choose_caption(example: Example, *, epoch: int, seed: int, paraphrase_probability: float = 0.0) -> str:
+    """The caption of an example in an epoch.
+
+    Captions take turns, from one that the seed and the key choose: any k epochs in a row show each of k captions once.
+    Where the caption has paraphrases, one of them stands in for it with ``paraphrase_probability``.
+
+    Raises:
+        OptionError: The example has no caption.
+    """
+    if not example.captions:
+        raise OptionError(f"{example.key} has no caption: it can be classified, but not trained on")
+    turn = (_hash(f"first caption\0{seed}\0{example.key}") + epoch) % len(example.captions)
+    others = example.paraphrases[turn] if example.paraphrases else ()
+    if others:
+        chance, choice = np.random.Philox(key=_hash(f"caption\0{seed}\0{epoch}\0{example.key}")).random_raw(2).tolist()
+        if chance / 2**64 < paraphrase_probability:
+            return others[int(choice) % len(others)]
+    return example.captions[turn]
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

@@ -1,0 +1,1 @@
+"""One family each: model, loss, batches; and what loads them."""

@@ -1,0 +1,186 @@
+"""CLIPCap: captions by GPT-2 from a prefix that a mapper makes of a CLIP or SigLIP image embedding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    GPT2Config,
+    GPT2LMHeadModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+
+from rsedge.errors import OptionError
+from rsedge.manifest import ImageSpec
+from rsedge.preprocessor import write_image_spec
+from rsedge.runtime.decoding.options import DecodingOptions
+from rsedge.training.losses import caption_loss_sum
+from rsedge.training.models import tokenizers
+from rsedge.training.models.clipcap_decode import generate
+from rsedge.training.models.clipcap_model import ClipCapConfig, ClipCapModel
+from rsedge.training.models.loading import config_type, image_spec, load_pretrained, merge_config
+from rsedge.training.models.positions import resize_vision
+from rsedge.training.models.task import Batch, CaptionTask
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from rsedge.datasets.examples import CaptionData
+    from rsedge.training.data.samples import Sample
+    from rsedge.training.recipe import Recipe
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+_ENCODERS: dict[str, Any] = {"clip": CLIPVisionModelWithProjection, "siglip": SiglipVisionModel}
+_SECTIONS = ("vision", "text")
+
+
+@dataclass(frozen=True)
+class ClipCapCollate:
+    """Samples → batch: each caption a row that ends with the full stop that ends decoding too."""
+
+    tokenizer: Any
+    stop: int
+    max_tokens: int
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        """The batch; labels are −100 where there is padding."""
+        # "… an airport ." and "… an airport" both end in the one token that stops the decoder.
+        texts = [caption.rstrip(" .") for sample in samples for caption in sample.captions]
+        rows = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        ids = [torch.tensor([*row[: self.max_tokens - 1], self.stop]) for row in rows]
+        input_ids = nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=self.stop)
+        lengths = torch.tensor([len(row) for row in ids])
+        mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
+        return {
+            "pixels": torch.stack([sample.pixels for sample in samples]),
+            "captions": torch.tensor([len(sample.captions) for sample in samples]),
+            "input_ids": input_ids,
+            "attention_mask": mask,
+            "labels": input_ids.masked_fill(mask == 0, -100),
+        }
+
+
+class ClipCapTask(CaptionTask):
+    """CLIPCap with one vision pass per image for all of its captions."""
+
+    model: ClipCapModel
+    parts: ClassVar[Mapping[str, str]] = {
+        "encoder": "model.encoder.*",
+        "language_model": "model.language_model.*",
+        "mapper": "model.mapper.*",
+    }
+
+    def __init__(self, model: ClipCapModel, image: ImageSpec, tokenizer: Any, recipe: Recipe) -> None:
+        collate = ClipCapCollate(tokenizer, model.config.stop_token_id, recipe.model.max_tokens)
+        super().__init__(model, image, collate, tokenizer)
+        self._max_tokens = recipe.model.max_tokens
+        self._smoothing = recipe.caption.label_smoothing if recipe.caption else 0.0
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """``loss_sum`` of the batch."""
+        logits = self.model(
+            self.normalize(batch["pixels"]),
+            batch["input_ids"],
+            batch["attention_mask"],
+            captions_per_image=batch["captions"],
+        ).logits
+        smoothing = self._smoothing if self.training else 0.0
+        return {"loss_sum": caption_loss_sum(logits, batch["labels"], label_smoothing=smoothing)}
+
+    @torch.no_grad()
+    def generate(self, pixels: Tensor) -> list[str]:
+        """Greedy captions of uint8 [B, 3, S, S]."""
+        embeddings = self.model.embed_images(self.normalize(pixels))
+        options = DecodingOptions(num_beams=1, max_new_tokens=self._max_tokens)
+        found = generate(self.model, embeddings, options)
+        return [self.tokenizer.decode(caption.token_ids, skip_special_tokens=True).strip() for caption in found]
+
+    def save(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+        """Write a checkpoint that ``ClipCapModel.from_pretrained`` reads."""
+        self.model.save_pretrained(folder, state_dict=self.model_state(state))
+        self.tokenizer.save_pretrained(folder)
+        write_image_spec(folder, self.image, model_type=self.model.config.vision_config.model_type.split("_")[0])
+
+
+def make(recipe: Recipe, data: CaptionData) -> ClipCapTask:
+    """The task of a recipe: a whole CLIPCap, or one of trained or random parts with a new mapper.
+
+    Args:
+        recipe: Of family ``clipcap``.
+        data: For a vocabulary to be learnt.
+
+    Raises:
+        OptionError: A part is of another kind, or settings do not fit.
+    """
+    wanted = recipe.model
+    own = wanted.init or wanted.language_model
+    if own is not None and wanted.tokenizer is not None:
+        raise OptionError(f"{own} has a tokenizer of its own: leave model.tokenizer out")
+    tokenizer = tokenizers.obtain(
+        wanted.tokenizer,
+        own,
+        captions=(caption for example in data.split("train") for caption in example.captions),
+        learn=tokenizers.learn_byte_bpe,
+        size=wanted.vocabulary_size,
+        revision=wanted.revision,
+    )
+    if wanted.init is not None:
+        model: Any = load_pretrained(ClipCapModel, wanted)
+        image = image_spec(wanted.init, wanted.revision)
+    else:
+        model, image = _from_parts(recipe, tokenizer)
+    size = wanted.image_size or image.size
+    resize_vision(model.encoder, size)
+    model.config.vision_config.image_size = size
+    room = model.config.text_config.n_positions - model.config.prefix_length
+    if wanted.max_tokens > room:
+        raise OptionError(
+            f"model.max_tokens is {wanted.max_tokens}, but GPT-2 has {room} positions behind the prefix: lower it"
+        )
+    spec = ImageSpec(size=size, mean=image.mean, std=image.std, resample=image.resample)
+    return ClipCapTask(model, spec, tokenizer, recipe)
+
+
+def _from_parts(recipe: Recipe, tokenizer: Any) -> tuple[ClipCapModel, ImageSpec]:
+    wanted = recipe.model
+    stop = tokenizer.encode(".", add_special_tokens=False)
+    if len(stop) != 1:
+        raise OptionError("the tokenizer has no token '.', which ends a caption: choose another model.tokenizer")
+    sections = {name: dict(wanted.config.get(name, {})) for name in _SECTIONS}
+    own = {name: value for name, value in wanted.config.items() if name not in _SECTIONS}
+    merge_config(ClipCapConfig, {}, own)  # names what it does not know
+    if wanted.encoder is not None:
+        kind = config_type(wanted.encoder)
+        if kind not in _ENCODERS:
+            raise OptionError(f"model.encoder {wanted.encoder} is a {kind} model: give {' or '.join(_ENCODERS)}")
+        changes = sections["vision"]
+        if kind == "clip":  # the tower's own configuration may not know what the whole projects to
+            whole = AutoConfig.from_pretrained(wanted.encoder, trust_remote_code=False)
+            changes = {"projection_dim": whole.projection_dim, **changes}
+        encoder = load_pretrained(_ENCODERS[kind], wanted, source=wanted.encoder, changes=changes)
+        image = image_spec(wanted.encoder)
+    else:
+        siglip = sections["vision"].get("model_type", "clip_vision_model") == "siglip_vision_model"
+        settings = merge_config(SiglipVisionConfig if siglip else CLIPVisionConfig, {}, sections["vision"])
+        settings.setdefault("image_size", wanted.image_size or 224)
+        encoder = (
+            SiglipVisionModel(SiglipVisionConfig(**settings))
+            if siglip
+            else CLIPVisionModelWithProjection(CLIPVisionConfig(**settings))
+        )
+        image = ImageSpec(size=settings["image_size"], mean=MEAN, std=STD)
+    if wanted.language_model is not None:
+        decoder = load_pretrained(GPT2LMHeadModel, wanted, source=wanted.language_model, changes=sections["text"])
+    else:
+        end = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        defaults = {"vocab_size": len(tokenizer), "n_positions": 256, **end}
+        decoder = GPT2LMHeadModel(GPT2Config(**merge_config(GPT2Config, defaults, sections["text"])))
+    return ClipCapModel.from_parts(encoder, decoder, **{"stop_token_id": stop[0], **own}), image

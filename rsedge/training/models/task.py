@@ -1,0 +1,114 @@
+"""What the loop knows of a model: a module that turns a batch into what its loss is made of, and a few facts beside
+it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from rsedge.training.data.samples import Sample
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rsedge.manifest import ImageSpec
+
+Batch = dict[str, Tensor]
+"""``pixels`` uint8 [B, 3, S, S], ``captions`` int64 [B] (captions per image), ``input_ids`` and ``attention_mask``
+int64 [rows, T] with the rows of an image adjacent, and ``labels`` for captioners."""
+Collate = Callable[[Sequence[Sample]], Batch]
+
+
+class Task(nn.Module, ABC):
+    """A model with its loss. Everything trained is a parameter of this module, so that wrapping it wraps it all.
+
+    Attributes:
+        model: The Hugging Face model.
+        image: Size, filter, mean and deviation of its images.
+        collate: Samples → batch; picklable, as it runs in the workers of a data loader.
+        parts: Part → shell patterns of parameter names, for freezing and learning rates.
+        one_caption: Whether a training image comes with one caption per epoch, in turn, rather than with all of them.
+    """
+
+    one_caption: ClassVar[bool]
+    parts: ClassVar[Mapping[str, str]]
+
+    model: Any
+
+    def __init__(self, model: nn.Module, image: ImageSpec, collate: Collate, tokenizer: Any) -> None:
+        super().__init__()
+        self.model, self.image, self.collate, self.tokenizer = model, image, collate, tokenizer
+        shape = (1, -1, 1, 1)
+        # The recipe makes them again; they are not part of a checkpoint's weights.
+        self._mean: Tensor
+        self._std: Tensor
+        self.register_buffer("_mean", torch.tensor(image.mean).reshape(shape), persistent=False)
+        self.register_buffer("_std", torch.tensor(image.std).reshape(shape), persistent=False)
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """float32 [B, 3, S, S] as the model wants it, from uint8; the formula of the exported graph."""
+        return (pixels.float() / 255 - self._mean) / self._std
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """What the loss is computed from."""
+
+    def after_step(self, step: int) -> None:
+        """Called when ``step`` optimiser steps are done."""
+
+    @abstractmethod
+    def save(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+        """Write a checkpoint in Hugging Face layout.
+
+        Args:
+            folder: An empty folder.
+            state: This module's ``state_dict``, gathered from wherever its parts are.
+        """
+
+    def model_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The part of ``state`` that is ``model``'s, under its own names."""
+        return {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
+
+
+class CaptionTask(Task):
+    """A captioner: the loss is a sum over caption tokens, divided by their number in the whole step."""
+
+    one_caption: ClassVar[bool] = False
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """``loss_sum``: float32 [], the cross entropy of all caption tokens of ``batch``, added up."""
+
+    @staticmethod
+    def tokens(batch: Batch) -> int:
+        """The number of tokens that ``loss_sum`` adds up."""
+        return int((batch["labels"] != -100).sum())
+
+    @abstractmethod
+    def generate(self, pixels: Tensor) -> list[str]:
+        """Greedy captions of uint8 [B, 3, S, S]."""
+
+
+class ContrastiveTask(Task):
+    """A dual encoder: the loss is a function of the embeddings of the whole step."""
+
+    one_caption: ClassVar[bool] = True
+    text_rows: ClassVar[tuple[str, ...]] = ("text", "teacher_text", "sbert")
+    """Which outputs of ``forward`` have a row per caption."""
+    rows: ClassVar[tuple[str, ...]] = ("image", "teacher_image", *text_rows)
+    """Which outputs of ``forward`` have a row per image or caption; the others are learnt scalars."""
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """``image`` float32 [B, D] and ``text`` float32 [rows, D] of unit length, the teacher's if there is one, and
+        the learnt scalars of the loss.
+        """
+
+    @abstractmethod
+    def loss(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``loss`` and its parts, from the outputs of a whole step put together. Uses no parameter of the module."""

@@ -1,0 +1,1 @@
+"""RSDiX's published checkpoints, read without running pickle code."""

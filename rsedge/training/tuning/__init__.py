@@ -1,0 +1,1 @@
+"""Search over recipes, and a learning rate to start from."""
