@@ -64,5 +64,6 @@ def test_captions_are_what_they_were(scene):
 def test_embeddings_are_searched(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run(["search", str(HERE / "tiles.parquet"), "--tile", "scene:0:0", "--top", "3", "--json"]) == 0
-    hits = json.loads(capsys.readouterr().out)
-    assert len(hits["hits"] if isinstance(hits, dict) else hits) == 3
+    found = json.loads(capsys.readouterr().out)["found"]
+    places = [(hit["row"], hit["col"], round(hit["score"], 3)) for hit in found]
+    assert places == [(1, 0, 0.910), (1, 1, 0.829), (0, 2, 0.756)]  # what the program of then found in them
