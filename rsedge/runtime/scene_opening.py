@@ -159,11 +159,11 @@ def _of_product(product: Product, options: SceneOptions) -> Scene:
 
 def _resolve(source: str) -> str:
     """What the gate should open for what the user named."""
+    if source.startswith("/vsimem/"):  # a file in memory, whose bytes the caller put there
+        return source
     refuse_handler(source)
     if remote.is_remote(source):
         return remote.gdal_path(source)
-    if source.startswith("/vsimem/"):
-        return source
     file = Path(source)
     if file.exists():
         return str(file.resolve())
