@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rsedge.pixels import UInt8
 
 PREFIX = "hf:"
+_LARGEST_CARD = 2**20  # bytes
 _ID = re.compile(r"hf:(?P<path>[^@]+?)(?::(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?")
 
 
@@ -75,11 +76,48 @@ def read_hub(source: str) -> CaptionSet:
         raise OptionError(f"{source} is no id of a set: give hf:OWNER/NAME, hf:OWNER/NAME:CONFIG or hf:…@REVISION")
     path = match["path"]
     library = _library(source)
+    if Path(path).is_dir():
+        _check_data_files(Path(path), source)
     try:
         loaded = library.load_dataset(path, match["config"], revision=match["revision"])
     except Exception as error:  # the library raises a dozen kinds, its own and those of what it calls
         raise OptionError(f"{source} cannot be loaded: {error}") from error
     return _caption_set(source, path.strip("/"), Path(path if Path(path).is_dir() else source), loaded)
+
+
+def _check_data_files(folder: Path, source: str) -> None:
+    """Refuse a folder whose card names data elsewhere: the library would read any file and any URL it names.
+
+    Raises:
+        OptionError: The card is damaged, or names a file that is not below the folder.
+    """
+    import yaml
+
+    card = folder / "README.md"
+    try:
+        if not card.is_file():
+            return
+        with card.open("rb") as file:
+            text = file.read(_LARGEST_CARD + 1)
+        head = re.match(rb"\s*---\s*\n(.*?)\n---", text, re.DOTALL)
+        stated = yaml.safe_load(head[1]) if head else None
+    except (OSError, yaml.YAMLError, RecursionError) as error:
+        raise OptionError(f"{source}: {card} cannot be read: {error}") from error
+    if len(text) > _LARGEST_CARD:
+        raise OptionError(f"{source}: {card} has more than {_LARGEST_CARD} bytes: shorten it")
+    waiting: list[Any] = [stated.get("configs")] if isinstance(stated, dict) else []
+    named: list[str] = []
+    while waiting:
+        entry = waiting.pop()
+        if isinstance(entry, dict):
+            waiting += entry.values()
+        elif isinstance(entry, list):
+            waiting += entry
+        elif isinstance(entry, str):
+            named.append(entry)
+    for name in named:
+        if "://" in name or "::" in name or name.startswith(("/", "~", "\\")) or ".." in re.split(r"[/\\]", name):
+            raise OptionError(f"{source}: {card} names {name!r}, which is not below the folder: name files of the set")
 
 
 def read_saved(source: str, folder: Path) -> CaptionSet:

@@ -128,3 +128,24 @@ def test_a_set_names_files_below_its_own_folder_only(tmp_path: Path, monkeypatch
         named(path)
         with pytest.raises(SceneError, match="in no folder of the set"):
             read(source).records[0].image.read()
+
+
+@pytest.mark.parametrize(
+    "name", ["{outside}/a.csv", "../a.csv", "https://127.0.0.1:1/a.csv", "zip://x::{outside}/a.zip"]
+)
+def test_a_card_names_no_data_elsewhere(tmp_path: Path, name: str):
+    (outside := tmp_path / "outside").mkdir()
+    (outside / "a.csv").write_text("filename,caption\nx.png,a secret\n")
+    (folder := tmp_path / "mine").mkdir()
+    listed = name.format(outside=outside)
+    card = f"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {listed!r}\n---\n"
+    (folder / "README.md").write_text(card)
+    with pytest.raises(OptionError, match="which is not below the folder"):
+        hub.read_hub(f"hf:{folder}")
+
+
+def test_a_card_may_name_files_of_its_folder(tmp_path: Path):
+    (folder := tmp_path / "mine").mkdir()
+    (folder / "part.csv").write_text("image,caption\nx.png,a field\n")
+    (folder / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: '*.csv'\n---\n# Mine\n")
+    hub._check_data_files(folder, "hf:mine")
