@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsedge.errors import OptionError
-from rsedge.runtime.outputs.geometry import from_wkb
+from rsedge.runtime.outputs.geometry import from_wkb, polygons
 from rsedge.runtime.search.where import columns_of, parse_time, parse_where
 
 if TYPE_CHECKING:
@@ -167,9 +167,8 @@ def _touches(shape: bytes, box: Box) -> bool:
         geometry = from_wkb(shape)
     except (struct.error, ValueError):
         return True  # its covering touches, and nothing says otherwise
-    parts = [geometry["coordinates"]] if geometry["type"] == "Polygon" else geometry["coordinates"]
     west, south, east, north = box
-    for rings in parts:
+    for rings in polygons(geometry):
         lon, lat = np.array(rings[0]).T
         along = (lon.min() <= east, lon.max() >= west)
         if (any(along) if west > east else all(along)) and lat.min() <= north and lat.max() >= south:
