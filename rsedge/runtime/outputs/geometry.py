@@ -38,48 +38,47 @@ def wkb(geometry: Mapping[str, Any] | None) -> bytes | None:
     """A GeoJSON Polygon or MultiPolygon as little-endian well-known binary."""
     if geometry is None:
         return None
+    parts = []
+    for rings in polygons(geometry):
+        packed = [struct.pack("<I", len(ring)) + np.array(ring, "<f8").tobytes() for ring in rings]
+        parts.append(struct.pack("<BII", 1, _POLYGON, len(rings)) + b"".join(packed))
     if geometry["type"] == "Polygon":
-        return _wkb_polygon(geometry["coordinates"])
-    parts = geometry["coordinates"]
-    return struct.pack("<BII", 1, 6, len(parts)) + b"".join(map(_wkb_polygon, parts))
-
-
-def _wkb_polygon(rings: list[list[list[float]]]) -> bytes:
-    packed = [struct.pack("<I", len(ring)) + np.array(ring, "<f8").tobytes() for ring in rings]
-    return struct.pack("<BII", 1, 3, len(rings)) + b"".join(packed)
+        return parts[0]
+    return struct.pack("<BII", 1, _MULTIPOLYGON, len(parts)) + b"".join(parts)
 
 
 def from_wkb(data: bytes) -> dict[str, Any]:
     """The GeoJSON Polygon or MultiPolygon, two coordinates a point.
 
     Raises:
-        ValueError: It is another geometry, or there is more.
-        struct.error: It is cut off.
+        ValueError: It is another geometry, is cut off, or there is more.
     """
-    geometry, end = _geometry(data, 0)
+    try:
+        geometry, end = _from_wkb(data, 0, (_POLYGON, _MULTIPOLYGON))
+    except struct.error as error:
+        raise ValueError(f"a geometry is cut off: {error}") from error
     if end != len(data):
         raise ValueError(f"{len(data) - end} bytes behind a geometry")
     return geometry
 
 
-def _geometry(data: bytes, at: int) -> tuple[dict[str, Any], int]:
+def _from_wkb(data: bytes, at: int, kinds: tuple[int, ...]) -> tuple[dict[str, Any], int]:
+    """The geometry at a byte, of one of ``kinds``, and the byte behind it."""
     order = "<" if data[at : at + 1] == b"\x01" else ">"
     kind, count = struct.unpack_from(f"{order}II", data, at + 1)
+    if kind not in kinds:
+        raise ValueError(f"geometry type {kind}, expected a Polygon or a MultiPolygon of Polygons")
     at += 9
     coordinates: list[Any] = []
-    if kind == _MULTIPOLYGON:
-        for _ in range(count):
-            part, at = _geometry(data, at)
-            coordinates.append(part["coordinates"])
-        return {"type": "MultiPolygon", "coordinates": coordinates}, at
-    if kind != _POLYGON:
-        raise ValueError(f"geometry type {kind}, expected a Polygon or MultiPolygon")
     for _ in range(count):
+        if kind == _MULTIPOLYGON:  # of polygons alone: a file of others could nest them without end
+            part, at = _from_wkb(data, at, (_POLYGON,))
+            coordinates.append(part["coordinates"])
+            continue
         (points,) = struct.unpack_from(f"{order}I", data, at)
         at += 4
         if points * 16 > len(data) - at:
             raise struct.error(f"{points} points do not fit {len(data) - at} bytes")
-        ring = np.frombuffer(data, f"{order}f8", count=points * 2, offset=at)
-        coordinates.append(ring.reshape(-1, 2).tolist())
+        coordinates.append(np.frombuffer(data, f"{order}f8", points * 2, at).reshape(-1, 2).tolist())
         at += points * 16
-    return {"type": "Polygon", "coordinates": coordinates}, at
+    return {"type": "Polygon" if kind == _POLYGON else "MultiPolygon", "coordinates": coordinates}, at
