@@ -22,8 +22,9 @@ from rsedge.runtime.diagnostics.benchmark_report import Spread, Stage
 from rsedge.runtime.diagnostics.stage_clock import StageClock, TimedDecoder, TimedEmbedder
 from rsedge.runtime.embedder import Embedder
 from rsedge.runtime.outputs.geoparquet import EmbeddingsInfo, open_embeddings
+from rsedge.runtime.outputs.target import ResultWriter, Target
 from rsedge.runtime.outputs.writers import Writer, open_writer
-from rsedge.runtime.run.run import Models, ResultWriter, Target
+from rsedge.runtime.run.run import Models
 from rsedge.runtime.run.sources import SEGMENT_TILES, SceneTiles, TileInput
 
 if TYPE_CHECKING:

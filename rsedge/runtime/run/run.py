@@ -10,9 +10,8 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rsedge.errors import OptionError, OutputError
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from rsedge.pixels import UInt8
+    from rsedge.runtime.outputs.target import Target
 
 
 class TileCaptioner(Protocol):
@@ -161,26 +161,6 @@ class Progress:
     tiles_done: int
     tiles_total: int
     tiles_resumed: int
-
-
-class ResultWriter(Protocol):
-    """Turns results into one output."""
-
-    def write(self, results: Sequence[TileResult]) -> None:
-        """Append the results of a segment."""
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """An output of a run.
-
-    Attributes:
-        path: Where it will be, or None for standard output.
-        open: Gives its writer; what was written is there when the block ends well, and nothing otherwise.
-    """
-
-    path: Path | None
-    open: Callable[[], AbstractContextManager[ResultWriter]]
 
 
 @dataclass(frozen=True, slots=True)
