@@ -4,8 +4,7 @@ import struct
 
 import pytest
 
-from rsedge.runtime.outputs.geometry import from_wkb
-from rsedge.runtime.outputs.geoparquet import wkb
+from rsedge.runtime.outputs.geometry import from_wkb, wkb
 from tests.runtime.search_files import box
 
 SQUARE = box(1, 2, 3, 4)

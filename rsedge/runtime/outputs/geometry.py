@@ -1,13 +1,50 @@
-"""Well-known binary back to GeoJSON: the polygons that ``rsedge.runtime.outputs.geoparquet`` writes."""
+"""GeoJSON Polygons and MultiPolygons: their parts and bounds, and their forms in files (WKB, WKT)."""
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 _POLYGON, _MULTIPOLYGON = 3, 6
+
+
+def polygons(geometry: Mapping[str, Any]) -> list[list[list[list[float]]]]:
+    """The rings of each polygon of a GeoJSON Polygon or MultiPolygon."""
+    found: list[Any] = [geometry["coordinates"]] if geometry["type"] == "Polygon" else geometry["coordinates"]
+    return found
+
+
+def bounding_box(geometry: Mapping[str, Any]) -> list[float]:
+    """West, south, east, north of a GeoJSON Polygon or MultiPolygon: plain minima and maxima."""
+    points = np.array([point for rings in polygons(geometry) for ring in rings for point in ring])
+    return [*points.min(axis=0).tolist(), *points.max(axis=0).tolist()]
+
+
+def wkt(geometry: Mapping[str, Any] | None) -> str | None:
+    """A GeoJSON Polygon or MultiPolygon as well-known text, numbers as Python writes them."""
+    if geometry is None:
+        return None
+    parts = [
+        f"({', '.join('(' + ', '.join(f'{x!r} {y!r}' for x, y in ring) + ')' for ring in rings)})"
+        for rings in polygons(geometry)
+    ]
+    return f"POLYGON {parts[0]}" if geometry["type"] == "Polygon" else f"MULTIPOLYGON ({', '.join(parts)})"
+
+
+def wkb(geometry: Mapping[str, Any] | None) -> bytes | None:
+    """A GeoJSON Polygon or MultiPolygon as little-endian well-known binary."""
+    if geometry is None:
+        return None
+    parts = []
+    for rings in polygons(geometry):
+        packed = [struct.pack("<I", len(ring)) + np.array(ring, "<f8").tobytes() for ring in rings]
+        parts.append(struct.pack("<BII", 1, _POLYGON, len(rings)) + b"".join(packed))
+    if geometry["type"] == "Polygon":
+        return parts[0]
+    return struct.pack("<BII", 1, _MULTIPOLYGON, len(parts)) + b"".join(parts)
 
 
 def from_wkb(data: bytes) -> dict[str, Any]:
