@@ -20,7 +20,7 @@ ALLOWED = {
     "runtime": {"runtime", "base"},
     "base": {"base"},
 }
-EXPORT_ON_RUNTIME = {"verify.py", "verify_clipcap.py", "verify_embeddings.py"}
+EXPORT_ON_RUNTIME = {"verify.py"}
 
 
 def part_of(module: str) -> str:

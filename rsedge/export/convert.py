@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -29,12 +29,15 @@ from rsedge.bundle import (
 from rsedge.errors import CheckpointError, OptionError
 from rsedge.export import verify
 from rsedge.export.card import model_card, stac_item
-from rsedge.export.checkpoint import Checkpoint, load_checkpoint
 from rsedge.export.graphs.builder import OPSET, GraphBuilder
 from rsedge.export.graphs.precision import PRECISIONS, Precision
+from rsedge.export.loading import load_checkpoint
 from rsedge.export.tokenizer import export_tokenizer
 from rsedge.pixels import ReflectanceRule
 from rsedge.tomlfile import read_toml
+
+if TYPE_CHECKING:
+    from rsedge.export.checkpoint import Checkpoint
 
 TOKENIZER = "tokenizer.json"
 
@@ -55,7 +58,7 @@ def export(
 
     Args:
         source: A folder in Hugging Face layout, or a hub id ``owner/name``, of one of the models of
-            :data:`rsedge.export.families.MODEL_TYPES`.
+            :data:`rsedge.export.loading.MODEL_TYPES`.
         target: The bundle directory to make, ``NAME.rsedge``.
         precision: ``fp32``, ``fp16`` (typed in the graph) or ``int8`` (for CPUs).
         image_size: Pixels along an edge; None keeps the checkpoint's. Position embeddings are interpolated.
