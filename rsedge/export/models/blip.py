@@ -20,7 +20,7 @@ from rsedge.errors import BundleError, CheckpointError
 from rsedge.export import verify
 from rsedge.export.checkpoint import ModelType
 from rsedge.export.graphs.builder import GraphBuilder
-from rsedge.export.graphs.caches import cache_graphs
+from rsedge.export.graphs.caches import CacheGraphs
 from rsedge.export.graphs.encoder import (
     Tensors,
     Tower,
@@ -133,14 +133,14 @@ class BlipPlan:
         return {
             "vision": vision_graph(settings, tensors, self._image, precision),
             "step": step_graph(settings, tensors, precision),
-            **cache_graphs(
+            **CacheGraphs(
                 layers=text.layers,
                 heads=text.heads,
                 head_dim=text.head_dim,
                 image_tokens=settings.image_tokens,
                 dtype=float_type(precision),
                 codes=precision == "int8",
-            ),
+            ).by_role(),
         }
 
     def manifest_fields(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from rsedge.bundle import DecoderSpec, GenerationDefaults, TokenSpec
 from rsedge.export import verify
 from rsedge.export.checkpoint import ModelType
 from rsedge.export.graphs.builder import GraphBuilder
-from rsedge.export.graphs.caches import cache_graphs
+from rsedge.export.graphs.caches import CacheGraphs
 from rsedge.export.graphs.encoder import Tensors, Tower, attend, linear, mlp, norm, unit_length
 from rsedge.export.graphs.precision import Layers, Precision, float_type
 from rsedge.export.graphs.steps import StepInputs, give_candidates, give_new_column, scaled_query
@@ -186,11 +186,17 @@ class ClipCapPlan:
     def graphs(self, precision: Precision) -> dict[str, GraphBuilder]:
         """The captioner's two graphs, and those that keep its caches on a device."""
         settings, text, tensors = self._settings, self._settings.text, self._checkpoint.tensors
-        sizes = {"layers": text.layers, "heads": text.heads, "head_dim": text.head_dim}
         return {
             "vision": vision_graph(settings, tensors, self._image, precision),
             "step": step_graph(settings, tensors, precision),
-            **cache_graphs(**sizes, image_tokens=settings.image_tokens, dtype=float_type(precision), start=text.width),
+            **CacheGraphs(
+                layers=text.layers,
+                heads=text.heads,
+                head_dim=text.head_dim,
+                image_tokens=settings.image_tokens,
+                dtype=float_type(precision),
+                start=text.width,
+            ).by_role(),
         }
 
     def manifest_fields(self) -> dict[str, Any]:
