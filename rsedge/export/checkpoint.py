@@ -18,28 +18,20 @@ if TYPE_CHECKING:
     from rsedge.export.weights import Report, Weights
 
 
-class Settings(Protocol):
-    """The checked settings of a checkpoint that loading needs, whatever the model."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The checked settings of a checkpoint that loading needs, whatever the model; a family adds its own."""
 
-    @property
-    def image_size(self) -> int:
-        """Pixels along an edge, of the checkpoint itself."""
-
-    @property
-    def patch_size(self) -> int:
-        """Pixels along an edge of a patch."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Tokens the embeddings have room for."""
-
-    @property
-    def needed_tokens(self) -> Mapping[int, str]:
-        """Ids the tokenizer must have, each with its purpose: "which ends a caption (…)"."""
-
-    @property
-    def tokens(self) -> TokenSpec | None:
-        """Start, end and padding ids of a captioner; None where nothing is generated."""
+    image_size: int
+    """Pixels along an edge, of the checkpoint itself."""
+    patch_size: int
+    """Pixels along an edge of a patch."""
+    vocab_size: int
+    """Tokens the embeddings have room for."""
+    needed_tokens: Mapping[int, str]
+    """Ids the tokenizer must have, each with its purpose: "which ends a caption (…)"."""
+    tokens: TokenSpec | None = None
+    """Start, end and padding ids of a captioner; None where nothing is generated."""
 
 
 class Plan(Protocol):

@@ -18,7 +18,7 @@ import numpy as np
 from rsedge.bundle import DecoderSpec, GenerationDefaults, TokenSpec
 from rsedge.errors import BundleError, CheckpointError
 from rsedge.export import verify
-from rsedge.export.checkpoint import ModelType
+from rsedge.export.checkpoint import ModelType, Settings
 from rsedge.export.graphs.builder import GraphBuilder
 from rsedge.export.graphs.caches import CacheGraphs
 from rsedge.export.graphs.encoder import (
@@ -49,31 +49,16 @@ _EMBEDDINGS = "text_decoder.bert.embeddings"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BlipSettings:
+class BlipSettings(Settings):
     """The checked settings of a BLIP captioner, transformers' defaults filled in."""
 
     vision: Tower
     """The image encoder."""
     text: Tower
     """The decoder."""
-    image_size: int
-    """Pixels along an edge."""
-    patch_size: int
-    """Pixels along an edge of a patch."""
     positions: int
     """Longest caption, start token included."""
     tokens: TokenSpec
-    """What a caption starts and ends with."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Tokens the embeddings have room for."""
-        return self.tokens.vocab_size
-
-    @property
-    def needed_tokens(self) -> dict[int, str]:
-        """Ids the tokenizer must have, and their purpose."""
-        return {self.tokens.eos: "which ends a caption (text_config.sep_token_id)"}
 
     @property
     def grid(self) -> int:
@@ -103,6 +88,8 @@ def read_settings(config: Mapping[str, Any], report: Report) -> BlipSettings:
         patch_size=vision.size("patch_size"),
         positions=text.size("max_position_embeddings"),
         tokens=TokenSpec(bos=bos, eos=eos, pad=pad, vocab_size=vocab),
+        vocab_size=vocab,
+        needed_tokens={eos: "which ends a caption (text_config.sep_token_id)"},
     )
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from rsedge.bundle import EmbeddingSpec
 from rsedge.errors import CheckpointError
 from rsedge.export import verify
-from rsedge.export.checkpoint import ModelType
+from rsedge.export.checkpoint import ModelType, Settings
 from rsedge.export.graphs.builder import GraphBuilder
 from rsedge.export.graphs.encoder import (
     Encoder,
@@ -95,43 +95,26 @@ class TextSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DualEncoderSettings:
+class DualEncoderSettings(Settings):
     """The checked settings of a CLIP or SigLIP model, transformers' defaults filled in."""
 
     vision: VisionSettings
     text: TextSettings
 
-    @property
-    def kind(self) -> Kind:
-        """CLIP or SigLIP."""
-        return self.vision.kind
-
-    @property
-    def image_size(self) -> int:
-        """Pixels along an edge."""
-        return self.vision.image_size
-
-    @property
-    def patch_size(self) -> int:
-        """Pixels along an edge of a patch."""
-        return self.vision.patch_size
-
-    @property
-    def vocab_size(self) -> int:
-        """Tokens the embeddings have room for."""
-        return self.text.vocab_size
-
-    @property
-    def needed_tokens(self) -> dict[int, str]:
-        """Ids the tokenizer must have, and their purpose."""
-        if self.kind == "siglip":
-            return {self.text.pad: "which fills a text (text_config.pad_token_id)"}
-        return {} if self.text.end is None else {self.text.end: "which ends a text (text_config.eos_token_id)"}
-
-    @property
-    def tokens(self) -> None:
-        """None: nothing is generated."""
-        return None
+    @classmethod
+    def of(cls, vision: VisionSettings, text: TextSettings) -> DualEncoderSettings:
+        """The settings of a model of these two encoders."""
+        needed = {} if text.end is None else {text.end: "which ends a text (text_config.eos_token_id)"}
+        if text.kind == "siglip":
+            needed = {text.pad: "which fills a text (text_config.pad_token_id)"}
+        return cls(
+            image_size=vision.image_size,
+            patch_size=vision.patch_size,
+            vocab_size=text.vocab_size,
+            needed_tokens=needed,
+            vision=vision,
+            text=text,
+        )
 
 
 def read_clip_settings(config: Mapping[str, Any], report: Report) -> DualEncoderSettings:
@@ -150,9 +133,9 @@ def read_clip_settings(config: Mapping[str, Any], report: Report) -> DualEncoder
     vocab = text.size("vocab_size")
     end = text.token("eos_token_id", vocab)
     legacy = end == _LEGACY_END
-    return DualEncoderSettings(
-        vision=vision,
-        text=TextSettings(
+    return DualEncoderSettings.of(
+        vision,
+        TextSettings(
             kind="clip",
             tower=text.tower(),
             vocab_size=vocab,
@@ -177,9 +160,9 @@ def read_siglip_settings(config: Mapping[str, Any], report: Report) -> DualEncod
             f"its images have embeddings of {vision.dim} numbers, its texts of {dim} (text_config.projection_size): "
             "the config is damaged"
         )
-    return DualEncoderSettings(
-        vision=vision,
-        text=TextSettings(
+    return DualEncoderSettings.of(
+        vision,
+        TextSettings(
             kind="siglip",
             tower=tower,
             vocab_size=vocab,
@@ -286,7 +269,7 @@ def torch_embeddings(
         image_embeds = model.vision_model(pixel_values=pixels, interpolate_pos_encoding=resized).pooler_output
         # One by one: texts differ in length, and transformers' own padding is not in question here.
         text_embeds = torch.cat([model.text_model(input_ids=torch.tensor([row])).pooler_output for row in ids])
-        if settings.kind == "clip":
+        if settings.text.kind == "clip":
             image_embeds = model.visual_projection(image_embeds)
             text_embeds = model.text_projection(text_embeds)
     normalize = torch.nn.functional.normalize

@@ -21,7 +21,7 @@ import numpy as np
 
 from rsedge.bundle import DecoderSpec, GenerationDefaults, TokenSpec
 from rsedge.export import verify
-from rsedge.export.checkpoint import ModelType
+from rsedge.export.checkpoint import ModelType, Settings
 from rsedge.export.graphs.builder import GraphBuilder
 from rsedge.export.graphs.caches import CacheGraphs
 from rsedge.export.graphs.encoder import Tensors, Tower, attend, linear, mlp, norm, unit_length
@@ -63,7 +63,7 @@ class MapperSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClipCapSettings:
+class ClipCapSettings(Settings):
     """The checked settings of a CLIPCap, the defaults filled in."""
 
     vision: VisionSettings
@@ -78,26 +78,6 @@ class ClipCapSettings:
     """Factor of the queries of each layer of GPT-2."""
     tokens: TokenSpec
     """A caption ends with the stop token and contains it; nothing starts it, the prefix takes that place."""
-
-    @property
-    def image_size(self) -> int:
-        """Pixels along an edge."""
-        return self.vision.image_size
-
-    @property
-    def patch_size(self) -> int:
-        """Pixels along an edge of a patch."""
-        return self.vision.patch_size
-
-    @property
-    def vocab_size(self) -> int:
-        """Tokens the embeddings have room for."""
-        return self.tokens.vocab_size
-
-    @property
-    def needed_tokens(self) -> dict[int, str]:
-        """Ids the tokenizer must have, and their purpose."""
-        return {self.tokens.eos: "which ends a caption (stop_token_id)"}
 
     @property
     def image_tokens(self) -> int:
@@ -156,6 +136,10 @@ def read_settings(config: Mapping[str, Any], report: Report) -> ClipCapSettings:
 
     stop = whole.token("stop_token_id", vocab)
     return ClipCapSettings(
+        image_size=vision.image_size,
+        patch_size=vision.patch_size,
+        vocab_size=vocab,
+        needed_tokens={stop: "which ends a caption (stop_token_id)"},
         vision=vision,
         mapper=MapperSettings(kind=kind, prefix_length=prefix, clip_length=clip_length, layers=layers, heads=heads),
         text=text,
