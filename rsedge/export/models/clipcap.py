@@ -119,7 +119,7 @@ def read_settings(config: Mapping[str, Any], report: Report) -> ClipCapSettings:
 
     # 3. The mapper.
     whole = Section(config, ClipCapConfig(), "config", report)
-    prefix, layers, heads = (whole.size(key) for key in ("prefix_length", "mapper_layers", "mapper_heads"))
+    prefix, layers, heads = whole.size("prefix_length"), whole.layers("mapper_layers"), whole.size("mapper_heads")
     kind, ratio = whole.get("mapper"), whole.get("mapper_ratio")
     if kind not in _MAPPERS:
         report(f"mapper is {kind!r}; rsedge exports {', '.join(_MAPPERS)}")

@@ -20,6 +20,9 @@ KEYS = (
 )
 """Names of a tower's settings in most configurations of transformers."""
 
+MOST_LAYERS = 1000
+"""The model is built to learn its names, so a stranger's number of layers needs a limit."""
+
 
 class Section:
     """One object of ``config.json``.
@@ -50,6 +53,13 @@ class Section:
         self.report(f"{self.name}.{key} is {value!r}; rsedge exports one positive whole number")
         return int(self._defaults.get(key) or 1)
 
+    def layers(self, key: str) -> int:
+        """A number of layers."""
+        value = self.size(key)
+        if value > MOST_LAYERS:
+            self.report(f"{self.name}.{key} is {value}; rsedge exports at most {MOST_LAYERS}")
+        return min(value, MOST_LAYERS)
+
     def token(self, key: str, vocab_size: int) -> int:
         """A token id."""
         value = self.get(key)
@@ -62,7 +72,7 @@ class Section:
 
     def tower(self, keys: tuple[str, ...] = KEYS) -> Tower:
         """The numbers of a transformer, by their names in ``keys``, whose order is that of ``KEYS``."""
-        width, inner, layers, heads = (self.size(key) for key in keys[:4])
+        width, inner, heads = self.size(keys[0]), self.size(keys[1]), self.size(keys[3])
         act, eps = (self.get(key) for key in keys[4:])
         if act not in tuple(ACTIVATIONS):
             self.report(f"{self.name}.{keys[4]} is {act!r}; rsedge exports {', '.join(ACTIVATIONS)}")
@@ -73,4 +83,4 @@ class Section:
             self.report(
                 f"{self.name}.{keys[0]} ({width}) is not a multiple of its {keys[3]} ({heads}): the config is damaged"
             )
-        return Tower(width=width, inner=inner, layers=layers, heads=heads, act=act, eps=float(eps))
+        return Tower(width=width, inner=inner, layers=self.layers(keys[2]), heads=heads, act=act, eps=float(eps))
