@@ -74,9 +74,10 @@ def make(path: Path, name: str) -> Path:
 
 def measure(name: str, images: np.ndarray, precisions: list[str]) -> list[dict[str, Any]]:
     """One row per precision."""
-    from rsedge.export.checkpoint import load_checkpoint
     from rsedge.export.convert import export
-    from rsedge.export.verify_embeddings import compare, reference
+    from rsedge.export.loading import load_checkpoint
+    from rsedge.export.models.clip import torch_embeddings
+    from rsedge.export.verify import compare
     from rsedge.runtime.embedder import Embedder
 
     rows, expected = [], None
@@ -87,7 +88,7 @@ def measure(name: str, images: np.ndarray, precisions: list[str]) -> list[dict[s
             embedder = Embedder.load(bundle.path, device="cpu", batch_size=4)
             if expected is None:
                 ids = [embedder.token_ids([text])[0].tolist() for text in TEXTS]
-                expected = reference(load_checkpoint(path), bundle, images, ids)
+                expected = torch_embeddings(load_checkpoint(path), images, bundle.manifest.image, ids)
             size = sum(ref.size for graph in bundle.manifest.graphs.values() for ref in graph.files)
             rows.append(
                 {

@@ -18,8 +18,8 @@ from transformers import AutoConfig
 
 from rsedge.checkpointfiles import folder_problems
 from rsedge.errors import CheckpointError, OptionError, RsedgeError
-from rsedge.export.checkpoint import load_checkpoint
 from rsedge.export.convert import export
+from rsedge.export.loading import load_checkpoint
 from rsedge.training.models.loading import load_pretrained
 from rsedge.training.models.tokenizers import open_tokenizer
 from rsedge.training.recipe import ModelRecipe
@@ -137,7 +137,7 @@ def test_code_in_the_hubs_cache_is_not_run_either(folder: Path, target: Path, tm
     name = hub_layout(with_code(folder), tmp_path / "home")
     script = f"""
 from transformers import BlipForConditionalGeneration
-from rsedge.export.checkpoint import load_checkpoint
+from rsedge.export.loading import load_checkpoint
 from rsedge.export.tokenizer import export_tokenizer
 from rsedge.training.models.loading import load_pretrained
 from rsedge.training.recipe import ModelRecipe

@@ -8,7 +8,7 @@ import re
 from datetime import datetime, timezone
 from typing import Any
 
-from rsedge.bundle import SUFFIX, FileRef, Graph, Manifest
+from rsedge.bundle import SUFFIX, FileRef, Manifest
 from rsedge.texts import plain
 
 MLM_SCHEMA = "https://stac-extensions.github.io/mlm/v1.5.1/schema.json"
@@ -29,6 +29,8 @@ _PRECISIONS = {
     "int8": "8-bit integer weights",
 }
 
+_MLM_NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]+[a-zA-Z0-9]")
+
 
 # The STAC item
 
@@ -39,42 +41,9 @@ def stac_item(manifest: Manifest) -> dict[str, Any]:
     It has no geometry: the manifest does not know where on Earth the training images lay. Parameter count and
     pretraining data are left out for the same reason.
     """
-    return {
-        "type": "Feature",
-        "stac_version": "1.1.0",
-        "stac_extensions": [MLM_SCHEMA, FILE_SCHEMA],
-        "id": manifest.name,
-        "geometry": None,
-        "properties": _properties(manifest),
-        "assets": _assets(manifest),
-        "links": _links(manifest),
-    }
-
-
-def _properties(manifest: Manifest) -> dict[str, Any]:
-    task = _TASKS[manifest.family]
-    properties: dict[str, Any] = {
-        "datetime": _utc(manifest.provenance.exported_at),
-        "description": _summary(manifest),
-        "bands": _bands(manifest),
-        "mlm:name": _mlm_name(manifest.name),
-        "mlm:architecture": _ARCHITECTURES[manifest.family],
-        "mlm:tasks": [task],
-        "mlm:framework": "ONNX",
-        "mlm:accelerator": None,
-        "mlm:accelerator_constrained": False,
-        "mlm:input": [_input(manifest)],
-        "mlm:output": [_output(manifest, task)],
-    }
-    version = manifest.provenance.versions.get("onnx", "")
-    if re.fullmatch(r"\d+\.\d+\.\d+", version):  # the extension admits semantic versions only
-        properties["mlm:framework_version"] = version
-    return properties
-
-
-def _input(manifest: Manifest) -> dict[str, Any]:
-    image = manifest.image
-    entry: dict[str, Any] = {
+    image, embedding, task = manifest.image, manifest.embedding, _TASKS[manifest.family]
+    bands = [{"name": band} for band in image.bands]
+    model_input: dict[str, Any] = {
         "name": "image",
         "description": "8-bit pixels; the graph scales them by 1/255, subtracts mean and divides by deviation itself",
         "bands": list(image.bands),
@@ -88,72 +57,73 @@ def _input(manifest: Manifest) -> dict[str, Any]:
     }
     if image.reflectance:
         # offset → scale → clip is one rule for all bands, which value_scaling (one step per band) cannot say.
-        entry["pre_processing_function"] = {"format": "rsedge-reflectance", "expression": image.reflectance}
-    return entry
-
-
-def _output(manifest: Manifest, task: str) -> dict[str, Any]:
-    if manifest.embedding is not None:
-        shape, order, kind = [-1, manifest.embedding.dim], ["batch", "embedding"], "float32"
-    else:
-        shape, order, kind = [-1, -1], ["batch", "token"], "int64"
+        model_input["pre_processing_function"] = {"format": "rsedge-reflectance", "expression": image.reflectance}
+    result: dict[str, Any] = {"shape": [-1, -1], "dim_order": ["batch", "token"], "data_type": "int64"}
+    if embedding is not None:
+        result = {"shape": [-1, embedding.dim], "dim_order": ["batch", "embedding"], "data_type": "float32"}
+    name = manifest.name  # the extension's pattern: a letter first, a letter or digit last, three at least
+    properties: dict[str, Any] = {
+        "datetime": _utc(manifest.provenance.exported_at),
+        "description": _summary(manifest),
+        "bands": bands,
+        "mlm:name": name if _MLM_NAME.fullmatch(name) else f"model-{name.rstrip('._-')}",
+        "mlm:architecture": _ARCHITECTURES[manifest.family],
+        "mlm:tasks": [task],
+        "mlm:framework": "ONNX",
+        "mlm:accelerator": None,
+        "mlm:accelerator_constrained": False,
+        "mlm:input": [model_input],
+        "mlm:output": [{"name": "caption" if embedding is None else "embedding", "tasks": [task], "result": result}],
+    }
+    version = manifest.provenance.versions.get("onnx", "")
+    if re.fullmatch(r"\d+\.\d+\.\d+", version):  # the extension admits semantic versions only
+        properties["mlm:framework_version"] = version
+    links = []
+    source, revision = manifest.provenance.source, manifest.provenance.source_revision
+    if revision is not None:  # only hub checkpoints have one
+        page = f"https://huggingface.co/{source}/tree/{revision}"
+        links.append({"rel": "derived_from", "href": page, "type": "text/html"})
     return {
-        "name": "embedding" if manifest.embedding is not None else "caption",
-        "tasks": [task],
-        "result": {"shape": shape, "dim_order": order, "data_type": kind},
+        "type": "Feature",
+        "stac_version": "1.1.0",
+        "stac_extensions": [MLM_SCHEMA, FILE_SCHEMA],
+        "id": name,
+        "geometry": None,
+        "properties": properties,
+        "assets": _assets(manifest, bands),
+        "links": links,
     }
 
 
-def _assets(manifest: Manifest) -> dict[str, Any]:
+def _assets(manifest: Manifest, bands: list[dict[str, str]]) -> dict[str, Any]:
+    def asset(ref: FileRef, title: str, media_type: str, role: str) -> dict[str, Any]:
+        return {
+            "href": f"./{ref.file}",
+            "title": title,
+            "type": media_type,
+            "roles": [role],
+            "file:size": ref.size,
+            "file:checksum": f"1220{ref.sha256}",  # a multihash: SHA-256 (12), 32 bytes (20)
+        }
+
     assets: dict[str, Any] = {}
-    for index, (role, graph) in enumerate(manifest.graphs.items()):
-        assets[role] = _graph_asset(role, graph)
-        if index == 0:  # STAC admits bands in an Item's properties, where MLM looks, only beside an asset that has some
-            assets[role]["bands"] = _bands(manifest)
+    for role, graph in manifest.graphs.items():
+        media_type = "application/octet-stream; framework=onnx"
+        entry = asset(graph.files[0], f"ONNX graph: {role}", media_type, "mlm:model") | {"mlm:artifact_type": "onnx"}
+        if not assets:  # STAC admits bands in an Item's properties, where MLM looks, only beside an asset that has some
+            entry["bands"] = bands
+        assets[role] = entry
         for ref in graph.external_data:
-            assets[ref.file] = _file_asset(
-                ref, f"Tensors of the {role} graph", "application/octet-stream", "mlm:weights"
-            )
+            title = f"Tensors of the {role} graph"
+            assets[ref.file] = asset(ref, title, "application/octet-stream", "mlm:weights")
     if manifest.tokenizer is not None:
-        assets["tokenizer"] = _file_asset(manifest.tokenizer, "Tokenizer", "application/json", "metadata")
-    assets["manifest"] = {
-        "href": "./manifest.json",
-        "title": "Manifest",
-        "type": "application/json",
-        "roles": ["metadata"],
-    }
-    assets["card"] = {"href": "./README.md", "title": "Model card", "type": "text/markdown", "roles": ["overview"]}
+        assets["tokenizer"] = asset(manifest.tokenizer, "Tokenizer", "application/json", "metadata")
+    for name, href, title, media_type, role in (
+        ("manifest", "./manifest.json", "Manifest", "application/json", "metadata"),
+        ("card", "./README.md", "Model card", "text/markdown", "overview"),
+    ):
+        assets[name] = {"href": href, "title": title, "type": media_type, "roles": [role]}
     return assets
-
-
-def _bands(manifest: Manifest) -> list[dict[str, str]]:
-    return [{"name": band} for band in manifest.image.bands]
-
-
-def _graph_asset(role: str, graph: Graph) -> dict[str, Any]:
-    asset = _file_asset(graph.files[0], f"ONNX graph: {role}", "application/octet-stream; framework=onnx", "mlm:model")
-    return {**asset, "mlm:artifact_type": "onnx"}
-
-
-def _file_asset(ref: FileRef, title: str, media_type: str, role: str) -> dict[str, Any]:
-    return {
-        "href": f"./{ref.file}",
-        "title": title,
-        "type": media_type,
-        "roles": [role],
-        "file:size": ref.size,
-        "file:checksum": f"1220{ref.sha256}",  # a multihash: SHA-256 (12), 32 bytes (20)
-    }
-
-
-def _links(manifest: Manifest) -> list[dict[str, Any]]:
-    page = _hub_page(manifest)
-    return [] if page is None else [{"rel": "derived_from", "href": page, "type": "text/html"}]
-
-
-def _mlm_name(name: str) -> str:
-    """``name`` where the extension's pattern admits it: a letter first, a letter or digit last, three at least."""
-    return name if re.fullmatch(r"[a-zA-Z][a-zA-Z0-9_.-]+[a-zA-Z0-9]", name) else f"model-{name.rstrip('._-')}"
 
 
 def _utc(rfc3339: str) -> str:
@@ -162,32 +132,51 @@ def _utc(rfc3339: str) -> str:
     return moment.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _hub_page(manifest: Manifest) -> str | None:
-    """Where the checkpoint came from, if that was the hub: only hub checkpoints have a revision."""
-    source, revision = manifest.provenance.source, manifest.provenance.source_revision
-    return None if revision is None else f"https://huggingface.co/{source}/tree/{revision}"
-
-
 # The model card
 
 
 def model_card(manifest: Manifest) -> str:
     """``README.md`` of the bundle: Markdown with YAML front matter, and nothing that was not measured or recorded."""
+    image, provenance = manifest.image, manifest.provenance
+    front = ["---", "library_name: rsedge", f"pipeline_tag: {_PIPELINES[manifest.family]}", "tags:"]
+    front += [f"- {tag}" for tag in ("remote-sensing", "onnx", manifest.family, manifest.precision)]
+    if provenance.source_revision is not None:
+        front.append(f"base_model: {json.dumps(provenance.source)}")  # a JSON string is a YAML string
+    image_rows = [
+        ("size", f"{image.size} × {image.size} pixels, resized with {image.resample}"),
+        ("bands", ", ".join(image.bands)),
+        ("input", "uint8; scaled by 1/255 and normalised inside the graph"),
+        ("mean", _show(image.mean)),
+        ("standard deviation", _show(image.std)),
+        *((f"reflectance: {key}", _show(value)) for key, value in image.reflectance.items()),
+    ]
     sections = [
-        _front_matter(manifest),
+        "\n".join([*front, "---"]),
         f"# {manifest.name}\n\n{_summary(manifest)}",
         f"## Use\n\n{_usage(manifest)}",
-        f"## Image\n\n{_table('', _image_rows(manifest))}",
+        f"## Image\n\n{_table('', image_rows)}",
         f"## Graphs\n\n{_graph_table(manifest)}",
     ]
-    if manifest.embedding is not None:
-        rows = [(name, _show(getattr(manifest.embedding, name))) for name in manifest.embedding.__slots__]
-        sections.append(f"## Embedding\n\n{_table('', rows)}")
-    if manifest.generation is not None:
-        rows = [(name, _show(getattr(manifest.generation, name))) for name in manifest.generation.__slots__]
-        sections.append(f"## Decoding defaults\n\n{_table('setting', rows)}")
-    sections.append(f"## Parity with torch\n\n{_parity(manifest)}")
-    sections.append(f"## Provenance\n\n{_table('', _provenance_rows(manifest))}")
+    for title, heading, spec in (
+        ("Embedding", "", manifest.embedding),
+        ("Decoding defaults", "setting", manifest.generation),
+    ):
+        if spec is not None:
+            rows = [(name, _show(getattr(spec, name))) for name in spec.__slots__]
+            sections.append(f"## {title}\n\n{_table(heading, rows)}")
+    parity = "Not measured."
+    if manifest.parity:
+        parity = "Measured at export, on the exporting machine.\n\n"
+        parity += _table("measure", _flatten("", manifest.parity))
+    provenance_rows = [
+        ("checkpoint", _show(provenance.source)),
+        ("revision", provenance.source_revision or "none (a folder)"),
+        ("SHA-256 of its weights", f"`{provenance.source_sha256}`"),
+        ("exported", provenance.exported_at),
+        *sorted(provenance.versions.items()),
+        *_flatten("recipe", provenance.recipe or {}),
+    ]
+    sections += [f"## Parity with torch\n\n{parity}", f"## Provenance\n\n{_table('', provenance_rows)}"]
     return "\n\n".join(sections) + "\n"
 
 
@@ -199,19 +188,6 @@ def _summary(manifest: Manifest) -> str:
         f"A {_ARCHITECTURES[manifest.family]} model that {what}, exported to ONNX by rsedge "
         f"in {_PRECISIONS[manifest.precision]} ({manifest.precision})."
     )
-
-
-def _front_matter(manifest: Manifest) -> str:
-    lines = [
-        "---",
-        "library_name: rsedge",
-        f"pipeline_tag: {_PIPELINES[manifest.family]}",
-        "tags:",
-        *(f"- {tag}" for tag in ("remote-sensing", "onnx", manifest.family, manifest.precision)),
-    ]
-    if manifest.provenance.source_revision is not None:
-        lines.append(f"base_model: {json.dumps(manifest.provenance.source)}")  # a JSON string is a YAML string
-    return "\n".join([*lines, "---"])
 
 
 def _usage(manifest: Manifest) -> str:
@@ -232,18 +208,6 @@ def _usage(manifest: Manifest) -> str:
     return f"```sh\n{command}\n```\n\n```python\n{code}  # uint8 [B, H, W, 3]\n```"
 
 
-def _image_rows(manifest: Manifest) -> list[tuple[str, str]]:
-    image = manifest.image
-    return [
-        ("size", f"{image.size} × {image.size} pixels, resized with {image.resample}"),
-        ("bands", ", ".join(image.bands)),
-        ("input", "uint8; scaled by 1/255 and normalised inside the graph"),
-        ("mean", _show(image.mean)),
-        ("standard deviation", _show(image.std)),
-        *((f"reflectance: {key}", _show(value)) for key, value in image.reflectance.items()),
-    ]
-
-
 def _graph_table(manifest: Manifest) -> str:
     lines = ["| graph | file | opset | bytes | inputs | outputs |", "| --- | --- | ---: | ---: | --- | --- |"]
     for role, graph in manifest.graphs.items():
@@ -251,24 +215,6 @@ def _graph_table(manifest: Manifest) -> str:
         names = [", ".join(f"`{tensor.name}`" for tensor in side) for side in (graph.inputs, graph.outputs)]
         lines.append(f"| {role} | `{graph.file}` | {graph.opset} | {size} | {names[0]} | {names[1]} |")
     return "\n".join(lines)
-
-
-def _parity(manifest: Manifest) -> str:
-    if not manifest.parity:
-        return "Not measured."
-    return "Measured at export, on the exporting machine.\n\n" + _table("measure", _flatten("", manifest.parity))
-
-
-def _provenance_rows(manifest: Manifest) -> list[tuple[str, str]]:
-    provenance = manifest.provenance
-    return [
-        ("checkpoint", _show(provenance.source)),
-        ("revision", provenance.source_revision or "none (a folder)"),
-        ("SHA-256 of its weights", f"`{provenance.source_sha256}`"),
-        ("exported", provenance.exported_at),
-        *sorted(provenance.versions.items()),
-        *_flatten("recipe", provenance.recipe or {}),
-    ]
 
 
 def _flatten(prefix: str, value: Any) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -18,7 +18,6 @@ import onnxruntime
 from rsedge.bundle import (
     Bundle,
     Graph,
-    ImageSpec,
     Manifest,
     Provenance,
     TensorSpec,
@@ -29,12 +28,15 @@ from rsedge.bundle import (
 from rsedge.errors import CheckpointError, OptionError
 from rsedge.export import verify
 from rsedge.export.card import model_card, stac_item
-from rsedge.export.checkpoint import Checkpoint, load_checkpoint
 from rsedge.export.graphs.builder import OPSET, GraphBuilder
 from rsedge.export.graphs.precision import PRECISIONS, Precision
+from rsedge.export.loading import load_checkpoint
 from rsedge.export.tokenizer import export_tokenizer
 from rsedge.pixels import ReflectanceRule
 from rsedge.tomlfile import read_toml
+
+if TYPE_CHECKING:
+    from rsedge.export.checkpoint import Checkpoint
 
 TOKENIZER = "tokenizer.json"
 
@@ -55,7 +57,7 @@ def export(
 
     Args:
         source: A folder in Hugging Face layout, or a hub id ``owner/name``, of one of the models of
-            :data:`rsedge.export.families.MODEL_TYPES`.
+            :data:`rsedge.export.loading.MODEL_TYPES`.
         target: The bundle directory to make, ``NAME.rsedge``.
         precision: ``fp32``, ``fp16`` (typed in the graph) or ``int8`` (for CPUs).
         image_size: Pixels along an edge; None keeps the checkpoint's. Position embeddings are interpolated.
@@ -77,6 +79,11 @@ def export(
         patch = checkpoint.settings.patch_size
         raise OptionError(f"image size is {size}, expected at least one patch of {patch} pixels, such as 224")
     plan, recipe = checkpoint.model_type.plan(checkpoint, size), _recipe(checkpoint)
+    rule = ReflectanceRule()
+    reflectance = {**rule.to_dict(), "formula": rule.describe()}
+    # Of a folder only the name: its path says nothing elsewhere and may tell who made it.
+    folder = Path(checkpoint.source).expanduser()
+    public_name = folder.resolve().name if folder.exists() else checkpoint.source
 
     def build(root: Path) -> Manifest:
         progress(f"writing {precision} graphs at {size} px")
@@ -87,9 +94,17 @@ def export(
             family=checkpoint.model_type.family,
             precision=precision,
             graphs=graphs,
-            image=_image(checkpoint, size),
+            image=dataclasses.replace(checkpoint.image, size=size, reflectance=reflectance),
             tokenizer=describe_file(root, TOKENIZER),
-            provenance=_provenance(checkpoint, recipe),
+            provenance=Provenance(
+                source=public_name,
+                source_sha256=checkpoint.sha256,
+                source_revision=checkpoint.revision,
+                exported_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                # onnxruntime goes by another distribution name on a GPU machine.
+                versions={**{name: version(name) for name in _LIBRARIES}, "onnxruntime": onnxruntime.__version__},
+                recipe=recipe,
+            ),
             **plan.manifest_fields(),
         )
         progress("comparing with torch on seeded images")
@@ -108,13 +123,7 @@ def _save(graph: GraphBuilder, root: Path) -> Graph:
     path = root / f"{graph.name}.onnx"
     graph.save(path)
     onnx.checker.check_model(path, full_check=False)
-    model = onnx.load(path, load_external_data=False)
-    return describe_graph(
-        root, path.name, opset=OPSET, inputs=_tensors(model.graph.input), outputs=_tensors(model.graph.output)
-    )
 
-
-def _tensors(values: Any) -> list[TensorSpec]:
     def spec(value: onnx.ValueInfoProto) -> TensorSpec:
         tensor = value.type.tensor_type
         dtype: Any = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name
@@ -122,37 +131,15 @@ def _tensors(values: Any) -> list[TensorSpec]:
             name=value.name, dtype=dtype, shape=tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim)
         )
 
-    return [spec(value) for value in values]
+    model = onnx.load(path, load_external_data=False)
+    inputs, outputs = ([spec(value) for value in side] for side in (model.graph.input, model.graph.output))
+    return describe_graph(root, path.name, opset=OPSET, inputs=inputs, outputs=outputs)
 
 
 def _bundle_name(target: str | Path, default: str) -> str:
     """A name in the letters that names may have, from that of the directory."""
     name = Path(target).name.removesuffix(".rsedge")
     return (re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or default)[:100]
-
-
-def _image(checkpoint: Checkpoint[Any], size: int) -> ImageSpec:
-    rule = ReflectanceRule()
-    reflectance = {**rule.to_dict(), "formula": rule.describe()}
-    return dataclasses.replace(checkpoint.image, size=size, reflectance=reflectance)
-
-
-def _provenance(checkpoint: Checkpoint[Any], recipe: dict[str, Any] | None) -> Provenance:
-    return Provenance(
-        source=_public_name(checkpoint.source),
-        source_sha256=checkpoint.sha256,
-        source_revision=checkpoint.revision,
-        exported_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        # onnxruntime goes by another distribution name on a GPU machine.
-        versions={**{name: version(name) for name in _LIBRARIES}, "onnxruntime": onnxruntime.__version__},
-        recipe=recipe,
-    )
-
-
-def _public_name(source: str) -> str:
-    """A hub id as it is; of a folder only its name: the path says nothing elsewhere and may tell who made it."""
-    path = Path(source).expanduser()
-    return path.resolve().name if path.exists() else source
 
 
 def _recipe(checkpoint: Checkpoint[Any]) -> dict[str, Any] | None:

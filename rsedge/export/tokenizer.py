@@ -1,9 +1,8 @@
-"""A checkpoint's tokenizer as one ``tokenizer.json`` that needs no transformers to give the same ids and text.
+"""Write a checkpoint's tokenizer as one ``tokenizer.json`` that gives the same ids and text without transformers.
 
 transformers reads ``tokenizer.json`` or a vocabulary, then settings from ``tokenizer_config.json`` change it (lower
 case, accents, special tokens), and before or after it may do more in Python: clean up spaces (BERT), take the marks of
-word ends away (CLIP), all of SentencePiece (SigLIP, :mod:`rsedge.export.siglip_tokenizer`). The file written here is
-what transformers holds after all that, with what Python does turned into steps of the file.
+word ends away (CLIP), all of SentencePiece (SigLIP). The file written here has all of these as steps of its own.
 """
 
 from __future__ import annotations
@@ -13,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
+from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers, processors
 
 from rsedge.errors import CheckpointError
-from rsedge.export.siglip_tokenizer import from_sentencepiece
+from rsedge.tokenizerfile import PUNCTUATION
 
 # transformers' PreTrainedTokenizerBase.clean_up_tokenization, in its order.
 _CLEAN_UP = (
@@ -30,6 +30,8 @@ _CLEAN_UP = (
     (" 've", "'ve"),
     (" 're", "'re"),
 )
+_ENDS = [("Regex", r"\A\s+", ""), ("Regex", r"\s+\z", "")]
+"""No white space at either end."""
 _PROBES = (
     "",
     "two planes, parked .",
@@ -47,18 +49,28 @@ def export_tokenizer(checkpoint: str | Path, target: Path) -> Path:
     """
     source = _load(checkpoint)
     pieces = hasattr(source, "sp_model")
-    data = json.loads((from_sentencepiece(source) if pieces else source.backend_tokenizer).to_str())
+    data = json.loads((_from_sentencepiece(source) if pieces else source.backend_tokenizer).to_str())
     data["truncation"] = data["padding"] = None  # transformers sets both anew in every call
-    if data["model"].get("end_of_word_suffix"):
-        data["decoder"] = _with_word_ends(data["decoder"], data["model"]["end_of_word_suffix"])
+    steps: list[list[tuple[str, str, str]]] = []
+    if mark := data["model"].get("end_of_word_suffix"):
+        steps += [[("String", mark, " ")], _ENDS]
     if pieces:
-        data["decoder"] = _trimmed(data["decoder"])
+        steps += [_ENDS]
     if source.clean_up_tokenization_spaces and data["model"]["type"] != "BPE":  # transformers spares BPE too
-        data["decoder"] = _with_clean_up(data["decoder"])
+        steps += [[("String", old, new) for old, new in _CLEAN_UP]]
+    for replacements in steps:
+        data["decoder"] = _followed_by(data["decoder"], replacements)
     text = json.dumps(data, ensure_ascii=False)
     _check(str(checkpoint), source, tokenizers.Tokenizer.from_str(text))
     target.write_text(text, encoding="utf-8")
     return target
+
+
+def _followed_by(decoder: dict[str, Any] | None, replacements: list[tuple[str, str, str]]) -> dict[str, Any]:
+    """``decoder``, then replacements in the text as a whole, since patterns may span tokens."""
+    first = [] if decoder is None else [decoder]
+    replace = [{"type": "Replace", "pattern": {kind: old}, "content": new} for kind, old, new in replacements]
+    return {"type": "Sequence", "decoders": [*first, {"type": "Fuse"}, *replace]}
 
 
 def _load(checkpoint: str | Path) -> Any:
@@ -82,25 +94,39 @@ def _load(checkpoint: str | Path) -> Any:
     return source
 
 
-def _with_clean_up(decoder: dict[str, Any] | None) -> dict[str, Any]:
-    """``decoder`` followed by the clean-up, on the text as a whole: some of its patterns span tokens."""
-    steps = [] if decoder is None else [decoder]
-    replace = [{"type": "Replace", "pattern": {"String": old}, "content": new} for old, new in _CLEAN_UP]
-    return {"type": "Sequence", "decoders": [*steps, {"type": "Fuse"}, *replace]}
+def _from_sentencepiece(source: Any) -> tokenizers.Tokenizer:
+    """Rebuild a ``SiglipTokenizer``, Python around SentencePiece, with the tokenizers package.
 
+    SentencePiece has more settings than are followed here, so the ids need a check. One thing differs: where a text
+    itself spells a special token (``</s>``), the word behind it is taken for a word's beginning. No caption or query
+    does.
+    """
+    from sentencepiece import sentencepiece_model_pb2
 
-def _with_word_ends(decoder: dict[str, Any] | None, mark: str) -> dict[str, Any]:
-    """``decoder``, then spaces in place of the ``mark`` that ends words."""
-    steps = [] if decoder is None else [decoder]
-    replace = {"type": "Replace", "pattern": {"String": mark}, "content": " "}
-    return _trimmed({"type": "Sequence", "decoders": [*steps, {"type": "Fuse"}, replace]})
-
-
-def _trimmed(decoder: dict[str, Any] | None) -> dict[str, Any]:
-    """``decoder``, then no white space at either end of the text as a whole."""
-    steps = [] if decoder is None else [decoder]
-    ends = [{"type": "Replace", "pattern": {"Regex": pattern}, "content": ""} for pattern in (r"\A\s+", r"\s+\z")]
-    return {"type": "Sequence", "decoders": [*steps, {"type": "Fuse"}, *ends]}
+    proto = sentencepiece_model_pb2.ModelProto.FromString(Path(source.vocab_file).read_bytes())
+    pieces = [(piece.piece, piece.score) for piece in proto.pieces]
+    result = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=proto.trainer_spec.unk_id))
+    # SiglipTokenizer's own steps, then SentencePiece's, which takes its own sign of a space for a space.
+    steps: list[Any] = [normalizers.Lowercase()] if source.do_lower_case else []
+    steps.append(normalizers.Replace(Regex(PUNCTUATION), ""))
+    if charsmap := proto.normalizer_spec.precompiled_charsmap:
+        steps.append(normalizers.Precompiled(charsmap))
+    steps += [normalizers.Replace(Regex(r"[\s▁]+"), " "), normalizers.Strip()]
+    result.normalizer = normalizers.Sequence(steps)
+    result.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    result.decoder = decoders.Metaspace(prepend_scheme="always")
+    end = source.eos_token
+    result.post_processor = processors.TemplateProcessing(
+        single=f"$A {end}", special_tokens=[(end, source.eos_token_id)]
+    )
+    added = [token for _, token in sorted(source.added_tokens_decoder.items())]
+    control = [
+        AddedToken(piece.piece, normalized=False, special=True)
+        for piece in proto.pieces
+        if piece.type == sentencepiece_model_pb2.ModelProto.SentencePiece.CONTROL
+    ]
+    result.add_special_tokens([*added, *(token for token in control if token not in added)])
+    return result
 
 
 def _check(checkpoint: str, source: Any, written: tokenizers.Tokenizer) -> None:

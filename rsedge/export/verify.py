@@ -1,16 +1,18 @@
-"""The parity report: what a fresh bundle computes, held against torch on the same images.
+"""The parity report: compare a fresh bundle with its checkpoint in torch, float32, on the same seeded inputs.
 
-The bundle runs as users will run it (same decoder, same search), the checkpoint through ``transformers.generate``, or
-what its family has in that place, in float32. Three questions: how far is the encoder's output, how often does the
-bundle choose torch's next token when fed torch's own caption (errors cannot add up), and how many tokens of whole
-captions agree (they can).
+The bundle runs as users will run it (same decoder, same search, same embedder), the checkpoint as its model family runs
+it (:mod:`rsedge.export.models`). A captioner answers three questions: how far is the encoder's output, how often does
+the bundle choose torch's next token when fed torch's own caption (errors cannot add up), and how many tokens of whole
+captions agree (they can). An embedding model answers one, the cosine between both embeddings. Embeddings of one model
+point in much the same direction for every input, so the report also has the cosine without the mean embedding, which
+leaves only the differences between inputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,47 +21,56 @@ from numpy.typing import NDArray
 from rsedge.errors import ParityError
 from rsedge.runtime.captioner import Captioner
 from rsedge.runtime.decoding.search import Request
+from rsedge.runtime.embedder import Embedder
 from rsedge.runtime.engines.ort import OrtBackend
 
 if TYPE_CHECKING:
-    from rsedge.bundle import Bundle
-    from rsedge.export.checkpoint import Checkpoint
+    import torch
+
+    from rsedge.bundle import Bundle, ImageSpec
     from rsedge.export.graphs.precision import Precision
-    from rsedge.export.models.blip_layout import BlipSettings
     from rsedge.runtime.decoding.decoder import Decoder
 
 IMAGES = 8
 TOKENS = 20
 SEED = 20
 SEARCHES = {"greedy": 1, "beam3": 3}
+TEXTS = (
+    "",
+    "water",
+    "an aerial photograph of an airport",
+    "Two planes, parked beside a terminal; it's a RAINY day.",
+    "many buildings and green trees are in a dense residential area near a river with a bridge over it",
+    "fields of wheat, maize and rape between hedges, " * 30,
+)
+"""From nothing to more than a model takes."""
 
 UInt8 = NDArray[np.uint8]
-TorchResults = Callable[["Bundle", UInt8, int], tuple[NDArray[np.float32], dict[str, list[tuple[int, ...]]]]]
-"""Bundle, images uint8 [B, H, W, 3], longest caption → the checkpoint's encoder output, and per search of ``SEARCHES``
-its captions' token ids.
-"""
+Float32 = NDArray[np.float32]
+Captions = dict[str, list[tuple[int, ...]]]
+"""Search of ``SEARCHES`` → token ids of each image's caption."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """What a precision may cost before an export fails.
-
-    Attributes:
-        encoder_max, encoder_mean: Largest and mean absolute error of the encoder's output over its mean magnitude.
-        next_token: Share of torch's tokens that the bundle too ranks first, fed torch's caption.
-        caption_tokens: Share of equal tokens, position by position, of freely decoded captions.
-    """
+    """Largest loss of a precision before an export fails."""
 
     encoder_max: float
+    """Largest absolute error of the encoder's output over its mean magnitude."""
     encoder_mean: float
+    """Mean absolute error over the same."""
     next_token: float
+    """Smallest share of torch's tokens that the bundle too ranks first, fed torch's caption."""
     caption_tokens: float
+    """Smallest share of equal tokens, position by position, of freely decoded captions."""
+    cosine: float
+    """Smallest cosine between an embedding and torch's."""
 
 
 TOLERANCES: dict[Precision, Tolerance] = {
-    "fp32": Tolerance(encoder_max=1e-3, encoder_mean=1e-4, next_token=1.0, caption_tokens=1.0),
-    "fp16": Tolerance(encoder_max=0.5, encoder_mean=2e-2, next_token=0.97, caption_tokens=0.8),
-    "int8": Tolerance(encoder_max=5.0, encoder_mean=0.15, next_token=0.8, caption_tokens=0.4),
+    "fp32": Tolerance(encoder_max=1e-3, encoder_mean=1e-4, next_token=1.0, caption_tokens=1.0, cosine=0.99999),
+    "fp16": Tolerance(encoder_max=0.5, encoder_mean=2e-2, next_token=0.97, caption_tokens=0.8, cosine=0.999),
+    "int8": Tolerance(encoder_max=5.0, encoder_mean=0.15, next_token=0.8, caption_tokens=0.4, cosine=0.99),
 }
 
 
@@ -78,36 +89,51 @@ def seeded_images(count: int, size: int, *, seed: int = SEED) -> UInt8:
     return np.clip(np.rint(images), 0, 255).astype(np.uint8)
 
 
-def parity_report(checkpoint: Checkpoint[BlipSettings], bundle: Bundle) -> dict[str, Any]:
-    """Compare a BLIP bundle with its checkpoint on seeded images; see :func:`captioner_report`."""
-    return captioner_report(bundle, partial(_torch_results, checkpoint), reference="transformers.generate, float32")
+def torch_images(images: UInt8, image: ImageSpec) -> torch.Tensor:
+    """Normalise uint8 [B, H, W, 3] for torch, float32 [B, 3, H, W]."""
+    import torch
+
+    pixels = (images / 255.0 - np.asarray(image.mean)) / np.asarray(image.std)
+    return torch.from_numpy(pixels.astype(np.float32)).permute(0, 3, 1, 2)
 
 
-def captioner_report(bundle: Bundle, torch_results: TorchResults, *, reference: str) -> dict[str, Any]:
+def torch_model(model_class: Any, folder: Path) -> Any:
+    """Load a checkpoint in float32, in evaluation mode, without code and pickles."""
+    import torch
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    return model_class.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32).eval()
+
+
+def captioner_report(
+    bundle: Bundle, torch_results: Callable[[UInt8, ImageSpec, int], tuple[Float32, Captions]], *, reference: str
+) -> dict[str, Any]:
     """Compare a captioner's bundle with its checkpoint on seeded images.
 
     Args:
         bundle: A fresh one.
-        torch_results: What the checkpoint gives.
-        reference: What that is, for the report.
+        torch_results: Images uint8 [B, H, W, 3], their normalisation, longest caption → the checkpoint's encoder output
+            and captions.
+        reference: Name of ``torch_results``, for the report.
 
     Returns:
         The images, tokens and seed used, ``encoder`` errors (``max``, ``mean``, ``mean_magnitude``), ``next_token``
-        agreement, per search ``caption_tokens`` and ``captions`` agreement (shares), the tolerance, and ``passed``.
+        agreement, per search ``caption_tokens`` and ``captions`` agreement (shares), the tolerance, and ``problems``.
     """
     images = seeded_images(IMAGES, bundle.manifest.image.size)
     backend = OrtBackend("cpu")
     captioner = Captioner(bundle, backend, device_reason="the reference device", batch_size=IMAGES)
     decoder = captioner.decoder
     tokens = min(TOKENS, decoder.spec.max_positions)
-    expected, captions = torch_results(bundle, images, tokens)
+    expected, captions = torch_results(images, bundle.manifest.image, tokens)
     tolerance = TOLERANCES[bundle.manifest.precision]
 
     error = np.abs(decoder.encode(images) - expected)
     magnitude = float(np.abs(expected).mean())
     searches: dict[str, dict[str, float]] = {}
     for name, beams in SEARCHES.items():
-        ours = [caption.token_ids for caption in captioner.caption(images, **_settings(beams, tokens))]
+        ours = [caption.token_ids for caption in captioner.caption(images, **generation(beams, tokens))]
         agreement = [_agreement(mine, torch) for mine, torch in zip(ours, captions[name], strict=True)]
         searches[name] = {
             "caption_tokens": _rounded(np.mean(agreement)),
@@ -134,21 +160,11 @@ def captioner_report(bundle: Bundle, torch_results: TorchResults, *, reference: 
             "caption_tokens": tolerance.caption_tokens,
         },
     }
-    report["problems"] = _problems(report, tolerance)
+    report["problems"] = _captioner_problems(report, tolerance)
     return report
 
 
-def check(report: dict[str, Any], precision: Precision) -> None:
-    """Raise ParityError, naming every figure beyond its tolerance, if the report has any."""
-    if report["problems"]:
-        lines = "\n".join(f"  - {problem}" for problem in report["problems"])
-        raise ParityError(
-            f"the {precision} graphs stray from torch, nothing was written:\n{lines}\n"
-            "if the checkpoint is sound, export it with --fp32"
-        )
-
-
-def _problems(report: dict[str, Any], tolerance: Tolerance) -> list[str]:
+def _captioner_problems(report: dict[str, Any], tolerance: Tolerance) -> list[str]:
     """Every figure beyond its tolerance, as a sentence; NaN compares false, so a graph that yields it is caught too."""
     encoder, problems = report["encoder"], []
     for kind, limit in (("max", tolerance.encoder_max), ("mean", tolerance.encoder_mean)):
@@ -165,8 +181,8 @@ def _problems(report: dict[str, Any], tolerance: Tolerance) -> list[str]:
     return problems
 
 
-def _settings(beams: int, tokens: int) -> dict[str, Any]:
-    """The same generation for both sides, whatever defaults the checkpoint carries."""
+def generation(beams: int, tokens: int) -> dict[str, Any]:
+    """The same generation for both sides, whatever the defaults of the checkpoint."""
     return {
         "num_beams": beams,
         "max_new_tokens": tokens,
@@ -176,38 +192,6 @@ def _settings(beams: int, tokens: int) -> dict[str, Any]:
         "repetition_penalty": 1.0,
         "no_repeat_ngram_size": 0,
     }
-
-
-def _torch_results(
-    checkpoint: Checkpoint[BlipSettings], bundle: Bundle, images: UInt8, tokens: int
-) -> tuple[NDArray[np.float32], dict[str, list[tuple[int, ...]]]]:
-    """Encoder output [B, S, D] and, per search, the generated token ids of the checkpoint in torch."""
-    import torch
-    from transformers import BlipForConditionalGeneration
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    image = bundle.manifest.image
-    model = BlipForConditionalGeneration.from_pretrained(
-        checkpoint.path, local_files_only=True, use_safetensors=True, dtype=torch.float32
-    ).eval()
-    pixels = (images / 255.0 - np.asarray(image.mean)) / np.asarray(image.std)
-    values = torch.from_numpy(pixels.astype(np.float32)).permute(0, 3, 1, 2)
-    resized = checkpoint.settings.vision["image_size"] != image.size
-    eos = checkpoint.settings.token_spec.eos
-    with torch.no_grad():
-        embeds = model.vision_model(pixel_values=values, interpolate_pos_encoding=resized)[0].numpy()
-        captions = {}
-        for name, beams in SEARCHES.items():
-            ids = model.generate(
-                pixel_values=values, interpolate_pos_encoding=resized, do_sample=False, **_settings(beams, tokens)
-            )
-            captions[name] = [_until(row[1:].tolist(), eos) for row in ids]
-    return embeds, captions
-
-
-def _until(ids: list[int], eos: int) -> tuple[int, ...]:
-    return tuple(ids[: ids.index(eos) + 1] if eos in ids else ids)
 
 
 def _agreement(mine: tuple[int, ...], theirs: tuple[int, ...]) -> float:
@@ -232,6 +216,72 @@ def _next_token_agreement(decoder: Decoder, bundle: Bundle, images: UInt8, capti
         hits += int((best == fed)[alive].sum())
         total += int(alive.sum())
     return hits / total
+
+
+def embedder_report(
+    bundle: Bundle, token_ids: list[list[int]], torch_results: Callable[[UInt8, ImageSpec], tuple[Float32, Float32]]
+) -> dict[str, Any]:
+    """Compare an embedding model's bundle with its checkpoint on seeded images and on ``TEXTS``.
+
+    Args:
+        bundle: A fresh one.
+        token_ids: The tokens that transformers makes of each of ``TEXTS``.
+        torch_results: Images uint8 [B, H, W, 3] and their normalisation → the checkpoint's embeddings of the images and
+            of the texts, each of unit length.
+
+    Returns:
+        The images, texts and seed used, for ``image_embeds`` and ``text_embeds`` the smallest and mean cosine
+        (``cosine_min``, ``cosine_mean``, and without the mean embedding ``centred_min``), the tolerance, and
+        ``problems``.
+    """
+    images = seeded_images(IMAGES, bundle.manifest.image.size)
+    embedder = Embedder(bundle, OrtBackend("cpu"), device_reason="the reference device", batch_size=IMAGES)
+    theirs = torch_results(images, bundle.manifest.image)
+    tolerance = TOLERANCES[bundle.manifest.precision].cosine
+    report: dict[str, Any] = {
+        "reference": "transformers, float32",
+        "device": "cpu",
+        "images": IMAGES,
+        "image_seed": SEED,
+        "texts": len(TEXTS),
+        "image_embeds": compare(embedder.embed_images(images), theirs[0]),
+        "text_embeds": compare(embedder.embed_texts(TEXTS), theirs[1]),
+        "tolerance": {"cosine_min": tolerance},
+    }
+    report["problems"] = [
+        f"{name} have a cosine of {report[key]['cosine_min']:.7g} with torch's, accepted is at least {tolerance:g}"
+        for key, name in (("image_embeds", "image embeddings"), ("text_embeds", "text embeddings"))
+        if not report[key]["cosine_min"] >= tolerance  # NaN compares false, so a graph that yields it is caught too
+    ]
+    if [embedder.token_ids([text])[0].tolist() for text in TEXTS] != token_ids:
+        report["problems"].append("texts become other tokens than with transformers: save tokenizer and model together")
+    return report
+
+
+def compare(ours: Float32, theirs: Float32) -> dict[str, float]:
+    """Cosines between the rows of two arrays [N, D]: smallest, mean, and smallest about the mean of ``theirs``."""
+
+    def cosines(first: Float32, second: Float32) -> NDArray[np.float64]:
+        a, b = first.astype(np.float64), second.astype(np.float64)
+        lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        return np.asarray((a * b).sum(axis=1) / np.maximum(lengths, 1e-300))
+
+    plain, centre = cosines(ours, theirs), theirs.mean(axis=0)
+    return {
+        "cosine_min": round(float(plain.min()), 8),
+        "cosine_mean": round(float(plain.mean()), 8),
+        "centred_min": round(float(cosines(ours - centre, theirs - centre).min()), 8),
+    }
+
+
+def check(report: dict[str, Any], precision: Precision) -> None:
+    """Raise ParityError, naming every figure beyond its tolerance, if the report has any."""
+    if report["problems"]:
+        lines = "\n".join(f"  - {problem}" for problem in report["problems"])
+        raise ParityError(
+            f"the {precision} graphs stray from torch, nothing was written:\n{lines}\n"
+            "if the checkpoint is sound, export it with --fp32"
+        )
 
 
 def _rounded(value: Any) -> float:

@@ -22,59 +22,39 @@ def vocabulary_ids(file: Path, report: Report) -> set[int] | None:
             (SentencePiece); beside all but the first, ``added_tokens.json`` may have more.
         report: Called once per problem.
     """
-    if file.name == "tokenizer.json":
-        return _tokenizer_json(file, report)
-    ids = _READERS[file.name](file, report)
-    added = file.with_name("added_tokens.json")
-    more = (read_object(added, report, _REMEDY) or {}) if added.is_file() else {}
-    return None if ids is None else ids | _whole(more)
-
-
-def _tokenizer_json(file: Path, report: Report) -> set[int] | None:
-    values = read_object(file, report, _REMEDY)
-    if values is None:
-        return None
+    ids: set[int] | None = None
     try:
-        vocabulary = values["model"]["vocab"]
-        ids = set(vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary)))
-        return ids | {int(token["id"]) for token in values.get("added_tokens") or ()}
-    except (KeyError, TypeError, ValueError) as error:
-        report(f"{file.name} has no vocabulary ({error!r}): {_REMEDY}")
-        return None
+        if file.name == "tokenizer.json":
+            values = read_object(file, report, _REMEDY)
+            if values is None:
+                return None
+            vocabulary = values["model"]["vocab"]
+            ids = set(vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary)))
+            return ids | {int(token["id"]) for token in values.get("added_tokens") or ()}
+        if file.name == "vocab.txt":
+            # Split at newlines only: str.splitlines would also split at characters that are tokens themselves.
+            ids = set(range(len(file.read_text(encoding="utf-8").removesuffix("\n").split("\n"))))
+        elif file.name == "vocab.json":
+            values = read_object(file, report, _REMEDY)
+            ids = None if values is None else _whole(values)
+        else:
+            import sentencepiece
 
-
-def _lines(file: Path, report: Report) -> set[int] | None:
-    try:
-        # Split at newlines only: str.splitlines would also split at characters that are tokens themselves.
-        return set(range(len(file.read_text(encoding="utf-8").removesuffix("\n").split("\n"))))
-    except ValueError as error:
-        report(f"{file.name} is not UTF-8 ({error}): {_REMEDY}")
-        return None
-
-
-def _words(file: Path, report: Report) -> set[int] | None:
-    values = read_object(file, report, _REMEDY)
-    return None if values is None else _whole(values)
-
-
-def _pieces(file: Path, report: Report) -> set[int] | None:
-    try:
-        import sentencepiece
+            ids = set(range(sentencepiece.SentencePieceProcessor(model_file=str(file)).get_piece_size()))
     except ImportError:
         report(
             f"its tokenizer is {file.name} alone, which needs the package sentencepiece: pip install sentencepiece "
             "protobuf"
         )
-        return None
-    try:
-        return set(range(sentencepiece.SentencePieceProcessor(model_file=str(file)).get_piece_size()))
-    except (OSError, RuntimeError) as error:
-        report(f"{file.name} is no SentencePiece model ({error}): {_REMEDY}")
-        return None
+    except UnicodeDecodeError as error:
+        report(f"{file.name} is not UTF-8 ({error}): {_REMEDY}")
+    except (KeyError, TypeError, ValueError, OSError, RuntimeError) as error:
+        kind = "SentencePiece model" if file.name == "spiece.model" else "vocabulary"
+        report(f"{file.name} has no {kind} ({error!r}): {_REMEDY}")
+    added = file.with_name("added_tokens.json")
+    more = (read_object(added, report, _REMEDY) or {}) if added.is_file() else {}
+    return None if ids is None else ids | _whole(more)
 
 
 def _whole(values: dict[str, Any]) -> set[int]:
     return {value for value in values.values() if isinstance(value, int)}
-
-
-_READERS = {"vocab.txt": _lines, "vocab.json": _words, "spiece.model": _pieces}

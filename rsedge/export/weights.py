@@ -67,10 +67,6 @@ class Weights(Mapping[str, NDArray[np.float32]]):
     def __len__(self) -> int:
         return len(self._stored)
 
-    def stored(self, name: str) -> StoredTensor:
-        """Type, shape and place of a tensor, without reading it."""
-        return self._stored[name]
-
 
 def find_tensors(folder: Path, report: Report) -> tuple[dict[str, StoredTensor], list[Path]]:
     """Every tensor in the weight files of ``folder``, and those files; problems go to ``report`` as sentences."""
@@ -123,7 +119,9 @@ def _read_shards(folder: Path, report: Report) -> tuple[dict[str, StoredTensor],
             # transformers reads whatever a shard holds; a tensor promised and absent is a damaged checkpoint.
             absent = [tensor for tensor, place in places.items() if place == name and tensor not in tensors]
             if absent and tensors:
-                report(f"the shard {name} lacks {_some(absent)}, which {INDEX} says it holds: download it again")
+                more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
+                some = ", ".join(absent[:5]) + more
+                report(f"the shard {name} lacks {some}, which {INDEX} says it holds: download it again")
             found.update(tensors)
     return found, files
 
@@ -169,9 +167,3 @@ def _stored(path: Path, start: int, entry: dict[str, Any]) -> StoredTensor:
     if not 0 <= begin <= stop or min(shape, default=0) < 0 or (dtype in _ITEM_SIZE and stop - begin != expected):
         raise ValueError(f"bytes {begin} to {stop} cannot hold {dtype} {list(shape)}")
     return StoredTensor(path, dtype, shape, start + begin, stop - begin)
-
-
-def _some(names: list[str]) -> str:
-    """The first few names, and how many more there are."""
-    shown = ", ".join(names[:5])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

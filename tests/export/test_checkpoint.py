@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -18,12 +18,16 @@ from transformers.utils import logging
 
 from rsedge.bundle import TokenSpec
 from rsedge.errors import CheckpointError
-from rsedge.export.checkpoint import Checkpoint, load_checkpoint
-from rsedge.export.models.blip_layout import HEAD, WORDS
+from rsedge.export.loading import load_checkpoint
 from tests.models import make_blip
+
+if TYPE_CHECKING:
+    from rsedge.export.checkpoint import Checkpoint
 
 WEIGHTS = "model.safetensors"
 EMBEDDINGS = "text_decoder.bert.embeddings"
+HEAD = "text_decoder.cls.predictions"
+WORDS = f"{EMBEDDINGS}.word_embeddings.weight"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -94,7 +98,7 @@ def test_what_else_a_checkpoint_knows(original: Path):
     assert checkpoint.source == str(original)
     assert checkpoint.revision is None
     assert checkpoint.tokens == TokenSpec(bos=148, eos=3, pad=0, vocab_size=150)
-    assert (checkpoint.settings.image_tokens, checkpoint.settings.text["hidden_size"]) == (17, 24)
+    assert (checkpoint.settings.image_tokens, checkpoint.settings.text.width) == (17, 24)
     assert (checkpoint.image.size, checkpoint.image.resample) == (32, "bicubic")
     assert checkpoint.image.mean == (0.48145466, 0.4578275, 0.40821073)
     assert checkpoint.generation_config["bos_token_id"] == 148

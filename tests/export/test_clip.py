@@ -16,10 +16,10 @@ from transformers import AutoModel
 
 from rsedge.bundle import EmbeddingSpec, read_bundle
 from rsedge.errors import CheckpointError, ParityError
-from rsedge.export import verify_embeddings
-from rsedge.export.checkpoint import load_checkpoint
+from rsedge.export import verify
 from rsedge.export.convert import export
 from rsedge.export.graphs import encoder
+from rsedge.export.loading import load_checkpoint
 from rsedge.export.models import clip
 from rsedge.runtime.embedder import Embedder
 from tests.dual_encoders import CAPTIONS, TEXTS, embeddings, make_clip, make_siglip
@@ -145,7 +145,7 @@ def test_a_wrong_graph_fails_the_report(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_nan_fails_the_report():
     rows = np.ones((2, 3), np.float32)
-    assert not verify_embeddings.compare(rows * np.nan, rows)["cosine_min"] >= 0
+    assert not verify.compare(rows * np.nan, rows)["cosine_min"] >= 0
 
 
 def test_texts_must_end_where_the_model_reads_them(tmp_path: Path):
@@ -191,7 +191,7 @@ def test_a_second_copy_of_a_section_wins_as_in_transformers(tmp_path: Path):
     sizes = {name: value for name, value in sizes.items() if name != "eos_token_id"} | {"vocab_size": 49408}
     edit_json(path / "config.json", lambda values: values.update(text_config_dict=sizes))
     assert AutoModel.from_pretrained(path, ignore_mismatched_sizes=True).config.text_config.eos_token_id == 49407
-    from rsedge.export.models.clip_layout import read_clip_settings
+    from rsedge.export.models.clip import read_clip_settings
 
     settings = read_clip_settings(json.loads((path / "config.json").read_text()), pytest.fail)
     assert settings is not None
@@ -206,6 +206,14 @@ def test_a_second_copy_of_a_section_wins_as_in_transformers(tmp_path: Path):
         (make_clip, {"text_config": {"eos_token_id": [1, 2]}}, "text_config.eos_token_id is [1, 2]"),
         (make_clip, {"vision_config": {"num_channels": 4}}, "vision_config.num_channels is 4"),
         (make_clip, {"text_config": {"hidden_act": "swish"}}, "text_config.hidden_act is 'swish'"),
+        (make_clip, {"text_config": {"hidden_act": ["gelu"]}}, "text_config.hidden_act is ['gelu']"),
+        (make_clip, {"text_config": {"layer_norm_eps": None}}, "text_config.layer_norm_eps is None"),
+        (
+            make_clip,
+            {"text_config": {"num_hidden_layers": 10**12}},
+            "num_hidden_layers is 1000000000000; rsedge exports at",
+        ),
+        (make_clip, {"vision_config": {"hidden_size": 2**62}}, "transformers makes no CLIPModel of config.json"),
         (make_clip, {"quantization_config": {"bits": 4}}, "export the unquantised checkpoint"),
         (make_siglip, {"vision_config": {"vision_use_head": False}}, "gives no embedding of an image"),
         (make_siglip, {"text_config": {"projection_size": 5}}, "embeddings of 32 numbers, its texts of 5"),

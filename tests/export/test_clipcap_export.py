@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 from rsedge import Captioner
 from rsedge.cli.main import run
 from rsedge.errors import CheckpointError, OptionError, ParityError
-from rsedge.export.checkpoint import load_checkpoint
 from rsedge.export.convert import export
+from rsedge.export.loading import load_checkpoint
 from rsedge.export.models import clipcap
 from rsedge.training.models.clipcap_model import ClipCapModel
 from tests.clipcap_models import CLIP, SIGLIP, beam_caption, embed, make_clipcap

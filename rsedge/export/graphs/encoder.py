@@ -14,9 +14,28 @@ if TYPE_CHECKING:
 
     from rsedge.bundle import ImageSpec
     from rsedge.export.graphs.precision import Layers
-    from rsedge.export.models.clip_layout import Tower
 
 Tensors = Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tower:
+    """The numbers of a transformer."""
+
+    width: int
+    inner: int
+    """Width of the MLPs."""
+    layers: int
+    heads: int
+    act: str
+    """A key of :data:`rsedge.export.graphs.precision.ACTIVATIONS`."""
+    eps: float
+    """Epsilon of the LayerNorms."""
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head."""
+        return self.width // self.heads
 
 
 def interpolate_positions(positions: NDArray[np.float32], grid: int, *, extra: int = 1) -> NDArray[np.float32]:
@@ -98,15 +117,12 @@ def linear(nn: Layers, x: str, tensors: Tensors, name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The one token of each image or text that its embedding is read off.
-
-    Attributes:
-        rows: [B·S, W] → [B, W], those of that token.
-        mask: What it may see, float32 that broadcasts to [B, H, 1, S]; None: everything.
-    """
+    """The one token of each image or text that its embedding is read off."""
 
     rows: Callable[[str], str]
+    """[B·S, W] → [B, W], those of that token."""
     mask: str | None = None
+    """The tokens it may see, float32 that broadcasts to [B, H, 1, S]; None: all."""
 
 
 class Encoder:

@@ -7,50 +7,58 @@ H heads of d, C cache columns, V vocabulary, L decoder layers.
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from rsedge.bundle import ImageSpec
+from rsedge.bundle import DecoderSpec, GenerationDefaults, TokenSpec
+from rsedge.errors import BundleError, CheckpointError
+from rsedge.export import verify
+from rsedge.export.checkpoint import ModelType, Settings
 from rsedge.export.graphs.builder import GraphBuilder
-from rsedge.export.graphs.encoder import embed_patches, prepend_token
-from rsedge.export.graphs.precision import Layers, Precision
+from rsedge.export.graphs.caches import CacheGraphs
+from rsedge.export.graphs.encoder import (
+    Tensors,
+    Tower,
+    attend,
+    embed_patches,
+    interpolate_positions,
+    linear,
+    mlp,
+    norm,
+    prepend_token,
+)
+from rsedge.export.graphs.precision import Layers, Precision, float_type
 from rsedge.export.graphs.steps import StepInputs, give_candidates, give_new_column, scaled_query
+from rsedge.export.models.settings import Section
 
 if TYPE_CHECKING:
+    from rsedge.bundle import Bundle, ImageSpec
     from rsedge.export.checkpoint import Checkpoint
-    from rsedge.export.models.blip_layout import BlipSettings
+    from rsedge.export.weights import Report
 
-Tensors = Mapping[str, NDArray[np.float32]]
+_HEAD = "text_decoder.cls.predictions"
+_EMBEDDINGS = "text_decoder.bert.embeddings"
 
 
-@dataclass(frozen=True, slots=True)
-class BlipShape:
-    """The numbers of a BLIP captioner that its graphs depend on.
+# The checkpoint
 
-    Attributes:
-        image_size, patch_size: Pixels; ``image_size`` is the exported one and may differ from the checkpoint's.
-        vision_width, vision_layers, vision_heads, vision_act, vision_eps: The image encoder.
-        width, layers, heads, act, eps, positions, vocab_size: The text decoder.
-    """
 
-    image_size: int
-    patch_size: int
-    vision_width: int
-    vision_layers: int
-    vision_heads: int
-    vision_act: str
-    vision_eps: float
-    width: int
-    layers: int
-    heads: int
-    act: str
-    eps: float
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlipSettings(Settings):
+    """The checked settings of a BLIP captioner, transformers' defaults filled in."""
+
+    vision: Tower
+    """The image encoder."""
+    text: Tower
+    """The decoder."""
     positions: int
-    vocab_size: int
+    """Longest caption, start token included."""
+    tokens: TokenSpec
 
     @property
     def grid(self) -> int:
@@ -60,131 +68,187 @@ class BlipShape:
     @property
     def image_tokens(self) -> int:
         """Patches and the class token."""
-        return self.grid**2 + 1
+        return int(self.grid**2 + 1)
 
-    @property
-    def head_dim(self) -> int:
-        """Width of one decoder head."""
-        return self.width // self.heads
 
-    @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint[BlipSettings], image_size: int) -> BlipShape:
-        """The checkpoint's numbers, at another image size if ``image_size`` says so."""
-        vision, text = checkpoint.settings.vision, checkpoint.settings.text
-        vision_config = checkpoint.config.get("vision_config") or {}
-        text_config = checkpoint.config.get("text_config") or {}
-        return cls(
-            image_size=image_size,
-            patch_size=vision["patch_size"],
-            vision_width=vision["hidden_size"],
-            vision_layers=vision["num_hidden_layers"],
-            vision_heads=vision["num_attention_heads"],
-            vision_act=vision_config.get("hidden_act", "gelu"),
-            vision_eps=vision_config.get("layer_norm_eps", 1e-5),
-            width=text["hidden_size"],
-            layers=text["num_hidden_layers"],
-            heads=text["num_attention_heads"],
-            act=text_config.get("hidden_act", "gelu"),
-            eps=text_config.get("layer_norm_eps", 1e-12),
-            positions=text["max_position_embeddings"],
-            vocab_size=text["vocab_size"],
+def read_settings(config: Mapping[str, Any], report: Report) -> BlipSettings:
+    """Read the settings in ``config.json``."""
+    from transformers import BlipTextConfig, BlipVisionConfig
+
+    vision = Section(config.get("vision_config"), BlipVisionConfig(), "vision_config", report)
+    text = Section(config.get("text_config"), BlipTextConfig(), "text_config", report)
+    if text.get("is_decoder", True) is not True:
+        report("text_config.is_decoder is not true, so the decoder cannot see the image: rsedge needs a captioner")
+    vocab = text.size("vocab_size")
+    bos, eos, pad = (text.token(name, vocab) for name in ("bos_token_id", "sep_token_id", "pad_token_id"))
+    return BlipSettings(
+        vision=vision.tower(),
+        text=text.tower(),
+        image_size=vision.size("image_size"),
+        patch_size=vision.size("patch_size"),
+        positions=text.size("max_position_embeddings"),
+        tokens=TokenSpec(bos=bos, eos=eos, pad=pad, vocab_size=vocab),
+        vocab_size=vocab,
+        needed_tokens={eos: "which ends a caption (text_config.sep_token_id)"},
+    )
+
+
+def canonical_name(name: str) -> str:
+    """The name a tensor has in transformers' model today; older files differ, and transformers renames them too."""
+    name = name.removeprefix("blip.")
+    return re.sub(r"LayerNorm\.(gamma|beta)$", lambda m: "LayerNorm." + {"gamma": "weight", "beta": "bias"}[m[1]], name)
+
+
+class BlipPlan:
+    """One BLIP captioner at one image size; see :class:`rsedge.export.checkpoint.Plan`."""
+
+    def __init__(self, checkpoint: Checkpoint[BlipSettings], image_size: int) -> None:
+        self._checkpoint = checkpoint
+        self._settings = dataclasses.replace(checkpoint.settings, image_size=image_size)
+        self._image = dataclasses.replace(checkpoint.image, size=image_size)
+        try:
+            self._generation = GenerationDefaults.from_transformers(
+                checkpoint.generation_config, positions=self._settings.positions
+            )
+        except (BundleError, TypeError) as error:
+            problem = f"generation_config.json asks for what no caption can be: {error}; mend or delete it"
+            raise CheckpointError(checkpoint.source, [problem]) from error
+
+    def graphs(self, precision: Precision) -> dict[str, GraphBuilder]:
+        """The captioner's two graphs, and those that keep its caches on a device."""
+        settings, text, tensors = self._settings, self._settings.text, self._checkpoint.tensors
+        return {
+            "vision": vision_graph(settings, tensors, self._image, precision),
+            "step": step_graph(settings, tensors, precision),
+            **CacheGraphs(
+                layers=text.layers,
+                heads=text.heads,
+                head_dim=text.head_dim,
+                image_tokens=settings.image_tokens,
+                dtype=float_type(precision),
+                codes=precision == "int8",
+            ).by_role(),
+        }
+
+    def manifest_fields(self) -> dict[str, Any]:
+        """Tokens, decoding defaults and the sizes of the caches."""
+        text = self._settings.text
+        decoder = DecoderSpec(
+            layers=text.layers,
+            heads=text.heads,
+            head_dim=text.head_dim,
+            max_positions=self._settings.positions,
+            image_tokens=self._settings.image_tokens,
         )
+        return {"tokens": self._settings.tokens, "generation": self._generation, "decoder": decoder}
+
+    def parity(self, bundle: Bundle) -> dict[str, Any]:
+        """See :func:`rsedge.export.verify.captioner_report`."""
+        return verify.captioner_report(bundle, self._torch_results, reference="transformers.generate, float32")
+
+    def _torch_results(
+        self, images: verify.UInt8, image: ImageSpec, longest: int
+    ) -> tuple[verify.Float32, verify.Captions]:
+        """Encoder output [B, S, D] and captions of the checkpoint in torch."""
+        import torch
+        from transformers import BlipForConditionalGeneration
+
+        model = verify.torch_model(BlipForConditionalGeneration, self._checkpoint.path)
+        resized, eos = self._checkpoint.settings.image_size != image.size, self._settings.tokens.eos
+        inputs = {"pixel_values": verify.torch_images(images, image), "interpolate_pos_encoding": resized}
+        captions: verify.Captions = {}
+        with torch.no_grad():
+            embeds = model.vision_model(**inputs)[0].numpy()
+            for name, beams in verify.SEARCHES.items():
+                ids = model.generate(**inputs, do_sample=False, **verify.generation(beams, longest))
+                rows = [row[1:] for row in ids.tolist()]
+                captions[name] = [tuple(row[: row.index(eos) + 1] if eos in row else row) for row in rows]
+        return embeds, captions
 
 
-def vision_graph(
-    shape: BlipShape,
-    tensors: Tensors,
-    positions: NDArray[np.float32],
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    precision: Precision,
-) -> GraphBuilder:
+BLIP = ModelType(
+    family="blip",
+    title="BLIP captioning",
+    architecture="BlipForConditionalGeneration",
+    otherwise="BLIP but no captioner",
+    tokenizer_files=("tokenizer.json", "vocab.txt"),
+    read_settings=read_settings,
+    canonical_name=canonical_name,
+    unused=frozenset({f"{_HEAD}.bias"}),  # the name that decoder.bias is tied to
+    plan=BlipPlan,
+)
+
+
+# The graphs
+
+
+def vision_graph(settings: BlipSettings, tensors: Tensors, image: ImageSpec, precision: Precision) -> GraphBuilder:
     """The image encoder with the cross-attention projections of every decoder layer behind it.
 
     Inputs: ``pixels`` uint8 [B, image_size, image_size, 3].
     Outputs: ``cross_k.l`` [B, H, d, S] and ``cross_v.l`` [B, H, S, d] for each layer l, ``image_embeds`` [B, S, D]. In
-    int8 the caches are int8, a quarter of what each step reads, and ``cross_scales`` [B, 2·L, H, d] says what a unit of
-    each channel is worth: of the keys of all layers, then of the values.
+    int8 the caches are int8, a quarter of the bytes that each step reads, and ``cross_scales`` [B, 2·L, H, d] has the
+    worth of a unit of each channel: of the keys of all layers, then of the values.
 
     Args:
-        shape: The model's numbers.
+        settings: The model's numbers, at the exported image size (position embeddings are interpolated).
         tensors: Weights by transformers' names.
-        positions: Position embeddings [S, vision_width], interpolated to the exported size.
-        mean, std: Of RGB values scaled to 0..1.
-        precision: What the linear layers run in.
+        image: Size, mean and deviation.
+        precision: Of the linear layers.
     """
     graph = GraphBuilder("vision")
     nn = Layers(graph, precision)
-    x = _patches(nn, shape, tensors, positions, mean, std)
-    for layer in range(shape.vision_layers):
-        x = _vision_layer(nn, shape, tensors, f"vision_model.encoder.layers.{layer}", x)
-    name = "vision_model.post_layernorm"
-    x = nn.layer_norm(x, name, tensors[f"{name}.weight"], tensors[f"{name}.bias"], shape.vision_eps)
+    vision, text, tokens = settings.vision, settings.text, settings.image_tokens
+
+    # 1. Pixels → embedded patches with class token and positions, [B·S, D].
+    name = "vision_model.embeddings"
+    kernel, bias = (tensors[f"{name}.patch_embedding.{part}"] for part in ("weight", "bias"))
+    x = embed_patches(nn, image, settings.patch_size, kernel, bias)
+    x = prepend_token(nn, x, tensors[f"{name}.class_embedding"].reshape(vision.width))
+    positions = interpolate_positions(tensors[f"{name}.position_embedding"][0], settings.grid)
+    x = graph.reshape(graph.op("Add", x, nn.array("positions", positions)), -1, vision.width)
+
+    # 2. The encoder.
+    for layer in range(vision.layers):
+        x = _vision_layer(nn, settings, tensors, f"vision_model.encoder.layers.{layer}", x)
+    x = norm(nn, x, tensors, "vision_model.post_layernorm", vision.eps)
+
+    # 3. Keys, then values of every decoder layer.
     scales = []
     for kind, axes, along in (("key", (0, 2, 3, 1), -1), ("value", (0, 2, 1, 3), -2)):
-        sizes: list[int | str] = ["batch", shape.heads, shape.image_tokens, shape.head_dim]
-        if kind == "key":
-            sizes = ["batch", shape.heads, shape.head_dim, shape.image_tokens]
-        for layer in range(shape.layers):
-            name = f"text_decoder.bert.encoder.layer.{layer}.crossattention.self.{kind}"
-            y = nn.linear(x, name, tensors[f"{name}.weight"], tensors[f"{name}.bias"])
-            y = graph.reshape(y, -1, shape.image_tokens, shape.heads, shape.head_dim)
+        tail = (text.head_dim, tokens) if kind == "key" else (tokens, text.head_dim)
+        for layer in range(text.layers):
+            y = linear(nn, x, tensors, f"text_decoder.bert.encoder.layer.{layer}.crossattention.self.{kind}")
+            y = graph.reshape(y, -1, tokens, text.heads, text.head_dim)
             y = graph.transpose(y, *axes)
             if precision == "int8":
                 y, scale = nn.cache_codes(y, along)
-                scales.append(graph.reshape(scale, -1, 1, shape.heads, shape.head_dim))
-            graph.output(y, f"cross_{kind[0]}.{layer}", "int8" if scales else nn.dtype, sizes)
+                scales.append(graph.reshape(scale, -1, 1, text.heads, text.head_dim))
+            graph.output(y, f"cross_{kind[0]}.{layer}", "int8" if scales else nn.dtype, ["batch", text.heads, *tail])
     if scales:
-        scale_sizes: list[int | str] = ["batch", 2 * shape.layers, shape.heads, shape.head_dim]
-        graph.output(graph.op("Concat", *scales, axis=1), "cross_scales", "float32", scale_sizes)
-    embeds = nn.to_float32(graph.reshape(x, -1, shape.image_tokens, shape.vision_width))
-    graph.output(embeds, "image_embeds", "float32", ["batch", shape.image_tokens, shape.vision_width])
+        sizes: list[int | str] = ["batch", 2 * text.layers, text.heads, text.head_dim]
+        graph.output(graph.op("Concat", *scales, axis=1), "cross_scales", "float32", sizes)
+    embeds = nn.to_float32(graph.reshape(x, -1, tokens, vision.width))
+    graph.output(embeds, "image_embeds", "float32", ["batch", tokens, vision.width])
     return graph
 
 
-def _patches(
-    nn: Layers,
-    shape: BlipShape,
-    tensors: Tensors,
-    positions: NDArray[np.float32],
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> str:
-    """uint8 pixels → embedded patches with class token and positions, [B·S, D]."""
-    graph, name, width = nn.graph, "vision_model.embeddings", shape.vision_width
-    kernel, bias = (tensors[f"{name}.patch_embedding.{part}"] for part in ("weight", "bias"))
-    x = embed_patches(nn, ImageSpec(size=shape.image_size, mean=mean, std=std), shape.patch_size, kernel, bias)
-    x = prepend_token(nn, x, tensors[f"{name}.class_embedding"].reshape(width))
-    return graph.reshape(graph.op("Add", x, nn.array("positions", positions)), -1, width)
-
-
-def _vision_layer(nn: Layers, shape: BlipShape, tensors: Tensors, prefix: str, x: str) -> str:
+def _vision_layer(nn: Layers, settings: BlipSettings, tensors: Tensors, prefix: str, x: str) -> str:
     """One pre-norm encoder layer, [B·S, D] → [B·S, D]."""
-    graph, heads, tokens = nn.graph, shape.vision_heads, shape.image_tokens
-    head_dim = shape.vision_width // heads
-
-    def norm(value: str, name: str) -> str:
-        name = f"{prefix}.{name}"
-        return nn.layer_norm(value, name, tensors[f"{name}.weight"], tensors[f"{name}.bias"], shape.vision_eps)
-
-    def linear(value: str, name: str) -> str:
-        name = f"{prefix}.{name}"
-        return nn.linear(value, name, tensors[f"{name}.weight"], tensors[f"{name}.bias"])
-
+    graph, tower, tokens = nn.graph, settings.vision, settings.image_tokens
     weight, bias = (tensors[f"{prefix}.self_attn.qkv.{part}"] for part in ("weight", "bias"))
-    weight, bias = scaled_query(weight, bias, shape.vision_width, head_dim**-0.5)
-    qkv = nn.linear(norm(x, "layer_norm1"), f"{prefix}.self_attn.qkv", weight, bias)
-    qkv = graph.transpose(graph.reshape(qkv, -1, tokens, 3, heads, head_dim), 2, 0, 3, 1, 4)
+    weight, bias = scaled_query(weight, bias, tower.width, tower.head_dim**-0.5)
+    normed = norm(nn, x, tensors, f"{prefix}.layer_norm1", tower.eps)
+    qkv = nn.linear(normed, f"{prefix}.self_attn.qkv", weight, bias)
+    qkv = graph.transpose(graph.reshape(qkv, -1, tokens, 3, tower.heads, tower.head_dim), 2, 0, 3, 1, 4)
     q, k, v = (graph.op("Gather", qkv, graph.const(index, "int64"), axis=0) for index in range(3))
-    weights = nn.softmax(graph.op("MatMul", q, graph.transpose(k, 0, 1, 3, 2)))
-    context = graph.transpose(graph.op("MatMul", weights, v), 0, 2, 1, 3)
-    context = graph.reshape(context, -1, shape.vision_width)
-    x = graph.op("Add", linear(context, "self_attn.projection"), x)
-    hidden = nn.activation(linear(norm(x, "layer_norm2"), "mlp.fc1"), shape.vision_act)
-    return graph.op("Add", linear(hidden, "mlp.fc2"), x)
+    context = graph.reshape(attend(nn, q, k, v), -1, tower.width)
+    x = graph.op("Add", linear(nn, context, tensors, f"{prefix}.self_attn.projection"), x)
+    normed = norm(nn, x, tensors, f"{prefix}.layer_norm2", tower.eps)
+    return graph.op("Add", mlp(nn, normed, tensors, f"{prefix}.mlp", tower.act), x)
 
 
-def step_graph(shape: BlipShape, tensors: Tensors, precision: Precision) -> GraphBuilder:
+def step_graph(settings: BlipSettings, tensors: Tensors, precision: Precision) -> GraphBuilder:
     """One decoder run: one token per row against the self cache and the image's cross cache.
 
     Inputs: those of :class:`rsedge.export.graphs.steps.StepInputs`.
@@ -192,46 +256,45 @@ def step_graph(shape: BlipShape, tensors: Tensors, precision: Precision) -> Grap
     """
     graph = GraphBuilder("step")
     nn = Layers(graph, precision)
-    decoder = _Step(nn, shape, tensors)
+    decoder, text = _Step(nn, settings, tensors), settings.text
     x = decoder.embed()
     mask = decoder.inputs.cache_mask(graph)
-    for layer in range(shape.layers):
+    for layer in range(text.layers):
         x = decoder.layer(layer, x, mask)
-    give_candidates(graph, decoder.inputs, nn.to_float32(decoder.head(x)), shape.vocab_size)
-    give_new_column(nn, decoder.new_keys, decoder.new_values, heads=shape.heads, head_dim=shape.head_dim)
+    give_candidates(graph, decoder.inputs, nn.to_float32(decoder.head(x)), settings.vocab_size)
+    give_new_column(nn, decoder.new_keys, decoder.new_values, heads=text.heads, head_dim=text.head_dim)
     return graph
 
 
 class _Step:
     """The decoder's layers for one token per row; collects each layer's new key and value [1, R, H, d]."""
 
-    def __init__(self, nn: Layers, shape: BlipShape, tensors: Tensors) -> None:
-        self.nn, self.graph, self.shape, self.tensors = nn, nn.graph, shape, tensors
+    def __init__(self, nn: Layers, settings: BlipSettings, tensors: Tensors) -> None:
+        self.nn, self.graph, self.text, self.tensors = nn, nn.graph, settings.text, tensors
         self.new_keys: list[str] = []
         self.new_values: list[str] = []
         self.inputs = StepInputs(
             nn,
-            layers=shape.layers,
-            heads=shape.heads,
-            head_dim=shape.head_dim,
-            image_tokens=shape.image_tokens,
+            layers=self.text.layers,
+            heads=self.text.heads,
+            head_dim=self.text.head_dim,
+            image_tokens=settings.image_tokens,
             codes=nn.precision == "int8",
         )
 
     def linear(self, value: str, name: str) -> str:
-        return self.nn.linear(value, name, self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"])
+        return linear(self.nn, value, self.tensors, name)
 
     def norm(self, value: str, name: str) -> str:
-        weight, bias = self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"]
-        return self.nn.layer_norm(value, name, weight, bias, self.shape.eps)
+        return norm(self.nn, value, self.tensors, name, self.text.eps)
 
     def embed(self) -> str:
         """Token and position embeddings, normalised, [R, D]."""
-        name = "text_decoder.bert.embeddings"
-        words = self.nn.embedding(self.inputs.tokens, "word_embeddings", self.tensors[f"{name}.word_embeddings.weight"])
-        places = self.nn.array("position_embeddings", self.tensors[f"{name}.position_embeddings.weight"])
+        table = self.tensors[f"{_EMBEDDINGS}.word_embeddings.weight"]
+        words = self.nn.embedding(self.inputs.tokens, "word_embeddings", table)
+        places = self.nn.array("position_embeddings", self.tensors[f"{_EMBEDDINGS}.position_embeddings.weight"])
         x = self.graph.op("Add", words, self.graph.op("Gather", places, self.inputs.lengths))
-        return self.norm(x, f"{name}.LayerNorm")
+        return self.norm(x, f"{_EMBEDDINGS}.LayerNorm")
 
     def layer(self, index: int, x: str, mask: str) -> str:
         """Self attention, cross attention and the feed-forward layer, post-norm, [R, D] → [R, D]."""
@@ -240,24 +303,24 @@ class _Step:
         x = self._residual(context, x, f"{prefix}.attention.output")
         context = self._cross_attention(f"{prefix}.crossattention.self", index, x)
         x = self._residual(context, x, f"{prefix}.crossattention.output")
-        hidden = self.nn.activation(self.linear(x, f"{prefix}.intermediate.dense"), self.shape.act)
+        hidden = self.nn.activation(self.linear(x, f"{prefix}.intermediate.dense"), self.text.act)
         return self._residual(hidden, x, f"{prefix}.output")
 
     def _residual(self, value: str, x: str, prefix: str) -> str:
         return self.norm(self.graph.op("Add", self.linear(value, f"{prefix}.dense"), x), f"{prefix}.LayerNorm")
 
     def _self_attention(self, prefix: str, index: int, x: str, mask: str) -> str:
-        graph, shape = self.graph, self.shape
+        graph, text = self.graph, self.text
         caches = self.inputs.caches[index]
         parts = [f"{prefix}.{kind}" for kind in ("query", "key", "value")]
         weight = np.concatenate([self.tensors[f"{name}.weight"] for name in parts])
         bias = np.concatenate([self.tensors[f"{name}.bias"] for name in parts])
-        weight, bias = scaled_query(weight, bias, shape.width, shape.head_dim**-0.5)
+        weight, bias = scaled_query(weight, bias, text.width, text.head_dim**-0.5)
         qkv = self.nn.linear(x, f"{prefix}.qkv", weight, bias)
-        qkv = graph.reshape(qkv, -1, 3 * shape.heads, 1, shape.head_dim)
+        qkv = graph.reshape(qkv, -1, 3 * text.heads, 1, text.head_dim)
         q, k, v = graph.multi("Split", qkv, outputs=3, axis=1, num_outputs=3)
         for new, collected in ((k, self.new_keys), (v, self.new_values)):
-            collected.append(graph.reshape(new, 1, -1, shape.heads, shape.head_dim))
+            collected.append(graph.reshape(new, 1, -1, text.heads, text.head_dim))
         past = graph.op("MatMul", q, graph.transpose(caches.self_k, 0, 1, 3, 2))
         past = graph.op("Add", self.nn.to_float32(past), mask)
         present = graph.op("ReduceSum", graph.op("Mul", q, k), graph.ints(-1), keepdims=1)
@@ -266,14 +329,14 @@ class _Step:
         on_past = graph.op("Slice", weights, graph.ints(0), graph.ints(-1), graph.ints(3))
         on_present = graph.op("Slice", weights, graph.ints(-1), graph.ints(2**31), graph.ints(3))
         context = graph.op("Add", graph.op("MatMul", on_past, caches.self_v), graph.op("Mul", on_present, v))
-        return graph.reshape(context, -1, shape.width)
+        return graph.reshape(context, -1, text.width)
 
     def _cross_attention(self, prefix: str, index: int, x: str) -> str:
-        graph, shape = self.graph, self.shape
+        graph, text = self.graph, self.text
         caches = self.inputs.caches[index]
         name = f"{prefix}.query"
         weight, bias = self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"]
-        q = self.nn.linear(x, name, *scaled_query(weight, bias, shape.width, shape.head_dim**-0.5))
+        q = self.nn.linear(x, name, *scaled_query(weight, bias, text.width, text.head_dim**-0.5))
         # All rows of an image go through one product with its keys: the cache is read once and never repeated.
         q = graph.transpose(graph.op("Reshape", q, self.inputs.by_image), 0, 2, 1, 3)
         if caches.scale_k is None or caches.scale_v is None:
@@ -281,15 +344,13 @@ class _Step:
         else:
             weights = self.nn.softmax(self.nn.times_codes(graph.op("Mul", q, caches.scale_k), caches.cross_k))
             context = graph.op("Mul", self.nn.weights_times_codes(weights, caches.cross_v), caches.scale_v)
-        return graph.reshape(graph.transpose(context, 0, 2, 1, 3), -1, shape.width)
+        return graph.reshape(graph.transpose(context, 0, 2, 1, 3), -1, text.width)
 
     def head(self, x: str) -> str:
         """Logits over the vocabulary, [R, V]."""
-        name = "text_decoder.cls.predictions"
-        x = self.nn.activation(self.linear(x, f"{name}.transform.dense"), self.shape.act)
-        x = self.norm(x, f"{name}.transform.LayerNorm")
-        weight, bias = self.tensors[f"{name}.decoder.weight"], self.tensors[f"{name}.decoder.bias"]
-        words = self.tensors["text_decoder.bert.embeddings.word_embeddings.weight"]
-        if np.array_equal(weight, words):
+        x = self.nn.activation(self.linear(x, f"{_HEAD}.transform.dense"), self.text.act)
+        x = self.norm(x, f"{_HEAD}.transform.LayerNorm")
+        weight, bias = self.tensors[f"{_HEAD}.decoder.weight"], self.tensors[f"{_HEAD}.decoder.bias"]
+        if np.array_equal(weight, self.tensors[f"{_EMBEDDINGS}.word_embeddings.weight"]):
             return self.nn.linear_from_table(x, "word_embeddings", weight, bias)
-        return self.nn.linear(x, f"{name}.decoder", weight, bias)
+        return self.nn.linear(x, f"{_HEAD}.decoder", weight, bias)

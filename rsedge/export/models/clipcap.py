@@ -1,37 +1,247 @@
 """CLIPCap as two graphs: vision (image → prefix → its keys and values in GPT-2) and step (token → candidates).
 
 The prefix stands in every caption of an image before its first token, so the vision graph runs GPT-2 over it once and
-gives the keys and values as the image's cross cache, which all of its rows share. The prefix's last position is left to
-the step graph: it predicts the first token, so it is the first step, whose input is ``start`` instead of a token.
+returns the keys and values as the image's cross cache, which all of its rows share. The prefix's last position is left
+to the step graph: it predicts the first token, so it is the first step, whose input is ``start`` instead of a token.
 
-Weights are the tensors of :class:`rsedge.training.models.clipcap_model.ClipCapModel` by the names of
-:mod:`rsedge.export.models.clipcap_layout`; shapes below use B images, R rows (a row is one beam of one image; rows of
-an image are adjacent and every image has equally many), P prefix positions, W the width of GPT-2, H heads of d, C
-columns of the self cache, V vocabulary, L layers.
+Weights are the tensors of :class:`rsedge.training.models.clipcap_model.ClipCapModel`, those of the image encoder by
+their names in a whole CLIP or SigLIP; shapes below use B images, R rows (a row is one beam of one image; rows of an
+image are adjacent and every image has equally many), P prefix positions, W the width of GPT-2, H heads of d, C columns
+of the self cache, V vocabulary, L layers.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from rsedge.bundle import DecoderSpec, GenerationDefaults, TokenSpec
+from rsedge.export import verify
+from rsedge.export.checkpoint import ModelType, Settings
 from rsedge.export.graphs.builder import GraphBuilder
-from rsedge.export.graphs.encoder import attend, linear, mlp, norm, unit_length
-from rsedge.export.graphs.precision import Layers, Precision
+from rsedge.export.graphs.caches import CacheGraphs
+from rsedge.export.graphs.encoder import Tensors, Tower, attend, linear, mlp, norm, unit_length
+from rsedge.export.graphs.precision import Layers, Precision, float_type
 from rsedge.export.graphs.steps import StepInputs, give_candidates, give_new_column, scaled_query
-from rsedge.export.models.clip import encode_images
+from rsedge.export.models.clip import VisionSettings, encode_images, read_vision
+from rsedge.export.models.settings import Section
 
 if TYPE_CHECKING:
-    from rsedge.bundle import ImageSpec
-    from rsedge.export.models.clipcap_layout import ClipCapSettings
+    from numpy.typing import NDArray
 
-Tensors = Mapping[str, NDArray[np.float32]]
+    from rsedge.bundle import Bundle, ImageSpec
+    from rsedge.export.checkpoint import Checkpoint
+    from rsedge.export.weights import Report
 
 _GPT2 = "language_model.transformer"
+_GPT2_KEYS = ("n_embd", "n_inner", "n_layer", "n_head", "activation_function", "layer_norm_epsilon")
 _NORM_EPS = 1e-5  # of torch's LayerNorm, which the mapper uses as it is
+_MAPPERS = ("mlp", "transformer")
+
+
+# The checkpoint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapperSettings:
+    """The numbers of a mapper, which turns an image embedding into a prefix."""
+
+    kind: str
+    """``mlp`` or ``transformer``."""
+    prefix_length: int
+    """Positions of GPT-2 that stand for the image."""
+    clip_length: int
+    """Tokens the transformer makes of the image embedding."""
+    layers: int
+    """Of the transformer."""
+    heads: int
+    """Of the transformer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipCapSettings(Settings):
+    """The checked settings of a CLIPCap, the defaults filled in."""
+
+    vision: VisionSettings
+    """The image encoder."""
+    mapper: MapperSettings
+    """The mapper."""
+    text: Tower
+    """GPT-2."""
+    positions: int
+    """Of GPT-2."""
+    scales: tuple[float, ...]
+    """Factor of the queries of each layer of GPT-2."""
+    tokens: TokenSpec
+    """A caption ends with the stop token and contains it; nothing starts it, the prefix takes that place."""
+
+    @property
+    def image_tokens(self) -> int:
+        """Prefix positions in the cross cache; the last one of the prefix is the first step's."""
+        return self.mapper.prefix_length - 1
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Longest caption: a token per position behind the cross cache (the last token is not run)."""
+        return self.positions - self.image_tokens
+
+
+def read_settings(config: Mapping[str, Any], report: Report) -> ClipCapSettings:
+    """Read the settings in ``config.json``."""
+    from transformers import CLIPVisionConfig, GPT2Config, SiglipVisionConfig
+
+    from rsedge.training.models.clipcap_model import ClipCapConfig
+
+    # 1. The image encoder.
+    values = config.get("vision_config")
+    name = values.get("model_type", "clip_vision_model") if isinstance(values, dict) else "clip_vision_model"
+    if name not in ("clip_vision_model", "siglip_vision_model"):
+        report(f"vision_config.model_type is {name!r}; rsedge exports clip_vision_model, siglip_vision_model")
+    if name == "siglip_vision_model":
+        vision = read_vision(Section(values, SiglipVisionConfig(), "vision_config", report), "siglip")
+    else:
+        section = Section(values, CLIPVisionConfig(), "vision_config", report)
+        vision = read_vision(section, "clip", section.size("projection_dim"))
+
+    # 2. GPT-2.
+    gpt2 = Section(config.get("text_config"), GPT2Config(), "text_config", report)
+    if gpt2.get("n_inner") is None:
+        gpt2 = Section({**gpt2.given, "n_inner": 4 * gpt2.size("n_embd")}, GPT2Config(), "text_config", report)
+    text, positions, vocab = gpt2.tower(_GPT2_KEYS), gpt2.size("n_positions"), gpt2.size("vocab_size")
+    if gpt2.get("add_cross_attention"):
+        report("text_config.add_cross_attention is true; CLIPCap shows GPT-2 the image as a prefix only")
+    scale = text.head_dim**-0.5 if gpt2.get("scale_attn_weights", True) else 1.0
+    by_layer = bool(gpt2.get("scale_attn_by_inverse_layer_idx", False))
+
+    # 3. The mapper.
+    whole = Section(config, ClipCapConfig(), "config", report)
+    prefix, layers, heads = whole.size("prefix_length"), whole.layers("mapper_layers"), whole.size("mapper_heads")
+    kind, ratio = whole.get("mapper"), whole.get("mapper_ratio")
+    if kind not in _MAPPERS:
+        report(f"mapper is {kind!r}; rsedge exports {', '.join(_MAPPERS)}")
+    elif kind == "transformer" and text.width % heads:
+        report(f"mapper_heads is {heads}, which does not divide GPT-2's width {text.width}: the config is damaged")
+    if not isinstance(ratio, int | float) or ratio <= 0:
+        report(f"mapper_ratio is {ratio!r}, expected a number above 0, such as 2")
+    if prefix < 2:
+        # The last position is the first step's input; those before it are the cross cache, which cannot be empty.
+        report(f"prefix_length is {prefix}; rsedge exports prefixes of 2 positions or more")
+    if prefix >= positions:
+        report(f"prefix_length is {prefix}, but GPT-2 has {positions} positions in all")
+    clip_length = prefix if whole.given.get("clip_length") is None else whole.size("clip_length")
+
+    stop = whole.token("stop_token_id", vocab)
+    return ClipCapSettings(
+        image_size=vision.image_size,
+        patch_size=vision.patch_size,
+        vocab_size=vocab,
+        needed_tokens={stop: "which ends a caption (stop_token_id)"},
+        vision=vision,
+        mapper=MapperSettings(kind=kind, prefix_length=prefix, clip_length=clip_length, layers=layers, heads=heads),
+        text=text,
+        positions=positions,
+        scales=tuple(scale / (layer + 1) if by_layer else scale for layer in range(text.layers)),
+        tokens=TokenSpec(bos=stop, eos=stop, pad=stop, vocab_size=vocab),
+    )
+
+
+def canonical_name(name: str) -> str:
+    """The name a tensor goes by here; versions of transformers nest SigLIP's tower in itself or do not."""
+    inner = name.removeprefix("encoder.")
+    if inner == name or inner.startswith(("vision_model.", "visual_projection.")):
+        return inner
+    return f"vision_model.{inner}"
+
+
+class ClipCapPlan:
+    """One CLIPCap at one image size; see :class:`rsedge.export.checkpoint.Plan`."""
+
+    def __init__(self, checkpoint: Checkpoint[ClipCapSettings], image_size: int) -> None:
+        from rsedge.training.models.clipcap_model import register_auto_classes
+
+        register_auto_classes()  # else transformers warns of an unknown model when it reads the tokenizer
+        self._checkpoint, self._settings = checkpoint, checkpoint.settings
+        self._image = dataclasses.replace(checkpoint.image, size=image_size)
+
+    def graphs(self, precision: Precision) -> dict[str, GraphBuilder]:
+        """The captioner's two graphs, and those that keep its caches on a device."""
+        settings, text, tensors = self._settings, self._settings.text, self._checkpoint.tensors
+        return {
+            "vision": vision_graph(settings, tensors, self._image, precision),
+            "step": step_graph(settings, tensors, precision),
+            **CacheGraphs(
+                layers=text.layers,
+                heads=text.heads,
+                head_dim=text.head_dim,
+                image_tokens=settings.image_tokens,
+                dtype=float_type(precision),
+                start=text.width,
+            ).by_role(),
+        }
+
+    def manifest_fields(self) -> dict[str, Any]:
+        """Tokens, CLIPCap's own decoding defaults and the sizes of the caches."""
+        from rsedge.training.models.clipcap_decode import DEFAULTS
+
+        settings, text = self._settings, self._settings.text
+        decoder = DecoderSpec(
+            layers=text.layers,
+            heads=text.heads,
+            head_dim=text.head_dim,
+            max_positions=settings.max_new_tokens,
+            image_tokens=settings.image_tokens,
+        )
+        generation = GenerationDefaults(
+            max_new_tokens=min(DEFAULTS.max_new_tokens, settings.max_new_tokens),
+            num_beams=min(DEFAULTS.num_beams, settings.vocab_size),
+        )
+        return {"tokens": settings.tokens, "generation": generation, "decoder": decoder}
+
+    def parity(self, bundle: Bundle) -> dict[str, Any]:
+        """See :func:`rsedge.export.verify.captioner_report`."""
+        reference = "rsedge.training.models.clipcap_decode.generate, float32"
+        return verify.captioner_report(bundle, self._torch_results, reference=reference)
+
+    def _torch_results(
+        self, images: verify.UInt8, image: ImageSpec, longest: int
+    ) -> tuple[verify.Float32, verify.Captions]:
+        """Image embeddings [B, D] of unit length and captions of the checkpoint in torch."""
+        import torch
+
+        from rsedge.training.models.clipcap_decode import DEFAULTS, generate
+        from rsedge.training.models.clipcap_model import ClipCapModel
+
+        model = verify.torch_model(ClipCapModel, self._checkpoint.path)
+        pixels, resized = verify.torch_images(images, image), self._settings.image_size != image.size
+        with torch.no_grad():
+            output = model.encoder(pixel_values=pixels, interpolate_pos_encoding=resized)
+            raw = output.image_embeds if self._settings.vision.kind == "clip" else output.pooler_output
+            embeds = torch.nn.functional.normalize(raw, dim=-1)
+        captions: verify.Captions = {}
+        for name, beams in verify.SEARCHES.items():
+            options = dataclasses.replace(DEFAULTS, num_beams=beams, max_new_tokens=longest)
+            captions[name] = [caption.token_ids for caption in generate(model, embeds, options)]
+        return embeds.numpy(), captions
+
+
+CLIPCAP = ModelType(
+    family="clipcap",
+    title="CLIPCap",
+    module="rsedge.training.models.clipcap_model",
+    architecture="ClipCapModel",
+    otherwise="CLIPCap but no whole model",
+    tokenizer_files=("tokenizer.json", "vocab.json"),
+    read_settings=read_settings,
+    canonical_name=canonical_name,
+    plan=ClipCapPlan,
+)
+
+
+# The graphs
 
 
 def vision_graph(settings: ClipCapSettings, tensors: Tensors, image: ImageSpec, precision: Precision) -> GraphBuilder:
@@ -133,7 +343,7 @@ def step_graph(settings: ClipCapSettings, tensors: Tensors, precision: Precision
     mask = step.inputs.cache_mask(graph)
     for layer in range(settings.text.layers):
         x = _block(step.nn, settings, tensors, layer, x, step.attention(layer, x, mask))
-    give_candidates(graph, step.inputs, step.nn.to_float32(step.head(x)), settings.text.vocab_size)
+    give_candidates(graph, step.inputs, step.nn.to_float32(step.head(x)), settings.vocab_size)
     give_new_column(step.nn, step.new_keys, step.new_values, heads=settings.text.heads, head_dim=settings.text.head_dim)
     return graph
 
@@ -198,7 +408,7 @@ class _Step:
         """Logits over the vocabulary, [R, V]."""
         text = self.settings.text
         x = norm(self.nn, x, self.tensors, f"{_GPT2}.ln_f", text.eps)
-        weight, no_bias = self.tensors["language_model.lm_head.weight"], np.zeros(text.vocab_size, np.float32)
+        weight, no_bias = self.tensors["language_model.lm_head.weight"], np.zeros(self.settings.vocab_size, np.float32)
         if np.array_equal(weight, self.tensors[f"{_GPT2}.wte.weight"]):
             return self.nn.linear_from_table(x, "wte", weight, no_bias)
         return self.nn.linear(x, "lm_head", weight, no_bias)
@@ -219,7 +429,7 @@ def _attention_weights(
     """Weight [3 · W, W] and bias of a layer's queries, scaled, keys and values."""
     name = f"{_GPT2}.h.{layer}.attn.c_attn"
     text = settings.text
-    return scaled_query(tensors[f"{name}.weight"].T, tensors[f"{name}.bias"], text.width, text.scales[layer])
+    return scaled_query(tensors[f"{name}.weight"].T, tensors[f"{name}.bias"], text.width, settings.scales[layer])
 
 
 def _conv1d(nn: Layers, tensors: Tensors, name: str, x: str) -> str:
