@@ -11,7 +11,7 @@ import rsedge
 from rsedge.cli.main import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("docs/architecture.md",)
+PAGES = ("docs/architecture.md", "CONTRIBUTING.md")
 
 
 def test_the_command_reference_is_what_help_says():
@@ -55,7 +55,7 @@ def test_the_files_that_the_pages_name_exist():
     text = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
     named = set(re.findall(r"`((?:rsedge|tests|docs|tools|bench)/[\w./-]+)`", text))
     assert named
-    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+    assert [path for path in sorted(named) if "NAME" not in path and not (ROOT / path).exists()] == []
 
 
 def test_every_part_is_in_the_readme():
