@@ -302,7 +302,7 @@ def open_scenes(names: Sequence[str], outputs: Iterable[Path | str | None] = (),
 
     Files in ``outputs`` are skipped: an earlier run may have left them in an input folder.
     """
-    from rsedge.runtime.scenes.catalog import open_scenes as open_all
+    from rsedge.runtime.scenes.opening import open_scenes as open_all
 
     written = [output for output in outputs if output is not None]
     scenes = open_all(names, stdin=standard_input(names), outputs=written, **scene_options)

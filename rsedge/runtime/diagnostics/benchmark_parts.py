@@ -21,9 +21,10 @@ from rsedge.runtime.captioner import Captioner
 from rsedge.runtime.diagnostics.benchmark_report import Spread, Stage
 from rsedge.runtime.diagnostics.stage_clock import StageClock, TimedDecoder, TimedEmbedder
 from rsedge.runtime.embedder import Embedder
-from rsedge.runtime.outputs.geoparquet import EmbeddingsInfo, EmbeddingsWriter
-from rsedge.runtime.outputs.writers import Writer, open_file, open_writer
-from rsedge.runtime.run.run import Models, ResultWriter, Target
+from rsedge.runtime.outputs.geoparquet import EmbeddingsInfo, open_embeddings
+from rsedge.runtime.outputs.target import ResultWriter, Target
+from rsedge.runtime.outputs.writers import Writer, open_writer
+from rsedge.runtime.run.run import Models
 from rsedge.runtime.run.sources import SEGMENT_TILES, SceneTiles, TileInput
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class Subject:
             return Target(path, partial(_open_records, path))
         path, model = folder / "embeddings.parquet", self.model
         info = EmbeddingsInfo(model=model.model, model_hash=model.hash, dim=model.dim, dtype=self.models.dtype)
-        return Target(path, lambda: open_file(path, partial(EmbeddingsWriter, info=info)))
+        return Target(path, lambda: open_embeddings(path, info))
 
 
 class _Records:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from rsedge.runtime.run.run import Target
+from rsedge.runtime.outputs.target import Target
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rsedge.runtime.decoding.search import Ints, Request, StepOutput
     from rsedge.runtime.embedder import Embedder
     from rsedge.runtime.outputs.records import TileResult
-    from rsedge.runtime.run.run import ResultWriter
+    from rsedge.runtime.outputs.target import ResultWriter
 
 ENCODE, STEPS, CACHES, WRITE = "encode", "decode steps", "caches", "write"
 

@@ -5,22 +5,20 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from rsedge.errors import OptionError
-from rsedge.runtime.outputs.geoparquet import EmbeddingsInfo, EmbeddingsWriter
-from rsedge.runtime.outputs.writers import STDOUT, Writer, open_file, open_writer, parse_format
+from rsedge.runtime.outputs.geoparquet import EmbeddingsInfo, open_embeddings
+from rsedge.runtime.outputs.table import RESULTS
+from rsedge.runtime.outputs.target import Target
+from rsedge.runtime.outputs.writers import STDOUT, open_writer, parse_format
 from rsedge.runtime.run.run import (
-    EmbeddingType,
     Models,
     Progress,
-    ResultWriter,
-    Target,
     TileCaptioner,
     TileEmbedder,
     Work,
@@ -42,7 +40,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Unpack
 
-    from rsedge.runtime.outputs.records import TileRecord, TileResult
+    from rsedge.runtime.outputs.records import EmbeddingType, TileRecord, TileResult
 
 __all__ = [
     "SEGMENT_TILES",
@@ -213,7 +211,7 @@ def run(
     options = TileOptions(**tiling)
     target = os.fspath(output)
     parse_format(target, format)
-    targets = [_records_target(target, format)]
+    targets = [Target(None if target == STDOUT else Path(target), lambda: open_writer(target, format, RESULTS))]
     models = Models(captioner=captioner)
     if embeddings is not None:
         models = Models(captioner=captioner, embedder=embeddings.embedder, dtype=embeddings.dtype)
@@ -316,30 +314,11 @@ def execute_run(
     )
 
 
-class _RecordsOnly:
-    """A writer of records, as one of results."""
-
-    def __init__(self, writer: Writer) -> None:
-        self._writer = writer
-
-    def write(self, results: Iterable[TileResult]) -> None:
-        self._writer.write([result.record for result in results])
-
-
-def _records_target(output: str, file_format: str | None) -> Target:
-    @contextmanager
-    def open_records() -> Iterator[ResultWriter]:
-        with open_writer(output, file_format) as writer:
-            yield _RecordsOnly(writer)
-
-    return Target(None if output == STDOUT else Path(output), open_records)
-
-
 def _embeddings_target(output: str | os.PathLike[str], info: EmbeddingsInfo) -> Target:
     path = Path(output)
     if path.suffix.lower() != ".parquet":
         raise OptionError(f"embeddings are written as GeoParquet: end {os.fspath(output)!r} in .parquet")
-    return Target(path, lambda: open_file(path, partial(EmbeddingsWriter, info=info)))
+    return Target(path, lambda: open_embeddings(path, info))
 
 
 def _warnings(scenes: Sequence[Scene]) -> Iterator[str]:

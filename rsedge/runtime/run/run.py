@@ -10,15 +10,14 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rsedge.errors import OptionError, OutputError
 from rsedge.images import stack_images
-from rsedge.runtime.outputs.records import Caption, Embedding, TileRecord, TileResult
-from rsedge.runtime.outputs.writers import check_target
+from rsedge.runtime.outputs.files import check_target
+from rsedge.runtime.outputs.records import EMBEDDING_TYPES, Caption, Embedding, EmbeddingType, TileRecord, TileResult
 from rsedge.runtime.run.journal import Journal
 from rsedge.runtime.run.sources import SEGMENT_TILES, Source, TileInput, rounded, segment_sizes
 from rsedge.runtime.scenes.readahead import ImageSize
@@ -27,9 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from rsedge.pixels import UInt8
-
-EmbeddingType = Literal["float16", "float32"]
-EMBEDDING_TYPES: tuple[EmbeddingType, ...] = get_args(EmbeddingType)
+    from rsedge.runtime.outputs.target import Target
 
 
 class TileCaptioner(Protocol):
@@ -164,26 +161,6 @@ class Progress:
     tiles_done: int
     tiles_total: int
     tiles_resumed: int
-
-
-class ResultWriter(Protocol):
-    """Turns results into one output."""
-
-    def write(self, results: Sequence[TileResult]) -> None:
-        """Append the results of a segment."""
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """An output of a run.
-
-    Attributes:
-        path: Where it will be, or None for standard output.
-        open: Gives its writer; what was written is there when the block ends well, and nothing otherwise.
-    """
-
-    path: Path | None
-    open: Callable[[], AbstractContextManager[ResultWriter]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rsedge.errors import OptionError
-from rsedge.runtime.outputs.geoparquet import METADATA_KEY, EmbeddingsInfo, make_schema
+from rsedge.runtime.outputs.geoparquet import METADATA_KEY, EmbeddingsInfo, embeddings_table, make_schema
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rsedge.runtime.outputs.records import Embedding
+
+
+_FREE_ROWS = 1_000_000
+"""Rows that a file may have however small it is; beyond, one for each byte."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,6 +68,13 @@ class EmbeddingFile:
         path = Path(path)
         with _opened(path) as file:
             schema = file.schema_arrow
+            rows, size = file.metadata.num_rows, path.stat().st_size
+            sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            # What repeats takes no room in a file, but in memory: real rows take hundreds of bytes, empty ones a few.
+            if sum(sizes) != rows or min(sizes, default=0) < 0 or rows > _FREE_ROWS + size:
+                raise OptionError(
+                    f"{path} claims {rows} rows in {size} bytes, more than the {_FREE_ROWS + size} it may: embed again"
+                )
             stored = (schema.metadata or {}).get(METADATA_KEY)
             if stored is None:
                 raise OptionError(
@@ -74,7 +85,7 @@ class EmbeddingFile:
                 info = EmbeddingsInfo.from_json(stored)
             except OptionError as error:
                 raise OptionError(f"{path}: {error}") from error
-            wanted = make_schema(info, captions=info.caption_model is not None)
+            wanted = make_schema(embeddings_table(info), info)
             problems = [
                 f"column {field.name} is {_kind(schema, field.name)}, expected {field.type}"
                 for field in wanted

@@ -16,16 +16,15 @@ from rasterio.errors import RasterioError
 
 from rsedge.errors import OptionError, SceneError
 from rsedge.pixels import resize
+from rsedge.runtime.outputs.files import open_file
 from rsedge.runtime.outputs.report.scene_order import SceneOrder
 from rsedge.runtime.outputs.report.sheet import draw_sheet
-from rsedge.runtime.outputs.writers import open_file
-from rsedge.runtime.run.run import Target
+from rsedge.runtime.outputs.target import Target
 
 if TYPE_CHECKING:
     from rsedge.pixels import UInt8
     from rsedge.runtime.outputs.records import TileRecord, TileResult
-    from rsedge.runtime.scenes.scene import Scene
-    from rsedge.runtime.scenes.scene_reader import SceneReader
+    from rsedge.runtime.scenes.scene import Scene, SceneReader
 
 _WIDEST = 24  # cells in a row, unless asked for
 
