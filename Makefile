@@ -8,7 +8,9 @@ BIN := $(VENV)/bin
 DEMO_VENV := .venv-demo
 EUROSAT ?= ../shared/data/eurosat/eurosat_rgb.zip
 SCENES ?= ../shared/data/scenes
-PIP_INSTALL := pip install --quiet --disable-pip-version-check -c constraints.txt
+# Python 3.10: make setup CONSTRAINTS=
+CONSTRAINTS ?= -c constraints.txt
+PIP_INSTALL := pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
 
 .PHONY: setup demo test lint format bench bench-gpu docs builtin-model clean
 
@@ -42,6 +44,7 @@ format: setup
 
 docs: setup
 	$(BIN)/python tools/cli_reference.py
+	$(BIN)/python tools/architecture.py
 	$(BIN)/python tools/layout.py
 	$(BIN)/python tools/readme_figures.py
 	$(BIN)/python tools/results.py

@@ -1,4 +1,4 @@
-"""Documentation that cannot drift: the command reference, the layout in the README, the figures."""
+"""Documentation that cannot drift: the command reference, the picture of the house, the layout, the figures."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import rsedge
 from rsedge.cli.main import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGES = ("docs/architecture.md", "CONTRIBUTING.md")
 
 
 def test_the_command_reference_is_what_help_says():
@@ -28,6 +29,33 @@ def test_the_layout_is_what_the_modules_say():
     assert result.returncode == 0
     page = (ROOT / "docs" / "layout.md").read_text(encoding="utf-8")
     assert re.findall(r"^\| `\w+\.py` \|  \|$", page, re.MULTILINE) == [], "a module without a docstring"
+
+
+def test_the_picture_of_the_house_is_what_the_imports_say():
+    result = subprocess.run([sys.executable, "tools/architecture.py", "--check"], cwd=ROOT, check=False)
+    assert result.returncode == 0
+
+
+def test_every_room_is_in_the_picture():
+    """A new folder below rsedge/runtime needs a place among the rows of tools/architecture.py."""
+    picture = (ROOT / "docs" / "architecture.svg").read_text(encoding="utf-8")
+    rooms = [path.parent.name for path in (ROOT / "rsedge").rglob("__init__.py") if path.parent.name != "rsedge"]
+    assert [room for room in rooms if f"{room}/" not in picture] == []
+
+
+def test_the_functions_that_the_pages_name_exist():
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "rsedge").rglob("*.py"))
+    text = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
+    named = {name.split(".")[-1] for name in re.findall(r"([A-Za-z_][\w.]*)\(\)", text)}
+    assert named
+    assert [name for name in sorted(named) if not re.search(rf"\b(def|class) {name}\b", code)] == []
+
+
+def test_the_files_that_the_pages_name_exist():
+    text = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
+    named = set(re.findall(r"`((?:rsedge|tests|docs|tools|bench)/[\w./-]+)`", text))
+    assert named
+    assert [path for path in sorted(named) if "NAME" not in path and not (ROOT / path).exists()] == []
 
 
 def test_every_part_is_in_the_readme():

@@ -12,13 +12,13 @@ rsedge bench -m blip.rsedge                                          # half a mi
 rsedge bench -m blip.rsedge --scene S2A_….SAFE --beams 3 -o bench.json   # your scene and options, the report as JSON
 ```
 
-*model alone*: tiles/s at each batch size, images in memory. *stage*: milliseconds per tile at the fastest of them:
-`encode` the image, `decode steps` the tokens, `caches` their keys and values moved, `search and text` the rest;
-`read` and `resize` run beside the model and cost nothing while they take less; `wait for tiles` and `write` are what
-is left of them in a whole run. *with reading and writing*: the whole run, and its time over that of the model alone
-given the same batches, in pairs. *peak memory*: of the process, all batch sizes tried among it. The JSON holds all of
-this with medians, lowest and highest of the rounds, the machine, versions and options; `BenchmarkReport` says what
-each is.
+*model alone*: tiles/s at each batch size, with images in memory. *stage*: milliseconds per tile at the fastest batch
+size: `encode` runs the vision graph, `decode steps` the step graph, `caches` moves keys and values, `search and text`
+is the rest. `read` and `resize` run beside the model and cost nothing while they take less; `wait for tiles` and
+`write` are the remaining time in a whole run. *with reading and writing*: the whole run, and the ratio of its time to
+that of the model alone with the same batches, in pairs. *peak memory*: of the process, over all batch sizes. The JSON
+report contains these values with medians, lowest and highest of the rounds, the machine, versions and options;
+`BenchmarkReport` documents them.
 """
 
 

@@ -1,4 +1,4 @@
-"""``rsedge back-translate``: captions → other wordings of them."""
+"""``rsedge back-translate``: paraphrase captions by translation and back-translation."""
 
 from __future__ import annotations
 
@@ -12,23 +12,32 @@ from rsedge.cli.say import say, say_json
 
 @click.command("back-translate")
 @click.argument("sources", nargs=-1, required=True)
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="File to make, .jsonl.")
-@click.option("--forward", required=True, help="Marian model from English, folder or hub id.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Output file, .jsonl.")
+@click.option("--forward", required=True, help="Marian model from English: folder or hub id.")
 @click.option("--backward", required=True, help="Marian model back into English.")
-@click.option("--languages", help="Languages to go through, such as fr,es,it,pt; for a model that has several.")
+@click.option("--languages", help="Intermediate languages, such as fr,es,it,pt, for a multilingual model.")
+@click.option("--splits", default="train", show_default=True, help="Splits to translate, such as train,val.")
 @click.option(
-    "--splits", default="train", show_default=True, help="Splits whose captions are translated, such as train,val."
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the splits, as in training."
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of splits; as in training.")
-@click.option("--limit", type=click.IntRange(min=1), help="At most so many images of each split.")
-@click.option("--skip-bad", is_flag=True, help="Leave out records that cannot be used.")
-@click.option("--beams", "num_beams", type=click.IntRange(1, 64), default=1, show_default=True, help="1 is greedy.")
+@click.option("--limit", type=click.IntRange(min=1), help="Largest number of images per split.")
+@click.option("--skip-bad", is_flag=True, help="Skip unusable records.")
 @click.option(
-    "--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Longest translation."
+    "--beams",
+    "num_beams",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Width of the beam search; 1 is greedy search.",
 )
 @click.option(
-    "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Sentences translated together."
+    "--max-new-tokens",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    help="Longest translation, in tokens.",
 )
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Sentences per batch.")
 @options.device
 @options.overwrite
 @options.as_json
@@ -50,10 +59,10 @@ def command(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Reword the captions of SOURCES by translation into other languages and back.
+    """Paraphrase the captions of SOURCES by translation into other languages and back.
 
-    SOURCES are caption sets as rsedge train takes them. The file that is made goes into a recipe as data.paraphrases.
-    A run that was cut off goes on with the same command.
+    SOURCES are caption sets, as for rsedge train. A recipe names the output file as data.paraphrases. The same command
+    continues an interrupted run.
     """
     from rsedge.errors import BackendError
 
@@ -84,9 +93,9 @@ def command(
     if as_json:
         say_json({"output": str(output), **counts, "bad": len(data.bad)})
         return
-    say(f"{output}  {counts['paraphrases']} wordings of {counts['captions']} captions, {counts['images']} images")
+    say(f"{output}  {counts['paraphrases']} paraphrases of {counts['captions']} captions, {counts['images']} images")
 
 
 def _listed(text: str | None) -> tuple[str, ...]:
-    """``fr, es`` as its parts."""
+    """Split ``fr, es`` at the commas."""
     return tuple(part.strip() for part in text.split(",")) if text else ()

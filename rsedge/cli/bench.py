@@ -1,4 +1,4 @@
-"""``rsedge bench``: how fast a bundle is on this machine, and where the time goes."""
+"""``rsedge bench``: measure the speed of a bundle on this machine, stage by stage."""
 
 from __future__ import annotations
 
@@ -18,25 +18,27 @@ if TYPE_CHECKING:
 
 @click.command("bench")
 @options.bundle
-@click.option("--scene", "scene_name", help="Scene to read: anything that is one scene.  [default: a generated one]")
+@click.option("--scene", "scene_name", help="Scene to read, exactly one.  [default: a generated scene]")
 @click.option(
     "--batch-size",
     "batch_sizes",
     type=click.IntRange(1, 64),
     multiple=True,
-    help="Images computed together; repeat it to compare several.  [default: 1, 4, 16 on CPU; on CUDA a quarter of the "
-    "usual number, that, and twice as many; at most 64, the tiles worked on together]",
+    help="Images per batch; repeat it to compare several.  [default: 1, 4, 16 on CPU; on CUDA a quarter of the usual "
+    "number, that number and twice as many; at most 64, the tiles of a segment]",
 )
-@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="How long to measure.  [default: 30]")
-@click.option("--tiles", type=click.IntRange(min=1), help="Tiles in a round, a batch at least, instead of a time.")
-@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Rounds behind each figure.")
+@click.option(
+    "--seconds", type=click.FloatRange(min=0, min_open=True), help="Duration of the measurement.  [default: 30]"
+)
+@click.option("--tiles", type=click.IntRange(min=1), help="Tiles per round, at least one batch, instead of a duration.")
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Rounds per figure.")
 @options.generation
 @options.tiling
 @options.device
 @options.backend
 @options.threads
 @options.config
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the report, FILE.json.")
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the report to FILE.json.")
 @options.overwrite
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def command(
@@ -47,11 +49,11 @@ def command(
     as_json: bool,
     **others: Any,
 ) -> None:
-    """Time a bundle on this machine: tiles per second at several batch sizes, milliseconds per stage, memory.
+    """Measure a bundle on this machine: tiles per second per batch size, milliseconds per stage, memory.
 
-    The model alone is timed in rounds through all batch sizes, then reading alone, then whole runs with reading and
-    writing. The first runs are left out; figures are medians over rounds, with the lowest and the highest. Measuring
-    takes longer than --seconds where a batch of each size in every round does.
+    The command measures the model alone in rounds over all batch sizes, then reading alone, then whole runs with
+    reading and writing. It discards the first runs. Figures are medians over rounds, with the lowest and the highest
+    value. The measurement takes longer than --seconds if one batch of each size per round already does.
     """
     import json
     from contextlib import ExitStack
@@ -71,7 +73,9 @@ def command(
             _refuse_opening(opening)
         found = benchmark(options.chosen_bundle(model), scene=scene, say=options.note, **others)
     text = json.dumps(found.to_dict(), indent=2, allow_nan=False) + "\n"
-    say(text if as_json else "\n".join(_lines(found)), nl=not as_json)  # first: what took minutes is not lost
+    say(
+        text if as_json else "\n".join(_lines(found)), nl=not as_json
+    )  # printed first, so that a failing write loses nothing
     if output is not None:
         write_bytes(output, text.encode())
 
@@ -81,16 +85,16 @@ def _scene(name: str, opening: dict[str, Any]) -> Scene:
 
     scenes = options.open_scenes([name], **opening)
     if len(scenes) != 1:
-        raise OptionError(f"{name} stands for {len(scenes)} scenes: name one of them with --scene")
+        raise OptionError(f"{name} holds {len(scenes)} scenes: pass one of them to --scene")
     return scenes[0]
 
 
 def _refuse_opening(opening: dict[str, Any]) -> None:
-    """How a scene is opened says nothing about a generated one."""
+    """Refuse options for opening a scene when the scene is generated."""
     from rsedge.errors import OptionError
 
     if given := options.given(click.get_current_context(), opening):
-        raise OptionError(f"{', '.join(given)} say how a scene is opened: name it with --scene, or leave them out")
+        raise OptionError(f"{', '.join(given)}: only for a scene that --scene names; add --scene, or leave them out")
 
 
 def _lines(found: BenchmarkReport) -> Iterator[str]:

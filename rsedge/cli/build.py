@@ -1,4 +1,4 @@
-"""``rsedge build``: bundle → TensorRT engines for the GPU of this machine."""
+"""``rsedge build``: build the TensorRT engines of a bundle for the GPU of this machine."""
 
 from __future__ import annotations
 
@@ -22,22 +22,24 @@ if TYPE_CHECKING:
 @click.command("build")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--device", default="cuda", show_default=True, help="cuda or cuda:N.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Images per batch.  [default: 32, 64 for embeddings]")
+@click.option("--beams", type=click.IntRange(1, 64), help="Widest beam search.  [default: the bundle's, at least 3]")
 @click.option(
-    "--batch-size", type=click.IntRange(min=1), help="Images computed together.  [default: 32, 64 for embeddings]"
-)
-@click.option("--beams", type=click.IntRange(1, 64), help="Widest beam search.  [default: the bundle's, 3 at least]")
-@click.option(
-    "--max-new-tokens", type=click.IntRange(min=1), help="Longest caption.  [default: the bundle's, 40 at least]"
+    "--max-new-tokens",
+    type=click.IntRange(min=1),
+    help="Longest caption, in tokens.  [default: the bundle's, at least 40]",
 )
 @click.option(
     "--level",
     type=click.IntRange(0, 5),
     default=3,
     show_default=True,
-    help="How long to search for fast kernels, 0 to 5; an engine that was searched for longer is kept.",
+    help="Effort of the search for fast kernels, 0 to 5; an existing engine of a higher level is kept.",
 )
-@click.option("--workspace", type=click.IntRange(min=1), help="Most scratch memory, MiB.  [default: all of the GPU's]")
-@click.option("--force", is_flag=True, help="Build engines that are there already, too.")
+@click.option(
+    "--workspace", type=click.IntRange(min=1), help="Largest scratch memory, in MiB.  [default: all GPU memory]"
+)
+@click.option("--force", is_flag=True, help="Build existing engines again.")
 @options.as_json
 def command(
     bundle: Path,
@@ -50,10 +52,11 @@ def command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Build the TensorRT engines of BUNDLE for this machine's GPU, so that the first caption need not wait for it.
+    """Build the TensorRT engines of BUNDLE for this machine's GPU before the first caption needs them.
 
-    Commands that run on TensorRT build what is missing themselves; this does it ahead, and for other sizes. Engines
-    fit one GPU and one TensorRT version and are kept in RSEDGE_CACHE, else ~/.cache/rsedge, never in the bundle.
+    Commands on TensorRT build missing engines themselves. This command builds them in advance, and for other sizes. An
+    engine works with one GPU and one TensorRT version. Engines are stored in RSEDGE_CACHE, else ~/.cache/rsedge, never
+    in the bundle.
     """
     from rsedge.bundle import read_bundle
     from rsedge.errors import OptionError
@@ -82,7 +85,7 @@ def command(
         say_json(summary)
         return
     for role, path in paths.items():
-        how = f"built in {taken[role]:.0f} s" if taken[role] else "was there"
+        how = f"built in {taken[role]:.0f} s" if taken[role] else "existing"
         say(f"{role:<10}  {path.stat().st_size / 2**20:8.1f} MiB  {how:<16}  {path}")
 
 
@@ -94,19 +97,19 @@ def build_engines(
     settings: BuildSettings | None = None,
     force: bool = False,
 ) -> tuple[TrtBackend, dict[str, float]]:
-    """Build a bundle's engines, with progress on stderr.
+    """Build the engines of a bundle, with progress on stderr.
 
     Args:
-        bundle: Of precision fp16 or fp32.
+        bundle: Bundle in fp16 or fp32.
         device: ``cuda`` or ``cuda:N``.
         limits, settings: As :class:`~rsedge.runtime.engines.tensorrt.backend.TrtBackend` takes them.
-        force: Build what is there, too.
+        force: Build existing engines again.
 
     Returns:
-        The backend, and role → seconds its engine took; 0 where it was there.
+        The backend, and role → build time of its engine in seconds; 0 for an existing engine.
 
     Raises:
-        BackendError: TensorRT cannot be used here, or an engine cannot be built.
+        BackendError: TensorRT does not work here, or a build fails.
     """
     from rsedge.runtime.engines.tensorrt.backend import TrtBackend, device_summary
 
@@ -118,14 +121,14 @@ def build_engines(
 
 @contextmanager
 def build_progress() -> Iterator[Callable[[BuildProgress], None] | None]:
-    """What to call with each :class:`~rsedge.runtime.engines.tensorrt.build.BuildProgress`: a bar on a terminal, else
-    lines.
+    """Yield a function to call with each :class:`~rsedge.runtime.engines.tensorrt.build.BuildProgress`: it draws a bar
+    on a terminal; elsewhere yield None.
     """
     import logging
     import sys
 
     if not logging.getLogger("rsedge").isEnabledFor(logging.INFO) or not sys.stderr.isatty():
-        yield None  # the backend then logs a line now and then
+        yield None  # the backend then logs lines itself
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn

@@ -1,4 +1,4 @@
-"""``rsedge caption``: scenes → one caption per tile, in map coordinates."""
+"""``rsedge caption``: write a caption per tile of a scene, in map coordinates."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 @click.command("caption")
 @click.argument("scenes", nargs=-1, required=True)
 @options.bundle
-@click.option("-o", "--output", help="File, or - for stdout.  [default: SCENE.geojson in this folder]")
+@click.option("-o", "--output", help="Output file, or - for stdout.  [default: SCENE.geojson in this folder]")
 @click.option(
     "--format", "file_format", help="geojson, geojsonl, gpkg, csv or parquet.  [default: by the suffix; geojsonl for -]"
 )
-@click.option("--embed", "embeddings", help="Embeddings of the same tiles, as GeoParquet: each pixel is read once.")
-@click.option("--embedder", type=click.Path(path_type=Path), help="Bundle that makes them, CLIP.rsedge.")
+@click.option(
+    "--embed", "embeddings", help="Write embeddings of the same tiles too, as GeoParquet. Each pixel is read once."
+)
+@click.option("--embedder", type=click.Path(path_type=Path), help="Bundle that computes the embeddings, CLIP.rsedge.")
 @options.embedding_type
 @views.html
 @views.sheet
@@ -64,12 +66,14 @@ def command(
     as_json: bool,
     **others: Any,
 ) -> int:
-    """Caption every tile of each SCENE: a raster (GeoTIFF, JP2 …), a Sentinel-2 product (.SAFE or its zip), a folder
-    of band files, a STAC item or collection of items, a folder or pattern of any of these; - is STAC on standard input.
+    """Write a caption for every tile of each SCENE.
 
-    The output appears when it is whole; until then finished tiles are kept in OUTPUT.journal, and the same
-    command goes on after an interruption. Tiles that cannot be read are recorded, and the exit code is 3.
-    With --embed, an embedder sees the same tiles, as rsedge embed would, and its file holds the captions too.
+    A SCENE is a raster (GeoTIFF, JP2 …), a Sentinel-2 product (.SAFE or its zip), a folder of band files, a STAC item
+    or collection of items, or a folder or pattern of these. - reads STAC from standard input.
+
+    The output file appears when the run is complete. Until then OUTPUT.journal holds the finished tiles, and the same
+    command continues an interrupted run. Unreadable tiles become records with an error, and the exit code is 3.
+    With --embed the run also computes embeddings of the same tiles; that file contains the captions too.
     """
     from rsedge.runtime.captioner import Captioner
     from rsedge.runtime.run.pipeline import run
@@ -104,7 +108,7 @@ def command(
             **tiling,
         )
     if output != "-":
-        # The default model may be another tomorrow.
+        # The default model may change, so the file names the bundle.
         resolved = {**_search_options(task.options), **used, "model": str(bundle), "dtype": beside and beside.dtype}
         save_config(ctx, Path(output), resolved)
     return report(summary, "captions", captioner.device, captioner.device_reason, as_json=as_json)
@@ -113,7 +117,7 @@ def command(
 def _embeddings(
     path: str | None, bundle: Path | None, dtype: Any, engine: Mapping[str, Any]
 ) -> tuple[EmbeddingsOutput | None, dict[str, Any] | None]:
-    """What ``--embed`` and ``--embedder`` ask for, and what else decides the embeddings."""
+    """Return the output of ``--embed`` and ``--embedder``, and the settings that the embeddings depend on."""
     if path is None or bundle is None:
         return None, None
     from rsedge.runtime.embedder import Embedder
@@ -125,7 +129,9 @@ def _embeddings(
 
 
 def _search_options(used: DecodingOptions) -> dict[str, Any]:
-    """The decoding options as flags may give them: naming what has no part in the search chosen would be refused."""
+    """Return the decoding options as flags. Options that the chosen search does not use are None: a command refuses
+    them.
+    """
     idle = {"do_sample"}
     idle |= {"num_beams"} if used.do_sample else {"temperature", "top_k", "top_p", "seed"}
     idle |= {"length_penalty", "early_stopping"} if used.num_beams == 1 else set()

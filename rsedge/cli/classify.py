@@ -1,4 +1,4 @@
-"""``rsedge classify``: scenes → a class per tile, chosen from labels in words, without training."""
+"""``rsedge classify``: classify the tiles of a scene by labels in words, without training."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from rsedge.cli.progress import tile_progress
 
 @click.command("classify")
 @click.argument("scenes", nargs=-1, required=True)
-@click.option("--labels", required=True, help="Classes with commas, or a UTF-8 file with one per line.")
+@click.option("--labels", required=True, help="Classes separated by commas, or a UTF-8 file with one class per line.")
 @options.embedder
 @click.option(
     "--template",
     "templates",
     multiple=True,
     metavar="TEXT",
-    help='Prompt with {} or {category}; several are averaged.  [default: "An aerial photograph of {category}"]',
+    help='Prompt with {} or {category}; several prompts are averaged.  [default: "An aerial photograph of {category}"]',
 )
 @click.option("--ensemble", is_flag=True, help="Average five wordings of the prompt.")
-@click.option("--top", type=click.IntRange(min=1), default=1, show_default=True, help="Classes named per tile.")
-@click.option("-o", "--output", help="File, or - for stdout.  [default: SCENE.classes.geojson in this folder]")
-@click.option("--format", "file_format", help="geojson, geojsonl, csv or parquet.  [default: by the suffix]")
+@click.option("--top", type=click.IntRange(min=1), default=1, show_default=True, help="Classes to write per tile.")
+@click.option("-o", "--output", help="Output file, or - for stdout.  [default: SCENE.classes.geojson in this folder]")
+@click.option("--format", "file_format", help="geojson, geojsonl, gpkg, csv or parquet.  [default: by the suffix]")
 @click.option(
     "--raster",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="GeoTIFF too, a pixel per tile; of one scene.",
+    help="Write a GeoTIFF with a pixel per tile too; for one scene.",
 )
 @views.html
 @views.sheet
@@ -69,20 +69,21 @@ def command(
     as_json: bool,
     **others: Any,
 ) -> int:
-    """Find the class of every tile of each SCENE, among labels in words.
+    """Classify every tile of each SCENE by labels in words.
 
-    Each label is put into a prompt; a tile is of the class whose prompt it is most similar to, and its probability is
-    the model's own. The output appears when it is whole; until then finished tiles are kept in OUTPUT.journal, and the
-    same command goes on after an interruption. Tiles that cannot be read are recorded, and the exit code is 3.
+    Each label becomes a prompt. A tile gets the class with the most similar prompt, with the probability that the model
+    computes. The output file appears when the run is complete. Until then OUTPUT.journal holds the finished tiles, and
+    the same command continues an interrupted run. Unreadable tiles become records with an error, and the exit code is
+    3.
     """
     from rsedge.runtime.classify import Classifier, run
     from rsedge.runtime.embedder import Embedder
     from rsedge.runtime.prompts import ENSEMBLE, TEMPLATES, check_labels, overlong, prompts, read_labels
 
     if ensemble and templates:
-        raise click.UsageError("--ensemble has templates of its own: leave --template out")
+        raise click.UsageError("--ensemble has its own templates: leave --template out")
     chosen = ENSEMBLE if ensemble else templates or TEMPLATES
-    # Before a model is opened, so that a slip is told at once.
+    # Checked before the model is opened, so that an error appears at once.
     classes = read_labels(labels)
     check_labels(classes)
     texts = [text for label in classes for text in prompts(label, chosen)]
@@ -115,7 +116,7 @@ def command(
             **tiling,
         )
     if output != "-":
-        # The default model may be another tomorrow.
+        # The default model may change, so the file names the bundle.
         save_config(ctx, Path(output), {**settings, "model": str(bundle)})
     code = report(summary, "classified", embedder.device, embedder.device_reason, as_json=as_json)
     if not as_json and summary.classes:

@@ -1,4 +1,4 @@
-"""``rsedge config``: the user's settings."""
+"""``rsedge config``: show and change the user's settings."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from rsedge.cli.say import say
 
 @click.group("config")
 def command() -> None:
-    """Show and change your settings: the model that commands use where no -m is given.
+    """Show and change your settings: the default model of commands without -m.
 
-    RSEDGE_MODEL in the environment wins over the setting; without either it is the model built into rsedge.
+    The environment variable RSEDGE_MODEL overrides the setting. Without either, commands use the built-in model.
     """
 
 
 @command.command("show")
 def show() -> None:
-    """Print every setting, and which model is used by default."""
+    """Print every setting and the default model."""
     from rsedge.cli.settings import SETTINGS, default_model, read_settings, settings_path
 
     values = read_settings()
@@ -31,12 +31,12 @@ def show() -> None:
 @command.command("get")
 @click.argument("name")
 def get(name: str) -> int:
-    """Print the value of the setting NAME; exit code 1 if it is not set."""
+    """Print the value of the setting NAME. The exit code is 1 if it is not set."""
     from rsedge.cli.settings import SETTINGS, read_settings
     from rsedge.errors import OptionError
 
     if name not in SETTINGS:
-        raise OptionError(f"there is no setting {name!r}: there is {', '.join(SETTINGS)}")
+        raise OptionError(f"unknown setting {name!r}: expected {', '.join(SETTINGS)}")
     value = read_settings().get(name)
     if value is not None:
         say(value)
@@ -47,7 +47,7 @@ def get(name: str) -> int:
 @click.argument("name")
 @click.argument("value")
 def set_(name: str, value: str) -> None:
-    """Set NAME to VALUE: a bundle, for the setting model."""
+    """Set NAME to VALUE. The setting model takes a bundle."""
     from rsedge.cli.settings import change_setting
 
     change_setting(name, value)
@@ -64,7 +64,7 @@ def unset(name: str) -> None:
 
 @command.command("path")
 def path() -> None:
-    """Print where the settings are kept."""
+    """Print the path of the settings file."""
     from rsedge.cli.settings import settings_path
 
     say(str(settings_path()))

@@ -1,4 +1,4 @@
-"""``rsedge demo``: make a scene, caption it with the built-in model and show it, offline."""
+"""``rsedge demo``: generate a scene, caption it with the built-in model and write a report, offline."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     type=click.Path(file_okay=False, path_type=Path),
     default="demo-out",
     show_default=True,
-    help="Folder for scene.tif, captions.geojson, report.html and sheet.png; those of an earlier demo are replaced.",
+    help="Folder for scene.tif, captions.geojson, report.html and sheet.png; files of an earlier demo are replaced.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=7, show_default=True, help="Of the scene.")
+@click.option("--seed", type=click.IntRange(min=0), default=7, show_default=True, help="Seed of the scene.")
 @options.device
 @options.backend
 @options.threads
 def command(output: Path, seed: int, device: str, backend: str, threads: int | None) -> None:
-    """Make a scene of 18 by 13 km, caption its tiles and show them, without network or torch.
+    """Generate a scene of 18 by 13 km, caption its tiles and write a report, without network or torch.
 
-    The land is generated. The built-in model names land cover in Sentinel-2 true colour at 10 m; its card,
-    README.md in the bundle, says how well.
+    The built-in model names land cover in Sentinel-2 true colour at 10 m. Its card, README.md in the bundle, states
+    its accuracy.
     """
     from rsedge.cli.settings import built_in_model
     from rsedge.errors import OutputError
@@ -49,7 +49,7 @@ def command(output: Path, seed: int, device: str, backend: str, threads: int | N
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"cannot make the folder {output}: {error.strerror}; choose another with -o") from error
+        raise OutputError(f"cannot create the folder {output}: {error.strerror}; choose another with -o") from error
     target, report, sheet = output / "captions.geojson", output / "report.html", output / "sheet.png"
     with Scene.open(write_scene(output / "scene.tif", seed=seed)) as scene:
         views = [report_target(report, [scene]), sheet_target(sheet, [scene])]
@@ -60,13 +60,13 @@ def command(output: Path, seed: int, device: str, backend: str, threads: int | N
         f"\n{output / 'scene.tif'}: {scene.width} x {scene.height} px at 10 m, generated from seed {seed}\n"
         f"{target}: {summary.ok} captions, {summary.nodata} tiles without data; "
         f"{summary.seconds:.1f} s on {captioner.device}\n"
-        f"{report}: the scene and its captions, to be opened in a browser\n"
+        f"{report}: the scene and its captions; open it in a browser\n"
         f"{sheet}: the tiles with their captions; model {captioner.model}"
     )
 
 
 def _records(captions: Path) -> list[TileRecord]:
-    """The records of a GeoJSON, in its order."""
+    """Read the records of a GeoJSON file."""
     import json
 
     from rsedge.runtime.outputs.records import TileRecord
@@ -76,7 +76,7 @@ def _records(captions: Path) -> list[TileRecord]:
 
 
 def _print_table(records: Sequence[TileRecord]) -> None:
-    """A line per tile."""
+    """Print a line per tile."""
     say("row col       lon       lat  caption")
     for record in records:
         # The footprint is a small convex ring whose last point repeats the first.

@@ -1,4 +1,4 @@
-"""``rsedge doctor``: what this machine has, what would be used and why, and what to do about the rest."""
+"""``rsedge doctor``: show versions, devices, the chosen engine, and how to install what is missing."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ Rows = Iterator[tuple[str, str]]
 )
 @options.as_json
 def command(model: Path | None, device: str, backend: str, selftest: bool, as_json: bool) -> int:
-    """Tell versions, devices, what would run captioning and why, and what to install for more.
+    """Show versions, devices, the engine for captioning with the reason, and packages for more features.
 
-    One generated tile is captioned. Problems come last, each with the next step; the exit code is 0 if captioning
-    works and 1 if not. TensorRT awaits confirmation on hardware: --selftest tells whether it works on this machine.
+    The command captions one generated tile. It lists problems last, each with the next step. The exit code is 0 if
+    captioning works and 1 if not. TensorRT awaits confirmation on hardware: --selftest tests it on this machine.
     """
     from rsedge.runtime.diagnostics.doctor import check_up
 
     if selftest:
         if model is not None:
-            raise click.UsageError("--selftest runs a model of its own: leave -m out")
+            raise click.UsageError("--selftest runs its own model: leave -m out")
         if backend != "auto":
-            raise click.UsageError("--selftest tests every engine there is: leave --backend out")
+            raise click.UsageError("--selftest tests every engine: leave --backend out")
         return _selftest(device, as_json=as_json)
 
     found = check_up(_bundle(model), device=device, backend=backend)
@@ -53,7 +53,7 @@ def command(model: Path | None, device: str, backend: str, selftest: bool, as_js
 
 
 def _selftest(device: str, *, as_json: bool) -> int:
-    """Test the engines; 1 if one gives anything but what it must."""
+    """Test the engines and return 1 if a result is wrong."""
     from rsedge.runtime.diagnostics.selftest import selftest
 
     checks = selftest(device=device, progress=options.note)
@@ -67,7 +67,7 @@ def _selftest(device: str, *, as_json: bool) -> int:
 
 
 def _bundle(model: Path | None) -> Callable[[], tuple[Path, str]]:
-    """What gives the bundle to try, and why this one."""
+    """Return a function that returns the bundle to test and the reason for it."""
     from rsedge.cli.settings import default_model
 
     return default_model if model is None else lambda: (model, "named with -m")

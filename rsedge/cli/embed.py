@@ -1,4 +1,4 @@
-"""``rsedge embed``: scenes and images → one embedding per tile or image, as GeoParquet."""
+"""``rsedge embed``: compute an embedding per tile or image and write them as GeoParquet."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _OF_SCENES = tuple(name for name in (*options.OF_TILES, *options.OF_SCENES) if n
 @click.command("embed")
 @click.argument("inputs", metavar="SCENE|IMAGE|FOLDER...", nargs=-1, required=True)
 @options.embedder
-@click.option("-o", "--output", required=True, help="GeoParquet file; its name ends in .parquet.")
+@click.option("-o", "--output", required=True, help="GeoParquet file, NAME.parquet.")
 @options.embedding_type
 @click.option(
     "--as",
@@ -26,7 +26,7 @@ _OF_SCENES = tuple(name for name in (*options.OF_TILES, *options.OF_SCENES) if n
     type=click.Choice(["auto", "scene", "image"]),
     default="auto",
     show_default=True,
-    help="Take files for scenes, cut into tiles, or images, embedded whole; auto: scenes if georeferenced.",
+    help="Treat files as scenes, cut into tiles, or as images, embedded whole; auto: georeferenced files are scenes.",
 )
 @options.tiling
 @options.device
@@ -53,11 +53,12 @@ def command(
     as_json: bool,
     **others: Any,
 ) -> int:
-    """Embed every tile of each SCENE, and each IMAGE whole.
+    """Compute an embedding of every tile of each SCENE and of each whole IMAGE.
 
-    A raster with a georeference is a scene, any other file an image; a FOLDER stands for the files and .SAFE folders
-    in it, at any depth. The output appears when it is whole; until then finished tiles are kept in OUTPUT.journal, and
-    the same command goes on after an interruption. What cannot be read is recorded, and the exit code is 3.
+    A georeferenced raster is a scene, any other file an image. A FOLDER stands for the files and .SAFE folders in it,
+    at any depth. The output file appears when the run is complete. Until then OUTPUT.journal holds the finished tiles,
+    and the same command continues an interrupted run. Unreadable files become records with an error, and the exit code
+    is 3.
     """
     from rsedge.datasets.images import SUFFIXES, FileImage
     from rsedge.runtime.embedder import Embedder
@@ -97,7 +98,7 @@ def command(
             progress=progress,
             **tiling,
         )
-    # The default model may be another tomorrow, and what decides nothing about images is refused with them alone.
+    # The default model may change, so the file names the bundle. Scene options are refused for images alone.
     resolved = {**settings, "model": str(bundle), "dtype": dtype or "float16"}
     save_config(ctx, Path(output), resolved if scenes else {**resolved, **dict.fromkeys(_OF_SCENES)})
     return report(summary, "embeddings", embedder.device, embedder.device_reason, as_json=as_json)
@@ -106,6 +107,6 @@ def command(
 def _refuse_scene_options(ctx: click.Context) -> None:
     if given := options.given(ctx, _OF_SCENES):
         raise click.UsageError(
-            f"{', '.join(given)}: for scenes only, and nothing named here is one (a raster with a georeference); leave "
+            f"{', '.join(given)}: for scenes only, and none of the inputs is one (a raster with a georeference); leave "
             "out, or pass --as scene to cut images into tiles"
         )

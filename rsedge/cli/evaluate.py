@@ -1,4 +1,4 @@
-"""``rsedge evaluate``: how good a checkpoint or a bundle is, or a file of predictions."""
+"""``rsedge evaluate``: score a checkpoint, a bundle or a file of predictions."""
 
 from __future__ import annotations
 
@@ -20,39 +20,40 @@ if TYPE_CHECKING:
     from rsedge.evaluation.predictions import Prediction
 
 SOME_FAILED = 3
+SPLITS = ("train", "val", "test")
 _METRICS = "bleu, meteor, rouge_l, cider_d, spice, sbert"
 
-_sources = click.option("--data", "sources", multiple=True, help="Data set; may be given several times.")
-_limit = click.option("--limit", type=click.IntRange(min=1), help="At most so many images of the split.")
+_sources = click.option("--data", "sources", multiple=True, help="Data set; may be repeated.")
+_limit = click.option("--limit", type=click.IntRange(min=1), help="Largest number of images of the split.")
 _skip_bad = click.option(
-    "--skip-bad", is_flag=True, help="Leave out bad records, saying which, and count unreadable images as failed."
+    "--skip-bad", is_flag=True, help="Skip bad records, with a warning each, and count unreadable images as failed."
 )
 _output = click.option(
-    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the report to this file, as JSON."
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the report to this file as JSON."
 )
-_metrics = click.option("--metrics", help=f"Some of {_METRICS}, with commas.  [default: all that can be computed here]")
+_metrics = click.option("--metrics", help=f"Some of {_METRICS}, separated by commas.  [default: all that work here]")
 _tokenizer = click.option(
     "--tokenizer",
     type=click.Choice(["treebank", "ptb"]),
     default="treebank",
     show_default=True,
-    help="What cuts captions into words; ptb needs Java.",
+    help="Tokenizer for captions; ptb needs Java.",
 )
-_sbert = click.option("--sbert", help="Sentence-BERT model, folder or hub id, for the metric sbert.")
+_sbert = click.option("--sbert", help="Sentence-BERT model for the metric sbert: folder or hub id.")
 
 
 def _split(default: str) -> Callable[[options.Decorated], options.Decorated]:
     return click.option(
-        "--split", type=click.Choice(["train", "val", "test"]), default=default, show_default=True, help="Evaluated."
+        "--split", type=click.Choice(SPLITS), default=default, show_default=True, help="Split to evaluate."
     )
 
 
 @click.group("evaluate")
 def command() -> None:
-    """Score a MODEL: a checkpoint (with torch) or a bundle (without), in the numbers the field reports.
+    """Score a MODEL, a checkpoint (with torch) or a bundle (without torch), with the metrics of the field.
 
-    MODEL is a bundle, a checkpoint folder, the folder of a training run (its best checkpoint) or a hub id. Exit code 3
-    says that some images failed; they count as wrong.
+    MODEL is a bundle, a checkpoint folder, the folder of a training run (its best checkpoint) or a hub id. The exit
+    code is 3 if some images failed; they count as wrong.
     """
 
 
@@ -104,20 +105,20 @@ def captions(
 ) -> int:
     """Caption the images of a data set and score the captions.
 
-    With --from FILE the captions are read instead; --data then gives their references, unless the file has them, and
-    images without a prediction count with an empty one.
+    With --from FILE the command reads the captions from a file. --data then provides the references, unless the file
+    contains them; an image without a prediction gets an empty caption.
     """
     if (model is None) == (predicted is None):
-        raise click.UsageError("give a MODEL, or predictions with --from: one of them")
+        raise click.UsageError("give either a MODEL or a file of predictions with --from")
     if model is not None and not sources:
-        raise click.UsageError("a MODEL needs --data to be evaluated on")
+        raise click.UsageError("evaluating a MODEL needs --data")
     if predicted is not None:
         if named := _given(*generation, "threads", "batch_size"):
-            raise click.UsageError(f"with --from no captions are made: leave out {', '.join(named)}")
+            raise click.UsageError(f"--from reads captions and computes none: leave out {', '.join(named)}")
         if not sources and (named := _given("split", "limit", "skip_bad", "baselines")):
-            raise click.UsageError(f"{', '.join(named)} are about --data, which is not given")
+            raise click.UsageError(f"{', '.join(named)} need --data: give it, or leave them out")
         if sbert is None and _given("device"):
-            raise click.UsageError("with --from only --sbert runs on a --device: leave it out")
+            raise click.UsageError("with --from only --sbert uses --device: leave it out")
     from rsedge.evaluation.captions import predict_captions, score_predictions
     from rsedge.evaluation.models import open_captioner
     from rsedge.evaluation.predictions import check_outputs, read_predictions, with_references, write_predictions
@@ -167,11 +168,11 @@ def captions(
 
 @command.command("zero-shot")
 @click.argument("model")
-@click.option("--data", "source", required=True, help="Class folders, or a caption set whose records have classes.")
+@click.option("--data", "source", required=True, help="Class folders, or a caption set with classes.")
 @_split("test")
 @_limit
 @_skip_bad
-@click.option("--labels", help="File with a class per line, or classes with commas.  [default: those of the data]")
+@click.option("--labels", help="File with a class per line, or classes with commas.  [default: classes of the data]")
 @click.option(
     "--template", "templates", multiple=True, metavar="TEXT", help="Prompt with {category}; several are averaged."
 )
@@ -196,9 +197,9 @@ def zero_shot(
     threads: int | None,
     batch_size: int | None,
 ) -> int:
-    """Classify images by the prompt that is nearest to them.
+    """Classify images by their most similar prompt and score the classes.
 
-    The default prompt is "An aerial photograph of {category}". Images of class folders are all of the split test.
+    The default prompt is "An aerial photograph of {category}". All images of class folders belong to the split test.
     """
     from rsedge.evaluation.embeddings import classes_of, evaluate_zero_shot
     from rsedge.evaluation.models import open_embedder
@@ -207,7 +208,7 @@ def zero_shot(
     from rsedge.runtime.prompts import ENSEMBLE, TEMPLATES, read_labels
 
     if ensemble and templates:
-        raise click.UsageError("--ensemble has templates of its own: leave --template out")
+        raise click.UsageError("--ensemble has its own templates: leave --template out")
     check_outputs(output)
     classes = None if labels is None else read_labels(labels)
     embedder = open_embedder(model, device=device, threads=threads, batch_size=batch_size)
@@ -257,12 +258,12 @@ def retrieval(
     threads: int | None,
     batch_size: int | None,
 ) -> int:
-    """Find captions by image and images by caption: recall at 1, 5 and 10, and the median rank.
+    """Retrieve captions by image and images by caption; score recall at 1, 5 and 10 and the median rank.
 
-    Ties count against the model, so images that share a caption cannot all find it first.
+    Ties count against the model, so images with the same caption cannot all rank it first.
     """
     if not sources:
-        raise click.UsageError("a MODEL needs --data to be evaluated on")
+        raise click.UsageError("evaluating a MODEL needs --data")
     from rsedge.evaluation.embeddings import evaluate_retrieval
     from rsedge.evaluation.models import open_embedder
     from rsedge.evaluation.predictions import check_outputs
@@ -286,19 +287,17 @@ def retrieval(
 @_tokenizer
 @_sbert
 @click.option(
-    "--resamples", type=click.IntRange(min=100), default=2000, show_default=True, help="Of the bootstrap over images."
+    "--resamples", type=click.IntRange(min=100), default=2000, show_default=True, help="Bootstrap samples of images."
 )
 @click.option(
     "--confidence",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     default=0.95,
     show_default=True,
-    help="Of the intervals.",
+    help="Confidence of the intervals.",
 )
-@click.option(
-    "--sensitivity", is_flag=True, help="Score A's captions spoilt in several ways too; the default without B."
-)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of bootstrap and spoiling.")
+@click.option("--sensitivity", is_flag=True, help="Score perturbed captions of A too; the default without B.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
 @_output
 @options.as_json
 def compare(
@@ -314,13 +313,13 @@ def compare(
     output: Path | None,
     as_json: bool,
 ) -> int:
-    """Test whether the predictions B are better than A, image by image: paired t-test, Wilcoxon, bootstrap.
+    """Test whether predictions B are better than predictions A, image by image: paired t-test, Wilcoxon, bootstrap.
 
-    A and B are files of evaluate captions --predictions, for the same images. With A alone, or --sensitivity, it is
-    shown how far each metric falls when A's captions are spoilt.
+    A and B are files of evaluate captions --predictions, for the same images. With A alone, or with --sensitivity, the
+    command shows the drop of each metric for perturbed captions of A.
     """
     if b is None and (named := _given("resamples", "confidence")):
-        raise click.UsageError(f"{', '.join(named)} are about the difference to B, which is not given")
+        raise click.UsageError(f"{', '.join(named)} need B: give it, or leave them out")
     from rsedge.evaluation.compare import compare_predictions
     from rsedge.evaluation.predictions import check_outputs, read_predictions
     from rsedge.evaluation.tables import comparison_lines, sensitivity_lines
@@ -355,7 +354,7 @@ def compare(
 
 
 def _load(sources: Sequence[str], split: str, *, limit: int | None, skip_bad: bool) -> CaptionData:
-    """The split of a caption set. With ``skip_bad`` an image that does not decode stays, to count as failed."""
+    """Load a split of a caption set. With ``skip_bad`` an undecodable image stays and counts as failed."""
     from rsedge.datasets.layouts import load_examples
 
     data = load_examples(
@@ -368,7 +367,7 @@ def _load(sources: Sequence[str], split: str, *, limit: int | None, skip_bad: bo
 def _load_labelled(
     source: str, split: str, *, limit: int | None, skip_bad: bool
 ) -> tuple[tuple[Example, ...], str | None]:
-    """The split of a set with classes, and what was left out of it, as text."""
+    """Load a split of a set with classes; return it with the skipped records as text."""
     from rsedge.datasets.layouts import load_labelled
     from rsedge.errors import OptionError
 
@@ -379,13 +378,13 @@ def _load_labelled(
         if not skip_bad:
             raise
         left_out = str(error)
-        examples = load_labelled(source, skip_bad=True, **settings)  # raises what cannot be skipped
+        examples = load_labelled(source, skip_bad=True, **settings)  # raises errors that skipping cannot avoid
     logging.getLogger("rsedge").warning("Warning: left out: %s", left_out)
     return examples, left_out
 
 
 def _training_captions(sources: Sequence[str]) -> list[str]:
-    """Captions of the split train, or none where it has none that can be read."""
+    """Return the captions of the split train, or none if it has no readable ones."""
     from rsedge.datasets.layouts import load_examples
     from rsedge.errors import OptionError
 
@@ -418,21 +417,21 @@ def _names(metrics: str | None) -> list[str] | None:
 
 
 def _given(*names: str) -> list[str]:
-    """Those of the options that the caller gave, as they are written."""
+    """Return the flags of the options that the user gave."""
     context = click.get_current_context()
     named = [name for name in names if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
     return [parameter.opts[0] for parameter in context.command.params if parameter.name in named]
 
 
 def _torch_device(device: str) -> str:
-    """Where the Sentence-BERT model runs: on a GPU only if one is named."""
+    """Return the device of the Sentence-BERT model: a GPU only if the user names one."""
     return device if device.startswith("cuda") else "cpu"
 
 
 def _finish(
     values: dict[str, Any], lines: Sequence[str], failed: dict[str, str], *, output: Path | None, as_json: bool
 ) -> int:
-    """Write and print the report; the exit code."""
+    """Write and print the report and return the exit code."""
     from rsedge.errors import OutputError
 
     text = json.dumps(values, ensure_ascii=False, allow_nan=False)

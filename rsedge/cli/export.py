@@ -1,4 +1,4 @@
-"""``rsedge export``: checkpoint → bundle."""
+"""``rsedge export``: export a checkpoint to a bundle."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from rsedge.cli.say import say, say_json
 
 @click.command("export")
 @click.argument("checkpoint")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Bundle to make, NAME.rsedge.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Bundle to write, NAME.rsedge.")
 @click.option("--fp32", is_flag=True, help="32-bit floats (default).")
 @click.option("--fp16", is_flag=True, help="16-bit floats, for GPUs.")
 @click.option("--int8", is_flag=True, help="8-bit integers, for CPUs.")
-@click.option("--tensorrt", is_flag=True, help="Build engines for this machine's GPU, too; not of int8.")
-@click.option("--image-size", type=click.IntRange(min=1), help="Pixels.  [default: the checkpoint's]")
+@click.option("--tensorrt", is_flag=True, help="Build engines for this machine's GPU too; not for int8.")
+@click.option(
+    "--image-size", type=click.IntRange(min=1), help="Edge of an image, in pixels.  [default: the checkpoint's]"
+)
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @options.overwrite
 @options.as_json
@@ -34,12 +36,12 @@ def command(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Export CHECKPOINT to a bundle and prove it against torch.
+    """Export CHECKPOINT to a bundle and compare it with torch.
 
     CHECKPOINT is a BLIP, CLIPCap, CLIP or SigLIP model: a folder in Hugging Face layout, as rsedge train and
     rsedge import-rsdix write it, or a hub id such as Salesforce/blip-image-captioning-base or
-    openai/clip-vit-base-patch32. Nothing is written if the bundle's captions or embeddings stray from torch's
-    beyond the tolerance of the precision.
+    openai/clip-vit-base-patch32. The command writes no bundle if its captions or embeddings differ from torch's by
+    more than the tolerance of the precision.
     """
     from importlib.util import find_spec
 
@@ -47,15 +49,15 @@ def command(
 
     chosen = [name for name, given in (("fp32", fp32), ("fp16", fp16), ("int8", int8)) if given]
     if len(chosen) > 1:
-        raise click.UsageError(f"--{' and --'.join(chosen)} were both given: a bundle has one precision")
+        raise click.UsageError(f"--{' and --'.join(chosen)}: a bundle has one precision; give one of them")
     precision: Any = chosen[0] if chosen else "fp32"
     if tensorrt:
         from rsedge.runtime.engines.tensorrt.backend import tensorrt_problem
 
         if problem := tensorrt_problem(0, precision):  # before the export, which takes minutes
-            raise BackendError(f"--tensorrt: {problem}; leave it out, and rsedge build on the machine that has it")
+            raise BackendError(f"--tensorrt: {problem}; leave it out, and run rsedge build on the machine that has it")
     remedy = "pip install 'rsedge[export,cpu]'"
-    # Imported only where they are used, which is after the first graphs are written.
+    # The export imports them late, after it has written the first graphs.
     if missing := [name for name in ("torch", "transformers") if find_spec(name) is None]:
         raise BackendError(f"exporting needs {' and '.join(missing)}: {remedy}")
     try:

@@ -1,4 +1,4 @@
-"""``rsedge import-rsdix``: published RSDiX checkpoint → Hugging Face layout."""
+"""``rsedge import-rsdix``: convert a published RSDiX checkpoint to Hugging Face layout."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from rsedge.cli.say import say, say_json
 
 @click.command("import-rsdix")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Checkpoint folder to make.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Checkpoint folder to write.")
 @click.option("--tokenizer", help="Folder or hub id to copy the tokenizer from.  [default: the published models']")
 @click.option(
     "--weights",
     type=click.Choice(["student", "teacher"]),
     default="student",
     show_default=True,
-    help="The trained model, or its moving average.",
+    help="The trained model (student) or its moving average (teacher).",
 )
 @options.overwrite
 @options.as_json
 def command(file: Path, output: Path, tokenizer: str | None, weights: str, overwrite: bool, as_json: bool) -> None:
-    """Turn FILE, a published RSDiX checkpoint, into a folder that transformers and rsedge read.
+    """Convert FILE, a published RSDiX checkpoint, to a folder in Hugging Face layout.
 
-    FILE is a PyTorch Lightning .ckpt of RSDiX-CLIP (S-BERT variant too), RSDiX-SigLIP or RSDiX-CLIPCap. No code in it
-    is executed.
+    FILE is a PyTorch Lightning .ckpt of RSDiX-CLIP (S-BERT variant too), RSDiX-SigLIP or RSDiX-CLIPCap. The command
+    executes no code in it.
     """
     from rsedge.errors import BackendError
 
@@ -57,6 +57,6 @@ def command(file: Path, output: Path, tokenizer: str | None, weights: str, overw
         return
     say(f"{output}  {report.family}  {report.parameters / 1e6:.1f} M parameters, of the {report.weights}")
     say("  " + ", ".join(f"{name} {value}" for name, value in report.settings.items()))
-    for title, counts in (("taken", report.mapped), ("left out", report.unused)):
+    for title, counts in (("used", report.mapped), ("not used", report.unused)):
         for prefix, count in counts.items():
             say(f"  {title:<9} {prefix.rstrip('.')}.*  {count} tensors")

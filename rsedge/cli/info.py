@@ -1,4 +1,4 @@
-"""``rsedge info``: what a run would do with a scene, or what a bundle is."""
+"""``rsedge info``: describe a scene or a bundle."""
 
 from __future__ import annotations
 
@@ -23,14 +23,16 @@ Rows = Iterator[tuple[str, str]]
 @click.command("info")
 @click.argument("targets", nargs=-1, required=True)
 @options.bundle
-@click.option("--no-probe", is_flag=True, help="Do not time the model: no expected time, and memory is a guess.")
+@click.option(
+    "--no-probe", is_flag=True, help="Do not measure the model: no expected time, and a rougher estimate of memory."
+)
 @options.tiling
 @options.device
 @options.backend
 @options.threads
 @options.batch_size
 @options.config
-@click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each scene and bundle.")
+@click.option("--json", "as_json", is_flag=True, help="Print a line of JSON per scene or bundle.")
 def command(
     targets: tuple[str, ...],
     model: Path | None,
@@ -42,10 +44,11 @@ def command(
     as_json: bool,
     **reading: Any,
 ) -> int:
-    """Tell what a run would do with each TARGET that is a scene, or what it is if it is a bundle, NAME.rsedge.
+    """Describe each TARGET: a scene, as for rsedge caption, or a bundle, NAME.rsedge.
 
-    A scene is anything rsedge caption takes. Expected time and memory are an estimate for the model that would be
-    used, timed for a few seconds on generated tiles. A target that cannot be read makes the exit code 1.
+    For a scene the command shows its bands, rendering, tiles and warnings, and estimates the time and memory of a run.
+    The estimate measures the chosen model on generated tiles for a few seconds. The exit code is 1 if a target is
+    unreadable.
     """
     from rsedge.errors import RsedgeError
     from rsedge.runtime.diagnostics.describe import describe_bundle, is_bundle
@@ -73,7 +76,7 @@ def command(
 
 
 class _Probes:
-    """The model that scenes are estimated for, measured once."""
+    """The model of the estimates, measured once."""
 
     def __init__(self, model: Path | None, chosen: Mapping[str, Any]) -> None:
         self._model, self._chosen = model, chosen
@@ -82,7 +85,7 @@ class _Probes:
         self._failed = False
 
     def estimate(self, scene: Scene, tiling: TileOptions) -> Estimate | None:
-        """What a run over ``scene`` will take; None, and a warning once, where the bundle cannot be used."""
+        """Estimate a run over ``scene``; return None, with one warning, if the bundle is unusable."""
         from rsedge.errors import BundleError
         from rsedge.runtime.diagnostics.estimate import estimate, probe_model
 
@@ -91,14 +94,14 @@ class _Probes:
                 self._probe = probe_model(options.chosen_bundle(self._model), **self._chosen)
             except BundleError as error:
                 self._failed = True
-                options.warn(f"no time and memory are expected: {error}")
+                options.warn(f"no estimate of time and memory: {error}")
         return estimate(scene, tiling, self._probe) if self._probe else None
 
 
 def _scenes(
     target: str, scene_options: Mapping[str, Any], tile_options: Mapping[str, Any], probes: _Probes
 ) -> list[SceneDescription]:
-    """Every scene that ``target`` stands for."""
+    """Describe every scene that ``target`` stands for."""
     from rsedge.runtime.diagnostics.describe import describe_scene
     from rsedge.runtime.run.sources import TileOptions
     from rsedge.runtime.scenes.opening import open_scenes
@@ -112,7 +115,7 @@ def _scenes(
 
 
 def _lines(description: SceneDescription | BundleDescription) -> Iterator[str]:
-    """A heading, then a line per fact."""
+    """Yield a heading, then a line per fact."""
     rows = _scene_rows(description) if description.kind == "scene" else _bundle_rows(description)
     yield f"{description.kind} {description.name}"
     for name, text in rows:
@@ -193,7 +196,7 @@ def _bundle_rows(bundle: BundleDescription) -> Rows:
     yield "mean, std", f"{_numbers(image['mean'])}; {_numbers(image['std'])}"
     if image["reflectance"]:
         yield "reflectance", str(image["reflectance"].get("formula") or _pairs(image["reflectance"]))
-    yield "files", f"{_size(bundle.bytes)} in all; every hash is as the manifest says"
+    yield "files", f"{_size(bundle.bytes)} in all; every hash matches the manifest"
     for graph in bundle.graphs:
         yield from _graph_rows(graph)
     for name in ("tokens", "generation", "decoder", "embedding"):
@@ -218,7 +221,7 @@ def _graph_rows(graph: GraphDescription) -> Rows:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested objects as one, with names such as ``captions.equal``."""
+    """Flatten nested objects to names such as ``captions.equal``."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}

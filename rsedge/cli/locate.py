@@ -1,4 +1,4 @@
-"""``rsedge locate``: where in a scene is what a text names, as a heat map."""
+"""``rsedge locate``: locate a described feature in a scene and write a heat map."""
 
 from __future__ import annotations
 
@@ -18,29 +18,40 @@ if TYPE_CHECKING:
 
 @click.command("locate")
 @click.argument("scene")
-@click.option("--text", "texts", multiple=True, required=True, help="What to look for; a band and a panel for each.")
+@click.option(
+    "--text",
+    "texts",
+    multiple=True,
+    required=True,
+    help="Description of the feature; may be repeated, each text gets a band.",
+)
 @click.option(
     "--contrast",
     "contrasts",
     multiple=True,
     metavar="TEXT",
-    help="What else is there; with it values are a text's probability against all contrasts, else similarities.",
+    help="Description of something else; with it values are probabilities of the text against all contrasts, else "
+    "similarities.",
 )
 @options.embedder
 @click.option(
     "-o",
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="GeoTIFF.  [default: SCENE.heat.tif in this folder]",
+    help="Heat map, GeoTIFF.  [default: SCENE.heat.tif in this folder]",
 )
-@click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="Picture too: the heat over the scene.")
-@click.option("--window", type=click.IntRange(min=1), default=224, show_default=True, help="Source pixels.")
+@click.option(
+    "--png", type=click.Path(dir_okay=False, path_type=Path), help="Write a picture of the heat map over the scene too."
+)
+@click.option(
+    "--window", type=click.IntRange(min=1), default=224, show_default=True, help="Edge of a window, in source pixels."
+)
 @click.option(
     "--stride",
     type=click.IntRange(min=1),
     default=56,
     show_default=True,
-    help="Source pixels between windows, and per cell of the map.",
+    help="Source pixels between windows, and per cell of the heat map.",
 )
 @options.reading
 @options.device
@@ -70,10 +81,11 @@ def command(
     as_json: bool,
     **others: Any,
 ) -> int:
-    """Find what texts name in SCENE: a GeoTIFF with a band per text, as large where the scene fits it better.
+    """Locate described features in SCENE and write a heat map: a GeoTIFF with a band per text.
 
-    Overlapping windows are compared with the texts, which the model reads as they are: try "an airport" or "an aerial
-    photograph of an airport". Windows that cannot be read are left out, and the exit code is 3.
+    The values are larger where the scene matches the text better. The model compares overlapping windows with the texts
+    as you write them: try "an airport" or "an aerial photograph of an airport". Unreadable windows are skipped, and the
+    exit code is 3.
     """
     import time
 
@@ -85,7 +97,7 @@ def command(
     from rsedge.runtime.run.sources import spare_scenes
     from rsedge.runtime.scenes.scene import Scene
 
-    # Before a model is opened, so that a slip is told at once.
+    # Checked before the model is opened, so that an error appears at once.
     scene_options, windows = options.take(others, options.OF_SCENES), {"window": window, "stride": stride, **others}
     LocateOptions(**windows)
     check_texts(texts, contrasts)

@@ -1,4 +1,4 @@
-"""The ``rsedge`` command: a group that loads a command's module when it is named, and errors that end in exit codes.
+"""The ``rsedge`` command: a group that imports each command when it runs, and errors as exit codes.
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 done but some tiles failed, 130 interrupted (resumable).
 """
@@ -19,55 +19,57 @@ from rsedge.cli.say import Formatter, guard_process, say, say_traceback
 from rsedge.errors import RsedgeError
 
 COMMANDS = {
-    "back-translate": "Reword the captions of a set by translating them there and back.",
-    "build": "Build a bundle's TensorRT engines for this machine's GPU.",
-    "bench": "Time a bundle on this machine: tiles per second, stages, memory.",
-    "caption": "Caption every tile of a scene, in map coordinates.",
-    "classify": "Find the class of every tile, among labels in words.",
+    "back-translate": "Paraphrase the captions of a data set by translation and back-translation.",
+    "build": "Build the TensorRT engines of a bundle for this machine's GPU.",
+    "bench": "Measure the speed of a bundle on this machine: tiles per second, stages, memory.",
+    "caption": "Write a caption for every tile of a scene, in map coordinates.",
+    "classify": "Classify every tile of a scene by labels in words, without training.",
     "config": "Show and change your settings, such as the default model.",
-    "demo": "Make a scene and caption it with the built-in model, offline.",
-    "doctor": "Tell what this machine has, what would be used, and what is missing.",
-    "embed": "Embed every tile of a scene, and images, as GeoParquet.",
-    "evaluate": "Score captions, zero-shot classes or retrieval of a checkpoint or bundle.",
-    "export": "Export a checkpoint to a bundle, proved against torch.",
-    "import-rsdix": "Turn a published RSDiX checkpoint into Hugging Face layout.",
-    "info": "Tell what a run would do with a scene, or what a bundle is.",
-    "locate": "Find where in a scene is what a text names, as a heat map.",
-    "search": "Find tiles by text, image or tile, in embeddings.",
+    "demo": "Generate a scene and caption it with the built-in model, offline.",
+    "doctor": "Show versions, devices and missing parts of this installation.",
+    "embed": "Compute embeddings of tiles and images and write them as GeoParquet.",
+    "evaluate": "Score the captions, classes or retrieval of a checkpoint or bundle.",
+    "export": "Export a checkpoint to a bundle and compare it with torch.",
+    "import-rsdix": "Convert a published RSDiX checkpoint to Hugging Face layout.",
+    "info": "Describe a scene or a bundle: bands, tiles, expected time, graphs.",
+    "locate": "Locate a described feature in a scene and write a heat map.",
+    "search": "Search embeddings for the tiles most similar to a text, image or tile.",
     "train": "Fine-tune a captioner or a dual encoder on images and captions.",
-    "tune": "Search a recipe's settings, or find a learning rate to start from.",
+    "tune": "Search for the best settings of a recipe, or suggest a learning rate.",
 }
-"""Command → its line in ``rsedge --help``: command = module = test. Here, so that help imports no command."""
+"""Command → its line in ``rsedge --help``. They stand here so that help imports no command; each has one module and one
+test of its name.
+"""
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are the modules of :mod:`rsedge.cli`, imported when they run."""
+    """A group of the commands in :mod:`rsedge.cli`. It imports a command when the command runs."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        """The commands, as help lists them."""
+        """Return the names of the commands, in the order of the help."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        """The command ``cmd_name``, or None."""
+        """Return the command ``cmd_name``, or None."""
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = importlib.import_module(f"rsedge.cli.{cmd_name.replace('-', '_')}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        """List the commands without importing them."""
+        """Write the list of commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("-q", "--quiet", is_flag=True, help="Only errors on stderr.")
-@click.option("--debug", is_flag=True, help="Show tracebacks; stands before the command.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only errors on stderr.")
+@click.option("--debug", is_flag=True, help="Print tracebacks. Give it before the command.")
 @click.version_option(package_name="rsedge")
 def cli(quiet: bool, debug: bool) -> None:  # noqa: ARG001 - run() looks for --debug itself
-    """Caption whole Sentinel-2 scenes on an edge device, without torch.
+    """Caption, embed, search and classify Sentinel-2 scenes on an edge device, without torch.
 
-    Fine-tune and export a captioner once, then run the bundle anywhere.
+    Fine-tune and export a model once, then run the bundle on any machine.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Formatter("%(message)s"))
@@ -86,7 +88,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit code."""
     debug = "--debug" in arguments
     try:
-        # The arguments go with the context, because --sandbox passes them on to another process.
+        # --sandbox passes the arguments to a second process, so the context keeps them.
         result = cli.main(args=list(arguments), prog_name="rsedge", standalone_mode=False, obj=tuple(arguments))
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as error:
@@ -99,7 +101,7 @@ def run(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         say("interrupted", err=True)
         return 130
-    except BrokenPipeError:  # the reader of our output went away, as `head` does
+    except BrokenPipeError:  # the program that read our output has ended, for example `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except RsedgeError as error:
@@ -113,5 +115,5 @@ def run(arguments: Sequence[str]) -> int:
             say_traceback(error)
         else:
             say(f"Error: unexpected {type(error).__name__}: {error}", err=True)
-            say("This is a fault of rsedge; see where with: rsedge --debug …", err=True)
+            say("This is an error in rsedge; print the traceback with: rsedge --debug …", err=True)
         return 1

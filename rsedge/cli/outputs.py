@@ -1,4 +1,4 @@
-"""What commands that work through tiles do around a run: say what an interruption left, keep the options, report."""
+"""Shared steps of commands over tiles: report an interruption, save the options, print the summary."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ SOME_TILES_FAILED = 3
 
 @contextmanager
 def resumable(output: str) -> Iterator[None]:
-    """On an interruption say what was kept."""
+    """On an interruption, print where the finished tiles are."""
     try:
         yield
     except KeyboardInterrupt:
         journal = Path(f"{output}.journal")
         if output != "-" and journal.exists():
-            say(f"\nfinished tiles are in {journal}; the same command goes on from there", err=True)
+            say(f"\nfinished tiles are in {journal}; the same command continues from there", err=True)
         raise
 
 
 def save_config(ctx: click.Context, output: Path, resolved: Mapping[str, Any]) -> None:
-    """Keep the options beside the output, those in ``resolved`` as they are there, in a file that ``--config`` takes
-    for the very same run; but signatures of URLs are secrets, and are to be given again.
+    """Save the options beside the output, with the values in ``resolved``, in a file that ``--config`` reads to repeat
+    the run. Signatures of URLs are secrets and are left out.
     """
     from rsedge.errors import OutputError
     from rsedge.tomlfile import write_toml
@@ -42,11 +42,13 @@ def save_config(ctx: click.Context, output: Path, resolved: Mapping[str, Any]) -
         values = {**ctx.params, "output": str(output), **resolved}
         write_toml(path, options.to_config(ctx.command, {name: _unsigned(value) for name, value in values.items()}))
     except OSError as error:
-        raise OutputError(f"{output} is whole, but {path} cannot be written: {error.strerror}; move it away") from error
+        raise OutputError(
+            f"{output} is complete, but {path} cannot be written: {error.strerror}; move it away"
+        ) from error
 
 
 def _unsigned(value: Any) -> Any:
-    """A text or path, or those in a tuple, without credentials; anything else as it is."""
+    """Return a text, a path or a tuple of them without credentials, and any other value unchanged."""
     from rsedge.redaction import redact
     from rsedge.runtime.scenes.remote import is_remote, unsigned
 
@@ -57,7 +59,9 @@ def _unsigned(value: Any) -> Any:
 
 
 def report(summary: Summary, made: str, device: str, device_reason: str, *, as_json: bool) -> int:
-    """Say what was done: JSON on stdout (on stderr beside data), else a line on stderr; gives the exit code."""
+    """Print a summary of the run and return the exit code: JSON on stdout (on stderr if data goes to stdout), else a
+    line on stderr.
+    """
     for warning in summary.warnings:
         options.warn(warning)
     if as_json:

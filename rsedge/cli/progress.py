@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar on a terminal, a line now and then elsewhere, nothing when quiet."""
+"""Progress on stderr: a bar on a terminal, a line every 30 seconds elsewhere, nothing with ``--quiet``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LINE_EVERY = 30.0  # seconds
 
 @contextmanager
 def tile_progress() -> Iterator[Callable[[Progress], None] | None]:
-    """What to call with each :class:`~rsedge.runtime.run.pipeline.Progress`."""
+    """Yield a function to call with each :class:`~rsedge.runtime.run.pipeline.Progress`."""
     if not logging.getLogger("rsedge").isEnabledFor(logging.INFO):
         yield None
     elif sys.stderr.isatty():
@@ -61,7 +61,7 @@ def _lines() -> Callable[[Progress], None]:
 
 @contextmanager
 def training_progress() -> Iterator[Callable[[Event], None] | None]:
-    """What to call with each :class:`~rsedge.training.loop.Event`: evaluations are always a line of their own."""
+    """Yield a function to call with each :class:`~rsedge.training.loop.Event`. It prints a line per evaluation."""
     if not logging.getLogger("rsedge").isEnabledFor(logging.INFO):
         yield None
     elif sys.stderr.isatty():
@@ -105,7 +105,7 @@ def _training_lines() -> Callable[[Event], None]:
 
 
 def _step(event: Event) -> str:
-    """The values of a training step, as one short text."""
+    """Return the values of a training step as one short text."""
     text = f"epoch {event.epoch:.2f}  loss {event.values['loss']:.4f}  lr {event.values['learning_rate']:.2g}"
     if (speed := event.values.get("samples_per_second")) is not None:  # a learning-rate test measures none
         text += f"  {speed:.1f} images/s"
@@ -120,7 +120,7 @@ def _evaluation(event: Event) -> str:
 
 @contextmanager
 def image_progress() -> Iterator[Callable[[int, int], None] | None]:
-    """What to call with the images done and their number."""
+    """Yield a function to call with the number of finished images and of all images."""
     if not logging.getLogger("rsedge").isEnabledFor(logging.INFO):
         yield None
     elif not sys.stderr.isatty():

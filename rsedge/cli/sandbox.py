@@ -1,7 +1,7 @@
-"""``--sandbox``: the command line runs again in a process that can open only what was named in it.
+"""``--sandbox``: run the command line again in a process that opens only the files named in it.
 
-The parent starts the child, passes signals on, and waits; it opens nothing. The child parses the same command line,
-gives up all other files and the network, and only then imports NumPy, rasterio or an engine.
+The parent starts the child, forwards signals and waits; it opens nothing. The child parses the same command line, gives
+up the network and all other files, and only then imports NumPy, rasterio or an engine.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from rsedge.errors import OptionError, SandboxError
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
-# Parameters of commands over scenes that name files, by what is done with those.
+# Parameters of commands over scenes that name files, by use.
 INPUTS = ("scenes", "inputs", "targets", "scene", "scene_name", "scl", "cloud_mask")
 FILES_READ = ("model", "embedder", "labels", "allow_roots")
 OUTPUTS = ("output", "html", "sheet", "stac", "embeddings", "raster", "png")
-_NAMING = {"scenes", "scene"}  # after what these name an output is called that is not named itself
+_NAMING = {"scenes", "scene"}  # the default output is named after these
 
-_PARENT, _IMPORTS = "RSEDGE_SANDBOX_PARENT", "RSEDGE_SANDBOX_IMPORTS"  # of the child: who waits for it, its sys.path
-# Without the parent's path Python would import from the working folder first, which may be a stranger's.
+_PARENT, _IMPORTS = "RSEDGE_SANDBOX_PARENT", "RSEDGE_SANDBOX_IMPORTS"  # of the child: its parent's id, its sys.path
+# Without the parent's path Python would import from the working folder first, and that may hold a stranger's files.
 _START = (
     "import os, sys; sys.path[:] = os.environ.pop('RSEDGE_SANDBOX_IMPORTS').split(os.pathsep); "
     "from rsedge.cli.main import main; main()"
 )
-# The child needs no credentials, and what it writes may go back to a stranger.
+# The child needs no credentials, and a stranger may receive its output.
 _KEPT = re.compile(
     r"HOME|USER|LOGNAME|PATH|LANG|LANGUAGE|TZ|TERM|COLORTERM|COLUMNS|LINES|NO_COLOR|FORCE_COLOR|RSEDGE_(CACHE|MODEL)"
     r"|PYTHON[A-Z]*|(LC|XDG|LD|PROJ|OMP|OPENBLAS|MKL|ORT|ARROW|MALLOC|CUDA|NVIDIA|OPJ)_\w+|(GDAL|CPL)_(?!HTTP|CURL)\w+"
@@ -52,13 +52,13 @@ _WITH_FOLDER = (".json", ".geojson", ".xml", ".vrt")  # what names files beside 
 
 
 def sandboxed(function: Decorated) -> Decorated:
-    """The callback of a command, which with ``--sandbox`` runs in a confined child and gives the child's exit code."""
+    """Wrap the callback of a command: with ``--sandbox`` it runs in a confined child and returns its exit code."""
 
     @functools.wraps(function)
     def run(*arguments: Any, sandbox: bool, **values: Any) -> Any:
         if sandbox and values["allow_remote"]:
             raise click.UsageError(
-                "--sandbox takes the network away and --allow-remote wants it: download scenes first, or leave one out"
+                "--sandbox has no network and --allow-remote needs it: download scenes first, or leave one out"
             )
         if sandbox and _PARENT not in os.environ:
             return _run_child(click.get_current_context().find_root().obj)
@@ -73,7 +73,7 @@ def sandboxed(function: Decorated) -> Decorated:
 
 
 def _run_child(arguments: Sequence[str]) -> int:
-    """Run the command line in a child that confines itself; its exit code."""
+    """Run the command line in a child that confines itself and return its exit code."""
     from rsedge.runtime.sandbox.process import require_support
 
     require_support()
@@ -84,22 +84,26 @@ def _run_child(arguments: Sequence[str]) -> int:
     number = signal.Signals(-code)
     if number == signal.SIGINT:
         return 130
-    if number.name in _PASSED_ON:  # who waits for this process sees what it would see without a sandbox
+    if number.name in _PASSED_ON:  # end by the same signal, as without a sandbox
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
     raise SandboxError(
-        f"the process in the sandbox was ended by {number.name}"
-        + (", as Linux does where memory runs out: pass a smaller --batch-size or" if number == signal.SIGKILL else ":")
-        + " run the same command to go on from what is finished"
+        f"{number.name} ended the process in the sandbox"
+        + (
+            " (Linux sends it when memory runs out): pass a smaller --batch-size or"
+            if number == signal.SIGKILL
+            else ":"
+        )
+        + " run the same command to continue from the finished tiles"
     )
 
 
 def _environment(given: Mapping[str, str], folder: str) -> dict[str, str]:
-    """Variables of the child, whose own temporary folder is ``folder``."""
+    """Return the environment of the child, with ``folder`` as its temporary folder."""
     return {
         **{name: value for name, value in given.items() if _KEPT.fullmatch(name)},
         "TMPDIR": folder,
-        # ONNX Runtime would keep a database of what it has to tell its makers, and tell them.
+        # Otherwise ONNX Runtime keeps a database of its use and reports it.
         "ORT_DISABLE_TELEMETRY": "1",
         _PARENT: str(os.getpid()),
         _IMPORTS: os.pathsep.join(sys.path),
@@ -107,7 +111,7 @@ def _environment(given: Mapping[str, str], folder: str) -> dict[str, str]:
 
 
 def _wait(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run a command to its end, passing on what is sent to this process; its return code."""
+    """Run a command, forward the signals that this process receives, and return its return code."""
     sys.stdout.flush()
     sys.stderr.flush()
     waited = {signal.SIGCHLD, *(signal.Signals[name] for name in _PASSED_ON)}
@@ -115,7 +119,7 @@ def _wait(command: Sequence[str], environment: Mapping[str, str]) -> int:
     try:
         child = subprocess.Popen(command, env=environment)
         while child.poll() is None:
-            # Not for ever: a parent that ignores its children's ends has SIGCHLD never sent.
+            # With a limit: a process that ignores SIGCHLD never receives it.
             received = signal.sigtimedwait(waited, 1.0)
             if received and received.si_signo != signal.SIGCHLD and received.si_code != _FROM_TERMINAL:
                 child.send_signal(received.si_signo)
@@ -128,7 +132,7 @@ def _wait(command: Sequence[str], environment: Mapping[str, str]) -> int:
 
 
 def _confine_child(values: Mapping[str, Any]) -> None:
-    """Confine this process to what the parameters name, and say so."""
+    """Confine this process to the files in the parameters, and print the limits."""
     from rsedge.bundle import cache_dir
     from rsedge.runtime.sandbox.landlock import prctl
     from rsedge.runtime.sandbox.process import confine
@@ -136,14 +140,14 @@ def _confine_child(values: Mapping[str, Any]) -> None:
     parent = int(os.environ.pop(_PARENT))
     prctl(_END_WITH_PARENT, signal.SIGKILL, 0)
     if os.getppid() != parent:
-        raise SandboxError("the process that started this one has ended meanwhile: run the same command again")
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the parent's, which blocks what it passes on
+        raise SandboxError("the parent process ended before its sandbox started: run the same command again")
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # inherited from the parent, which blocks the signals it forwards
 
     folders = _output_folders(values)
     gpu = values["device"].startswith("cuda")
-    # Engines are programs for the GPU: where no GPU is in reach, none can be left there for a later run.
+    # Engines are programs for the GPU. Without a GPU the sandbox cannot write one for a later run.
     cache = cache_dir() if gpu else cache_dir() / "verified"
-    with contextlib.suppress(OSError):  # it saves time and nothing else
+    with contextlib.suppress(OSError):  # the cache only saves time
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     compiled = [Path.home() / ".nv"] if gpu else []
     read = [Path(path) for name in FILES_READ for path in _named(values, name)]
@@ -159,42 +163,42 @@ def _confine_child(values: Mapping[str, Any]) -> None:
     for phrase in found.missing:
         log.warning("Warning: the sandbox has a gap: %s", phrase)
     for folder in {path for path in read if Path.home().is_relative_to(path)}:
-        log.warning("Warning: all of %s can be read in the sandbox: put the input into a folder of its own", folder)
+        log.warning("Warning: the sandbox can read all of %s: move the input into its own folder", folder)
     if values["device"] == "auto" and glob.glob("/dev/nvidiactl") + glob.glob("/dev/nvhost-ctrl*"):  # noqa: PTH207
-        log.info("sandbox: the GPU is out of reach; --device cuda lets its driver in")
+        log.info("sandbox: the GPU is not available; --device cuda allows its driver")
 
 
 def _named(values: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    """What a parameter names, whether one or several."""
+    """Return the values of a parameter as texts, whether one or several."""
     value = values.get(name)
     several = value if isinstance(value, tuple) else () if value is None else (value,)
     return tuple(os.fspath(one) for one in several)
 
 
 def _output_folders(values: Mapping[str, Any]) -> list[Path]:
-    """Folders of the outputs, which have to be open to writing in whole, as files appear there by rename.
+    """Return the folders of the outputs. They must be writable as a whole, because files appear there by rename.
 
     Raises:
-        OptionError: In one of them lies the user's home or what Python imports: what is put there runs later.
+        OptionError: A folder holds the user's home or Python's packages: files written there would run later.
     """
     from rsedge.runtime.sandbox.process import of_interpreter
 
     named = [name for output in OUTPUTS for name in _named(values, output) if name != "-"]
     if values.get("output", "-") is None and _NAMING & values.keys():
-        named.append("output")  # whatever its name, it will lie in the working folder
+        named.append("output")  # the default name lies in the working folder
     folders = sorted({Path(name).absolute().parent.resolve() for name in named})
     kept = [Path(place).resolve() for place in (Path.home(), *of_interpreter())]
     for folder in folders:
         if inside := [place for place in kept if place.is_relative_to(folder)]:
             raise OptionError(
-                f"with --sandbox all files below an output's folder can be written, and {inside[0]} is among those of "
-                f"{folder}: write into a folder of its own, such as -o results/…"
+                f"with --sandbox every file below the folder of an output is writable, and {folder} holds {inside[0]}: "
+                "choose a separate folder, such as -o results/…"
             )
     return folders
 
 
 def _default_model(values: Mapping[str, Any]) -> list[Path]:
-    """The settings, and the bundle that is used where none is named; the built-in one lies in the package."""
+    """Return the settings file and the default bundle; the built-in bundle lies in the package."""
     from rsedge.cli.settings import ENVIRONMENT, read_settings, settings_path
 
     if values["model"] is not None:
@@ -204,12 +208,11 @@ def _default_model(values: Mapping[str, Any]) -> list[Path]:
 
 
 def of_input(names: Sequence[str]) -> Iterator[Path]:
-    """Files and folders that are read for scenes and masks that the user names.
+    """Yield the files and folders to read for the scenes and masks that the user names.
 
-    A folder is read whole; so is the product that a folder or file is part of, and the folder of a document (STAC,
-    VRT, metadata), since it names files beside it. ``-`` is a STAC document that names files below the working folder.
-    Of a raster the file is read, what is called after it (``.aux.xml``, ``.tfw``, ``.ovr``) and, where its name is that
-    of a band, the other bands.
+    For a folder: the whole folder. For a file or folder of a product: the whole product. For a document (STAC, VRT,
+    metadata): its folder, because it names files there. For ``-``, a STAC document: the working folder. For a raster:
+    the file, the files named after it (``.aux.xml``, ``.tfw``, ``.ovr``) and, for a single band, the other bands.
     """
     from rsedge.runtime.scenes.products.loose_bands import sibling_bands
 
@@ -236,7 +239,7 @@ def of_input(names: Sequence[str]) -> Iterator[Path]:
 
 
 def _product(path: Path) -> Path | None:
-    """The folder of the Sentinel-2 product that ``path`` is, or is part of."""
+    """Return the folder of the Sentinel-2 product that contains ``path``, or None."""
     for place in (path, *path.parents):
         if place.suffix.upper() == ".SAFE" and place.is_dir():
             return place
@@ -246,7 +249,7 @@ def _product(path: Path) -> Path | None:
 
 
 def _called_after(file: Path) -> Iterator[Path]:
-    """Files beside ``file`` that have its name and something behind; no links, which lead anywhere."""
+    """Yield the files beside ``file`` whose names begin with its name; links are left out."""
     for entry in os.scandir(file.parent):
         begins = entry.name.startswith((f"{file.name}.", f"{file.stem}."))
         if begins and entry.is_file(follow_symlinks=False):
@@ -254,7 +257,7 @@ def _called_after(file: Path) -> Iterator[Path]:
 
 
 def _listed(names: Sequence[str]) -> Iterator[Path]:
-    """Folders whose names are looked through: of bands beside each other, and of patterns."""
+    """Yield the folders to list: for bands beside each other, and for patterns."""
     for name in names:
         if Path(name).is_file() and _LOOSE_BAND.search(Path(name).stem):
             yield Path(name).resolve().parent

@@ -1,4 +1,4 @@
-"""What the command line prints, made safe to show: plain text without credentials."""
+"""Printing for the command line: plain text without control characters or credentials."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rsedge.texts import plain
 
 
 def say(text: str, *, err: bool = False, nl: bool = True) -> None:
-    """Print text on standard output, or on standard error: no terminal obeys it, and no credential is in it.
+    """Print text on standard output or standard error, without control characters and credentials.
 
     Args:
         text: One line, or several.
@@ -30,7 +30,9 @@ def say(text: str, *, err: bool = False, nl: bool = True) -> None:
 
 
 def say_json(values: Any, *, err: bool = False) -> None:
-    """Print values in one line of JSON: texts plain, numbers that are not finite null; ``err`` as for :func:`say`."""
+    """Print values as one line of JSON. Texts are cleaned, and infinite numbers and NaN become null; ``err`` as for
+    :func:`say`.
+    """
     say(json.dumps(_for_json(values), allow_nan=False), err=err)
 
 
@@ -45,28 +47,28 @@ def _for_json(values: Any) -> Any:
 
 
 def shown(text: str) -> str:
-    """Text as people may see it; line feeds stay."""
+    """Return text without control characters and credentials; line feeds stay."""
     return plain(redact(text), lines=True)
 
 
 def say_traceback(error: BaseException) -> None:
-    """Print where an error and what led to it were raised, on standard error."""
+    """Print the traceback of an error on standard error."""
     say("".join(traceback.format_exception(error)), err=True, nl=False)
 
 
 class Formatter(logging.Formatter):
-    """Log records as :func:`shown` gives them, tracebacks included."""
+    """Formats log records and their tracebacks with :func:`shown`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The lines of a record."""
+        """Return the lines of a record."""
         return shown(super().format(record))
 
 
 def guard_process() -> None:
-    """Print what Python itself prints, warnings and the tracebacks of threads, as :func:`shown` gives it.
+    """Clean Python's own messages, warnings and the tracebacks of threads, with :func:`shown`.
 
-    What GDAL's own threads say goes nowhere, unless ``CPL_LOG`` names a file: it would reach standard error past this
-    module, addresses and all. Errors that matter come as exceptions.
+    Messages of GDAL's own threads are discarded unless ``CPL_LOG`` names a file: GDAL prints them, addresses included,
+    on standard error itself. Important errors are raised as exceptions.
     """
     os.environ.setdefault("CPL_LOG", os.devnull)
     formatted = warnings.formatwarning

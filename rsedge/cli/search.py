@@ -1,4 +1,4 @@
-"""``rsedge search``: the tiles most similar to a text, an image or another tile."""
+"""``rsedge search``: search embeddings for the tiles most similar to a text, an image or a tile."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Box(click.ParamType):  # type: ignore[type-arg]  # generic only in newer c
     name = "W,S,E,N"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Four numbers."""
+        """Return four numbers."""
         try:
             west, south, east, north = (float(part) for part in (value.split(",") if isinstance(value, str) else value))
         except (TypeError, ValueError):
@@ -33,12 +33,12 @@ class Box(click.ParamType):  # type: ignore[type-arg]  # generic only in newer c
 
 
 class TileName(click.ParamType):  # type: ignore[type-arg]
-    """``SCENE:ROW:COL``; a scene's name may hold colons itself."""
+    """``SCENE:ROW:COL``; the name of a scene may contain colons."""
 
     name = "SCENE:ROW:COL"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Scene, row and column."""
+        """Return scene, row and column."""
         if isinstance(value, tuple):
             return value
         scene, _, place = str(value).rpartition(":")
@@ -50,28 +50,36 @@ class TileName(click.ParamType):  # type: ignore[type-arg]
 
 @click.command("search")
 @click.argument("embeddings", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--text", help="What to look for, in words.")
-@click.option("--image", type=click.Path(path_type=Path), help="Image file to look for the like of.")
-@click.option("--tile", type=TileName(), help="Tile of EMBEDDINGS to look for the like of.")
+@click.option("--text", help="Query text.")
+@click.option("--image", type=click.Path(path_type=Path), help="Query image.")
+@click.option("--tile", type=TileName(), help="Query tile of EMBEDDINGS.")
 @options.embedder
-@click.option("--top", type=click.IntRange(min=1), default=20, show_default=True, help="Hits, at most.")
-@click.option("--bbox", type=Box(), help="Only tiles that touch this box, in degrees; W > E crosses 180.")
-@click.option("--since", help="Only tiles acquired then or later: a date or time, UTC.")
-@click.option("--until", help="Only tiles acquired then or earlier; a date includes its day.")
-@click.option("--max-cloud", type=click.FloatRange(0, 1), help="Only tiles with a known cloud share up to this.")
-@click.option("--where", help="Condition on columns, such as \"scene like 'S2A%' and row in (1, 2)\".")
-@click.option("-o", "--output", help="GeoJSON, GeoJSON lines or CSV by the suffix, or - for lines on stdout.")
-@click.option("--sheet", type=click.Path(path_type=Path), help="PNG with the pixels of the hits.")
+@click.option("--top", type=click.IntRange(min=1), default=20, show_default=True, help="Largest number of hits.")
+@click.option("--bbox", type=Box(), help="Only tiles that touch this box, in degrees; W > E crosses the antimeridian.")
+@click.option("--since", help="Only tiles acquired at this date or time (UTC) or later.")
 @click.option(
-    "--pixels-from", multiple=True, type=click.Path(path_type=Path), help="Folder with the scenes, for --sheet."
+    "--until", help="Only tiles acquired at this date or time (UTC) or earlier; a date includes the whole day."
+)
+@click.option("--max-cloud", type=click.FloatRange(0, 1), help="Only tiles with a known share of cloud up to this.")
+@click.option("--where", help="Condition on columns, such as \"scene like 'S2A%' and row in (1, 2)\".")
+@click.option(
+    "-o",
+    "--output",
+    help="Output file: GeoJSON, GeoJSON lines, CSV or GeoPackage by the suffix, or - for lines on stdout.",
+)
+@click.option("--sheet", type=click.Path(path_type=Path), help="Write a contact sheet of the hits, .png.")
+@click.option(
+    "--pixels-from", multiple=True, type=click.Path(path_type=Path), help="Folder of the scenes, for --sheet."
 )
 @click.option(
     "--approximate/--exact",
     default=None,
-    help="Use the index made by --build-index, or compare every tile.  [default: a large file's index if it has one]",
+    help="Use the index of --build-index, or compare every tile.  [default: the index of a large file, if it exists]",
 )
-@click.option("--build-index", is_flag=True, help="Make an index beside each file, for --approximate.")
-@click.option("--measure-recall", is_flag=True, help="How many of the exact hits the index finds, for 100 tiles.")
+@click.option("--build-index", is_flag=True, help="Write an index beside each file, for --approximate.")
+@click.option(
+    "--measure-recall", is_flag=True, help="Measure the share of exact hits that the index finds, for 100 tiles."
+)
 @options.device
 @options.backend
 @options.threads
@@ -105,10 +113,10 @@ def command(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Find the tiles of EMBEDDINGS (files or folders made by rsedge embed) most similar to a query.
+    """Search EMBEDDINGS, files or folders of rsedge embed, for the tiles most similar to a query.
 
-    A text or an image needs the bundle that made the embeddings (-m); a tile of theirs needs none. Without -o the
-    hits are listed. A score is the cosine of the query and the tile, 1 at most.
+    A query text or image needs the bundle that computed the embeddings (-m); a query tile needs none. Without -o the
+    command prints the hits. A score is the cosine similarity of the query and the tile, at most 1.
     """
     query = [flag for flag, given in (("--text", text), ("--image", image), ("--tile", tile)) if given is not None]
     on_index = [flag for flag, given in (("--build-index", build_index), ("--measure-recall", measure_recall)) if given]
@@ -149,9 +157,9 @@ def command(
 
 
 def _check_use(ctx: click.Context, query: list[str], on_index: list[str]) -> None:
-    """Refuse options that have no part in what is asked for."""
+    """Refuse options without an effect."""
     if not on_index and len(query) != 1:
-        raise click.UsageError(f"{' and '.join(query)} were given: one query at a time" if query else _MISSING)
+        raise click.UsageError(f"{' and '.join(query)}: give one query at a time" if query else _MISSING)
     default = click.core.ParameterSource.DEFAULT
     given = {name: ctx.get_parameter_source(name) not in (default, None) for name in ctx.params}
     flags = {str(each.name): "/".join([each.opts[-1], *each.secondary_opts]) for each in ctx.command.params}
@@ -163,9 +171,9 @@ def _check_use(ctx: click.Context, query: list[str], on_index: list[str]) -> Non
     if on_index:
         used = {"embeddings", "as_json", *(name.lstrip("-").replace("-", "_") for name in on_index)}
         used |= {"top"} if "--measure-recall" in on_index else set()
-        refuse((name for name in given if name not in used), f"{' and '.join(on_index)} searches for nothing")
+        refuse((name for name in given if name not in used), f"{' and '.join(on_index)} runs no search")
     if "--tile" in query:
-        refuse(("model", "device"), "--tile takes its embedding from the file and needs no model")
+        refuse(("model", "device"), "--tile reads its embedding from the file and needs no model")
     if not given["sheet"]:
         refuse(("pixels_from",), "without --sheet there is no picture")
 
@@ -177,7 +185,7 @@ def _pixels(image: Path) -> Any:
 
 
 def _on_index(index: Index, *, build: bool, measure: bool, top: int, as_json: bool) -> None:
-    """Make indexes, and measure them."""
+    """Build indexes, and measure them."""
     from rsedge.cli.progress import image_progress
 
     summary: dict[str, Any] = {"tiles": index.rows}
@@ -204,7 +212,7 @@ def _write_sheet(sheet: Path, hits: list[Hit], folders: tuple[Path, ...]) -> Non
 
 
 def _report(index: Index, hits: list[Hit], output: str | None, sheet: Path | None, *, as_json: bool) -> None:
-    """The hits as a list where they go nowhere else, or a summary."""
+    """Print the hits if there is no output file, else a summary."""
     if as_json:
         summary = {"output": output, "sheet": sheet and str(sheet), "tiles": index.rows, "model": index.info.model}
         listed = [{**hit.properties(), "geometry": hit.record.geometry} for hit in hits] if output is None else None

@@ -1,4 +1,4 @@
-"""Which bundle is used where none is named: the environment's, the user's, or the one that is installed with rsedge."""
+"""The default bundle: from the environment, from the user's settings, or the built-in one."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from rsedge.errors import BundleError, OptionError, OutputError
 from rsedge.tomlfile import read_toml, write_toml
 
 ENVIRONMENT = "RSEDGE_MODEL"
-SETTINGS = {"model": "Bundle of commands that are given no -m."}
-"""What ``rsedge config`` knows: setting → what it is for."""
+SETTINGS = {"model": "Bundle of commands without -m."}
+"""Setting of ``rsedge config`` → its meaning."""
 
 
 def default_model() -> tuple[Path, str]:
-    """The bundle to use where none is named, and why this one.
+    """Return the default bundle and the reason for it.
 
     Returns:
-        Its path, and the reason: ``RSEDGE_MODEL``, the user's settings, or that it is the built-in one.
+        Its path, and the reason: ``RSEDGE_MODEL``, the user's settings, or the built-in model.
 
     Raises:
-        BundleError: The chosen path is no bundle; says who chose it and how to choose another.
+        BundleError: The chosen path is no bundle; the message names the setting and the next step.
         OptionError: The settings cannot be read.
     """
     if given := os.environ.get(ENVIRONMENT):
@@ -40,14 +40,14 @@ def default_model() -> tuple[Path, str]:
 
 
 def built_in_model() -> Path:
-    """The bundle that is installed with rsedge."""
+    """Return the bundle that is installed with rsedge."""
     from importlib.resources import files
 
     return Path(str(files("rsedge").joinpath("builtin", "sentinel2-rgb.rsedge")))
 
 
 def settings_path() -> Path:
-    """The user's settings file, whether it is there or not."""
+    """Return the path of the user's settings file, which may not exist."""
     if sys.platform == "win32":
         base = os.environ.get("APPDATA") or Path.home() / "AppData" / "Roaming"
     else:
@@ -56,10 +56,10 @@ def settings_path() -> Path:
 
 
 def read_settings() -> dict[str, str]:
-    """The user's settings; none if there is no file.
+    """Return the user's settings; empty without a file.
 
     Raises:
-        OptionError: The file is not TOML, or has keys or values that are not accepted; all are named.
+        OptionError: The file is not TOML, or has unknown keys or wrong values; the message names all of them.
     """
     path = settings_path()
     if not path.exists():
@@ -68,20 +68,20 @@ def read_settings() -> dict[str, str]:
     problems = [f"unknown setting {name}" for name in sorted(set(values) - set(SETTINGS))]
     problems += [f"{name} is {values[name]!r}, expected text" for name in SETTINGS if not _is_text(values.get(name))]
     if problems:
-        raise OptionError(f"{path}: {'; '.join(problems)}; there is: {', '.join(SETTINGS)}")
+        raise OptionError(f"{path}: {'; '.join(problems)}; known settings: {', '.join(SETTINGS)}")
     return values
 
 
 def change_setting(name: str, value: str | None) -> None:
-    """Set a setting, or remove it if ``value`` is None. A path is checked and stored absolute.
+    """Set a setting, or remove it if ``value`` is None. A path is checked and stored as an absolute path.
 
     Raises:
-        OptionError: There is no such setting, or the settings cannot be read.
-        BundleError: ``value`` is no bundle.
+        OptionError: The setting is unknown, or the settings cannot be read.
+        BundleError: ``value`` is not a bundle.
         OutputError: The file cannot be written.
     """
     if name not in SETTINGS:
-        raise OptionError(f"there is no setting {name!r}: there is {', '.join(SETTINGS)}")
+        raise OptionError(f"unknown setting {name!r}: expected {', '.join(SETTINGS)}")
     settings: Mapping[str, Any] = read_settings()
     if value is not None:
         value = str(read_bundle(Path(value).expanduser()).path.resolve())

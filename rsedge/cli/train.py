@@ -1,4 +1,4 @@
-"""``rsedge train``: images and captions → checkpoint."""
+"""``rsedge train``: fine-tune a model on images and captions."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ import click
 from rsedge.cli import options
 from rsedge.cli.say import say, say_json
 
-_FAMILIES = ("blip", "clip", "clipcap")
-
 
 def _list_presets(ctx: click.Context, param: click.Parameter, value: bool) -> None:  # noqa: ARG001
-    """Print the recipes that come with rsedge, and end."""
+    """Print the built-in recipes and exit."""
     if value:
         from rsedge.training.recipe_files import presets
 
@@ -25,7 +23,7 @@ def _list_presets(ctx: click.Context, param: click.Parameter, value: bool) -> No
 
 
 def _list_keys(ctx: click.Context, param: click.Parameter, value: bool) -> None:  # noqa: ARG001
-    """Print the keys of a recipe, and end."""
+    """Print the keys of a recipe and exit."""
     if value:
         from rsedge.training.recipe_files import keys
 
@@ -34,10 +32,10 @@ def _list_keys(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 
 
 @click.command("train")
-@click.argument("family", type=click.Choice(_FAMILIES))
-@click.option("--data", "sources", multiple=True, help="Caption set; may be given several times.")
-@click.option("--recipe", help="TOML file, or one of --list-recipes.  [default: built-in settings]")
-@click.option("--init", help="Hub id or folder to start from, in place of the recipe's model.init.")
+@options.family
+@click.option("--data", "sources", multiple=True, help="Caption set; may be repeated.")
+@click.option("--recipe", help="TOML file or a name from --list-recipes.  [default: built-in settings]")
+@click.option("--init", help="Hub id or folder of the initial model, instead of the recipe's model.init.")
 @click.option(
     "-o",
     "--output",
@@ -45,23 +43,37 @@ def _list_keys(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     required=True,
     help="Folder of the run.",
 )
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change the recipe; several times.")
-@click.option("--limit", type=click.IntRange(min=1), help="At most so many images of each split.")
-@click.option("--skip-bad", is_flag=True, help="Leave out records that cannot be used.")
-@click.option("--resume", is_flag=True, help="Go on from the last checkpoint of the run.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe; may be repeated."
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Largest number of images per split.")
+@click.option("--skip-bad", is_flag=True, help="Skip unusable records.")
+@click.option("--resume", is_flag=True, help="Continue the run from its last checkpoint.")
 @click.option(
     "--trackers",
     default="tensorboard",
     show_default=True,
-    help="Where metrics go beside metrics.jsonl: tensorboard, wandb …, several with commas, or none.",
+    help="Trackers for metrics beside metrics.jsonl: tensorboard, wandb …, separated by commas, or none.",
 )
-@click.option("--cpu", is_flag=True, help="Leave GPUs alone.")
+@click.option("--cpu", is_flag=True, help="Train on the CPU even if there is a GPU.")
 @options.overwrite
 @options.as_json
 @click.option(
-    "--list-recipes", is_flag=True, is_eager=True, expose_value=False, callback=_list_presets, help="And end."
+    "--list-recipes",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_list_presets,
+    help="Print the built-in recipes and exit.",
 )
-@click.option("--list-keys", is_flag=True, is_eager=True, expose_value=False, callback=_list_keys, help="And end.")
+@click.option(
+    "--list-keys",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_list_keys,
+    help="Print the keys of a recipe and exit.",
+)
 def command(
     family: Any,
     sources: tuple[str, ...],
@@ -80,7 +92,7 @@ def command(
     """Fine-tune a captioner (blip, clipcap) or a dual encoder (clip, which is SigLIP too).
 
     Writes checkpoints in Hugging Face layout, RUN/best and RUN/last, with metrics, curves and sample captions.
-    A run that was interrupted goes on with --resume, step for step as if it had not been. For several GPUs:
+    --resume continues an interrupted run with the same steps as an uninterrupted one. For several GPUs:
     accelerate launch -m rsedge train …
     """
     from rsedge.cli.progress import training_progress
@@ -93,7 +105,7 @@ def command(
     except ImportError as error:
         raise BackendError(f"training needs {error.name}: pip install 'rsedge[train]'") from error
     if resume and overwrite:
-        raise OptionError("--resume goes on with a run, --overwrite replaces it: give one of them")
+        raise OptionError("--resume continues a run, --overwrite replaces it: give one of them")
     changes = [*settings]
     if sources:
         changes.append(f"data.sources={json.dumps(list(sources))}")
@@ -103,7 +115,7 @@ def command(
         changes.append(f"data.limit={limit}")
     if skip_bad:
         changes.append("data.skip_bad=true")
-    # A resumed run knows its recipe; what is given again must agree with it.
+    # A resumed run has its recipe; options given again must agree with it.
     base: Any = recipe if recipe or not resume else RunFolder(output).recipe_path
     loaded = load_recipe(base, family=family, settings=changes)
     chosen = [] if trackers == "none" else [name.strip() for name in trackers.split(",") if name.strip()]

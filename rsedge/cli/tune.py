@@ -1,4 +1,4 @@
-"""``rsedge tune``: a recipe and a search space → the recipe that trains best; or a learning rate to start from."""
+"""``rsedge tune``: search for the best settings of a recipe, or suggest a learning rate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import click
 from rsedge.cli import options
 from rsedge.cli.say import say, say_json
 
-_FAMILIES = ("blip", "clip", "clipcap")
 _OF_SEARCH = (
     "searches",
     "search_file",
@@ -29,59 +28,65 @@ _OF_FINDER = ("min_lr", "max_lr", "steps")
 
 
 @click.command("tune")
-@click.argument("family", type=click.Choice(_FAMILIES))
-@click.option("--data", "sources", multiple=True, help="Caption set; may be given several times.")
-@click.option("--recipe", help="What is searched around: TOML file or preset.  [default: built-in settings]")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change the recipe; several times.")
-@click.option("--limit", type=click.IntRange(min=1), help="At most so many images of each split.")
-@click.option("--skip-bad", is_flag=True, help="Leave out records that cannot be used.")
+@options.family
+@click.option("--data", "sources", multiple=True, help="Caption set; may be repeated.")
+@click.option("--recipe", help="Recipe to search around: TOML file or preset.  [default: built-in settings]")
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe; may be repeated."
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Largest number of images per split.")
+@click.option("--skip-bad", is_flag=True, help="Skip unusable records.")
 @click.option(
     "-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of the study."
 )
-@click.option("--search", "searches", multiple=True, metavar="KEY=RANGE", help="Search this key; several times.")
+@click.option("--search", "searches", multiple=True, metavar="KEY=RANGE", help="Search this key; may be repeated.")
 @click.option(
     "--search-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="TOML file with a table [search] of such keys; --search wins.",
+    help="TOML file with a table [search] of such keys; --search overrides it.",
 )
 @click.option(
     "--method",
     type=click.Choice(["tpe", "gp", "grid"]),
     default="tpe",
     show_default=True,
-    help="Bayesian by density (tpe) or Gaussian process (gp), or every combination.",
+    help="Bayesian search by density (tpe) or Gaussian process (gp), or every combination (grid).",
 )
 @click.option(
-    "--trials", type=click.IntRange(min=1), help="In all, those before a resume too.  [default: 20, or the whole grid]"
+    "--trials",
+    type=click.IntRange(min=1),
+    help="Number of trials, including those before a resume.  [default: 20, or the whole grid]",
 )
-@click.option("--metric", help="As in metrics.jsonl; a trial's best counts.  [default: the recipe's loop.monitor]")
+@click.option(
+    "--metric", help="Metric of metrics.jsonl; the best value of a trial counts.  [default: the recipe's loop.monitor]"
+)
 @click.option(
     "--direction",
     type=click.Choice(["minimize", "maximize"]),
-    help="[default: the recipe's for its own monitor; else minimize a loss, maximize others]",
+    help="Direction of the metric.  [default: the recipe's for its own monitor; else minimize a loss, maximize others]",
 )
 @click.option(
     "--pruner",
     type=click.Choice(["median", "hyperband", "none"]),
     default="median",
     show_default=True,
-    help="What ends trials that fall behind.",
+    help="Rule that stops poor trials.",
 )
 @click.option(
     "--keep",
     type=click.Choice(["best", "all", "none"]),
     default="best",
     show_default=True,
-    help="Trials whose checkpoints stay.",
+    help="Trials whose checkpoints are kept.",
 )
-@click.option("--seed", type=click.IntRange(min=0), help="Of what is tried.  [default: the recipe's]")
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds; then no further trial starts.")
-@click.option("--resume", is_flag=True, help="Go on with the study, and with the trial it was stopped in.")
-@click.option("--find-lr", is_flag=True, help="No search: test growing learning rates and suggest one.")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of the search.  [default: the recipe's]")
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Start no trial after this many seconds.")
+@click.option("--resume", is_flag=True, help="Continue the study and its interrupted trial.")
+@click.option("--find-lr", is_flag=True, help="Test growing learning rates and suggest one, without a search.")
 @click.option("--min-lr", type=float, default=1e-7, show_default=True, help="First rate of --find-lr.")
 @click.option("--max-lr", type=float, default=1.0, show_default=True, help="Last rate of --find-lr.")
 @click.option("--steps", type=click.IntRange(min=10), default=100, show_default=True, help="Steps of --find-lr.")
-@click.option("--cpu", is_flag=True, help="Leave GPUs alone.")
+@click.option("--cpu", is_flag=True, help="Train on the CPU even if there is a GPU.")
 @options.overwrite
 @options.as_json
 @click.pass_context
@@ -113,26 +118,26 @@ def command(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    r"""Search the keys of a recipe for what trains best, or find a learning rate.
+    r"""Search for the best settings of a recipe, or suggest a learning rate.
 
     \b
     RANGE is one of
-      float:LOW:HIGH        evenly, such as optimizer.weight_decay=float:0:0.2
-      log:LOW:HIGH          evenly in the logarithm: learning_rate=log:1e-6:1e-3
+      float:LOW:HIGH        uniform: optimizer.weight_decay=float:0:0.2
+      log:LOW:HIGH          uniform in the logarithm: learning_rate=log:1e-6:1e-3
       int:LOW:HIGH[:STEP]   whole numbers, both ends included: batch_size=int:16:64:16
       A,B,C                 choices, or a TOML list: schedule.name=linear,cosine
-                            an empty one leaves the key out: loop.ema_decay=,0.99
+                            an empty choice removes the key: loop.ema_decay=,0.99
 
-    Writes STUDY/best.toml, for rsedge train --recipe, with a table and pictures of all trials. A search that
-    was interrupted goes on with the same command and --resume. With --find-lr the learning rate grows step by
-    step until the loss breaks out; writes lr-finder.csv and lr-finder.png.
+    Writes STUDY/best.toml, for rsedge train --recipe, with a table and pictures of all trials. The same command
+    with --resume continues an interrupted search. With --find-lr the command raises the learning rate step by step
+    until the loss diverges, and writes lr-finder.csv and lr-finder.png.
     """
     from rsedge.cli.progress import training_progress
     from rsedge.errors import BackendError, OptionError
 
     _refuse_unused(ctx, _OF_SEARCH if find_lr else _OF_FINDER, find_lr=find_lr)
     if resume and overwrite:
-        raise OptionError("--resume goes on with a study, --overwrite replaces it: give one of them")
+        raise OptionError("--resume continues a study, --overwrite replaces it: give one of them")
     try:
         from rsedge.training.recipe_files import load_recipe
         from rsedge.training.tuning import lr_finder
@@ -159,7 +164,7 @@ def command(
         if as_json:
             say_json({**rates, "table": str(table), "picture": str(picture)})
             return
-        say(f"{picture}  {len(curve.rates)} steps{', the loss broke out' if curve.diverged else ''}")
+        say(f"{picture}  {len(curve.rates)} steps{'; the loss diverged' if curve.diverged else ''}")
         say(f"  steepest slope          {curve.steepest:.2e}")
         say(f"  a tenth of the minimum  {curve.tenth_of_minimum:.2e}")
         say(f"next: rsedge train {family} --set learning_rate={curve.suggestion:.1e} …")
@@ -201,10 +206,10 @@ def command(
 
 
 def _refuse_unused(ctx: click.Context, names: tuple[str, ...], *, find_lr: bool) -> None:
-    """Options that the other half of the command has would change nothing."""
+    """Refuse options of the other half of the command: they would have no effect."""
     flags = {parameter.name: parameter.opts[-1] for parameter in ctx.command.params}
     default = click.core.ParameterSource.DEFAULT
     given = [str(flags[name]) for name in names if ctx.get_parameter_source(name) != default]
     if given:
-        reason = "searches nothing: leave it out, or leave out" if find_lr else "is not given, and nothing else uses"
+        reason = "runs no search: leave it out, or leave out" if find_lr else "is missing, and only it uses"
         raise click.UsageError(f"--find-lr {reason} {', '.join(given)}")

@@ -1,4 +1,4 @@
-"""What a run of tiles shows beside its output: a report, a contact sheet, a style for QGIS, a STAC item."""
+"""Extra outputs of a run over tiles: a report, a contact sheet, a QGIS style, a STAC item."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ if TYPE_CHECKING:
 _STYLED = (".geojson", ".gpkg")
 
 html = click.option(
-    "--html", type=click.Path(dir_okay=False, path_type=Path), help="Report to look at: one offline page, .html."
+    "--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a report: one offline page, .html."
 )
 sheet = click.option(
-    "--sheet", type=click.Path(dir_okay=False, path_type=Path), help="Contact sheet of the tiles, .png."
+    "--sheet", type=click.Path(dir_okay=False, path_type=Path), help="Write a contact sheet of the tiles, .png."
 )
 stac = click.option(
-    "--stac", type=click.Path(dir_okay=False, path_type=Path), help="STAC item that describes the result, .json."
+    "--stac",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write a STAC item that describes the result, .json.",
 )
 style = click.option(
     "--style/--no-style",
     default=True,
     show_default=True,
-    help="Style for QGIS beside .geojson and .gpkg output, .qml; one that is there already stays.",
+    help="Write a QGIS style, .qml, beside .geojson and .gpkg output; an existing style stays.",
 )
 
 
@@ -41,14 +43,14 @@ def targets(
     overwrite: bool,
     classes: Sequence[str] | None = None,
 ) -> list[Target]:
-    """The views that were asked for, as outputs of a run.
+    """Return the extra files that the user asked for, as outputs of a run.
 
     Args:
         scenes: The scenes of the run, in order.
         output: Path of its main output, or ``-``.
-        html, sheet: Where to, or None.
-        style: Whether output that QGIS opens gets a style.
-        overwrite: Whether a style that is there already is replaced.
+        html, sheet: Paths, or None.
+        style: Whether to write a style for output that QGIS opens.
+        overwrite: Whether to replace an existing style.
         classes: Labels of a classification.
     """
     found: list[Target] = []
@@ -78,16 +80,16 @@ def item(
     key: str = "captions",
     file_format: str | None = None,
 ) -> Target:
-    """The STAC item of a run, as one of its outputs.
+    """Return the STAC item of a run, as one of its outputs.
 
     Args:
-        path: Where to.
+        path: Path of the item.
         scenes: The scenes of the run.
         model: ``name@hash12`` of the bundle.
         output: Path of its main output, or ``-``.
-        others: Its other files by what they are; None where there is none.
-        key: What its main output is.
-        file_format: Of the main output, where its suffix does not name it.
+        others: Kind of file → path; None for files that are not written.
+        key: Asset key of the main output.
+        file_format: Format of the main output if its suffix does not name it.
     """
     from rsedge.runtime.outputs.stac_item import result_item_target
 

@@ -292,7 +292,7 @@ def test_options_from_a_file(bundle_path, scene_path, tmp_path, capsys):
 
 def test_options_of_a_scene_need_one(bundle_path, capsys):
     assert run(["-q", "bench", "-m", str(bundle_path), *FAST, "--bands", "3,2,1"]) == 2
-    assert "name it with --scene" in capsys.readouterr().err
+    assert "add --scene" in capsys.readouterr().err
 
 
 def test_seconds_and_tiles_exclude_each_other(bundle_path, scene_path, capsys):

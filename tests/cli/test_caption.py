@@ -261,7 +261,7 @@ def test_an_interruption_keeps_the_journal_and_exits_130(tmp_path, bundle_path, 
     process.send_signal(signal.SIGINT)
     _, talk = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "the same command goes on from there" in talk
+    assert "the same command continues from there" in talk
     assert "Traceback" not in talk
     assert journal.exists()
     assert not Path("large.geojson").exists()

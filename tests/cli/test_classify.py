@@ -145,7 +145,7 @@ def test_colours_are_found(tmp_path, monkeypatch, colour_model):
         (["--labels", LABELS, "-o", "a.shp"], 2, ".geojson"),
         (["--labels", LABELS, "--raster", "latin.tif"], 1, "latin.tif exists already"),
         (["--labels", LABELS, "--raster", "scene.tif", "--overwrite"], 2, "the scene itself is never replaced"),
-        (["--labels", LABELS, "second.tif"], 2, "name it with -o"),
+        (["--labels", LABELS, "second.tif"], 2, "pass -o"),
         (
             ["--labels", LABELS, "second.tif", "-o", "a.csv", "--raster", "a.tif"],
             2,
@@ -166,7 +166,7 @@ def test_bad_values_are_refused_before_any_work(scene, colour_model, capsys, arg
 
 def test_a_captioner_is_refused(scene, bundle_path, capsys):
     assert classify(scene, "-m", bundle_path, "--labels", LABELS) == 2
-    assert "makes no embeddings" in capsys.readouterr().err
+    assert "computes no embeddings" in capsys.readouterr().err
 
 
 def test_unreadable_tiles_are_recorded_and_the_exit_code_is_3(tmp_path, colour_model, monkeypatch):

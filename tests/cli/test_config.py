@@ -30,7 +30,7 @@ def test_a_setting_is_set_shown_read_and_removed(bundle_path, tmp_path, capsys):
 @pytest.mark.parametrize("arguments", [["get", "colour"], ["set", "colour", "red"], ["unset", "colour"]])
 def test_unknown_settings_are_refused_by_name(arguments, capsys):
     assert run(["config", *arguments]) == 2
-    assert "there is no setting 'colour': there is model" in capsys.readouterr().err
+    assert "unknown setting 'colour': expected model" in capsys.readouterr().err
 
 
 def test_what_is_no_bundle_is_refused(tmp_path, capsys):

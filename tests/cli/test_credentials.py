@@ -27,7 +27,7 @@ ENVIRONMENT = {
 }
 # As `rsedge` starts, but giving up soon.
 IMPATIENT = (
-    "import sys\nfrom rsedge.runtime import remote\n"
+    "import sys\nfrom rsedge.runtime.scenes import remote\n"
     "for name, value in dict(attempts=2, timeout=0.5, delay=0.01).items():\n"
     "    object.__setattr__(remote.PATIENCE, name, value)\n"
     "from rsedge.cli.main import main\nmain()"

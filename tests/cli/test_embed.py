@@ -149,9 +149,9 @@ def test_captions_as_parquet(scene, bundle_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["caption", "-m", "CLIP"], "makes embeddings (rsedge embed) and writes no captions"),
-        (["embed", "-m", "BLIP", "-o", "a.parquet"], "writes captions (rsedge caption) and makes no embeddings"),
-        (["caption", "-m", "BLIP", "--embed", "a.parquet", "--embedder", "BLIP"], "makes no embeddings"),
+        (["caption", "-m", "CLIP"], "computes embeddings (rsedge embed) and writes no captions"),
+        (["embed", "-m", "BLIP", "-o", "a.parquet"], "writes captions (rsedge caption) and computes no embeddings"),
+        (["caption", "-m", "BLIP", "--embed", "a.parquet", "--embedder", "BLIP"], "computes no embeddings"),
         (["caption", "-m", "BLIP", "--embed", "a.parquet"], "go together"),
         (["caption", "-m", "BLIP", "--embedder", "CLIP"], "go together"),
         (["caption", "-m", "BLIP", "--dtype", "float32"], "go together"),

@@ -202,10 +202,10 @@ def test_damaged_predictions(tmp_path, capsys, name, content, messages):
         (["--metrics", ","], 2, "no metric was named"),
         (["--metrics", "sbert"], 1, "needs a model"),
         (["--beams", "3", "--top-p", "0.5"], 2, "leave out --beams, --top-p"),
-        (["--split", "test", "--no-baselines"], 2, "are about --data"),
-        (["--device", "cpu"], 2, "only --sbert runs on a --device"),
+        (["--split", "test", "--no-baselines"], 2, "need --data"),
+        (["--device", "cpu"], 2, "only --sbert uses --device"),
         (["--predictions", "nowhere/a.jsonl", "-o", "nowhere/b.json", *METRICS], 1, "nowhere/a.jsonl"),
-        (["a-model"], 2, "one of them"),
+        (["a-model"], 2, "give either a MODEL or"),
     ],
 )
 def test_what_captions_from_a_file_refuses(files, tmp_path, capsys, monkeypatch, options, code, message):
@@ -233,4 +233,4 @@ def test_what_compare_refuses(files, capsys, options, message):
 
 def test_bootstrap_options_need_b(files, capsys):
     error = refused(capsys, "compare", files[0], "--resamples", 500, "--confidence", 0.9)
-    assert "--resamples, --confidence are about the difference to B" in error
+    assert "--resamples, --confidence need B" in error

@@ -32,7 +32,7 @@ def test_precision_and_json(checkpoint: Path, tmp_path: Path, capsys):
 
 def test_a_bundle_has_one_precision(checkpoint: Path, tmp_path: Path, capsys):
     assert run(["export", str(checkpoint), "-o", str(tmp_path / "x.rsedge"), "--fp16", "--int8"]) == 2
-    assert "--fp16 and --int8 were both given" in capsys.readouterr().err
+    assert "--fp16 and --int8: a bundle has one precision" in capsys.readouterr().err
 
 
 def test_a_bad_checkpoint_is_refused_with_every_reason(checkpoint: Path, tmp_path: Path, capsys):

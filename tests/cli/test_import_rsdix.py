@@ -272,7 +272,7 @@ def test_the_summary_for_people(tmp_path: Path, clip_words: Path):
     assert "clip  " in result.output
     assert "M parameters, of the student" in result.output
     assert "image_size 24" in result.output
-    assert "left out  _proj_linear_sbert_clip.*  2 tensors" in result.output
+    assert "not used  _proj_linear_sbert_clip.*  2 tensors" in result.output
 
 
 # Faults

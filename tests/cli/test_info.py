@@ -190,7 +190,7 @@ def test_a_bundle_as_text(bundle_path, capsys):
         "graph step",
         "max_new_tokens",
         "parity",
-        "every hash is as",
+        "every hash matches",
         "licence      not stated",
     ):
         assert part in out, part

@@ -186,13 +186,13 @@ def test_data_goes_to_stdout_and_a_default_output_needs_a_folder_of_its_own(scen
     assert Path("scene.geojson").exists()
     refused = rsedge("caption", scene, *tiny(bundle_path), "-o", "h.csv", "--sandbox", HOME=str(Path.cwd()))
     assert refused.returncode == 2
-    assert f"{Path.cwd()} is among those of {Path.cwd()}: write into a folder of its own" in refused.stderr
+    assert f"{Path.cwd()} holds {Path.cwd()}: choose a separate folder" in refused.stderr
     assert not Path("h.csv").exists()
     warned = rsedge("caption", scene, *tiny(bundle_path), "-o", "out/h.csv", "--sandbox", HOME=str(Path.cwd() / "data"))
-    assert "can be read in the sandbox" not in warned.stderr
+    assert "the sandbox can read all of" not in warned.stderr
     everything = ["caption", "data", *tiny(bundle_path), "-o", "out/i.csv", "--sandbox"]
     warned = rsedge(*everything, HOME=str(Path.cwd() / "data"))
-    assert f"Warning: all of {Path.cwd() / 'data'} can be read in the sandbox: put the input" in warned.stderr
+    assert f"Warning: the sandbox can read all of {Path.cwd() / 'data'}: move the input" in warned.stderr
 
 
 SPY = """
@@ -330,7 +330,7 @@ def test_stopped_in_every_way_the_same_command_completes_to_the_same_bytes(scene
     process.send_signal(signal.SIGINT)
     _, talk = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "the same command goes on from there" in talk
+    assert "the same command continues from there" in talk
     assert "Traceback" not in talk
 
     process = start(arguments, 3)
@@ -341,7 +341,7 @@ def test_stopped_in_every_way_the_same_command_completes_to_the_same_bytes(scene
     os.kill(child_of(process), signal.SIGKILL)
     _, talk = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "Error: the process in the sandbox was ended by SIGKILL, as Linux does where memory runs out" in talk
+    assert "Error: SIGKILL ended the process in the sandbox (Linux sends it when memory runs out)" in talk
 
     process = start(arguments, 7)
     child = child_of(process)

@@ -135,7 +135,7 @@ def test_another_model_is_refused(file, model, capsys):
     ("arguments", "message"),
     [
         ([], "give one of --text, --image or --tile"),
-        (["--text", "a", "--tile", "a:0:0"], "--text and --tile were given"),
+        (["--text", "a", "--tile", "a:0:0"], "--text and --tile: give one query"),
         (["--tile", "a:0:0", "-m", "x", "--device", "cpu"], "leave out --model, --device"),
         (["--tile", "a:0"], "give a scene, a row and a column"),
         (["--tile", "a:0:0", "--bbox", "1,2,3"], "give west, south, east, north"),

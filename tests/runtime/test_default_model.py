@@ -41,7 +41,7 @@ def test_what_is_no_bundle_is_not_kept(tmp_path):
     with pytest.raises(BundleError, match="no bundle at"):
         change_setting("model", str(tmp_path))
     assert not settings_path().exists()
-    with pytest.raises(OptionError, match="no setting 'modle': there is model"):
+    with pytest.raises(OptionError, match="unknown setting 'modle': expected model"):
         change_setting("modle", "x")
 
 

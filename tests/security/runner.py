@@ -54,7 +54,7 @@ class Outcome:
         found = list(self.touched)
         if self.code is None:
             return [*found, f"the process died or hung: {self.stderr[-200:]}"]
-        if self.code not in (0, 1, 2, 3) or "Traceback (most recent" in self.stderr or "fault of rsedge" in self.stderr:
+        if self.code not in (0, 1, 2, 3) or "Traceback (most recent" in self.stderr or "error in rsedge" in self.stderr:
             found.append(f"ended in a fault ({self.code}): {self.stderr.strip()[-300:]}")
         if self.code == 0 and not self.case.own:
             found.append("opened it")
