@@ -28,7 +28,6 @@ from rsedge.datasets import hub, tables
 from rsedge.datasets.checks import as_list
 from rsedge.datasets.examples import BadRecord
 from rsedge.datasets.images import SUFFIXES
-from rsedge.datasets.karpathy import read_karpathy
 from rsedge.datasets.records import CaptionSet, Record, set_name
 from rsedge.datasets.splits import split_named
 from rsedge.errors import OptionError
@@ -167,7 +166,7 @@ def _read_file(source: str, path: Path, images: Path | None) -> CaptionSet:
     if isinstance(values, list):
         records = tables.records_of(tables.rows_of_list(values, report), source, report)
     elif isinstance(values, dict) and isinstance(values.get("images"), list) and "annotations" not in values:
-        records = read_karpathy(values["images"], report)
+        records = tables.read_karpathy(values["images"], report)
         stated = values.get("dataset")
         name = stated if isinstance(stated, str) and stated else name
     else:

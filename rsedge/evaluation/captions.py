@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rsedge.datasets.examples import Example
-    from rsedge.evaluation.models import CaptionModel
+    from rsedge.evaluation.interfaces import CaptionModel
     from rsedge.metrics.tokens import TokenizerName
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rsedge.errors import BackendError, BundleError, OptionError
-from rsedge.evaluation.models import CaptionModel, ModelInfo
+from rsedge.evaluation.interfaces import CaptionModel, ModelInfo
 from rsedge.manifest import GenerationDefaults, ImageSpec
 from rsedge.pixels import UInt8, resize
 from rsedge.runtime.decoding.options import DecodingOptions

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rsedge.datasets.examples import Example
-    from rsedge.evaluation.models import EmbeddingModel
+    from rsedge.evaluation.interfaces import EmbeddingModel
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

@@ -13,9 +13,9 @@ from typing import Any, Literal
 from rsedge.errors import OptionError
 from rsedge.training.data.augment import ImageAugmentation  # noqa: TC001 - read at run time, from the annotations
 from rsedge.training.losses import RsdixSettings
-from rsedge.training.monitors import monitors
 
 Family = Literal["blip", "clip", "clipcap"]
+Better = Literal["min", "max"]
 
 
 class _Problems:
@@ -218,7 +218,7 @@ class LoopRecipe:
         evaluate_every: Optimiser steps between evaluations; None: once per epoch.
         checkpoint_every: Optimiser steps between checkpoints; None: at every evaluation.
         monitor: The value that decides which checkpoint is best, the plateau and early stopping; one of
-            :func:`rsedge.training.monitors.monitors`.
+            :func:`monitors`.
         monitor_mode: Whether a smaller (``min``) or a larger (``max``) value is better.
         early_stopping: Evaluations without improvement after which the run ends; None: never.
         ema_decay: Average the weights over the steps and evaluate and save the average; None: do not.
@@ -298,6 +298,40 @@ class ContrastiveObjective:
             "the teacher is sbert, but contrastive.sbert names none: give a Sentence-BERT's hub id or folder",
         )
         problems.check()
+
+
+def monitors(family: Family, *, captions: int, contrastive: ContrastiveObjective) -> dict[str, Better | None]:
+    """The values of an evaluation within a run, in their order, each with the better direction.
+
+    Known from the recipe, so that a misspelt monitor is refused at once; computed by
+    :class:`rsedge.training.validation.Validation`.
+
+    Args:
+        family: Of the recipe.
+        captions: ``loop.captions``; without any a captioner has its loss alone.
+        contrastive: The objective of clip; of no account for the others.
+
+    Returns:
+        Name → ``min`` or ``max``; None where neither is better, such as for the length of captions.
+    """
+    found: dict[str, Better | None] = {"val_loss": "min"}
+    if family == "clip":
+        rsdix = contrastive.rsdix
+        parts = ["sigmoid"] if rsdix.use_sigmoid_loss else ["contrastive"]
+        parts += ["distillation"] if rsdix.teacher != "none" else []
+        parts += ["projection"] if rsdix.teacher == "sbert" else []
+        found |= {f"val_{part}": "min" for part in parts}
+        found["val_accuracy"] = "max"
+        if contrastive.sbert is not None:
+            found["val_sbs_mse"] = "min"
+        for direction in ("image_to_text", "text_to_image"):
+            found |= {f"val_{direction}_r{k}": "max" for k in (1, 5, 10)}
+        found["val_mean_recall"] = "max"
+    elif captions:
+        scores = (*(f"bleu_{n}" for n in range(1, 5)), "rouge_l", "cider_d")
+        found |= {f"val_{score}": "max" for score in scores}
+        found |= {"val_words": None, "val_distinct": None}
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,7 @@ from rsedge.manifest import ImageSpec
 from rsedge.preprocessor import write_image_spec
 from rsedge.training.losses import ExponentialAverage, RsdixLoss
 from rsedge.training.models import tokenizers
-from rsedge.training.models.loading import config_type, image_spec, load_pretrained, merge_config
-from rsedge.training.models.positions import resize_vision
+from rsedge.training.models.loading import config_type, image_spec, load_pretrained, merge_config, resize_vision
 from rsedge.training.models.task import Batch, ContrastiveTask
 from rsedge.training.recipe import ContrastiveObjective, Recipe
 

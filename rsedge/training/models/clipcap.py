@@ -25,8 +25,7 @@ from rsedge.training.losses import caption_loss_sum
 from rsedge.training.models import tokenizers
 from rsedge.training.models.clipcap_decode import generate
 from rsedge.training.models.clipcap_model import ClipCapConfig, ClipCapModel
-from rsedge.training.models.loading import config_type, image_spec, load_pretrained, merge_config
-from rsedge.training.models.positions import resize_vision
+from rsedge.training.models.loading import config_type, image_spec, load_pretrained, merge_config, resize_vision
 from rsedge.training.models.task import Batch, CaptionTask
 
 if TYPE_CHECKING:

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rsedge.errors import BackendError, OptionError, RsedgeError
-from rsedge.training.monitors import monitors
-from rsedge.training.recipe import ContrastiveObjective
+from rsedge.training.recipe import ContrastiveObjective, monitors
 from rsedge.training.recipe_files import to_dict, with_settings
 from rsedge.training.run_folder import read_metrics
 from rsedge.training.train import fingerprint, read_data, train
