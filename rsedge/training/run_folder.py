@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from rsedge.errors import OptionError, OutputError
 from rsedge.tomlfile import read_toml
 from rsedge.training.optim import Progress
-from rsedge.training.recipe_files import from_dict, save_recipe, to_dict
+from rsedge.training.recipe_files import differences, from_dict, save_recipe, to_dict
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -116,12 +116,8 @@ class RunFolder:
         Raises:
             OptionError: The recipe or the data differ; names what.
         """
-        was, now = _flat(to_dict(from_dict(read_toml(self.recipe_path)))), _flat(to_dict(recipe))
-        differing = [
-            f"{key} was {was.get(key)!r}, now {now.get(key)!r}"
-            for key in sorted(was.keys() | now.keys())
-            if was.get(key) != now.get(key) and key not in _FREE_ON_RESUME
-        ]
+        was = to_dict(from_dict(read_toml(self.recipe_path)))
+        differing = differences(was, to_dict(recipe), free=_FREE_ON_RESUME)
         stored = json.loads((self.path / "data.json").read_text(encoding="utf-8"))
         if stored["fingerprint"] != data["fingerprint"]:
             differing.append(
@@ -169,7 +165,12 @@ class RunFolder:
         """Make a draft the last checkpoint, and the best if it is; what is neither goes."""
         save_recipe(draft / "recipe.toml", recipe)
         _write(draft / STATE / "progress.json", json.dumps(asdict(progress)) + "\n")
-        _sync(draft)
+        for path in (*draft.rglob("*"), draft):  # on the disk, so that the rename cannot outrun them in a power failure
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
         final = self.checkpoints / draft.name.removeprefix(".").removesuffix(".tmp")
         shutil.rmtree(final, ignore_errors=True)  # of a run that was killed between rename and link
         draft.rename(final)
@@ -208,25 +209,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
-
-
 def _write(path: Path, text: str) -> None:
     draft = path.with_name(f".{path.name}.tmp")
     draft.write_text(text, encoding="utf-8")
     draft.replace(path)
-
-
-def _sync(folder: Path) -> None:
-    """Bring a folder's files to the disk, so that the rename cannot outrun them in a power failure."""
-    paths: list[Path] = [*folder.rglob("*"), folder]
-    for path in paths:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

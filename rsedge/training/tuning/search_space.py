@@ -9,20 +9,14 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from rsedge.errors import OptionError
-from rsedge.tomlfile import read_toml
-from rsedge.training.recipe_files import locate, with_settings
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from rsedge.tomlfile import parse_toml, read_toml
+from rsedge.training.recipe_files import flat, locate, with_settings
 
 if TYPE_CHECKING:
     from rsedge.training.recipe import Recipe
@@ -172,7 +166,7 @@ def read_file(path: Path) -> dict[str, Any]:
     table = values.pop("search", None)
     if values or not isinstance(table, dict):
         raise OptionError(f"{path} must have the table [search] and nothing else: write KEY = RANGE with {FORMS}")
-    return _flat(table)
+    return flat(table)
 
 
 def parse_space(space: Mapping[str, Any], recipe: Recipe, *, grid: bool = False) -> Space:
@@ -205,39 +199,28 @@ def to_toml(space: Space) -> dict[str, Any]:
     }
 
 
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in table.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
-
-
 def _refuse(problems: list[str]) -> None:
     if problems:
         raise OptionError("\n".join(["this cannot be searched:", *(f"  - {problem}" for problem in problems)]))
 
 
 def _add(space: Space, key: str, value: Any, *, grid: bool) -> list[str]:
-    """Add a key to the space; gives what is wrong with it."""
+    """Add a key to the space; return what is wrong with it."""
     try:
         table, name = locate(key)
         dotted = ".".join((*table, name))
         if dotted in space:
             raise OptionError(f"{dotted} is searched already, under another spelling")
-        _check_free(dotted)
+        if dotted in _FIXED:
+            raise OptionError("it decides which images there are, and those are the same for all trials: use --set")
+        if dotted in _MONITOR:
+            raise OptionError("it is what trials are compared by: use --metric and --direction")
         space[dotted] = _parse(value)
         if grid and space[dotted].grid is None:
             raise OptionError(f"{space[dotted]} cannot be counted: a grid needs choices A,B,C or int:LOW:HIGH")
     except OptionError as error:
         return [str(error) if str(error).startswith(key) else f"{key}: {error}"]
     return []
-
-
-def _check_free(key: str) -> None:
-    if key in _FIXED:
-        raise OptionError("it decides which images there are, and those are the same for all trials: use --set")
-    if key in _MONITOR:
-        raise OptionError("it is what trials are compared by: use --metric and --direction")
 
 
 def _parse(value: Any) -> Range | Choices:
@@ -252,7 +235,7 @@ def _parse(value: Any) -> Range | Choices:
         return _range(value, kind.strip(), ends)
     if value.startswith("["):
         try:
-            return _parse(tomllib.loads(f"value = {value}")["value"])
+            return _parse(parse_toml(f"value = {value}")["value"])
         except ValueError as error:
             raise OptionError(f"{value!r} is no list: {error}") from error
     entries = [entry.strip() for entry in value.split(",")]
@@ -279,7 +262,7 @@ def _choice(text: str) -> Any:
     if not text:
         return None
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        return parse_toml(f"value = {text}")["value"]
     except ValueError:
         return text  # a word without quotes
 

@@ -132,39 +132,42 @@ class Trials:
                 self._study.enqueue_trial(params, user_attrs={"repeats": trial.number, "attempt": attempt + 1})
             self._study.tell(trial.number, state=TrialState.FAIL)
 
-    def repeats(self, trial: Any) -> int | None:
-        """The number of the trial that ``trial`` repeats."""
-        number: int | None = trial.user_attrs.get("repeats")
-        return number
-
     # What came of it
 
-    def note_steps(self, trial: Any, steps: int) -> None:
-        """Store how far a trial came."""
-        trial.set_user_attr("steps", steps)
-
-    def complete(self, trial: Any, value: float) -> None:
-        """Store what a trial reached."""
-        self._study.tell(trial, value)
-
-    def prune(self, trial: Any, reason: str) -> None:
-        """Store that a trial was ended early."""
+    def end(self, trial: Any, value: float | None = None, *, state: Literal["PRUNED", "FAIL"] | None = None) -> None:
+        """Store what a trial reached, or that it was ended early or could not be trained."""
         from optuna.trial import TrialState
 
-        trial.set_user_attr("reason", reason)
-        self._study.tell(trial, state=TrialState.PRUNED)
-
-    def fail(self, trial: Any, reason: str) -> None:
-        """Store that a trial could not be trained."""
-        from optuna.trial import TrialState
-
-        trial.set_user_attr("reason", reason)
-        self._study.tell(trial, state=TrialState.FAIL)
+        self._study.tell(trial, value, state=None if state is None else TrialState[state])
 
     def records(self) -> list[TrialRecord]:
         """All trials, in order."""
-        repetitions = self._repetitions()
-        return [self._record(trial, repetitions) for trial in self._all() if trial.state.name != "WAITING"]
+        words = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running"}
+        repetitions, found = self._repetitions(), []
+        for trial in self._all():
+            if trial.state.name == "WAITING":
+                continue
+            state, reason = words[trial.state.name], trial.user_attrs.get("reason", "")
+            if trial.number in repetitions:
+                state, reason = "interrupted", f"repeated as trial {repetitions[trial.number]}"
+            elif state == "failed" and not reason:
+                reason = f"the process ended {_ATTEMPTS} times in this trial"
+            value = trial.value
+            if state != "complete":
+                seen = [value for value in trial.intermediate_values.values() if math.isfinite(value)]
+                value = (min(seen) if self._minimize else max(seen)) if seen else None
+            found.append(
+                TrialRecord(
+                    number=trial.number,
+                    state=state,
+                    value=value,
+                    settings=self._settings(trial.params),
+                    steps=trial.user_attrs.get("steps"),
+                    seconds=trial.duration.total_seconds() if trial.duration else None,
+                    reason=reason,
+                )
+            )
+        return found
 
     def best(self, records: Sequence[TrialRecord]) -> TrialRecord | None:
         """The best complete trial, of equal ones the first."""
@@ -208,27 +211,6 @@ class Trials:
 
     def _settings(self, params: Mapping[str, Any]) -> dict[str, Any]:
         return {key: entry.decode(params[key]) for key, entry in self.space.items() if key in params}
-
-    def _record(self, trial: Any, repetitions: Mapping[int, int]) -> TrialRecord:
-        words = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running"}
-        state, reason = words[trial.state.name], trial.user_attrs.get("reason", "")
-        if trial.number in repetitions:
-            state, reason = "interrupted", f"repeated as trial {repetitions[trial.number]}"
-        elif state == "failed" and not reason:
-            reason = f"the process ended {_ATTEMPTS} times in this trial"
-        seen = [value for value in trial.intermediate_values.values() if math.isfinite(value)]
-        value = trial.value
-        if state != "complete":
-            value = (min(seen) if self._minimize else max(seen)) if seen else None
-        return TrialRecord(
-            number=trial.number,
-            state=state,
-            value=value,
-            settings=self._settings(trial.params),
-            steps=trial.user_attrs.get("steps"),
-            seconds=trial.duration.total_seconds() if trial.duration else None,
-            reason=reason,
-        )
 
 
 class _Held:
