@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -12,11 +12,11 @@ from rsedge.datasets.examples import BadRecord, Example, ImageSource, Split
 from rsedge.datasets.images import FileImage
 from rsedge.datasets.splits import SPLIT_WORDS, Splitter, split_named
 from rsedge.errors import OptionError, SceneError
+from rsedge.texts import in_a_line, in_lines
 
 if TYPE_CHECKING:
     from rsedge.datasets.records import CaptionSet, Record
 
-_SHOWN = 20
 _MOST_THREADS = 4
 _SEARCHED = 500  # names looked for in each folder that may have the images
 
@@ -96,23 +96,12 @@ def refuse(bad: Sequence[BadRecord]) -> None:
     if not bad:
         return
     count = "1 record cannot be used" if len(bad) == 1 else f"{len(bad)} records cannot be used"
-    lines = [f"{count}:", *(f"  {record}" for record in bad[:_SHOWN])]
-    if len(bad) > _SHOWN:
-        lines.append(f"  and {len(bad) - _SHOWN} more")
-    lines.append("mend them, or leave them out with --skip-bad")
-    raise OptionError("\n".join(lines))
+    raise OptionError("\n".join([f"{count}:", *in_lines(bad), "mend them, or leave them out with --skip-bad"]))
 
 
 def keys_of(caption_set: CaptionSet) -> set[str]:
     """The keys that the records of a set have, or would have if nothing else were wrong with them."""
     return {f"{caption_set.name}/{_name(record)[0]}" for record in caption_set.records}
-
-
-def as_list(items: Iterable[Any]) -> str:
-    """A few items for a message."""
-    listed = [str(item) for item in items]
-    more = f" and {len(listed) - 8} more" if len(listed) > 8 else ""
-    return ", ".join(listed[:8]) + more
 
 
 def _fault(example: Example) -> str | None:
@@ -165,7 +154,7 @@ def _image_folder(caption_set: CaptionSet, names: Sequence[str]) -> Path | None:
     hits = {folder: sum((folder / name).is_file() for name in sample) for folder in caption_set.folders}
     best = max(hits, key=lambda folder: hits[folder])
     if not hits[best]:
-        where = as_list(hits)
+        where = in_a_line(hits, 8)
         raise OptionError(
             f"{caption_set.source}: no image of it, such as {names[0]}, is in {where}; "
             f"name the folder of its images: {caption_set.source.partition('@')[0]}@FOLDER"

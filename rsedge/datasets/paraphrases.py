@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rsedge.errors import OptionError
+from rsedge.texts import in_lines
 
 if TYPE_CHECKING:
     from rsedge.datasets.examples import Example
-
-_SHOWN = 20
 
 
 def to_line(example: Example, paraphrases: Sequence[Sequence[str]]) -> str:
@@ -62,10 +61,8 @@ def attach_paraphrases(examples: Sequence[Example], path: Path, *, known: Collec
     if not entries and not problems:
         problems.append("it is empty")
     if problems:
-        more = [f"  and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
-        shown = [f"  {problem}" for problem in problems[:_SHOWN]]
         remedy = "make it anew from these sets: rsedge back-translate"
-        raise OptionError("\n".join([f"the paraphrases {path} do not fit the data:", *shown, *more, remedy]))
+        raise OptionError("\n".join([f"the paraphrases {path} do not fit the data:", *in_lines(problems), remedy]))
     return result
 
 

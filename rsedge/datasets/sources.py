@@ -19,18 +19,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
 from rsedge.datasets import hub, tables
-from rsedge.datasets.checks import as_list
 from rsedge.datasets.examples import BadRecord
 from rsedge.datasets.images import SUFFIXES
 from rsedge.datasets.records import CaptionSet, Record, set_name
 from rsedge.datasets.splits import split_named
 from rsedge.errors import OptionError
+from rsedge.texts import in_a_line
 
 ACCEPTED = (
     "accepted are Karpathy JSON, JSON lines, CSV or Parquet (FILE, or FILE@FOLDER with the folder of its images), "
@@ -170,7 +170,7 @@ def _read_file(source: str, path: Path, images: Path | None) -> CaptionSet:
         stated = values.get("dataset")
         name = stated if isinstance(stated, str) and stated else name
     else:
-        held = f"an object with {as_list(values)}" if isinstance(values, dict) else "no list of images"
+        held = f"an object with {in_a_line(values, 8)}" if isinstance(values, dict) else "no list of images"
         raise OptionError(f"{source} is {held}: Karpathy JSON has images, each with its sentences; {ACCEPTED}")
     return CaptionSet(source, name, path.resolve(), tuple(records), folders, tuple(bad))
 
@@ -201,8 +201,5 @@ def _image_folders(folder: Path, images: Path | None) -> tuple[Path, ...]:
 
 
 def _contents(path: Path) -> str:
-    def listed() -> Iterator[str]:
-        for entry in sorted(path.iterdir()):
-            yield entry.name + "/" * entry.is_dir()
-
-    return f"it holds {as_list(listed()) or 'nothing'}"
+    names = [entry.name + "/" * entry.is_dir() for entry in sorted(path.iterdir())]
+    return f"it holds {in_a_line(names, 8) or 'nothing'}"

@@ -17,6 +17,7 @@ from rsedge.evaluation.interfaces import CaptionModel, ModelInfo
 from rsedge.manifest import GenerationDefaults, ImageSpec
 from rsedge.pixels import UInt8, resize
 from rsedge.runtime.decoding.options import DecodingOptions
+from rsedge.texts import first_line
 from rsedge.training.models.loading import config_type, image_spec, load_pretrained
 from rsedge.training.models.tokenizers import open_tokenizer
 from rsedge.training.recipe import ModelRecipe
@@ -204,7 +205,7 @@ def _kind(path: str) -> str:
     try:
         return config_type(path)
     except (OSError, ValueError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise OptionError(f"cannot open {path}: {reason}") from error
 
 

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 from rsedge.errors import OptionError
 from rsedge.metrics.captions import CaptionScores, score_captions
 from rsedge.metrics.compare import Comparison, compare_scores
+from rsedge.texts import in_a_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rsedge.evaluation.predictions import Prediction
     from rsedge.metrics.tokens import TokenizerName
-
-_SHOWN = 5
 
 
 def compare_predictions(
@@ -47,12 +46,12 @@ def compare_predictions(
     problems = []
     for here, there, name, other in ((first, second, "A", "B"), (second, first, "B", "A")):
         if only := [key for key in here if key not in there]:
-            problems.append(f"{len(only)} images are in {name} and not in {other}: {_some(only)}")
+            problems.append(f"{len(only)} images are in {name} and not in {other}: {in_a_line(only)}")
     differing = [
         key for key, prediction in first.items() if key in second and prediction.references != second[key].references
     ]
     if differing:
-        problems.append(f"{len(differing)} images have other references in A than in B: {_some(differing)}")
+        problems.append(f"{len(differing)} images have other references in A than in B: {in_a_line(differing)}")
     if problems:
         raise OptionError(
             "a paired test needs the same images and references:\n" + "\n".join(f"  {text}" for text in problems)
@@ -70,7 +69,3 @@ def compare_predictions(
     ]
     found = compare_scores(scores[0], scores[1], resamples=resamples, confidence=confidence, seed=seed)
     return found, scores[0], scores[1]
-
-
-def _some(keys: Sequence[str]) -> str:
-    return ", ".join(keys[:_SHOWN]) + (f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else "")

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rsedge.errors import OptionError, OutputError
+from rsedge.texts import in_lines
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-_SHOWN = 20
 _ABSENT = "there is no prediction of this image"
 
 
@@ -104,7 +104,7 @@ def read_predictions(path: str | Path) -> tuple[Prediction, ...]:
     if problems:
         raise OptionError(
             f"{path} is no file of predictions; a line is {{'key': …, 'caption': …, 'references': […]}}:\n"
-            + _listed(problems)
+            + "\n".join(in_lines(problems))
         )
     return tuple(found)
 
@@ -122,7 +122,7 @@ def with_references(
     if strange := [key for key in known if key not in references]:
         raise OptionError(
             f"{len(strange)} of {len(known)} predictions are of images that are not in this data and split:\n"
-            + _listed(strange)
+            + "\n".join(in_lines(strange))
         )
     return tuple(
         Prediction(key, known[key].caption, tuple(texts), known[key].error)
@@ -193,7 +193,7 @@ def _from_coco(path: Path) -> tuple[Prediction, ...]:
     if not names:
         problems.append(f"{beside.name} has no image")
     if problems:
-        raise OptionError(f"{path} cannot be used:\n{_listed(problems)}")
+        raise OptionError("\n".join([f"{path} cannot be used:", *in_lines(problems)]))
     return tuple(
         Prediction(name, captions.get(number, ""), tuple(texts[number]), None if number in captions else _ABSENT)
         for number, name in names.items()
@@ -210,11 +210,6 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"cannot read the predictions {path}: {error}") from error
-
-
-def _listed(lines: Sequence[str]) -> str:
-    more = [f"  and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
-    return "\n".join([*(f"  {line}" for line in lines[:_SHOWN]), *more])
 
 
 def _write(path: Path, text: str) -> None:

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from transformers.utils.logging import disable_progress_bar
 
 from rsedge.errors import BackendError, OptionError, RsedgeError
+from rsedge.texts import first_line
 from rsedge.training import figures
 from rsedge.training.data.order import BatchSampler, Order
 from rsedge.training.data.samples import TrainingSamples
@@ -151,7 +152,7 @@ class Trainer:
             if self._average is not None:
                 self._average.load_state_dict(torch.load(state / _AVERAGE, map_location="cpu", weights_only=True))
         except (pickle.UnpicklingError, RuntimeError, OSError, KeyError) as error:
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            reason = first_line(error)
             raise OptionError(
                 f"cannot resume from {state}: it is damaged, of another version or no mere numbers ({reason}): "
                 f"start a new run with model.init = {checkpoint}"

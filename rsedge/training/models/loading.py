@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from rsedge.training.recipe import ModelRecipe
 
 
+STATISTICS = {
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "siglip": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+"""Kind of image encoder → mean and deviation it was trained with."""
+
+
 def load_pretrained(
     cls: Any, wanted: ModelRecipe, *, source: str | None = None, changes: Mapping[str, Any] | None = None
 ) -> Any:
@@ -121,13 +128,19 @@ def merge_config(cls: Any, base: Mapping[str, Any], changes: Mapping[str, Any]) 
     Raises:
         OptionError: A change that the configuration class does not know; all are named.
     """
+    from transformers import AutoConfig
+
     merged = {name: dict(value) if isinstance(value, Mapping) else value for name, value in base.items()}
     sections: dict[str, Any] = dict(getattr(cls, "sub_configs", {}))
     unknown = []
     for name, value in changes.items():
         section = name if name in sections else f"{name}_config"
         if section in sections and isinstance(value, Mapping):
-            known = _section(sections[section], {**merged.get(section, {}), **value})
+            section_class = sections[section]
+            if section_class is AutoConfig:  # its class depends on its model_type
+                kind = {**merged.get(section, {}), **value}.get("model_type", "clip_vision_model")
+                section_class = type(AutoConfig.for_model(kind))
+            known = section_class().to_dict()
             unknown += [f"{name}.{key}" for key in value if key not in known]
             merged.setdefault(section, {}).update(value)
         elif name in cls().to_dict():
@@ -140,16 +153,6 @@ def merge_config(cls: Any, base: Mapping[str, Any], changes: Mapping[str, Any]) 
             f"{', '.join(key.removesuffix('_config') for key in sections) or 'none'}"
         )
     return merged
-
-
-def _section(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """What a section of a configuration may hold."""
-    from transformers import AutoConfig
-
-    if cls is AutoConfig:  # its class depends on its model_type
-        cls = type(AutoConfig.for_model(values.get("model_type", "clip_vision_model")))
-    known: dict[str, Any] = cls().to_dict()
-    return known
 
 
 def interpolate(positions: Tensor, grid: int, *, class_token: bool) -> Tensor:

@@ -22,9 +22,10 @@ from rsedge.bundle import sha256_of
 from rsedge.errors import OptionError, OutputError, RsedgeError
 from rsedge.manifest import ImageSpec
 from rsedge.preprocessor import write_image_spec
+from rsedge.texts import first_line
 from rsedge.training.models.clipcap_decode import DEFAULTS
 from rsedge.training.models.clipcap_model import ClipCapModel
-from rsedge.training.models.loading import check_source
+from rsedge.training.models.loading import STATISTICS, check_source
 from rsedge.training.rsdix.lightning import Inert, LightningCheckpoint, read_lightning
 from rsedge.training.rsdix.rsdix_layout import BUFFER, Family, Weights, build, collect, groups, read_weights
 
@@ -35,10 +36,6 @@ TOKENIZERS: dict[Family, str] = {
 }
 """Hub ids of the tokenizers the published models were trained with."""
 
-_STATISTICS = {
-    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-    "siglip": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-}
 _PROVENANCE = "import.json"
 _SLACK = 256  # a vocabulary may be padded to a round size
 
@@ -125,7 +122,7 @@ def import_rsdix(
         words.save_pretrained(folder)
         tower = model.config.vision_config
         kind = "siglip" if tower.model_type.startswith("siglip") else "clip"
-        mean, std = _STATISTICS[kind]
+        mean, std = STATISTICS[kind]
         write_image_spec(folder, ImageSpec(size=tower.image_size, mean=mean, std=std), model_type=kind)
         if family == "clipcap":
             GenerationConfig(
@@ -166,7 +163,7 @@ def _tokenizer(family: Family, source: str | Path | None, problems: list[str]) -
         check_source(wanted)
         return AutoTokenizer.from_pretrained(wanted, trust_remote_code=False)
     except Exception as error:  # the hub, its transports and the tokenizers each have their own errors
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         problems.append(
             f"there is no tokenizer {wanted} ({reason}): give a folder or a hub id with --tokenizer; the published "
             f"models have that of {TOKENIZERS[family]}"

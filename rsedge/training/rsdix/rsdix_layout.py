@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
 from rsedge.errors import OptionError, RsedgeError
+from rsedge.texts import in_a_line
 from rsedge.training.models.clipcap_model import GPT2_FULL_STOP, ClipCapConfig, ClipCapModel
 from rsedge.training.rsdix.lightning import Inert, LightningCheckpoint
 
@@ -128,14 +129,14 @@ def build(family: Family, found: Source) -> tuple[Any, list[str]]:
     except (OptionError, ValueError, IndexError, ArithmeticError, RuntimeError) as error:
         reason = f"its tensors are not shaped like a {family} model's: {error}"
         if found.absent:
-            reason = f"it lacks {_some(found.absent)}, from which the model's sizes follow: download it again"
+            reason = f"it lacks {in_a_line(found.absent)}, from which the model's sizes follow: download it again"
         return None, [reason]
     expected = {_key(name): (name, tuple(value.shape)) for name, value in model.state_dict().items()}
     given = {_key(name): name for name in found.names}
     if missing := [name for key, (name, _) in expected.items() if key not in given]:
-        problems.append(f"it lacks {_some(missing)}: download it again")
+        problems.append(f"it lacks {in_a_line(missing)}: download it again")
     if strange := [found.names[name] for key, name in given.items() if key not in expected]:
-        problems.append(f"it has tensors a {family} model has not: {_some(strange)}")
+        problems.append(f"it has tensors a {family} model has not: {in_a_line(strange)}")
     problems += [
         f"{found.names[given[key]]} is {list(found.shape(given[key]))}, expected {list(shape)}"
         for key, (_, shape) in expected.items()
@@ -302,7 +303,3 @@ def read_weights(found: Source) -> dict[str, Tensor]:
     """The numbers by their names in the model, float32 whatever they were trained in."""
     read = found.checkpoint.read(set(found.names.values()))
     return {name: read[source].float().contiguous() for name, source in found.names.items()}
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
