@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rsedge.datasets.examples import BadRecord, Example, ImageSource, Split
 from rsedge.datasets.images import FileImage
@@ -51,7 +51,7 @@ def read_examples(
             reasons.append(f"unknown split: {stated}; accepted are {SPLIT_WORDS}")
         elif split not in splits:
             continue
-        found = label(record) if label else _text(record.label)
+        found = label(record) if label else None if record.label is None else str(record.label).strip() or None
         if label and found is None:
             reasons.append("it has no class: neither a label nor a file name such as airport_12.jpg")
         reasons += _caption_faults(record, needed=label is None)
@@ -135,11 +135,6 @@ def _caption_faults(record: Record, *, needed: bool) -> Iterator[str]:
             yield "paraphrases must be a list of texts for each caption"
         elif len(groups) != len(record.captions):
             yield f"it has paraphrases of {len(groups)} captions, but {len(record.captions)} captions"
-
-
-def _text(value: Any) -> str | None:
-    """A label as text; None where there is none."""
-    return None if value is None or not str(value).strip() else str(value).strip()
 
 
 def _image_folder(caption_set: CaptionSet, names: Sequence[str]) -> Path | None:

@@ -27,19 +27,16 @@ _ID = re.compile(r"hf:(?P<path>[^@]+?)(?::(?P<config>[\w.-]+))?(?:@(?P<revision>
 
 @dataclass(frozen=True, slots=True)
 class RowImage:
-    """The image in a row of a ``datasets`` set, as an :class:`~rsedge.datasets.examples.ImageSource`.
-
-    Attributes:
-        rows: A ``datasets.Dataset`` whose ``column`` is not decoded; pickled, it is a reference to its files.
-        row: Which of them.
-        column: With the image.
-        name: What messages call it.
-    """
+    """The image in a row of a ``datasets`` set, as an :class:`~rsedge.datasets.examples.ImageSource`."""
 
     rows: Any
+    """A ``datasets.Dataset`` whose ``column`` is not decoded; pickled, it is a reference to its files."""
     row: int
+    """Which of them."""
     column: str
+    """With the image."""
     name: str
+    """What messages call it."""
 
     def read(self) -> UInt8:
         """The image, uint8 [H, W, 3], RGB.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rsedge.datasets.checks import keys_of, read_examples, refuse, undecodable
-from rsedge.datasets.examples import SPLITS, BadRecord, CaptionData, Example, Split
+from rsedge.datasets.examples import SPLITS, BadRecord, CaptionData, Example
 from rsedge.datasets.paraphrases import attach_paraphrases
 from rsedge.datasets.records import CaptionSet, Record, tell_apart
 from rsedge.datasets.sources import label_of, read_classes, read_set
@@ -141,7 +141,9 @@ def _load(
         source_of.update((example.key, caption_set.source) for example in found)
     examples.sort(key=lambda example: example.key)
     if limit is not None:
-        examples = _limited(examples, limit, wanted, splitter.seed)
+        by_split = ([example.key for example in examples if example.split == split] for split in wanted)
+        kept = set().union(*(subset(keys, limit, seed=splitter.seed) for keys in by_split))
+        examples = [example for example in examples if example.key in kept]
     if check:
         if progress is not None:
             progress(f"checking {len(examples)} images")
@@ -158,10 +160,3 @@ def _load(
         known = set().union(*map(keys_of, sets))
         examples = attach_paraphrases(examples, paraphrases, known=known)
     return CaptionData(tuple(examples), tuple(bad), tuple(caption_set.source for caption_set in sets))
-
-
-def _limited(examples: Sequence[Example], limit: int, splits: frozenset[Split], seed: int) -> list[Example]:
-    kept: set[str] = set()
-    for split in splits:
-        kept |= subset((example.key for example in examples if example.split == split), limit, seed=seed)
-    return [example for example in examples if example.key in kept]

@@ -36,9 +36,13 @@ def attach_paraphrases(examples: Sequence[Example], path: Path, *, known: Collec
     by_file: dict[str, list[str]] = {}
     for key in known:
         by_file.setdefault(key.partition("/")[2], []).append(key)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f"the paraphrases {path} cannot be read: {error}") from error
     problems: list[str] = []
     entries: dict[str, dict[str, Any]] = {}
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
@@ -64,13 +68,6 @@ def attach_paraphrases(examples: Sequence[Example], path: Path, *, known: Collec
         remedy = "make it anew from these sets: rsedge back-translate"
         raise OptionError("\n".join([f"the paraphrases {path} do not fit the data:", *in_lines(problems), remedy]))
     return result
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"the paraphrases {path} cannot be read: {error}") from error
 
 
 def _place(values: Any, known: Collection[str], by_file: dict[str, list[str]]) -> str:

@@ -42,17 +42,14 @@ _NUMBERED_NAME = re.compile(r"(?P<label>.*[^\W\d_].*?)[ _-]?\d+")
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """One table of a set.
-
-    Attributes:
-        path: The file.
-        prefix: Folder its file names are relative to, within the image folder.
-        split: Of its records that state none.
-    """
+    """One table of a set."""
 
     path: Path
+    """The file."""
     prefix: str = ""
+    """Folder its file names are relative to, within the image folder."""
     split: str | None = None
+    """Of its records that state none."""
 
 
 def read_set(source: str) -> CaptionSet:

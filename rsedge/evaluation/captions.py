@@ -35,20 +35,17 @@ class Baseline:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class CaptionReport:
-    """How good predicted captions are.
-
-    Attributes:
-        scores: Of the predictions.
-        predictions, references: What both look like.
-        baselines: ``most_frequent`` and ``consensus`` training caption; none without training captions.
-        failed: Key → why there is no caption; scored as an empty one.
-    """
+    """How good predicted captions are."""
 
     scores: CaptionScores
+    """Of the predictions."""
     predictions: TextStatistics
     references: TextStatistics
+    """What both look like."""
     baselines: dict[str, Baseline]
+    """``most_frequent`` and ``consensus`` training caption; none without training captions."""
     failed: dict[str, str]
+    """Key → why there is no caption; scored as an empty one."""
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""

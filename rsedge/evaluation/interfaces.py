@@ -18,23 +18,20 @@ Kind = Literal["bundle", "checkpoint"]
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What was evaluated.
-
-    Attributes:
-        name: The bundle's ``name@hash12``, or the checkpoint as it was named.
-        kind: ``bundle`` or ``checkpoint``.
-        path: Folder, or hub id.
-        device: Where it ran.
-        precision: The bundle's, or fp32.
-        options: Decoding options, of captioners.
-    """
+    """What was evaluated."""
 
     name: str
+    """The bundle's ``name@hash12``, or the checkpoint as it was named."""
     kind: Kind
+    """``bundle`` or ``checkpoint``."""
     path: str
+    """Folder, or hub id."""
     device: str
+    """Where it ran."""
     precision: str = "fp32"
+    """The bundle's, or fp32."""
     options: dict[str, Any] = field(default_factory=dict)
+    """Decoding options, of captioners."""
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""

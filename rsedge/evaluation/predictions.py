@@ -25,20 +25,18 @@ _ABSENT = "there is no prediction of this image"
 class Prediction:
     """What a model said of one image.
 
-    Attributes:
-        key: Of the example.
-        caption: Empty where there is none.
-        references: The captions it is scored against; perhaps none in a file written elsewhere.
-        error: Why there is no caption.
-
     Raises:
         OptionError: The key is empty.
     """
 
     key: str
+    """Of the example."""
     caption: str
+    """Empty where there is none."""
     references: tuple[str, ...] = ()
+    """The captions it is scored against; perhaps none in a file written elsewhere."""
     error: str | None = None
+    """Why there is no caption."""
 
     def __post_init__(self) -> None:
         if not self.key:

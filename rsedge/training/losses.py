@@ -182,26 +182,23 @@ class RsdixSettings:
     The defaults are RSDiX-CLIP's. Plain CLIP is ``alpha=1, teacher="none"``; RSDiX-SigLIP is that with
     ``use_sigmoid_loss=True``. What would change nothing is refused.
 
-    Attributes:
-        alpha: Share of the contrastive loss, 0 to 1; the distillation has the rest.
-        sinkhorn_lambda, iterations, ii_coeff, tt_coeff, remove_diag: See
-            :func:`teacher_targets`.
-        use_sigmoid_loss: The sigmoid loss takes the place of both.
-        teacher: Whose embeddings make the targets: ``none``; ``ema``, a moving average of the student; ``sbert``, that
-            average for images and a frozen Sentence-BERT, with a learnt projection, for texts.
-
     Raises:
         OptionError: Every value that is not accepted, and every contradiction.
     """
 
     alpha: float = 0.5
+    """Share of the contrastive loss, 0 to 1; the distillation has the rest."""
     sinkhorn_lambda: float = 0.1
     iterations: int = 4
     ii_coeff: float = 1.0
     tt_coeff: float = 1.0
     remove_diag: bool = False
+    """See :func:`teacher_targets`."""
     use_sigmoid_loss: bool = False
+    """The sigmoid loss takes the place of both."""
     teacher: Teacher = "ema"
+    """Whose embeddings make the targets: ``none``; ``ema``, a moving average of the student; ``sbert``, that average
+    for images and a frozen Sentence-BERT, with a learnt projection, for texts."""
 
     def __post_init__(self) -> None:
         problems = []

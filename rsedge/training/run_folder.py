@@ -165,12 +165,7 @@ class RunFolder:
         """Make a draft the last checkpoint, and the best if it is; what is neither goes."""
         save_recipe(draft / "recipe.toml", recipe)
         _write(draft / STATE / "progress.json", json.dumps(asdict(progress)) + "\n")
-        for path in (*draft.rglob("*"), draft):  # on the disk, so that the rename cannot outrun them in a power failure
-            handle = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+        _sync(draft)
         final = self.checkpoints / draft.name.removeprefix(".").removesuffix(".tmp")
         shutil.rmtree(final, ignore_errors=True)  # of a run that was killed between rename and link
         draft.rename(final)
@@ -213,3 +208,13 @@ def _write(path: Path, text: str) -> None:
     draft = path.with_name(f".{path.name}.tmp")
     draft.write_text(text, encoding="utf-8")
     draft.replace(path)
+
+
+def _sync(folder: Path) -> None:
+    """Bring a folder's files to the disk, so that the rename cannot outrun them in a power failure."""
+    for path in (*folder.rglob("*"), folder):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -44,19 +44,16 @@ _LEARNT = "loss."  # prefix of the loss's scalars and projection among the outpu
 
 @dataclass(frozen=True)
 class ClipCollate:
-    """Samples → batch, with Sentence-BERT's embeddings of the texts where a table of them is given.
-
-    Attributes:
-        tokenizer: Of the model.
-        max_tokens: Longest text, start and end included.
-        fixed: Pad every text to ``max_tokens``, as SigLIP was trained.
-        sbert: Text → float32 embedding.
-    """
+    """Samples → batch, with Sentence-BERT's embeddings of the texts where a table of them is given."""
 
     tokenizer: Any
+    """Of the model."""
     max_tokens: int
+    """Longest text, start and end included."""
     fixed: bool
+    """Pad every text to ``max_tokens``, as SigLIP was trained."""
     sbert: Mapping[str, np.ndarray] | None
+    """Text → float32 embedding."""
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         """The batch."""

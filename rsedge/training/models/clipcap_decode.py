@@ -44,15 +44,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class CaptionTokens:
-    """A generated caption.
-
-    Attributes:
-        token_ids: Stop token included, if it came to that.
-        score: Mean log-probability of the tokens under the model, whatever filter they were drawn through.
-    """
+    """A generated caption."""
 
     token_ids: tuple[int, ...]
+    """Stop token included, if it came to that."""
     score: float
+    """Mean log-probability of the tokens under the model, whatever filter they were drawn through."""
 
 
 DEFAULTS = DecodingOptions(num_beams=5, max_new_tokens=67)

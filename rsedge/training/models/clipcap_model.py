@@ -137,17 +137,14 @@ def _vision_config(value: PretrainedConfig | dict[str, Any] | None) -> Pretraine
 
 @dataclass
 class ClipCapOutput(ModelOutput):  # type: ignore[misc]
-    """What :meth:`ClipCapModel.forward` gives.
-
-    Attributes:
-        loss: Mean cross entropy per learnt token, a float32 scalar; None without labels.
-        logits: [rows, T, vocabulary]; position t is the prediction of token t.
-        image_embeds: Unit length, [images, D].
-    """
+    """What :meth:`ClipCapModel.forward` gives."""
 
     loss: Tensor | None = None
+    """Mean cross entropy per learnt token, a float32 scalar; None without labels."""
     logits: Tensor | None = None
+    """[rows, T, vocabulary]; position t is the prediction of token t."""
     image_embeds: Tensor | None = None
+    """Unit length, [images, D]."""
 
 
 class ClipCapModel(PreTrainedModel):  # type: ignore[misc]

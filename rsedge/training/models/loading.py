@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from rsedge.checkpointfiles import source_problems
-from rsedge.errors import OptionError
+from rsedge.errors import BackendError, OptionError
 from rsedge.preprocessor import read_image_spec
 
 if TYPE_CHECKING:
@@ -120,6 +120,24 @@ def image_spec(source: str, revision: str | None = None) -> ImageSpec:
     if spec is None:
         raise OptionError(f"cannot start from {source}: {'; '.join(problems)}")
     return spec
+
+
+def torch_device(name: str) -> str:
+    """The device ``name`` as torch has it; ``auto`` is the first GPU, else the CPU.
+
+    Raises:
+        OptionError: It is no name of a device.
+        BackendError: There is no such GPU here.
+    """
+    kind, colon, number = name.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (colon and not (kind == "cuda" and number.isdecimal())):
+        raise OptionError(f"device is {name!r}, expected auto, cpu, cuda or cuda:N")
+    count = torch.cuda.device_count()
+    if kind == "auto":
+        return "cuda" if count else "cpu"
+    if kind == "cuda" and int(number or 0) >= count:
+        raise BackendError(f"device {name} is not here: torch sees {count or 'no'} CUDA GPUs; use --device cpu")
+    return name
 
 
 def merge_config(cls: Any, base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

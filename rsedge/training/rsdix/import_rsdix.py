@@ -42,25 +42,22 @@ _SLACK = 256  # a vocabulary may be padded to a round size
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Imported:
-    """What was imported.
-
-    Attributes:
-        path: The checkpoint written.
-        family: Its kind.
-        weights: ``student`` or ``teacher``.
-        parameters: How many numbers it has.
-        mapped: Where its tensors came from: prefix in the file → how many.
-        unused: What was left out, likewise.
-        settings: The sizes that were inferred.
-    """
+    """What was imported."""
 
     path: Path
+    """The checkpoint written."""
     family: Family
+    """Its kind."""
     weights: Weights
+    """``student`` or ``teacher``."""
     parameters: int
+    """How many numbers it has."""
     mapped: dict[str, int]
+    """Where its tensors came from: prefix in the file → how many."""
     unused: dict[str, int]
+    """What was left out, likewise."""
     settings: dict[str, Any]
+    """The sizes that were inferred."""
 
 
 def import_rsdix(

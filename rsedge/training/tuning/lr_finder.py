@@ -38,18 +38,16 @@ _log = logging.getLogger(__name__)
 class LearningRateCurve:
     """The loss over a growing learning rate.
 
-    Attributes:
-        rates: The rate of each step, growing by the same factor.
-        losses: The loss of each step, before it was taken.
-        diverged: Whether the loss broke out before the last rate.
-
     Raises:
         RsedgeError: There are too few points to be read.
     """
 
     rates: tuple[float, ...]
+    """The rate of each step, growing by the same factor."""
     losses: tuple[float, ...]
+    """The loss of each step, before it was taken."""
     diverged: bool
+    """Whether the loss broke out before the last rate."""
 
     def __post_init__(self) -> None:
         if len(self.rates) < _ENOUGH or len(self.losses) != len(self.rates):

@@ -32,19 +32,17 @@ _MONITOR = ("loop.monitor", "loop.monitor_mode")
 class Range:
     """Numbers from ``low`` to ``high``, both included.
 
-    Attributes:
-        kind: ``float`` (uniform), ``log`` (uniform in the logarithm) or ``int``.
-        low, high: The ends.
-        step: Between whole numbers.
-
     Raises:
         OptionError: The ends are no range.
     """
 
     kind: Literal["float", "log", "int"]
+    """``float`` (uniform), ``log`` (uniform in the logarithm) or ``int``."""
     low: float
     high: float
+    """The ends."""
     step: int = 1
+    """Between whole numbers."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):

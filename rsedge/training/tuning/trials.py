@@ -26,25 +26,22 @@ _ENOUGH = 20  # complete trials, for importances to mean something
 
 @dataclass(frozen=True, slots=True)
 class TrialRecord:
-    """One trial.
-
-    Attributes:
-        number: From 0.
-        state: ``complete``, ``pruned``, ``failed``, ``interrupted`` (repeated as a later one) or ``running``.
-        value: Best value of the metric; None if it was never evaluated.
-        settings: Dotted recipe key → value.
-        steps: Optimiser steps done; None where the process ended.
-        seconds: Time taken; None while running.
-        reason: Why it has no value of its own; empty for complete trials.
-    """
+    """One trial."""
 
     number: int
+    """From 0."""
     state: str
+    """``complete``, ``pruned``, ``failed``, ``interrupted`` (repeated as a later one) or ``running``."""
     value: float | None
+    """Best value of the metric; None if it was never evaluated."""
     settings: Mapping[str, Any]
+    """Dotted recipe key → value."""
     steps: int | None
+    """Optimiser steps done; None where the process ended."""
     seconds: float | None
+    """Time taken; None while running."""
     reason: str
+    """Why it has no value of its own; empty for complete trials."""
 
 
 def grid_points(space: Space) -> list[dict[str, Any]]:

@@ -42,21 +42,18 @@ _ALIKE = 3  # failures with the same reason, and nothing else, after which a sea
 
 @dataclass(frozen=True, slots=True)
 class TuningResult:
-    """What a search came to.
-
-    Attributes:
-        study: Its folder.
-        best: The best trial.
-        recipe: The best trial's, as in ``best.toml``.
-        trials: All of them.
-        importances: Searched key → its share, adding up to 1; empty where there are too few trials to tell.
-    """
+    """What a search came to."""
 
     study: Path
+    """Its folder."""
     best: TrialRecord
+    """The best trial."""
     recipe: Recipe
+    """The best trial's, as in ``best.toml``."""
     trials: tuple[TrialRecord, ...]
+    """All of them."""
     importances: Mapping[str, float]
+    """Searched key → its share, adding up to 1; empty where there are too few trials to tell."""
 
 
 def tune(
