@@ -12,7 +12,7 @@ from rsedge.datasets.examples import BadRecord, Example, ImageSource, Split
 from rsedge.datasets.images import FileImage
 from rsedge.datasets.splits import SPLIT_WORDS, Splitter, split_named
 from rsedge.errors import OptionError, SceneError
-from rsedge.texts import in_a_line, in_lines
+from rsedge.texts import in_a_line
 
 if TYPE_CHECKING:
     from rsedge.datasets.records import CaptionSet, Record
@@ -85,18 +85,6 @@ def undecodable(examples: Sequence[Example], source: Callable[[Example], str]) -
             for example, fault in zip(examples, faults, strict=True)
             if fault is not None
         }
-
-
-def refuse(bad: Sequence[BadRecord]) -> None:
-    """Raise if there are bad records.
-
-    Raises:
-        OptionError: Lists them, the first 20 in full.
-    """
-    if not bad:
-        return
-    count = "1 record cannot be used" if len(bad) == 1 else f"{len(bad)} records cannot be used"
-    raise OptionError("\n".join([f"{count}:", *in_lines(bad), "mend them, or leave them out with --skip-bad"]))
 
 
 def keys_of(caption_set: CaptionSet) -> set[str]:

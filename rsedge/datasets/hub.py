@@ -8,7 +8,7 @@ splits, since that is what the library calls the whole of a set.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -61,13 +61,8 @@ def read_hub(source: str) -> CaptionSet:
     match = _ID.fullmatch(source)
     if match is None:
         raise OptionError(f"{source} is no id of a set: give hf:OWNER/NAME, hf:OWNER/NAME:CONFIG or hf:…@REVISION")
-    path = match["path"]
-    library = _library(source)
-    try:
-        loaded = library.load_dataset(path, match["config"], revision=match["revision"])
-    except Exception as error:  # the library raises a dozen kinds, its own and those of what it calls
-        raise OptionError(f"{source} cannot be loaded: {error}") from error
-    return _caption_set(source, path.strip("/"), Path(source), loaded)
+    path, config, revision = match["path"], match["config"], match["revision"]
+    return _read(source, path.strip("/"), Path(source), lambda hub: hub.load_dataset(path, config, revision=revision))
 
 
 def read_saved(source: str, folder: Path) -> CaptionSet:
@@ -76,12 +71,7 @@ def read_saved(source: str, folder: Path) -> CaptionSet:
     Raises:
         OptionError: As :func:`read_hub`.
     """
-    library = _library(source)
-    try:
-        loaded = library.load_from_disk(str(folder))
-    except Exception as error:  # as above
-        raise OptionError(f"{source} cannot be loaded: {error}") from error
-    return _caption_set(source, folder.name, folder, loaded)
+    return _read(source, folder.name, folder, lambda hub: hub.load_from_disk(str(folder)))
 
 
 def is_saved(folder: Path) -> bool:
@@ -91,15 +81,15 @@ def is_saved(folder: Path) -> bool:
     )
 
 
-def _library(source: str) -> Any:
+def _read(source: str, name: str, path: Path, load: Callable[[Any], Any]) -> CaptionSet:
     try:
         import datasets
     except ImportError as error:
         raise OptionError(f"{source} is a set of the datasets library: pip install datasets") from error
-    return datasets
-
-
-def _caption_set(source: str, name: str, path: Path, loaded: Any) -> CaptionSet:
+    try:
+        loaded = load(datasets)
+    except Exception as error:  # the library raises a dozen kinds, its own and those of what it calls
+        raise OptionError(f"{source} cannot be loaded: {error}") from error
     parts: Mapping[str | None, Any] = loaded if isinstance(loaded, dict) else {None: loaded}
     if unknown := [word for word in parts if word is not None and split_named(word) is None]:
         raise OptionError(f"{source} has unknown splits {', '.join(map(str, unknown))}: accepted are {SPLIT_WORDS}")

@@ -81,21 +81,19 @@ def _read_picture(stream: BinaryIO, name: str) -> UInt8 | None:
         raise SceneError(f"{name} cannot be decoded: {error}") from error
     try:
         with image:
-            return _rgb(ImageOps.exif_transpose(image))
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode == "I" or upright.mode.startswith("I;16"):
+                # 16-bit grey, which Pillow would clip instead of scale
+                grey = (np.asarray(upright).astype(np.uint32) >> 8).astype(np.uint8)
+                return np.repeat(grey[..., None], 3, axis=2)
+            if not upright.has_transparency_data:
+                return np.array(upright.convert("RGB"))
+            rgba = np.array(upright.convert("RGBA"))
+            rgb = np.ascontiguousarray(rgba[..., :3])
+            rgb[rgba[..., 3] == 0] = 0
+            return rgb
     except Exception as error:
         raise SceneError(f"{name} cannot be decoded ({image.format}): {error}") from error
-
-
-def _rgb(image: Image.Image) -> UInt8:
-    if image.mode == "I" or image.mode.startswith("I;16"):  # 16-bit grey, which Pillow would clip instead of scale
-        grey = (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
-    if not image.has_transparency_data:
-        return np.array(image.convert("RGB"))
-    rgba = np.array(image.convert("RGBA"))
-    rgb = np.ascontiguousarray(rgba[..., :3])
-    rgb[rgba[..., 3] == 0] = 0
-    return rgb
 
 
 def _read_raster(target: str, name: str) -> UInt8:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rsedge.datasets.checks import keys_of, read_examples, refuse, undecodable
+from rsedge.datasets.checks import keys_of, read_examples, undecodable
 from rsedge.datasets.examples import SPLITS, BadRecord, CaptionData, Example
 from rsedge.datasets.paraphrases import attach_paraphrases
 from rsedge.datasets.records import CaptionSet, Record, tell_apart
 from rsedge.datasets.sources import label_of, read_classes, read_set
 from rsedge.datasets.splits import Splitter, subset, wanted_splits
 from rsedge.errors import OptionError
+from rsedge.texts import in_lines
 
 
 def load_examples(
@@ -151,7 +152,8 @@ def _load(
         examples = [example for example in examples if example.key not in broken]
         bad += broken.values()
     if bad and not skip_bad:
-        refuse(bad)
+        count = "1 record cannot be used" if len(bad) == 1 else f"{len(bad)} records cannot be used"
+        raise OptionError("\n".join([f"{count}:", *in_lines(bad), "mend them, or leave them out with --skip-bad"]))
     if not examples:
         left = f"all {len(bad)} records are left out" if bad else "there are no records"
         names = ", ".join(caption_set.source for caption_set in sets)

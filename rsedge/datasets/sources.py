@@ -60,7 +60,14 @@ def read_set(source: str) -> CaptionSet:
     """
     if source.startswith(hub.PREFIX):
         return hub.read_hub(source)
-    path, images = _locate(source)
+    path, images = Path(source).expanduser(), None
+    if not path.exists():  # then it is FILE@FOLDER
+        text, at, folder = source.rpartition("@")
+        path, images = Path(text).expanduser(), Path(folder).expanduser()
+        if not at or not path.exists():
+            raise OptionError(f"{source} does not exist; {ACCEPTED}")
+        if not images.is_dir():
+            raise OptionError(f"{source}: there is no folder {folder} for the images of {text}")
     if path.is_file():
         return _read_file(source, path, images)
     candidates = _candidates(source, path, images)
@@ -102,20 +109,6 @@ def label_of(record: Record) -> str | None:
         return str(record.label).strip()
     match = _NUMBERED_NAME.fullmatch(PurePosixPath(str(record.name)).stem)
     return match["label"] if match else None
-
-
-def _locate(source: str) -> tuple[Path, Path | None]:
-    """What a source names, and the image folder named with it."""
-    whole = Path(source).expanduser()
-    if whole.exists():
-        return whole, None
-    text, at, folder = source.rpartition("@")
-    path, images = Path(text).expanduser(), Path(folder).expanduser()
-    if not at or not path.exists():
-        raise OptionError(f"{source} does not exist; {ACCEPTED}")
-    if not images.is_dir():
-        raise OptionError(f"{source}: there is no folder {folder} for the images of {text}")
-    return path, images
 
 
 def _candidates(source: str, path: Path, images: Path | None) -> dict[str, Callable[[], CaptionSet]]:

@@ -67,7 +67,19 @@ def write_predictions(path: str | Path, predictions: Sequence[Prediction]) -> No
     """
     path = Path(path)
     if path.suffix.lower() == ".json":
-        results, annotations = _coco(predictions)
+        # Images are numbered from 1 in order, their keys are the file names.
+        numbered = list(enumerate(predictions, 1))
+        results = [{"image_id": number, "caption": prediction.caption} for number, prediction in numbered]
+        texts = [(number, text) for number, prediction in numbered for text in prediction.references]
+        annotations = {
+            "info": {},
+            "licenses": [],
+            "type": "captions",
+            "images": [{"id": number, "file_name": prediction.key} for number, prediction in numbered],
+            "annotations": [
+                {"id": i, "image_id": number, "caption": text} for i, (number, text) in enumerate(texts, 1)
+            ],
+        }
         _write(_beside(path), json.dumps(annotations, ensure_ascii=False) + "\n")
         _write(path, json.dumps(results, ensure_ascii=False) + "\n")
     else:
@@ -146,21 +158,6 @@ def _prediction(values: Any) -> Prediction:
     if problems:
         raise OptionError("; ".join(problems))
     return Prediction(values["key"], values["caption"], tuple(references), values.get("error"))
-
-
-def _coco(predictions: Sequence[Prediction]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """COCO's results and annotations; images are numbered from 1 in order, their keys are the file names."""
-    numbered = list(enumerate(predictions, 1))
-    results = [{"image_id": number, "caption": prediction.caption} for number, prediction in numbered]
-    texts = [(number, text) for number, prediction in numbered for text in prediction.references]
-    annotations = {
-        "info": {},
-        "licenses": [],
-        "type": "captions",
-        "images": [{"id": number, "file_name": prediction.key} for number, prediction in numbered],
-        "annotations": [{"id": i, "image_id": number, "caption": text} for i, (number, text) in enumerate(texts, 1)],
-    }
-    return results, annotations
 
 
 def _from_coco(path: Path) -> tuple[Prediction, ...]:

@@ -244,7 +244,7 @@ class Trainer:
     # Evaluation and checkpoints
 
     def _evaluate(self) -> bool:
-        """Evaluate; True if the model is the best so far."""
+        """Evaluate and draw the pictures of the run folder; True if the model is the best so far."""
         recipe, loop = self._recipe, self._recipe.loop
         task = self._average.module if self._average is not None else self.task
         assert isinstance(task, Task)
@@ -256,13 +256,8 @@ class Trainer:
             patience=loop.early_stopping,
         )
         self._log(values, evaluated=True)
-        if self._folder is not None:
-            self._draw(task)
-        return best
-
-    def _draw(self, task: Task) -> None:
-        """The pictures in the run folder."""
-        assert self._folder is not None
+        if self._folder is None:
+            return best
         shown = self._validation[:: max(1, len(self._validation) // _SAMPLES)][:_SAMPLES]
         texts = None
         if isinstance(task, CaptionTask) and not self._sharded:
@@ -275,6 +270,7 @@ class Trainer:
             if texts is not None:
                 title = f"validation images after {self.progress.step} steps"
                 figures.draw_samples(shown, texts, self._folder.path / "samples.png", title=title)
+        return best
 
     def _save(self, *, best: bool) -> None:
         if self._folder is None:

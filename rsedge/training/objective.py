@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 class Objective(ABC):
     """Computes the gradients of a step."""
 
-    def __init__(self, accelerator: Accelerator, order: Order) -> None:
-        self._accelerator, self._order = accelerator, order
+    def __init__(self, task: Task, accelerator: Accelerator, order: Order) -> None:
+        self._task, self._accelerator, self._order = task, accelerator, order
 
     @abstractmethod
     def backward(self, model: nn.Module, chunks: Sequence[Batch], step: int) -> dict[str, float]:
@@ -56,9 +56,7 @@ def objective_for(task: Task, accelerator: Accelerator, order: Order) -> Objecti
 class SummedObjective(Objective):
     """Cross entropy per caption token of the whole step."""
 
-    def __init__(self, task: CaptionTask, accelerator: Accelerator, order: Order) -> None:
-        super().__init__(accelerator, order)
-        self._task = task
+    _task: CaptionTask
 
     def backward(self, model: nn.Module, chunks: Sequence[Batch], step: int) -> dict[str, float]:
         """As :class:`Objective`; one pass per chunk."""
@@ -79,9 +77,7 @@ class SummedObjective(Objective):
 class CachedContrastiveObjective(Objective):
     """A loss over the embeddings of the whole step, in memory for one chunk."""
 
-    def __init__(self, task: ContrastiveTask, accelerator: Accelerator, order: Order) -> None:
-        super().__init__(accelerator, order)
-        self._task = task
+    _task: ContrastiveTask
 
     def backward(self, model: nn.Module, chunks: Sequence[Batch], step: int) -> dict[str, float]:
         """As :class:`Objective`; two passes per chunk, or one where the process has a single chunk."""

@@ -200,7 +200,7 @@ class LoopRecipe:
     """Optimiser steps between checkpoints; None: at every evaluation."""
     monitor: str = "val_loss"
     """The value that decides which checkpoint is best, the plateau and early stopping; one of :func:`monitors`."""
-    monitor_mode: Literal["min", "max"] = "min"
+    monitor_mode: Better = "min"
     """Whether a smaller (``min``) or a larger (``max``) value is better."""
     early_stopping: int | None = None
     """Evaluations without improvement after which the run ends; None: never."""

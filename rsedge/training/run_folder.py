@@ -74,8 +74,9 @@ class RunFolder:
         """Whether a run was begun here; a folder that only holds someone's recipe.toml is none."""
         return all((self.path / name).exists() for name in _MADE)
 
-    def create(self, *, overwrite: bool) -> None:
-        """Make the folder, in place of a run that is there; what else it holds stays.
+    def create(self, recipe: Recipe, data: Mapping[str, Any], *, overwrite: bool) -> None:
+        """Make the folder, in place of a run that is there (what else it holds stays), and write what the run is
+        made of.
 
         Raises:
             OutputError: Something is there already, or it cannot be made.
@@ -93,6 +94,8 @@ class RunFolder:
             raise OutputError(
                 f"cannot make the folder {self.path}: {error.strerror}; choose another with -o"
             ) from error
+        _write(self.path / "data.json", json.dumps(data, indent=2) + "\n")
+        save_recipe(self.path / "recipe.toml", recipe)
 
     @property
     def recipe_path(self) -> Path:
@@ -104,11 +107,6 @@ class RunFolder:
         if not self._is_run():
             raise OptionError(f"there is no run in {self.path} to resume: start one without --resume")
         return self.path / "recipe.toml"
-
-    def begin(self, recipe: Recipe, data: Mapping[str, Any]) -> None:
-        """Write what the run is made of."""
-        _write(self.path / "data.json", json.dumps(data, indent=2) + "\n")
-        save_recipe(self.path / "recipe.toml", recipe)
 
     def check(self, recipe: Recipe, data: Mapping[str, Any]) -> None:
         """See that a resumed run means the same as the one that began here.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rsedge.errors import BackendError, OptionError, OutputError
+from rsedge.texts import in_lines
 from rsedge.training.loop import Observer, Trainer, make_accelerator
 from rsedge.training.run_folder import RunFolder, read_metrics
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from rsedge.training.recipe import Recipe
 
 _log = logging.getLogger(__name__)
-_SHOWN = 20  # records left out that are listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +94,7 @@ def train(
         if accelerator.is_main_process:
             folder.rewind(trainer.progress.step if found else 0)
     elif accelerator.is_main_process:  # not before all of the above has proved possible
-        folder.create(overwrite=overwrite)
-        folder.begin(recipe, about)
+        folder.create(recipe, about, overwrite=overwrite)
     accelerator.wait_for_everyone()
     if trackers:
         accelerator.init_trackers("rsedge")
@@ -155,7 +154,7 @@ def read_data(recipe: Recipe, *, progress: Callable[[str], None] | None = None) 
         progress=progress,
     )
     if data.bad and progress is not None:
-        progress("\n".join([f"left out {len(data.bad)} records:", *(f"  {record}" for record in data.bad[:_SHOWN])]))
+        progress("\n".join([f"left out {len(data.bad)} records:", *in_lines(data.bad)]))
     return data
 
 

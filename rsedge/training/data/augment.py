@@ -112,7 +112,9 @@ class ImageAugmentation:
 
         if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
             raise ValueError(f"expected a float image [3, H, W], got {image.dtype} {list(image.shape)}")
-        draw = _uniform(seed)
+        # The raw stream of Philox is fixed by its definition: no NumPy or torch release changes what a seed means.
+        raw = np.random.Philox(key=seed).random_raw(len(_DRAWS))
+        draw = {name: int(bits >> 11) / 2**53 for name, bits in zip(_DRAWS, raw.tolist(), strict=True)}
         if draw["probability"] >= self.probability:
             return image
         if self.crop_scale is not None:
@@ -134,7 +136,8 @@ class ImageAugmentation:
         return image
 
 
-# One number each, at a place of its own in the random stream; new ones go to the end, so that old runs stay the same.
+# A number from 0 up to, not including, 1 each, at a place of its own in the random stream; new ones go to the end, so
+# that old runs stay the same.
 _DRAWS = (
     "probability",
     "crop_scale",
@@ -152,15 +155,6 @@ _DRAWS = (
     "blur",
     "blur_probability",
 )
-
-
-def _uniform(seed: int) -> dict[str, float]:
-    """For each of ``_DRAWS`` a number from 0 up to, not including, 1.
-
-    The raw stream of Philox is fixed by its definition, so that no NumPy or torch release changes what a seed means.
-    """
-    raw = np.random.Philox(key=seed).random_raw(len(_DRAWS))
-    return {name: int(bits >> 11) / 2**53 for name, bits in zip(_DRAWS, raw.tolist(), strict=True)}
 
 
 def _between(limits: tuple[float, ...], share: float) -> float:

@@ -162,17 +162,28 @@ def back_translate(
     check_target(output)
     if output.exists() and not overwrite:
         raise OutputError(f"{output} exists already: choose another output, or pass --overwrite")
-    forward, backward, languages = _translators(settings, torch_device(device))
+    # 1. The translators, and the languages to go through; None where the models have a single one.
+    search = {name: getattr(settings, name) for name in ("num_beams", "max_new_tokens", "batch_size")}
+    device = torch_device(device)
+    forward, backward = (Translator(name, **search, device=device) for name in (settings.forward, settings.backward))
+    known, languages = forward.languages, settings.languages
+    if known and not languages:
+        raise OptionError(f"{forward.source} translates into several languages: choose some of {', '.join(known)}")
+    if unknown := [code for code in languages if code not in known]:
+        accepted = f"choose some of {', '.join(known)}" if known else "it has a single one: leave languages out"
+        raise OptionError(f"{forward.source} does not translate into {', '.join(unknown)}; {accepted}")
+    # 2. What decides the work, the first line of the partial file.
     digest = hashlib.blake2b(digest_size=16)
     for example in examples:
         digest.update(json.dumps([example.key, example.captions]).encode())
     values = {"rsedge_back_translation": FORMAT_VERSION, **asdict(settings), "captions": digest.hexdigest()}
     header = json.dumps(values).encode() + b"\n"
+    # 3. Segment by segment from where the last run ended.
     with _partial_file(output, header, overwrite=overwrite) as (stream, done):
         finished = _whole_lines(stream, done, examples)
         for start in range(finished, len(examples), SEGMENT):
             segment = examples[start : start + SEGMENT]
-            for example, groups in zip(segment, _reword(segment, forward, backward, languages), strict=True):
+            for example, groups in zip(segment, _reword(segment, forward, backward, languages or (None,)), strict=True):
                 stream.write(to_line(example, groups).encode() + b"\n")
             stream.flush()
             os.fsync(stream.fileno())
@@ -199,21 +210,6 @@ def _reword(
 def _words(text: str) -> str:
     """A text without what makes no other wording: case, spaces, the final stop."""
     return " ".join(text.lower().split()).rstrip(" .")
-
-
-def _translators(settings: BackTranslation, device: str) -> tuple[Translator, Translator, tuple[str | None, ...]]:
-    search = {"num_beams": settings.num_beams, "max_new_tokens": settings.max_new_tokens}
-    forward, backward = (
-        Translator(source, **search, batch_size=settings.batch_size, device=device)
-        for source in (settings.forward, settings.backward)
-    )
-    known = forward.languages
-    if known and not settings.languages:
-        raise OptionError(f"{forward.source} translates into several languages: choose some of {', '.join(known)}")
-    if unknown := [code for code in settings.languages if code not in known]:
-        accepted = f"choose some of {', '.join(known)}" if known else "it has a single one: leave languages out"
-        raise OptionError(f"{forward.source} does not translate into {', '.join(unknown)}; {accepted}")
-    return forward, backward, settings.languages or (None,)
 
 
 @contextmanager

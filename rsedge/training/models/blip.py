@@ -12,7 +12,6 @@ from transformers import BlipConfig, BlipForConditionalGeneration
 from rsedge.errors import OptionError
 from rsedge.manifest import ImageSpec
 from rsedge.preprocessor import write_image_spec
-from rsedge.training.losses import caption_loss_sum
 from rsedge.training.models import tokenizers
 from rsedge.training.models.loading import STATISTICS, image_spec, load_pretrained, merge_config, resize_vision
 from rsedge.training.models.task import Batch, CaptionCollate, CaptionTask
@@ -39,9 +38,7 @@ class BlipTask(CaptionTask):
         collate = CaptionCollate(
             tokenizer, (text.bos_token_id,), text.sep_token_id, text.pad_token_id, recipe.model.max_tokens
         )
-        super().__init__(model, image, collate, tokenizer)
-        self._max_tokens = recipe.model.max_tokens
-        self._smoothing = recipe.caption.label_smoothing if recipe.caption else 0.0
+        super().__init__(model, image, collate, tokenizer, recipe)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """``loss_sum`` of the batch."""
@@ -54,8 +51,7 @@ class BlipTask(CaptionTask):
             encoder_attention_mask=seen.new_ones(seen.shape[:2], dtype=torch.long),
             use_cache=False,
         ).logits
-        smoothing = self._smoothing if self.training else 0.0
-        return {"loss_sum": caption_loss_sum(logits[:, :-1], batch["labels"][:, 1:], label_smoothing=smoothing)}
+        return self.loss_sum(logits[:, :-1], batch["labels"][:, 1:])
 
     @torch.no_grad()
     def generate(self, pixels: Tensor) -> list[str]:

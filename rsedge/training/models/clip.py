@@ -103,13 +103,8 @@ class ClipTask(ContrastiveTask):
             # The loss learns a temperature and a bias of its own, which take the place of these when it is saved.
             self.model.logit_scale.requires_grad_(False)
             self.model.logit_bias.requires_grad_(False)
-        elif self.siglip:
+        elif model.config.model_type == "siglip":
             self.model.logit_bias.requires_grad_(False)  # the softmax does not see a bias
-
-    @property
-    def siglip(self) -> bool:
-        """Whether the model is SigLIP."""
-        return bool(self.model.config.model_type == "siglip")
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Embeddings of unit length, the teacher's, Sentence-BERT's as they are, and what the loss learns."""

@@ -21,7 +21,6 @@ from rsedge.errors import OptionError
 from rsedge.manifest import ImageSpec
 from rsedge.preprocessor import write_image_spec
 from rsedge.runtime.decoding.options import DecodingOptions
-from rsedge.training.losses import caption_loss_sum
 from rsedge.training.models import tokenizers
 from rsedge.training.models.clipcap_decode import generate
 from rsedge.training.models.clipcap_model import ClipCapConfig, ClipCapModel
@@ -60,9 +59,7 @@ class ClipCapTask(CaptionTask):
         stop = model.config.stop_token_id
         # "… an airport ." and "… an airport" both end in the one token that stops the decoder.
         collate = CaptionCollate(tokenizer, (), stop, stop, recipe.model.max_tokens, cut=" .")
-        super().__init__(model, image, collate, tokenizer)
-        self._max_tokens = recipe.model.max_tokens
-        self._smoothing = recipe.caption.label_smoothing if recipe.caption else 0.0
+        super().__init__(model, image, collate, tokenizer, recipe)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """``loss_sum`` of the batch."""
@@ -72,8 +69,7 @@ class ClipCapTask(CaptionTask):
             batch["attention_mask"],
             captions_per_image=batch["captions"],
         ).logits
-        smoothing = self._smoothing if self.training else 0.0
-        return {"loss_sum": caption_loss_sum(logits, batch["labels"], label_smoothing=smoothing)}
+        return self.loss_sum(logits, batch["labels"])
 
     @torch.no_grad()
     def generate(self, pixels: Tensor) -> list[str]:

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from rsedge.training.data.samples import Sample
+from rsedge.training.losses import caption_loss_sum
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from rsedge.manifest import ImageSpec
+    from rsedge.training.recipe import Recipe
 
 Batch = dict[str, Tensor]
 """``pixels`` uint8 [B, 3, S, S], ``captions`` int64 [B] (captions per image), ``input_ids`` and ``attention_mask``
@@ -115,9 +117,19 @@ class CaptionTask(Task):
 
     one_caption: ClassVar[bool] = False
 
+    def __init__(self, model: nn.Module, image: ImageSpec, collate: Collate, tokenizer: Any, recipe: Recipe) -> None:
+        super().__init__(model, image, collate, tokenizer)
+        self._max_tokens = recipe.model.max_tokens
+        self._smoothing = recipe.caption.label_smoothing if recipe.caption else 0.0
+
     @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """``loss_sum``: float32 [], the cross entropy of all caption tokens of ``batch``, added up."""
+
+    def loss_sum(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """``loss_sum``, smoothed in training alone."""
+        smoothing = self._smoothing if self.training else 0.0
+        return {"loss_sum": caption_loss_sum(logits, labels, label_smoothing=smoothing)}
 
     @staticmethod
     def tokens(batch: Batch) -> int:

@@ -63,11 +63,6 @@ class Range:
             return None
         return tuple(range(int(self.low), int(self.high) + 1, self.step))
 
-    @property
-    def samples(self) -> tuple[Any, ...]:
-        """Values that stand for all when the recipe is asked what it accepts."""
-        return (self.low, self.high)
-
     def distribution(self) -> Any:
         """As Optuna has it."""
         from optuna.distributions import FloatDistribution, IntDistribution
@@ -77,10 +72,6 @@ class Range:
             last = int(self.low) + (int(self.high) - int(self.low)) // self.step * self.step
             return IntDistribution(int(self.low), last, step=self.step)
         return FloatDistribution(self.low, self.high, log=self.kind == "log")
-
-    def encode(self, value: Any) -> Any:
-        """A value as Optuna stores it."""
-        return value
 
     def decode(self, stored: Any) -> Any:
         """The value that Optuna stores as ``stored``."""
@@ -105,15 +96,10 @@ class Choices:
             raise OptionError(f"[{', '.join(shown)}] holds {', '.join(twice)} more than once")
 
     def __str__(self) -> str:
-        return ",".join("" if value is None else str(self.encode(value)) for value in self.values)
+        return ",".join("" if value is None else str(encode(value)) for value in self.values)
 
     @property
     def grid(self) -> tuple[Any, ...]:
-        """All of them."""
-        return self.values
-
-    @property
-    def samples(self) -> tuple[Any, ...]:
         """All of them."""
         return self.values
 
@@ -121,18 +107,19 @@ class Choices:
         """As Optuna has it."""
         from optuna.distributions import CategoricalDistribution
 
-        return CategoricalDistribution([self.encode(value) for value in self.values])
-
-    def encode(self, value: Any) -> Any:
-        """A value as Optuna stores it: it takes no lists."""
-        return json.dumps(value) if isinstance(value, (list, dict)) else value
+        return CategoricalDistribution([encode(value) for value in self.values])
 
     def decode(self, stored: Any) -> Any:
         """The value that Optuna stores as ``stored``."""
-        return next(value for value in self.values if json.dumps(self.encode(value)) == json.dumps(stored))
+        return next(value for value in self.values if json.dumps(encode(value)) == json.dumps(stored))
 
 
 Space = dict[str, Range | Choices]
+
+
+def encode(value: Any) -> Any:
+    """A value as Optuna stores it: it takes no lists."""
+    return json.dumps(value) if isinstance(value, (list, dict)) else value
 
 
 def read_settings(settings: Sequence[str]) -> dict[str, str]:
@@ -278,9 +265,12 @@ def _never_accepted(space: Space, recipe: Recipe) -> Iterator[str]:
             return str(error)
         return None
 
-    for key, entry in space.items():
-        for value in entry.samples:
+    samples = {
+        key: entry.values if isinstance(entry, Choices) else (entry.low, entry.high) for key, entry in space.items()
+    }
+    for key, values in samples.items():
+        for value in values:
             problem = refusal({key: value})
-            others = ({key: value, name: side} for name in space if name != key for side in space[name].samples)
+            others = ({key: value, name: side} for name in samples if name != key for side in samples[name])
             if problem and all(refusal(settings) for settings in others):
                 yield f"{key} = {json.dumps(value)}: {problem}"

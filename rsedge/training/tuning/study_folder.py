@@ -89,7 +89,15 @@ class StudyFolder:
             except BlockingIOError:
                 raise OutputError(f"{self.path} is in use by another search: wait for it to end") from None
             if resume:
-                self._compare(plan)
+                stored = read_toml(self._plan)
+                changed = ["the images, their splits or their texts changed"] if stored["data"] != plan["data"] else []
+                changed += differences(stored, plan, free=("data", *_FREE_ON_RESUME))
+                if changed:
+                    shown = "\n".join(f"  - {text}" for text in changed)
+                    raise OptionError(
+                        f"{self.path} cannot be resumed as another study:\n{shown}\nleave these as they were to go on, "
+                        "or start a new study with another -o"
+                    )
                 # A power failure may leave a line half-written; Optuna would read it together with the next.
                 handle.seek(0)
                 text = handle.read()
@@ -107,17 +115,6 @@ class StudyFolder:
                 write_toml(draft := self.path / ".study.tmp", plan)
                 draft.replace(self._plan)
             yield self._journal
-
-    def _compare(self, plan: Mapping[str, Any]) -> None:
-        stored = read_toml(self._plan)
-        differing = ["the images, their splits or their texts changed"] if stored["data"] != plan["data"] else []
-        differing += differences(stored, plan, free=("data", *_FREE_ON_RESUME))
-        if differing:
-            shown = "\n".join(f"  - {text}" for text in differing)
-            raise OptionError(
-                f"{self.path} cannot be resumed as another study:\n{shown}\nleave these as they were to go on, or "
-                "start a new study with another -o"
-            )
 
     # Trials
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rsedge.training.data.order import derive
 from rsedge.training.recipe_files import with_settings
+from rsedge.training.tuning.search_space import encode
 
 if TYPE_CHECKING:
     from rsedge.training.recipe import Recipe
@@ -46,7 +47,7 @@ class TrialRecord:
 
 def grid_points(space: Space) -> list[dict[str, Any]]:
     """Every combination of a countable space, as Optuna stores them."""
-    values = [[entry.encode(value) for value in entry.grid or ()] for entry in space.values()]
+    values = [[encode(value) for value in entry.grid or ()] for entry in space.values()]
     return [dict(zip(space, point, strict=True)) for point in itertools.product(*values)]
 
 
