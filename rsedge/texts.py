@@ -8,6 +8,7 @@ prints, so nothing else has to.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 _SPACES = re.compile("[\t\n\v\f\r\x85\u2028\u2029]")
@@ -43,6 +44,23 @@ def plain(text: str, *, lines: bool = False) -> str:
 def cell(value: Any) -> Any:
     """A CSV cell: text that starts no formula in a spreadsheet, in one line; any other value as it is."""
     return _FORMULA.sub(r"\1'", plain(value)) if isinstance(value, str) else value
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def in_a_line(items: Iterable[Any], most: int = 5) -> str:
+    """The first items, and how many more there are: ``a, b and 3 more``."""
+    listed = [str(item) for item in items]
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
+
+
+def in_lines(items: Iterable[Any], most: int = 20) -> list[str]:
+    """A line for each of the first items, and one for how many more there are, all indented."""
+    listed = [f"  {item}" for item in items]
+    return [*listed[:most], f"  and {len(listed) - most} more"] if len(listed) > most else listed
 
 
 def escape_hidden(source: str) -> str:

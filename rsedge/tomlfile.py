@@ -28,6 +28,11 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise OptionError(f"cannot read {path} as TOML: {error}") from error
 
 
+def parse_toml(text: str) -> dict[str, Any]:
+    """The table in ``text``; ValueError where it is not TOML."""
+    return tomllib.loads(text)
+
+
 def write_toml(path: Path, values: Mapping[str, Any]) -> None:
     """Write ``values``, leaving out those that are None, which TOML does not have.
 

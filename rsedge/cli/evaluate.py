@@ -320,7 +320,7 @@ def compare(
     """
     if b is None and (named := _given("resamples", "confidence")):
         raise click.UsageError(f"{', '.join(named)} need B: give it, or leave them out")
-    from rsedge.evaluation.compare import compare_predictions
+    from rsedge.evaluation.captions import compare_predictions
     from rsedge.evaluation.predictions import check_outputs, read_predictions
     from rsedge.evaluation.tables import comparison_lines, sensitivity_lines
     from rsedge.metrics.captions import score_captions

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rsedge.datasets.examples import BadRecord, Example, ImageSource, Split
 from rsedge.datasets.images import FileImage
 from rsedge.datasets.splits import SPLIT_WORDS, Splitter, split_named
 from rsedge.errors import OptionError, SceneError
+from rsedge.texts import in_a_line
 
 if TYPE_CHECKING:
     from rsedge.datasets.records import CaptionSet, Record
 
-_SHOWN = 20
 _MOST_THREADS = 4
 _LONGEST_NAME, _LONGEST_PART = 2000, 255  # bytes, of a file name and of a part between slashes
 _SEARCHED = 500  # names looked for in each folder that may have the images
@@ -52,7 +52,7 @@ def read_examples(
             reasons.append(f"unknown split: {stated}; accepted are {SPLIT_WORDS}")
         elif split not in splits:
             continue
-        found = label(record) if label else _text(record.label)
+        found = label(record) if label else None if record.label is None else str(record.label).strip() or None
         if label and found is None:
             reasons.append("it has no class: neither a label nor a file name such as airport_12.jpg")
         reasons += _caption_faults(record, needed=label is None)
@@ -88,32 +88,9 @@ def undecodable(examples: Sequence[Example], source: Callable[[Example], str]) -
         }
 
 
-def refuse(bad: Sequence[BadRecord]) -> None:
-    """Raise if there are bad records.
-
-    Raises:
-        OptionError: Lists them, the first 20 in full.
-    """
-    if not bad:
-        return
-    count = "1 record cannot be used" if len(bad) == 1 else f"{len(bad)} records cannot be used"
-    lines = [f"{count}:", *(f"  {record}" for record in bad[:_SHOWN])]
-    if len(bad) > _SHOWN:
-        lines.append(f"  and {len(bad) - _SHOWN} more")
-    lines.append("mend them, or leave them out with --skip-bad")
-    raise OptionError("\n".join(lines))
-
-
 def keys_of(caption_set: CaptionSet) -> set[str]:
     """The keys that the records of a set have, or would have if nothing else were wrong with them."""
     return {f"{caption_set.name}/{_name(record)[0]}" for record in caption_set.records}
-
-
-def as_list(items: Iterable[Any]) -> str:
-    """A few items for a message."""
-    listed = [str(item) for item in items]
-    more = f" and {len(listed) - 8} more" if len(listed) > 8 else ""
-    return ", ".join(listed[:8]) + more
 
 
 def _fault(example: Example) -> str | None:
@@ -156,11 +133,6 @@ def _caption_faults(record: Record, *, needed: bool) -> Iterator[str]:
             yield f"it has paraphrases of {len(groups)} captions, but {len(record.captions)} captions"
 
 
-def _text(value: Any) -> str | None:
-    """A label as text; None where there is none."""
-    return None if value is None or not str(value).strip() else str(value).strip()
-
-
 def _image_folder(caption_set: CaptionSet, names: Sequence[str]) -> Path | None:
     """The folder that has most of the images, the first of several; None where none is needed.
 
@@ -173,7 +145,7 @@ def _image_folder(caption_set: CaptionSet, names: Sequence[str]) -> Path | None:
     hits = {folder: sum((folder / name).is_file() for name in sample) for folder in caption_set.folders}
     best = max(hits, key=lambda folder: hits[folder])
     if not hits[best]:
-        where = as_list(hits)
+        where = in_a_line(hits, 8)
         raise OptionError(
             f"{caption_set.source}: no image of it, such as {names[0]}, is in {where}; "
             f"name the folder of its images: {caption_set.source.partition('@')[0]}@FOLDER"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
@@ -32,24 +31,22 @@ class ImageSource(Protocol):
 class Example:
     """One image with all its captions.
 
-    Attributes:
-        key: ``<set>/<relative file name>``, the same whatever the order of files or the machine.
-        image: Reads the pixels when they are wanted.
-        captions: At least one, without white space around it; none only where there is a ``label`` instead.
-        split: ``train``, ``val`` or ``test``.
-        paraphrases: For each caption its rewordings by back-translation, perhaps none; ``()`` where no caption has any.
-        label: The class, where the set has one.
-
     Raises:
         OptionError: A field breaks one of the rules above.
     """
 
     key: str
+    """``<set>/<relative file name>``, the same whatever the order of files or the machine."""
     image: ImageSource
+    """Reads the pixels when they are wanted."""
     captions: tuple[str, ...]
+    """At least one, without white space around it; none only where there is a ``label`` instead."""
     split: Split
+    """``train``, ``val`` or ``test``."""
     paraphrases: tuple[tuple[str, ...], ...] = ()
+    """For each caption its rewordings by back-translation, perhaps none; ``()`` where no caption has any."""
     label: str | None = None
+    """The class, where the set has one."""
 
     def __post_init__(self) -> None:
         if not self.key:
@@ -75,17 +72,14 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class BadRecord:
-    """A record of an annotation file that cannot be used.
-
-    Attributes:
-        source: The set as the user named it.
-        record: Which of its records: a file name or a line, enough to find it.
-        reason: What is wrong with it.
-    """
+    """A record of an annotation file that cannot be used."""
 
     source: str
+    """The set as the user named it."""
     record: str
+    """Which of its records: a file name or a line, enough to find it."""
     reason: str
+    """What is wrong with it."""
 
     def __str__(self) -> str:
         return f"{self.source}: {self.record}: {self.reason}"
@@ -95,18 +89,16 @@ class BadRecord:
 class CaptionData:
     """What one or several caption sets hold.
 
-    Attributes:
-        examples: Ordered by key, so that neither files nor file systems decide the order.
-        bad: Records left out, where that was asked for.
-        sources: The sets, as the user named them.
-
     Raises:
         OptionError: Two examples have the same key.
     """
 
     examples: tuple[Example, ...]
+    """Ordered by key, so that neither files nor file systems decide the order."""
     bad: tuple[BadRecord, ...] = ()
+    """Records left out, where that was asked for."""
     sources: tuple[str, ...] = ()
+    """The sets, as the user named them."""
 
     def __post_init__(self) -> None:
         keys: set[str] = set()
@@ -129,20 +121,14 @@ class CaptionData:
         """Sizes, ready for JSON: ``sources``, ``bad`` (a count), and for each split that has images ``images``,
         ``captions``, ``words_per_caption`` (mean; None without captions) and ``paraphrases``.
         """
-        splits = {name: self.split(name) for name in SPLITS}
-        return {
-            "sources": list(self.sources),
-            "bad": len(self.bad),
-            "splits": {name: _sizes(examples) for name, examples in splits.items() if examples},
-        }
-
-
-def _sizes(examples: Iterable[Example]) -> dict[str, Any]:
-    examples = tuple(examples)
-    words = [len(caption.split()) for example in examples for caption in example.captions]
-    return {
-        "images": len(examples),
-        "captions": len(words),
-        "words_per_caption": round(fmean(words), 2) if words else None,
-        "paraphrases": sum(len(group) for example in examples for group in example.paraphrases),
-    }
+        splits = {}
+        for name in SPLITS:
+            if examples := self.split(name):
+                words = [len(caption.split()) for example in examples for caption in example.captions]
+                splits[name] = {
+                    "images": len(examples),
+                    "captions": len(words),
+                    "words_per_caption": round(fmean(words), 2) if words else None,
+                    "paraphrases": sum(len(group) for example in examples for group in example.paraphrases),
+                }
+        return {"sources": list(self.sources), "bad": len(self.bad), "splits": splits}

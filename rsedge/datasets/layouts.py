@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rsedge.datasets.checks import keys_of, read_examples, refuse, undecodable
-from rsedge.datasets.examples import SPLITS, BadRecord, CaptionData, Example, Split
+from rsedge.datasets.checks import keys_of, read_examples, undecodable
+from rsedge.datasets.examples import SPLITS, BadRecord, CaptionData, Example
 from rsedge.datasets.paraphrases import attach_paraphrases
 from rsedge.datasets.records import CaptionSet, Record, tell_apart
 from rsedge.datasets.sources import label_of, read_classes, read_set
 from rsedge.datasets.splits import Splitter, subset, wanted_splits
 from rsedge.errors import OptionError
+from rsedge.texts import in_lines
 
 
 def load_examples(
@@ -141,7 +142,9 @@ def _load(
         source_of.update((example.key, caption_set.source) for example in found)
     examples.sort(key=lambda example: example.key)
     if limit is not None:
-        examples = _limited(examples, limit, wanted, splitter.seed)
+        by_split = ([example.key for example in examples if example.split == split] for split in wanted)
+        kept = set().union(*(subset(keys, limit, seed=splitter.seed) for keys in by_split))
+        examples = [example for example in examples if example.key in kept]
     if check:
         if progress is not None:
             progress(f"checking {len(examples)} images")
@@ -149,7 +152,8 @@ def _load(
         examples = [example for example in examples if example.key not in broken]
         bad += broken.values()
     if bad and not skip_bad:
-        refuse(bad)
+        count = "1 record cannot be used" if len(bad) == 1 else f"{len(bad)} records cannot be used"
+        raise OptionError("\n".join([f"{count}:", *in_lines(bad), "mend them, or leave them out with --skip-bad"]))
     if not examples:
         left = f"all {len(bad)} records are left out" if bad else "there are no records"
         names = ", ".join(caption_set.source for caption_set in sets)
@@ -158,10 +162,3 @@ def _load(
         known = set().union(*map(keys_of, sets))
         examples = attach_paraphrases(examples, paraphrases, known=known)
     return CaptionData(tuple(examples), tuple(bad), tuple(caption_set.source for caption_set in sets))
-
-
-def _limited(examples: Sequence[Example], limit: int, splits: frozenset[Split], seed: int) -> list[Example]:
-    kept: set[str] = set()
-    for split in splits:
-        kept |= subset((example.key for example in examples if example.split == split), limit, seed=seed)
-    return [example for example in examples if example.key in kept]

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from rsedge import jsonvalues
 from rsedge.errors import OptionError
+from rsedge.texts import in_lines
 
 if TYPE_CHECKING:
     from rsedge.datasets.examples import Example
-
-_SHOWN = 20
 
 
 def to_line(example: Example, paraphrases: Sequence[Sequence[str]]) -> str:
@@ -38,9 +37,13 @@ def attach_paraphrases(examples: Sequence[Example], path: Path, *, known: Collec
     by_file: dict[str, list[str]] = {}
     for key in known:
         by_file.setdefault(key.partition("/")[2], []).append(key)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f"the paraphrases {path} cannot be read: {error}") from error
     problems: list[str] = []
     entries: dict[str, dict[str, Any]] = {}
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
@@ -63,18 +66,9 @@ def attach_paraphrases(examples: Sequence[Example], path: Path, *, known: Collec
     if not entries and not problems:
         problems.append("it is empty")
     if problems:
-        more = [f"  and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
-        shown = [f"  {problem}" for problem in problems[:_SHOWN]]
         remedy = "make it anew from these sets: rsedge back-translate"
-        raise OptionError("\n".join([f"the paraphrases {path} do not fit the data:", *shown, *more, remedy]))
+        raise OptionError("\n".join([f"the paraphrases {path} do not fit the data:", *in_lines(problems), remedy]))
     return result
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"the paraphrases {path} cannot be read: {error}") from error
 
 
 def _place(values: Any, known: Collection[str], by_file: dict[str, list[str]]) -> str:

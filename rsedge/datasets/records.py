@@ -23,45 +23,39 @@ _GENERIC |= {"dev", "test", "testing", "index", "labels"}
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One image as the file describes it; every field may be wrong.
-
-    Attributes:
-        where: Where it stands, for messages.
-        name: File name relative to the image folder.
-        captions: As they stand.
-        split, label: As they stand; None where the file has none.
-        paraphrases: As they stand: a list for each caption.
-        image: The image, where the layout holds the pixels itself.
-    """
+    """One image as the file describes it; every field may be wrong."""
 
     where: str
+    """Where it stands, for messages."""
     name: Any
+    """File name relative to the image folder."""
     captions: Sequence[Any]
+    """As they stand."""
     split: Any = None
     label: Any = None
+    """As they stand; None where the file has none."""
     paraphrases: Any = None
+    """As they stand: a list for each caption."""
     image: ImageSource | None = None
+    """The image, where the layout holds the pixels itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class CaptionSet:
-    """The records of one source.
-
-    Attributes:
-        source: As the user named it.
-        name: First part of its examples' keys.
-        path: What was read; tells sets of one name apart.
-        records: In the order of the file.
-        folders: Where the images may be; the folder that has most of them is it.
-        bad: Records that could not even be parsed.
-    """
+    """The records of one source."""
 
     source: str
+    """As the user named it."""
     name: str
+    """First part of its examples' keys."""
     path: Path
+    """What was read; tells sets of one name apart."""
     records: tuple[Record, ...]
+    """In the order of the file."""
     folders: tuple[Path, ...] = ()
+    """Where the images may be; the folder that has most of them is it."""
     bad: tuple[BadRecord, ...] = ()
+    """Records that could not even be parsed."""
 
 
 def set_name(path: Path) -> str:

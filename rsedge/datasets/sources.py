@@ -18,20 +18,19 @@ For zero-shot classification also a folder with one folder a class, or with file
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
 from rsedge import jsonvalues
 from rsedge.datasets import hub, tables
-from rsedge.datasets.checks import as_list
 from rsedge.datasets.examples import BadRecord
 from rsedge.datasets.images import SUFFIXES
-from rsedge.datasets.karpathy import read_karpathy
 from rsedge.datasets.records import CaptionSet, Record, set_name
 from rsedge.datasets.splits import split_named
 from rsedge.errors import OptionError
+from rsedge.texts import in_a_line
 
 ACCEPTED = (
     "accepted are Karpathy JSON, JSON lines, CSV or Parquet (FILE, or FILE@FOLDER with the folder of its images), "
@@ -43,17 +42,14 @@ _NUMBERED_NAME = re.compile(r"(?P<label>.*[^\W\d_].*?)[ _-]?\d+")
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """One table of a set.
-
-    Attributes:
-        path: The file.
-        prefix: Folder its file names are relative to, within the image folder.
-        split: Of its records that state none.
-    """
+    """One table of a set."""
 
     path: Path
+    """The file."""
     prefix: str = ""
+    """Folder its file names are relative to, within the image folder."""
     split: str | None = None
+    """Of its records that state none."""
 
 
 def read_set(source: str) -> CaptionSet:
@@ -64,7 +60,14 @@ def read_set(source: str) -> CaptionSet:
     """
     if source.startswith(hub.PREFIX):
         return hub.read_hub(source)
-    path, images = _locate(source)
+    path, images = Path(source).expanduser(), None
+    if not path.exists():  # then it is FILE@FOLDER
+        text, at, folder = source.rpartition("@")
+        path, images = Path(text).expanduser(), Path(folder).expanduser()
+        if not at or not path.exists():
+            raise OptionError(f"{source} does not exist; {ACCEPTED}")
+        if not images.is_dir():
+            raise OptionError(f"{source}: there is no folder {folder} for the images of {text}")
     if path.is_file():
         return _read_file(source, path, images)
     candidates = _candidates(source, path, images)
@@ -106,20 +109,6 @@ def label_of(record: Record) -> str | None:
         return str(record.label).strip()
     match = _NUMBERED_NAME.fullmatch(PurePosixPath(str(record.name)).stem)
     return match["label"] if match else None
-
-
-def _locate(source: str) -> tuple[Path, Path | None]:
-    """What a source names, and the image folder named with it."""
-    whole = Path(source).expanduser()
-    if whole.exists():
-        return whole, None
-    text, at, folder = source.rpartition("@")
-    path, images = Path(text).expanduser(), Path(folder).expanduser()
-    if not at or not path.exists():
-        raise OptionError(f"{source} does not exist; {ACCEPTED}")
-    if not images.is_dir():
-        raise OptionError(f"{source}: there is no folder {folder} for the images of {text}")
-    return path, images
 
 
 def _candidates(source: str, path: Path, images: Path | None) -> dict[str, Callable[[], CaptionSet]]:
@@ -167,11 +156,11 @@ def _read_file(source: str, path: Path, images: Path | None) -> CaptionSet:
     if isinstance(values, list):
         records = tables.records_of(tables.rows_of_list(values, report), source, report)
     elif isinstance(values, dict) and isinstance(values.get("images"), list) and "annotations" not in values:
-        records = read_karpathy(values["images"], report)
+        records = tables.read_karpathy(values["images"], report)
         stated = values.get("dataset")
         name = stated if isinstance(stated, str) and stated else name
     else:
-        held = f"an object with {as_list(values)}" if isinstance(values, dict) else "no list of images"
+        held = f"an object with {in_a_line(values, 8)}" if isinstance(values, dict) else "no list of images"
         raise OptionError(f"{source} is {held}: Karpathy JSON has images, each with its sentences; {ACCEPTED}")
     return CaptionSet(source, name, path.resolve(), tuple(records), folders, tuple(bad))
 
@@ -202,8 +191,5 @@ def _image_folders(folder: Path, images: Path | None) -> tuple[Path, ...]:
 
 
 def _contents(path: Path) -> str:
-    def listed() -> Iterator[str]:
-        for entry in sorted(path.iterdir()):
-            yield entry.name + "/" * entry.is_dir()
-
-    return f"it holds {as_list(listed()) or 'nothing'}"
+    names = [entry.name + "/" * entry.is_dir() for entry in sorted(path.iterdir())]
+    return f"it holds {in_a_line(names, 8) or 'nothing'}"

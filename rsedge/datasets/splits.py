@@ -38,16 +38,14 @@ def split_named(word: object) -> Split | None:
 class Splitter:
     """Places images without a split of their own.
 
-    Attributes:
-        seed: Another seed, another split.
-        fractions: Of train, val and test.
-
     Raises:
         OptionError: The fractions are not three that add up to 1.
     """
 
     seed: int = 0
+    """Another seed, another split."""
     fractions: tuple[float, ...] = (0.8, 0.1, 0.1)
+    """Of train, val and test."""
 
     def __post_init__(self) -> None:
         # Written so that NaN fails too.

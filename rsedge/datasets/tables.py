@@ -152,6 +152,26 @@ def read_parquet(path: Path, report: Callable[[str, str], None]) -> Rows:  # noq
     return [(f"row {number}", row) for number, row in enumerate(table.to_pylist(), 1)]
 
 
+def read_karpathy(images: Sequence[Any], report: Callable[[str, str], None]) -> list[Record]:
+    """The records of Karpathy's splits, the JSON layout of RSICD, UCM-Captions, RSITMD, NWPU-Captions and Sydney:
+    ``[{"filename", "split", "sentences": [{"raw"}]}]``.
+
+    Args:
+        images: The entry ``images`` of the file.
+        report: Told where an entry stands and why it is left out.
+    """
+    records = []
+    for number, image in enumerate(images):
+        if not isinstance(image, dict) or not isinstance(sentences := image.get("sentences", []), list):
+            report(f"images[{number}]", "it is no object with a list of sentences")
+            continue
+        name = image.get("filename")
+        captions = [sentence.get("raw") if isinstance(sentence, dict) else sentence for sentence in sentences]
+        where = name if isinstance(name, str) and name else f"images[{number}]"
+        records.append(Record(where, name, captions, image.get("split"), image.get("label")))
+    return records
+
+
 READERS: dict[str, Callable[[Path, Callable[[str, str], None]], Rows]] = {
     ".jsonl": read_json_lines,
     ".ndjson": read_json_lines,

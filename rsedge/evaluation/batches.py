@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rsedge.errors import OptionError, SceneError
+from rsedge.texts import in_lines
 
 if TYPE_CHECKING:
     from rsedge.datasets.examples import Example
@@ -16,8 +17,6 @@ Progress = Callable[[int, int], None]
 
 BLOCK = 64
 """Images read before the model sees them: enough that a captioner's batch stays full."""
-
-_SHOWN = 20
 
 
 def read_blocks(
@@ -43,33 +42,15 @@ def read_blocks(
         images: list[UInt8] = []
         failed: dict[int, str] = {}
         for index in range(start, min(start + BLOCK, len(examples))):
-            found = _read(examples[index])
-            if isinstance(found, str):
-                failed[index] = found
-            else:
+            try:
+                images.append(examples[index].image.read())
                 indices.append(index)
-                images.append(found)
+            except SceneError as error:  # noqa: PERF203 - reading an image takes far longer
+                failed[index] = str(error)
         if failed and not skip_bad:
-            lines = [f"  {examples[index].key}: {reason}" for index, reason in failed.items()]
-            more = [f"  and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
-            raise OptionError(
-                "\n".join(
-                    [
-                        f"{len(failed)} images cannot be read:",
-                        *lines[:_SHOWN],
-                        *more,
-                        "mend them, or count them as failed with --skip-bad",
-                    ]
-                )
-            )
+            lines = in_lines(f"{examples[index].key}: {reason}" for index, reason in failed.items())
+            remedy = "mend them, or count them as failed with --skip-bad"
+            raise OptionError("\n".join([f"{len(failed)} images cannot be read:", *lines, remedy]))
         yield indices, images, failed
         if progress is not None:
             progress(min(start + BLOCK, len(examples)), len(examples))
-
-
-def _read(example: Example) -> UInt8 | str:
-    """The image, or why there is none."""
-    try:
-        return example.image.read()
-    except SceneError as error:
-        return str(error)

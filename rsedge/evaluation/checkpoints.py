@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.utils import logging
 
-from rsedge.errors import BackendError, BundleError, OptionError
-from rsedge.evaluation.models import CaptionModel, ModelInfo
+from rsedge.errors import BundleError, OptionError
+from rsedge.evaluation.interfaces import CaptionModel, ModelInfo
 from rsedge.manifest import GenerationDefaults, ImageSpec
 from rsedge.pixels import UInt8, resize
 from rsedge.runtime.decoding.options import DecodingOptions
-from rsedge.training.models.loading import config_type, image_spec, load_pretrained
+from rsedge.texts import first_line
+from rsedge.training.models.loading import config_type, image_spec, load_pretrained, torch_device
 from rsedge.training.models.tokenizers import open_tokenizer
 from rsedge.training.recipe import ModelRecipe
 
@@ -45,14 +46,20 @@ def open_checkpoint_captioner(
 
 class _Checkpoint:
     def __init__(self, path: str, name: str, device: str, batch_size: int) -> None:
-        self._batch_size, self._device = batch_size, _device(device)
+        self._batch_size, self._device = batch_size, torch_device(device)
         self.info = ModelInfo(name, "checkpoint", path, self._device)
         self._image = image_spec(path)
         self._tokenizer = open_tokenizer(path)
 
     def _load(self, cls: Any, path: str) -> Any:
-        with _no_progress_bar():
+        # Weights load in a moment: a bar would only stand in the way of what is printed. Set back after, for notebooks.
+        shown = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+        try:
             return load_pretrained(cls, ModelRecipe(init=path)).eval().to(self._device)
+        finally:
+            if shown:
+                logging.enable_progress_bar()
 
     def _batches(self, images: Sequence[UInt8]) -> Iterator[Tensor]:
         for start in range(0, len(images), self._batch_size):
@@ -66,9 +73,14 @@ class _Blip(_Checkpoint):
         super().__init__(path, name, device, batch_size)
         self._model = self._load(BlipForConditionalGeneration, path)
         positions = self._model.config.text_config.max_position_embeddings
-        self._options = DecodingOptions.resolve(_defaults(path, positions), options)
+        file = Path(path) / "generation_config.json"
+        try:
+            config = json.loads(file.read_bytes()) if file.is_file() else {}
+            defaults = GenerationDefaults.from_transformers(config, positions=positions)
+        except (BundleError, TypeError, ValueError) as error:
+            raise OptionError(f"{file} cannot be used: {error}; mend or delete it") from error
+        self._options = DecodingOptions.resolve(defaults, options)
         self.info = replace(self.info, options=asdict(self._options))
-
         if self._options.do_sample:
             raise OptionError(
                 "transformers draws for a whole batch at once, so a caption would depend on its neighbours: evaluate "
@@ -186,44 +198,9 @@ def _unit(rows: Tensor) -> NDArray[np.float32]:
     return unit
 
 
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Weights load in a moment: a bar would only stand in the way of what is printed. Set back after, for notebooks."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
 def _kind(path: str) -> str:
     try:
         return config_type(path)
     except (OSError, ValueError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise OptionError(f"cannot open {path}: {reason}") from error
-
-
-def _device(name: str) -> str:
-    kind, colon, number = name.partition(":")
-    if kind not in ("auto", "cpu", "cuda") or (colon and not (kind == "cuda" and number.isdecimal())):
-        raise OptionError(f"device is {name!r}, expected auto, cpu, cuda or cuda:N")
-    count = torch.cuda.device_count()
-    if kind == "auto":
-        return "cuda" if count else "cpu"
-    if kind == "cuda" and int(number or 0) >= count:
-        raise BackendError(f"device is {name}, but torch sees {count or 'no'} CUDA GPUs here: use --device cpu")
-    return name
-
-
-def _defaults(path: str, positions: int) -> GenerationDefaults:
-    file = Path(path) / "generation_config.json"
-    try:
-        config = json.loads(file.read_bytes()) if file.is_file() else {}
-        return GenerationDefaults.from_transformers(config, positions=positions)
-    except (BundleError, TypeError, ValueError) as error:
-        raise OptionError(f"{file} cannot be used: {error}; mend or delete it") from error

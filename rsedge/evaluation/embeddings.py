@@ -19,22 +19,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rsedge.datasets.examples import Example
-    from rsedge.evaluation.models import EmbeddingModel
+    from rsedge.evaluation.interfaces import EmbeddingModel
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class ZeroShotReport:
-    """Zero-shot classification of a data set.
-
-    Attributes:
-        scores: Top-k, per class, confusion.
-        templates: The prompts' templates.
-        failed: Key → why an image has no embedding; counted as wrong.
-    """
+    """Zero-shot classification of a data set."""
 
     scores: ZeroShotScores
+    """Top-k, per class, confusion."""
     templates: tuple[str, ...]
+    """The prompts' templates."""
     failed: dict[str, str]
+    """Key → why an image has no embedding; counted as wrong."""
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
@@ -43,20 +40,17 @@ class ZeroShotReport:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class RetrievalReport:
-    """Retrieval between the images and captions of a data set.
-
-    Attributes:
-        scores: Both ways.
-        chance: What random embeddings score on average.
-        images, captions: How many there are.
-        failed: Key → why an image has no embedding; its queries count as misses.
-    """
+    """Retrieval between the images and captions of a data set."""
 
     scores: RetrievalScores
+    """Both ways."""
     chance: RetrievalScores
+    """What random embeddings score on average."""
     images: int
     captions: int
+    """How many there are."""
     failed: dict[str, str]
+    """Key → why an image has no embedding; its queries count as misses."""
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rsedge.errors import BackendError, OptionError
+from rsedge.evaluation.interfaces import CaptionModel, EmbeddingModel, Kind, ModelInfo
 from rsedge.pixels import UInt8, resize
 
 if TYPE_CHECKING:
@@ -17,58 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-Kind = Literal["bundle", "checkpoint"]
-
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(?<!\.rsedge)")  # and not the bundle that is missing
-
-
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """What was evaluated.
-
-    Attributes:
-        name: The bundle's ``name@hash12``, or the checkpoint as it was named.
-        kind: ``bundle`` or ``checkpoint``.
-        path: Folder, or hub id.
-        device: Where it ran.
-        precision: The bundle's, or fp32.
-        options: Decoding options, of captioners.
-    """
-
-    name: str
-    kind: Kind
-    path: str
-    device: str
-    precision: str = "fp32"
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        return asdict(self)
-
-
-class CaptionModel(Protocol):
-    """Writes captions."""
-
-    info: ModelInfo
-
-    def caption(self, images: Sequence[UInt8], *, keys: Sequence[int] | None = None) -> list[str]:
-        """A caption per uint8 [H, W, 3]; ``keys``, a number per image, seed its sampling."""
-        ...
-
-
-class EmbeddingModel(Protocol):
-    """Embeds images and texts in one space."""
-
-    info: ModelInfo
-
-    def embed_images(self, images: Sequence[UInt8]) -> NDArray[np.float32]:
-        """Float32 [N, D] of unit length."""
-        ...
-
-    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Float32 [N, D] of unit length."""
-        ...
 
 
 def locate(source: str | Path) -> tuple[Kind, str]:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from rsedge import jsonvalues
 from rsedge.errors import OptionError, OutputError
+from rsedge.texts import in_lines
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-_SHOWN = 20
 _ABSENT = "there is no prediction of this image"
 
 
@@ -26,20 +26,18 @@ _ABSENT = "there is no prediction of this image"
 class Prediction:
     """What a model said of one image.
 
-    Attributes:
-        key: Of the example.
-        caption: Empty where there is none.
-        references: The captions it is scored against; perhaps none in a file written elsewhere.
-        error: Why there is no caption.
-
     Raises:
         OptionError: The key is empty.
     """
 
     key: str
+    """Of the example."""
     caption: str
+    """Empty where there is none."""
     references: tuple[str, ...] = ()
+    """The captions it is scored against; perhaps none in a file written elsewhere."""
     error: str | None = None
+    """Why there is no caption."""
 
     def __post_init__(self) -> None:
         if not self.key:
@@ -70,7 +68,19 @@ def write_predictions(path: str | Path, predictions: Sequence[Prediction]) -> No
     """
     path = Path(path)
     if path.suffix.lower() == ".json":
-        results, annotations = _coco(predictions)
+        # Images are numbered from 1 in order, their keys are the file names.
+        numbered = list(enumerate(predictions, 1))
+        results = [{"image_id": number, "caption": prediction.caption} for number, prediction in numbered]
+        texts = [(number, text) for number, prediction in numbered for text in prediction.references]
+        annotations = {
+            "info": {},
+            "licenses": [],
+            "type": "captions",
+            "images": [{"id": number, "file_name": prediction.key} for number, prediction in numbered],
+            "annotations": [
+                {"id": i, "image_id": number, "caption": text} for i, (number, text) in enumerate(texts, 1)
+            ],
+        }
         _write(_beside(path), json.dumps(annotations, ensure_ascii=False) + "\n")
         _write(path, json.dumps(results, ensure_ascii=False) + "\n")
     else:
@@ -105,7 +115,7 @@ def read_predictions(path: str | Path) -> tuple[Prediction, ...]:
     if problems:
         raise OptionError(
             f"{path} is no file of predictions; a line is {{'key': …, 'caption': …, 'references': […]}}:\n"
-            + _listed(problems)
+            + "\n".join(in_lines(problems))
         )
     return tuple(found)
 
@@ -123,7 +133,7 @@ def with_references(
     if strange := [key for key in known if key not in references]:
         raise OptionError(
             f"{len(strange)} of {len(known)} predictions are of images that are not in this data and split:\n"
-            + _listed(strange)
+            + "\n".join(in_lines(strange))
         )
     return tuple(
         Prediction(key, known[key].caption, tuple(texts), known[key].error)
@@ -149,21 +159,6 @@ def _prediction(values: Any) -> Prediction:
     if problems:
         raise OptionError("; ".join(problems))
     return Prediction(values["key"], values["caption"], tuple(references), values.get("error"))
-
-
-def _coco(predictions: Sequence[Prediction]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """COCO's results and annotations; images are numbered from 1 in order, their keys are the file names."""
-    numbered = list(enumerate(predictions, 1))
-    results = [{"image_id": number, "caption": prediction.caption} for number, prediction in numbered]
-    texts = [(number, text) for number, prediction in numbered for text in prediction.references]
-    annotations = {
-        "info": {},
-        "licenses": [],
-        "type": "captions",
-        "images": [{"id": number, "file_name": prediction.key} for number, prediction in numbered],
-        "annotations": [{"id": i, "image_id": number, "caption": text} for i, (number, text) in enumerate(texts, 1)],
-    }
-    return results, annotations
 
 
 def _from_coco(path: Path) -> tuple[Prediction, ...]:
@@ -194,7 +189,7 @@ def _from_coco(path: Path) -> tuple[Prediction, ...]:
     if not names:
         problems.append(f"{beside.name} has no image")
     if problems:
-        raise OptionError(f"{path} cannot be used:\n{_listed(problems)}")
+        raise OptionError("\n".join([f"{path} cannot be used:", *in_lines(problems)]))
     return tuple(
         Prediction(name, captions.get(number, ""), tuple(texts[number]), None if number in captions else _ABSENT)
         for number, name in names.items()
@@ -211,11 +206,6 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"cannot read the predictions {path}: {error}") from error
-
-
-def _listed(lines: Sequence[str]) -> str:
-    more = [f"  and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
-    return "\n".join([*(f"  {line}" for line in lines[:_SHOWN]), *more])
 
 
 def _write(path: Path, text: str) -> None:

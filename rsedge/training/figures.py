@@ -42,7 +42,7 @@ def draw_losses(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
         side.set_ylabel("learning rate")
         side.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_samples(examples: Sequence[Example], texts: Sequence[str], path: Path, *, title: str) -> None:
@@ -66,16 +66,13 @@ def draw_samples(examples: Sequence[Example], texts: Sequence[str], path: Path, 
     for cell, example, text in zip(cells, examples, texts, strict=False):
         cell.imshow(example.image.read())
         lines = [*textwrap.wrap(f"model: {text}", 40)[:4], *textwrap.wrap(f"reference: {example.captions[0]}", 40)[:4]]
-        cell.set_title("\n".join(_plain(line) for line in lines), fontsize=8, loc="left")
-    _save(figure, path)
+        safe = (plain(line).replace("$", r"\$") for line in lines)  # matplotlib takes what stands in $ for a formula
+        cell.set_title("\n".join(safe), fontsize=8, loc="left")
+    save(figure, path)
 
 
-def _plain(text: str) -> str:
-    """Text that matplotlib does not take for a formula."""
-    return plain(text).replace("$", r"\$")
-
-
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
     draft = path.with_name(f".{path.name}.tmp")
     figure.savefig(draft, format="png", dpi=110)
     draft.replace(path)

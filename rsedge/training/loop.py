@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from transformers.utils.logging import disable_progress_bar
 
 from rsedge.errors import BackendError, OptionError, RsedgeError
+from rsedge.texts import first_line
 from rsedge.training import figures
 from rsedge.training.data.order import BatchSampler, Order
 from rsedge.training.data.samples import TrainingSamples
@@ -44,20 +45,17 @@ _SAMPLES = 12  # validation images in the sample grid
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What the loop tells its observer, on the main process.
-
-    Attributes:
-        step, steps: Optimiser steps done and in all.
-        epoch: Epochs done, with a fraction.
-        values: After a step ``loss``, ``learning_rate`` …; after an evaluation ``val_loss`` and the other monitors.
-        evaluated: Whether these are an evaluation's.
-    """
+    """What the loop tells its observer, on the main process."""
 
     step: int
     steps: int
+    """Optimiser steps done and in all."""
     epoch: float
+    """Epochs done, with a fraction."""
     values: Mapping[str, float] = field(default_factory=dict)
+    """After a step ``loss``, ``learning_rate`` …; after an evaluation ``val_loss`` and the other monitors."""
     evaluated: bool = False
+    """Whether these are an evaluation's."""
 
 
 Observer = Callable[[Event], None]
@@ -109,12 +107,9 @@ class Trainer:
             # transformers 5 renames it, and warns of the old name.
             enable = getattr(task.model, "activation_checkpointing_enable", task.model.gradient_checkpointing_enable)
             enable({"use_reentrant": False})
-        if loop.ema_decay is not None and accelerator.distributed_type in (
-            DistributedType.FSDP,
-            DistributedType.DEEPSPEED,
-        ):
-            raise OptionError("loop.ema_decay needs whole weights on each device: leave it out with FSDP and DeepSpeed")
         self._sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        if self._sharded and loop.ema_decay is not None:
+            raise OptionError("loop.ema_decay needs whole weights on each device: leave it out with FSDP and DeepSpeed")
         if self._sharded and loop.captions:
             raise OptionError("loop.captions needs whole weights on each device: set it to 0 with FSDP and DeepSpeed")
         optimizer = make_optimizer(task, recipe.optimizer, task.parts)
@@ -151,7 +146,7 @@ class Trainer:
             if self._average is not None:
                 self._average.load_state_dict(torch.load(state / _AVERAGE, map_location="cpu", weights_only=True))
         except (pickle.UnpicklingError, RuntimeError, OSError, KeyError) as error:
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            reason = first_line(error)
             raise OptionError(
                 f"cannot resume from {state}: it is damaged, of another version or no mere numbers ({reason}): "
                 f"start a new run with model.init = {checkpoint}"
@@ -168,13 +163,15 @@ class Trainer:
             return self.progress
         self.model.train()
         began, images = time.monotonic(), 0
-        for chunks in self._steps(self.progress.step):
+        for chunks in self.batches(self.progress.step):
             values = self.step(chunks)
             images += self._recipe.loop.batch_size
             step, last = self.progress.step, self.progress.step == self.steps
             if step % self._recipe.loop.log_every == 0 or last:
                 values["samples_per_second"] = images / (time.monotonic() - began)
-                self._log({**values, **self._memory()})
+                if self._accelerator.device.type == "cuda":
+                    values["gpu_memory_mb"] = torch.cuda.max_memory_allocated(self._accelerator.device) / 1e6
+                self._log(values)
                 began, images = time.monotonic(), 0
             best = False
             evaluate = step % self._evaluate_every == 0 or last
@@ -217,7 +214,7 @@ class Trainer:
             self._average.update(self.task)
         return {**values, "learning_rate": rate}
 
-    def _steps(self, start: int) -> Iterator[list[Batch]]:
+    def batches(self, start: int = 0) -> Iterator[list[Batch]]:
         """The chunks of each step from ``start`` on, on this process's device."""
         data, order = self._recipe.data, self.order
         samples = TrainingSamples(
@@ -244,14 +241,10 @@ class Trainer:
                 yield chunks
                 chunks = []
 
-    def batches(self) -> Iterator[list[Batch]]:
-        """The chunks of each step from the start of the run, for a learning-rate test."""
-        return self._steps(0)
-
     # Evaluation and checkpoints
 
     def _evaluate(self) -> bool:
-        """Evaluate; True if the model is the best so far."""
+        """Evaluate and draw the pictures of the run folder; True if the model is the best so far."""
         recipe, loop = self._recipe, self._recipe.loop
         task = self._average.module if self._average is not None else self.task
         assert isinstance(task, Task)
@@ -263,13 +256,8 @@ class Trainer:
             patience=loop.early_stopping,
         )
         self._log(values, evaluated=True)
-        if self._folder is not None:
-            self._draw(task)
-        return best
-
-    def _draw(self, task: Task) -> None:
-        """The pictures in the run folder."""
-        assert self._folder is not None
+        if self._folder is None:
+            return best
         shown = self._validation[:: max(1, len(self._validation) // _SAMPLES)][:_SAMPLES]
         texts = None
         if isinstance(task, CaptionTask) and not self._sharded:
@@ -282,6 +270,7 @@ class Trainer:
             if texts is not None:
                 title = f"validation images after {self.progress.step} steps"
                 figures.draw_samples(shown, texts, self._folder.path / "samples.png", title=title)
+        return best
 
     def _save(self, *, best: bool) -> None:
         if self._folder is None:
@@ -315,11 +304,6 @@ class Trainer:
         if self._observe is not None:
             self._observe(Event(self.progress.step, self.steps, epoch, dict(values), evaluated))
 
-    def _memory(self) -> dict[str, float]:
-        if self._accelerator.device.type != "cuda":
-            return {}
-        return {"gpu_memory_mb": torch.cuda.max_memory_allocated(self._accelerator.device) / 1e6}
-
 
 def make_order(recipe: Recipe, examples: int, state: Accelerator | PartialState) -> Order:
     """The order of a recipe's run over as many examples, for the process that asks.
@@ -346,7 +330,13 @@ def make_accelerator(
         BackendError: A tracker is not installed, or the precision is not to be had on this machine.
         OptionError: There is no such tracker, or the batch cannot be shared evenly.
     """
-    _check_trackers(trackers)
+    # Accelerate leaves out, with a word at most, a tracker that is not installed.
+    known = [str(name.value) for name in LoggerType]
+    if unknown := [name for name in trackers if name not in known]:
+        raise OptionError(f"there is no tracker {', '.join(unknown)}: give some of {', '.join(known)}, or none")
+    installed = ["all", *(str(name.value) for name in get_available_trackers())]
+    if absent := [name for name in trackers if name not in installed]:
+        raise BackendError(f"trackers {', '.join(absent)} are not installed: pip install {' '.join(absent)}")
     # What they would say of every checkpoint (tied weights, where each file went) is no news to anyone.
     for name in ("accelerate.accelerator", "accelerate.checkpointing", "accelerate.utils.other"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -374,13 +364,3 @@ def make_accelerator(
         config = accelerator.state.deepspeed_plugin.deepspeed_config
         config["train_micro_batch_size_per_gpu"] = order.micro_batch_size
     return accelerator
-
-
-def _check_trackers(names: Sequence[str]) -> None:
-    """Accelerate leaves out, with a word at most, a tracker that is not installed."""
-    known = [str(name.value) for name in LoggerType]
-    if unknown := [name for name in names if name not in known]:
-        raise OptionError(f"there is no tracker {', '.join(unknown)}: give some of {', '.join(known)}, or none")
-    installed = ["all", *(str(name.value) for name in get_available_trackers())]
-    if absent := [name for name in names if name not in installed]:
-        raise BackendError(f"trackers {', '.join(absent)} are not installed: pip install {' '.join(absent)}")

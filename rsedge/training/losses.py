@@ -4,6 +4,10 @@ monitors.
 Those that take embeddings want them of unit length, for a whole batch: row i of the images and row i of the texts
 belong together. Over several processes they are given the embeddings gathered from all of them. They compute in float32
 under autocast too.
+
+The soft targets of RSDiX-CLIP follow OTTER (Wu et al., "OTTER: Data Efficient Language-Supervised Zero-Shot Recognition
+with Optimal Transport Distillation", 2021): the teacher's similarities are the negative cost of an optimal transport
+between the images and the captions of a batch; the rows of its entropy-regularised plan, normalised, are the targets.
 """
 
 from __future__ import annotations
@@ -18,7 +22,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rsedge.errors import OptionError
-from rsedge.training.sinkhorn import at_least_float32, similarities, teacher_targets
 
 Teacher = Literal["none", "ema", "sbert"]
 
@@ -31,6 +34,18 @@ IGNORED = -100
 """The label of a token that is not learnt."""
 
 _TEMPERATURE_RANGE = (1.0, 100.0)
+_DIAGONAL = 1e2  # what remove_diag subtracts: far more than any cosine similarity
+
+
+def similarities(first: Tensor, second: Tensor) -> Tensor:
+    """Dot products of all rows, float [M, D] and [N, D] → [M, N], in float32 (or float64) under autocast too."""
+    with torch.autocast(first.device.type, enabled=False):
+        return at_least_float32(first) @ at_least_float32(second).T
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """``tensor``, or its float32 copy where it is of half precision."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
@@ -63,6 +78,62 @@ def sigmoid_loss(image: Tensor, text: Tensor, log_temperature: Tensor, bias: Ten
     return -functional.logsigmoid(signs * logits).sum(dim=1).mean()
 
 
+def sinkhorn(cost: Tensor, *, regulariser: float = 0.1, iterations: int = 4) -> Tensor:
+    """The transport plan of ``cost`` after some Sinkhorn iterations, its rows scaled to sum 1.
+
+    It starts from exp(−cost / regulariser); each iteration scales every row to 1/m, then every column to 1/n. The work
+    is done on logarithms, which gives the same numbers but neither overflows nor loses a row where costs are large.
+
+    Args:
+        cost: float [m, n].
+        regulariser: λ > 0; the smaller, the sharper the plan.
+        iterations: At least 0.
+
+    Returns:
+        [m, n], of float32 or float64; each row sums to 1.
+    """
+    # The sums 1/m, 1/n and that of the start are factors common to all; the last scaling would take them out.
+    plan = at_least_float32(cost) / -regulariser
+    for _ in range(iterations):
+        plan = plan - plan.logsumexp(dim=1, keepdim=True)
+        plan = plan - plan.logsumexp(dim=0, keepdim=True)
+    return plan.softmax(dim=1)
+
+
+@torch.no_grad()
+def teacher_targets(
+    image: Tensor,
+    text: Tensor,
+    *,
+    ii_coeff: float = 1.0,
+    tt_coeff: float = 1.0,
+    remove_diag: bool = False,
+    sinkhorn_lambda: float = 0.1,
+    iterations: int = 4,
+) -> tuple[Tensor, Tensor]:
+    """What the student's softmax over captions, and over images, is to be; no gradient flows back.
+
+    Args:
+        image, text: The teacher's embeddings, float [N, D], of unit length; row i of each belong together.
+        ii_coeff, tt_coeff: Weights of the similarities among images, and among captions.
+        remove_diag: Subtract 100 from the similarity of each image, and each caption, to itself, so that pairs are no
+            target by identity alone.
+        sinkhorn_lambda, iterations: See :func:`sinkhorn`.
+
+    Returns:
+        Targets of the images (over captions) and of the captions (over images), each [N, N] with rows of sum 1.
+    """
+    ii, tt, it = similarities(image, image), similarities(text, text), similarities(image, text)
+    if remove_diag:
+        diagonal = _DIAGONAL * torch.eye(len(ii), dtype=ii.dtype, device=ii.device)
+        ii, tt = ii - diagonal, tt - diagonal
+    among = ii * ii_coeff + tt * tt_coeff
+    return (
+        sinkhorn(-(among + it), regulariser=sinkhorn_lambda, iterations=iterations),
+        sinkhorn(-(among + it.T), regulariser=sinkhorn_lambda, iterations=iterations),
+    )
+
+
 def distillation_loss(
     image: Tensor, text: Tensor, image_targets: Tensor, text_targets: Tensor, log_temperature: Tensor
 ) -> Tensor:
@@ -70,7 +141,7 @@ def distillation_loss(
 
     Args:
         image, text: The student's embeddings, float [N, D], of unit length.
-        image_targets, text_targets: Of :func:`~rsedge.training.sinkhorn.teacher_targets`, [N, N].
+        image_targets, text_targets: Of :func:`teacher_targets`, [N, N].
         log_temperature: Scalar t; the temperature is exp(t), kept within 1 to 100.
 
     Returns:
@@ -111,26 +182,23 @@ class RsdixSettings:
     The defaults are RSDiX-CLIP's. Plain CLIP is ``alpha=1, teacher="none"``; RSDiX-SigLIP is that with
     ``use_sigmoid_loss=True``. What would change nothing is refused.
 
-    Attributes:
-        alpha: Share of the contrastive loss, 0 to 1; the distillation has the rest.
-        sinkhorn_lambda, iterations, ii_coeff, tt_coeff, remove_diag: See
-            :func:`~rsedge.training.sinkhorn.teacher_targets`.
-        use_sigmoid_loss: The sigmoid loss takes the place of both.
-        teacher: Whose embeddings make the targets: ``none``; ``ema``, a moving average of the student; ``sbert``, that
-            average for images and a frozen Sentence-BERT, with a learnt projection, for texts.
-
     Raises:
         OptionError: Every value that is not accepted, and every contradiction.
     """
 
     alpha: float = 0.5
+    """Share of the contrastive loss, 0 to 1; the distillation has the rest."""
     sinkhorn_lambda: float = 0.1
     iterations: int = 4
     ii_coeff: float = 1.0
     tt_coeff: float = 1.0
     remove_diag: bool = False
+    """See :func:`teacher_targets`."""
     use_sigmoid_loss: bool = False
+    """The sigmoid loss takes the place of both."""
     teacher: Teacher = "ema"
+    """Whose embeddings make the targets: ``none``; ``ema``, a moving average of the student; ``sbert``, that average
+    for images and a frozen Sentence-BERT, with a learnt projection, for texts."""
 
     def __post_init__(self) -> None:
         problems = []

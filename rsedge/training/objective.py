@@ -11,7 +11,8 @@ resume.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +26,22 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-class Objective(Protocol):
+class Objective(ABC):
     """Computes the gradients of a step."""
 
+    def __init__(self, task: Task, accelerator: Accelerator, order: Order) -> None:
+        self._task, self._accelerator, self._order = task, accelerator, order
+
+    @abstractmethod
     def backward(self, model: nn.Module, chunks: Sequence[Batch], step: int) -> dict[str, float]:
         """Add the gradients of ``chunks`` and return the losses of the whole step."""
-        ...
+
+    def _seed(self, step: int, chunk: int) -> None:
+        torch.manual_seed(derive("dropout", self._order.seed, step, self._order.chunk_number(chunk)))
+
+    def _backward(self, loss: Tensor) -> None:
+        # accelerate divides by the number of accumulation passes; our losses are shares of the step already.
+        self._accelerator.backward(loss * self._accelerator.gradient_accumulation_steps)
 
 
 def objective_for(task: Task, accelerator: Accelerator, order: Order) -> Objective:
@@ -42,24 +53,10 @@ def objective_for(task: Task, accelerator: Accelerator, order: Order) -> Objecti
     raise TypeError(f"{type(task).__name__} is neither a captioner nor a dual encoder")
 
 
-class _Objective:
-    def __init__(self, accelerator: Accelerator, order: Order) -> None:
-        self._accelerator, self._order = accelerator, order
-
-    def _seed(self, step: int, chunk: int) -> None:
-        torch.manual_seed(derive("dropout", self._order.seed, step, self._order.chunk_number(chunk)))
-
-    def _backward(self, loss: Tensor) -> None:
-        # accelerate divides by the number of accumulation passes; our losses are shares of the step already.
-        self._accelerator.backward(loss * self._accelerator.gradient_accumulation_steps)
-
-
-class SummedObjective(_Objective):
+class SummedObjective(Objective):
     """Cross entropy per caption token of the whole step."""
 
-    def __init__(self, task: CaptionTask, accelerator: Accelerator, order: Order) -> None:
-        super().__init__(accelerator, order)
-        self._task = task
+    _task: CaptionTask
 
     def backward(self, model: nn.Module, chunks: Sequence[Batch], step: int) -> dict[str, float]:
         """As :class:`Objective`; one pass per chunk."""
@@ -77,12 +74,10 @@ class SummedObjective(_Objective):
         return {"loss": accelerator.reduce(total, reduction="sum").item()}
 
 
-class CachedContrastiveObjective(_Objective):
+class CachedContrastiveObjective(Objective):
     """A loss over the embeddings of the whole step, in memory for one chunk."""
 
-    def __init__(self, task: ContrastiveTask, accelerator: Accelerator, order: Order) -> None:
-        super().__init__(accelerator, order)
-        self._task = task
+    _task: ContrastiveTask
 
     def backward(self, model: nn.Module, chunks: Sequence[Batch], step: int) -> dict[str, float]:
         """As :class:`Objective`; two passes per chunk, or one where the process has a single chunk."""

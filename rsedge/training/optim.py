@@ -99,25 +99,22 @@ def factor_at(step: int, steps: int, recipe: ScheduleRecipe) -> float:
 
 @dataclass(slots=True)
 class Progress:
-    """Where a run is; with the weights and the optimiser's state all that resuming needs. JSON-ready.
-
-    Attributes:
-        step: Optimiser steps done.
-        best: Best monitored value so far; None before the first evaluation.
-        best_step: When it was.
-        evaluations_since_best: Evaluations without improvement.
-        plateau: What the schedule ``plateau`` has multiplied the rate by.
-        plateau_wait: Evaluations without improvement since it last did.
-        finished: Early stopping has ended the run.
-    """
+    """Where a run is; with the weights and the optimiser's state all that resuming needs. JSON-ready."""
 
     step: int = 0
+    """Optimiser steps done."""
     best: float | None = None
+    """Best monitored value so far; None before the first evaluation."""
     best_step: int = 0
+    """When it was."""
     evaluations_since_best: int = 0
+    """Evaluations without improvement."""
     plateau: float = 1.0
+    """What the schedule ``plateau`` has multiplied the rate by."""
     plateau_wait: int = 0
+    """Evaluations without improvement since it last did."""
     finished: bool = False
+    """Early stopping has ended the run."""
 
     def record(self, value: float, *, better_is_less: bool, schedule: ScheduleRecipe, patience: int | None) -> bool:
         """Take in a monitored value; True if it is the best so far."""

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from rsedge.errors import OptionError
 from rsedge.jsonvalues import build
-from rsedge.tomlfile import read_toml, write_toml
+from rsedge.tomlfile import parse_toml, read_toml, write_toml
 from rsedge.training.recipe import Family, Recipe
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 def presets() -> dict[str, str]:
@@ -44,7 +38,15 @@ def load_recipe(source: str | Path | None, *, family: Family, settings: Sequence
     Raises:
         OptionError: Everything wrong at once: unknown keys by name, values of the wrong kind, contradictions.
     """
-    values = _values(source) if source is not None else {}
+    if source is None:
+        values = {}
+    elif Path(source).is_file():
+        values = read_toml(Path(source))
+    elif str(source) in (known := presets()):
+        preset = files("rsedge.training") / "recipes" / f"{source}.toml"
+        values = parse_toml(preset.read_text(encoding="utf-8"))
+    else:
+        raise OptionError(f"there is no recipe {source}: give a TOML file or one of {', '.join(known)}")
     if (stated := values.setdefault("family", family)) != family and stated in get_args(Family):
         raise OptionError(f"{source} is a recipe for {stated}, not for {family}: run rsedge train {stated}")
     problems: list[str] = []
@@ -94,6 +96,24 @@ def with_settings(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
     return from_dict(values)
 
 
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, with dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+def differences(was: Mapping[str, Any], now: Mapping[str, Any], *, free: Sequence[str]) -> list[str]:
+    """What differs between nested tables, a text for each dotted key that is not ``free``."""
+    was, now = flat(was), flat(now)
+    return [
+        f"{key} was {was.get(key)!r}, now {now.get(key)!r}"
+        for key in sorted(was.keys() | now.keys())
+        if was.get(key) != now.get(key) and key not in free
+    ]
+
+
 def keys() -> list[str]:
     """Every key a recipe has, ``table.name``."""
     return [".".join((*table, name)) for table, name in _keys()]
@@ -103,16 +123,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(entry) for key, entry in value.items() if entry is not None}
     return [_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
-
-
-def _values(source: str | Path) -> dict[str, Any]:
-    path = Path(source)
-    if path.is_file():
-        return read_toml(path)
-    known = presets()
-    if str(source) in known:
-        return tomllib.loads((files("rsedge.training") / "recipes" / f"{source}.toml").read_text(encoding="utf-8"))
-    raise OptionError(f"there is no recipe {source}: give a TOML file or one of {', '.join(known)}")
 
 
 _Key = tuple[tuple[str, ...], str]
@@ -128,11 +138,6 @@ def _keys(cls: Any = Recipe, table: tuple[str, ...] = ()) -> list[_Key]:
     return found
 
 
-def _free_table(table: tuple[str, ...]) -> bool:
-    """Whether ``table`` lies within one whose keys are open, such as ``model.config``."""
-    return any((table[:end], table[end]) in _keys() for end in range(len(table)))
-
-
 def locate(key: str) -> _Key:
     """Table and name of a dotted key, or of a name only one table has.
 
@@ -141,7 +146,9 @@ def locate(key: str) -> _Key:
     """
     *table, name = key.split(".")
     known = _keys()
-    if (tuple(table), name) in known or (table and _free_table(tuple(table))):
+    # A table such as model.config has open keys.
+    free = any((tuple(table[:end]), table[end]) in known for end in range(len(table)))
+    if free or (tuple(table), name) in known:
         return tuple(table), name
     homes = [entry for entry in known if entry[1] == name]
     if not table and len(homes) == 1:
@@ -167,7 +174,7 @@ def _set(values: dict[str, Any], setting: str, report: Any) -> None:
         report(f"{setting!r} is no setting: write key=value")
         return
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        value = parse_toml(f"value = {text}")["value"]
     except ValueError:
         value = text.strip()  # a word without quotes
     try:

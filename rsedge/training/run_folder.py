@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from rsedge.errors import OptionError, OutputError
 from rsedge.tomlfile import read_toml
 from rsedge.training.optim import Progress
-from rsedge.training.recipe_files import from_dict, save_recipe, to_dict
+from rsedge.training.recipe_files import differences, from_dict, save_recipe, to_dict
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,8 +74,9 @@ class RunFolder:
         """Whether a run was begun here; a folder that only holds someone's recipe.toml is none."""
         return all((self.path / name).exists() for name in _MADE)
 
-    def create(self, *, overwrite: bool) -> None:
-        """Make the folder, in place of a run that is there; what else it holds stays.
+    def create(self, recipe: Recipe, data: Mapping[str, Any], *, overwrite: bool) -> None:
+        """Make the folder, in place of a run that is there (what else it holds stays), and write what the run is
+        made of.
 
         Raises:
             OutputError: Something is there already, or it cannot be made.
@@ -93,6 +94,8 @@ class RunFolder:
             raise OutputError(
                 f"cannot make the folder {self.path}: {error.strerror}; choose another with -o"
             ) from error
+        _write(self.path / "data.json", json.dumps(data, indent=2) + "\n")
+        save_recipe(self.path / "recipe.toml", recipe)
 
     @property
     def recipe_path(self) -> Path:
@@ -105,23 +108,14 @@ class RunFolder:
             raise OptionError(f"there is no run in {self.path} to resume: start one without --resume")
         return self.path / "recipe.toml"
 
-    def begin(self, recipe: Recipe, data: Mapping[str, Any]) -> None:
-        """Write what the run is made of."""
-        _write(self.path / "data.json", json.dumps(data, indent=2) + "\n")
-        save_recipe(self.path / "recipe.toml", recipe)
-
     def check(self, recipe: Recipe, data: Mapping[str, Any]) -> None:
         """See that a resumed run means the same as the one that began here.
 
         Raises:
             OptionError: The recipe or the data differ; names what.
         """
-        was, now = _flat(to_dict(from_dict(read_toml(self.recipe_path)))), _flat(to_dict(recipe))
-        differing = [
-            f"{key} was {was.get(key)!r}, now {now.get(key)!r}"
-            for key in sorted(was.keys() | now.keys())
-            if was.get(key) != now.get(key) and key not in _FREE_ON_RESUME
-        ]
+        was = to_dict(from_dict(read_toml(self.recipe_path)))
+        differing = differences(was, to_dict(recipe), free=_FREE_ON_RESUME)
         stored = json.loads((self.path / "data.json").read_text(encoding="utf-8"))
         if stored["fingerprint"] != data["fingerprint"]:
             differing.append(
@@ -208,13 +202,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
-
-
 def _write(path: Path, text: str) -> None:
     draft = path.with_name(f".{path.name}.tmp")
     draft.write_text(text, encoding="utf-8")
@@ -223,8 +210,7 @@ def _write(path: Path, text: str) -> None:
 
 def _sync(folder: Path) -> None:
     """Bring a folder's files to the disk, so that the rename cannot outrun them in a power failure."""
-    paths: list[Path] = [*folder.rglob("*"), folder]
-    for path in paths:
+    for path in (*folder.rglob("*"), folder):
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rsedge.errors import BackendError, OptionError, OutputError
+from rsedge.texts import in_lines
 from rsedge.training.loop import Observer, Trainer, make_accelerator
 from rsedge.training.run_folder import RunFolder, read_metrics
 
@@ -22,26 +23,22 @@ if TYPE_CHECKING:
     from rsedge.training.recipe import Recipe
 
 _log = logging.getLogger(__name__)
-_SHOWN = 20  # records left out that are listed
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """What a run came to.
-
-    Attributes:
-        run: Its folder.
-        best: The best checkpoint's.
-        progress: Steps done, best value and step.
-        values: The evaluation of the best checkpoint, as in ``metrics.jsonl``.
-        main: Whether this is the first of the run's processes, which speaks for all.
-    """
+    """What a run came to."""
 
     run: Path
+    """Its folder."""
     best: Path
+    """The best checkpoint's."""
     progress: Progress
+    """Steps done, best value and step."""
     values: dict[str, Any]
+    """The evaluation of the best checkpoint, as in ``metrics.jsonl``."""
     main: bool
+    """Whether this is the first of the run's processes, which speaks for all."""
 
 
 def train(
@@ -75,6 +72,7 @@ def train(
         RsedgeError: The loss is no longer a number.
     """
     from accelerate.utils import set_seed
+    from torch.cuda import OutOfMemoryError
 
     folder = RunFolder(Path(output))
     accelerator = make_accelerator(recipe, cpu=cpu, trackers=trackers, folder=folder)
@@ -96,8 +94,7 @@ def train(
         if accelerator.is_main_process:
             folder.rewind(trainer.progress.step if found else 0)
     elif accelerator.is_main_process:  # not before all of the above has proved possible
-        folder.create(overwrite=overwrite)
-        folder.begin(recipe, about)
+        folder.create(recipe, about, overwrite=overwrite)
     accelerator.wait_for_everyone()
     if trackers:
         accelerator.init_trackers("rsedge")
@@ -117,17 +114,8 @@ def train(
             trainer.steps,
             recipe.optimizer.learning_rate,
         )
-    progress = _run(trainer, folder)
-    accelerator.end_training()
-    return _result(folder, progress, main=accelerator.is_main_process)
-
-
-def _run(trainer: Trainer, folder: RunFolder) -> Progress:
-    """Train, and say what to do where the machine is too small."""
-    from torch.cuda import OutOfMemoryError
-
     try:
-        return trainer.run()
+        progress = trainer.run()
     except OutOfMemoryError as error:
         raise BackendError(
             f"the GPU's memory is full ({error}): set loop.micro_batch_size to less than "
@@ -138,6 +126,10 @@ def _run(trainer: Trainer, folder: RunFolder) -> Progress:
             f"the run cannot go on in {folder.path} ({error}): make room, then --resume goes on from the last "
             "checkpoint"
         ) from error
+    accelerator.end_training()
+    lines = read_metrics(folder.metrics) if folder.metrics.exists() else []
+    best = next((line for line in lines if line["step"] == progress.best_step and "val_loss" in line), {})
+    return TrainingResult(folder.path, folder.path / "best", progress, best, accelerator.is_main_process)
 
 
 def read_data(recipe: Recipe, *, progress: Callable[[str], None] | None = None) -> CaptionData:
@@ -162,7 +154,7 @@ def read_data(recipe: Recipe, *, progress: Callable[[str], None] | None = None) 
         progress=progress,
     )
     if data.bad and progress is not None:
-        progress("\n".join([f"left out {len(data.bad)} records:", *(f"  {record}" for record in data.bad[:_SHOWN])]))
+        progress("\n".join([f"left out {len(data.bad)} records:", *in_lines(data.bad)]))
     return data
 
 
@@ -189,9 +181,3 @@ def fingerprint(data: CaptionData) -> str:
             json.dumps([example.key, example.split, example.captions, example.paraphrases], ensure_ascii=False).encode()
         )
     return digest.hexdigest()
-
-
-def _result(folder: RunFolder, progress: Progress, *, main: bool) -> TrainingResult:
-    lines = read_metrics(folder.metrics) if folder.metrics.exists() else []
-    best = next((line for line in lines if line["step"] == progress.best_step and "val_loss" in line), {})
-    return TrainingResult(folder.path, folder.path / "best", progress, best, main)

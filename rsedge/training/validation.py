@@ -111,11 +111,6 @@ class Validation:
         counts = np.concatenate([part[2] for part in parts])
         # Copied into torch's own memory: sums over memory aligned by chance differ in their last bits by chance.
         whole = {name: torch.tensor(np.concatenate([part[1][name] for part in parts])) for name in parts[0][1]}
-        return self._compare(task, whole, scalars, counts)
-
-    def _compare(
-        self, task: ContrastiveTask, whole: dict[str, Tensor], scalars: dict[str, Tensor], counts: np.ndarray
-    ) -> dict[str, float]:
         first = torch.from_numpy(np.concatenate([[0], np.cumsum(counts)[:-1]]))
         totals: dict[str, float] = {}
         images = len(counts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import dataclasses
 import hashlib
 import math
 import subprocess
@@ -18,9 +19,10 @@ from scipy.ndimage import gaussian_filter
 
 from rsedge.datasets.examples import Example
 from rsedge.errors import OptionError
-from rsedge.tomlfile import read_toml, write_toml
+from rsedge.tomlfile import write_toml
 from rsedge.training.data import augment_ops as ops
 from rsedge.training.data.augment import ImageAugmentation, choose_caption, sample_seed
+from rsedge.training.recipe_files import load_recipe, save_recipe
 
 EVERYTHING = ImageAugmentation(
     crop_scale=(0.6, 1.0),
@@ -225,10 +227,12 @@ def test_all_problems_at_once():
 
 
 def test_toml_round_trip(tmp_path):
-    write_toml(tmp_path / "a.toml", EVERYTHING.to_dict())
-    assert ImageAugmentation.from_dict(read_toml(tmp_path / "a.toml")) == EVERYTHING
-    with pytest.raises(OptionError, match="augmentation has no rotate: it has probability, crop_scale"):
-        ImageAugmentation.from_dict({"rotate": [0, 1]})
+    recipe = dataclasses.replace(load_recipe("clip-rsicd", family="clip"), augmentation=EVERYTHING)
+    save_recipe(tmp_path / "a.toml", recipe)
+    assert load_recipe(tmp_path / "a.toml", family="clip").augmentation == EVERYTHING
+    write_toml(tmp_path / "a.toml", {"augmentation": {"rotate": [0, 1]}})
+    with pytest.raises(OptionError, match="rotate"):
+        load_recipe(tmp_path / "a.toml", family="clip")
 
 
 def test_images_of_another_form_are_refused():

@@ -20,10 +20,9 @@ from rsedge.errors import BackendError, OptionError, OutputError, RsedgeError
 from rsedge.training.data.order import Order
 from rsedge.training.data.samples import TrainingSamples
 from rsedge.training.loop import Trainer, make_accelerator
-from rsedge.training.monitors import monitors
 from rsedge.training.objective import objective_for
 from rsedge.training.optim import Progress
-from rsedge.training.recipe import ContrastiveObjective
+from rsedge.training.recipe import ContrastiveObjective, monitors
 from rsedge.training.run_folder import RunFolder, read_metrics
 from rsedge.training.train import fingerprint, make_task, train
 from tests.training.tiny import caption_data, tiny_recipe

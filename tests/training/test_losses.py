@@ -22,8 +22,9 @@ from rsedge.training.losses import (
     in_batch_accuracy,
     sigmoid_loss,
     similarity_mse,
+    sinkhorn,
+    teacher_targets,
 )
-from rsedge.training.sinkhorn import sinkhorn, teacher_targets
 
 PLAIN = RsdixSettings(teacher="none", alpha=1)
 

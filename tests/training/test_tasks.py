@@ -19,7 +19,7 @@ from transformers import (
 from rsedge.errors import OptionError
 from rsedge.training.data.samples import PlainSamples
 from rsedge.training.models.clipcap_model import ClipCapModel
-from rsedge.training.models.positions import interpolate, resize_vision
+from rsedge.training.models.loading import interpolate, resize_vision
 from rsedge.training.optim import matching
 from rsedge.training.recipe_files import load_recipe
 from rsedge.training.train import make_task, train

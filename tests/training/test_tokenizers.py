@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 from transformers import AutoTokenizer
 
+from rsedge.datasets.examples import CaptionData
 from rsedge.errors import OptionError
 from rsedge.training.models import tokenizers
+from rsedge.training.recipe import ModelRecipe
 
 CAPTIONS = [
     f"{count} {colour} planes are parked in an airport , near a {thing}'s edge ."
@@ -52,4 +54,4 @@ def test_no_tokenizer(tmp_path):
     with pytest.raises(OptionError, match="give a folder or a hub id that has one"):
         tokenizers.open_tokenizer(tmp_path)
     with pytest.raises(OptionError, match=r"model.tokenizer is not set"):
-        tokenizers.obtain(None, None, captions=CAPTIONS, learn=tokenizers.learn_wordpiece, size=100)
+        tokenizers.obtain(ModelRecipe(), None, CaptionData(()), tokenizers.learn_wordpiece)

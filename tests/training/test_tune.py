@@ -107,7 +107,7 @@ def stand_in(monkeypatch):
 
     monkeypatch.setattr(module, "train", fake)
     monkeypatch.setattr(module, "_forget_accelerate", lambda: None)
-    monkeypatch.setattr(module.StudyFolder, "draw", lambda *args: None)  # half a second each
+    monkeypatch.setattr(module, "draw_study", lambda *args, **options: None)  # half a second each
     fake.loss, fake.seen = loss, seen
     return fake
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -44,36 +44,34 @@ class ImageAugmentation:
     torchvision: 1 changes nothing, 0 is black, mean grey, grey or smooth. Every change draws numbers of its own, so
     that switching one on or off leaves the others as they were.
 
-    Attributes:
-        probability: That an image is changed at all.
-        crop_scale: Share of the image's area that a crop keeps; the crop is resized to the whole (bilinear, antialias).
-        crop_ratio: Width over height of the crop, drawn evenly in the logarithm; a crop wider or higher than the image
-            is cut to it.
-        horizontal_flip, vertical_flip: Probability of each.
-        rotation: Degrees, counter-clockwise, about the centre. Bilinear; the corners are filled by reflection, because
-            black corners would look like missing data.
-        brightness, contrast, saturation, sharpness: Factors.
-        hue: Share of the colour circle by which hues turn, -0.5 to 0.5.
-        blur: Standard deviation of a Gaussian in pixels.
-        blur_probability: How often it is applied.
-
     Raises:
         OptionError: A range or a probability cannot be.
     """
 
     probability: float = 1.0
+    """That an image is changed at all."""
     crop_scale: tuple[float, ...] | None = None
+    """Share of the image's area that a crop keeps; the crop is resized to the whole (bilinear, antialias)."""
     crop_ratio: tuple[float, ...] = (1.0, 1.0)
+    """Width over height of the crop, drawn evenly in the logarithm; what is wider or higher than the image is cut."""
     horizontal_flip: float | None = None
     vertical_flip: float | None = None
+    """Probability of each flip."""
     rotation: tuple[float, ...] | None = None
+    """Degrees, counter-clockwise, about the centre. Bilinear; the corners are filled by reflection, because black
+    corners would look like missing data."""
     brightness: tuple[float, ...] | None = None
     contrast: tuple[float, ...] | None = None
     saturation: tuple[float, ...] | None = None
+    """Factors."""
     hue: tuple[float, ...] | None = None
+    """Share of the colour circle by which hues turn, -0.5 to 0.5."""
     sharpness: tuple[float, ...] | None = None
+    """Factor."""
     blur: tuple[float, ...] | None = None
+    """Standard deviation of a Gaussian in pixels."""
     blur_probability: float = 0.5
+    """How often the blur is applied."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -114,7 +112,9 @@ class ImageAugmentation:
 
         if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
             raise ValueError(f"expected a float image [3, H, W], got {image.dtype} {list(image.shape)}")
-        draw = _uniform(seed)
+        # The raw stream of Philox is fixed by its definition: no NumPy or torch release changes what a seed means.
+        raw = np.random.Philox(key=seed).random_raw(len(_DRAWS))
+        draw = {name: int(bits >> 11) / 2**53 for name, bits in zip(_DRAWS, raw.tolist(), strict=True)}
         if draw["probability"] >= self.probability:
             return image
         if self.crop_scale is not None:
@@ -135,31 +135,9 @@ class ImageAugmentation:
             image = ops.gaussian_blur(image, _between(self.blur, draw["blur"]))
         return image
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields that are set, as JSON and TOML have them."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in asdict(self).items()
-            if value is not None
-        }
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ImageAugmentation:
-        """The augmentation that :meth:`to_dict` gave ``values`` for.
-
-        Raises:
-            OptionError: An unknown field, or a value that cannot be.
-        """
-        known = [field.name for field in fields(cls)]
-        if unknown := sorted(set(values) - set(known)):
-            raise OptionError(f"augmentation has no {', '.join(unknown)}: it has {', '.join(known)}")
-        settings: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
-        }
-        return cls(**settings)
-
-
-# One number each, at a place of its own in the random stream; new ones go to the end, so that old runs stay the same.
+# A number from 0 up to, not including, 1 each, at a place of its own in the random stream; new ones go to the end, so
+# that old runs stay the same.
 _DRAWS = (
     "probability",
     "crop_scale",
@@ -177,15 +155,6 @@ _DRAWS = (
     "blur",
     "blur_probability",
 )
-
-
-def _uniform(seed: int) -> dict[str, float]:
-    """For each of ``_DRAWS`` a number from 0 up to, not including, 1.
-
-    The raw stream of Philox is fixed by its definition, so that no NumPy or torch release changes what a seed means.
-    """
-    raw = np.random.Philox(key=seed).random_raw(len(_DRAWS))
-    return {name: int(bits >> 11) / 2**53 for name, bits in zip(_DRAWS, raw.tolist(), strict=True)}
 
 
 def _between(limits: tuple[float, ...], share: float) -> float:

@@ -12,16 +12,16 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from rsedge.datasets.paraphrases import to_line
 from rsedge.errors import BackendError, OptionError, OutputError
 from rsedge.runtime.outputs.files import check_target, sync_folder
-from rsedge.training.models.loading import check_source
+from rsedge.training.models.loading import check_source, torch_device
 
 if TYPE_CHECKING:
     from rsedge.datasets.examples import Example
@@ -35,25 +35,23 @@ SEGMENT = 32
 class BackTranslation:
     """What decides the wordings, together with the captions.
 
-    Attributes:
-        forward: Marian model from English: folder or hub id, such as ``Helsinki-NLP/opus-mt-en-ROMANCE``.
-        backward: Marian model back into English, such as ``Helsinki-NLP/opus-mt-ROMANCE-en``.
-        languages: Codes of the languages to go through (``fr``, ``es``), one wording each, for a forward model that has
-            several; none for one that has a single one.
-        num_beams: Of beam search; 1 is greedy.
-        max_new_tokens: Longest translation.
-        batch_size: Sentences translated together.
-
     Raises:
         OptionError: A number is below 1, or a language is given twice or empty.
     """
 
     forward: str
+    """Marian model from English: folder or hub id, such as ``Helsinki-NLP/opus-mt-en-ROMANCE``."""
     backward: str
+    """Marian model back into English, such as ``Helsinki-NLP/opus-mt-ROMANCE-en``."""
     languages: tuple[str, ...] = ()
+    """Codes of the languages to go through (``fr``, ``es``), one wording each, for a forward model that has several;
+    none for one that has a single one."""
     num_beams: int = 1
+    """Of beam search; 1 is greedy."""
     max_new_tokens: int = 128
+    """Longest translation."""
     batch_size: int = 32
+    """Sentences translated together."""
 
     def __post_init__(self) -> None:
         problems = [
@@ -164,12 +162,28 @@ def back_translate(
     check_target(output)
     if output.exists() and not overwrite:
         raise OutputError(f"{output} exists already: choose another output, or pass --overwrite")
-    forward, backward, languages = _translators(settings, _device(device))
-    with _partial_file(output, _fingerprint(examples, settings), overwrite=overwrite) as (stream, done):
+    # 1. The translators, and the languages to go through; None where the models have a single one.
+    search = {name: getattr(settings, name) for name in ("num_beams", "max_new_tokens", "batch_size")}
+    device = torch_device(device)
+    forward, backward = (Translator(name, **search, device=device) for name in (settings.forward, settings.backward))
+    known, languages = forward.languages, settings.languages
+    if known and not languages:
+        raise OptionError(f"{forward.source} translates into several languages: choose some of {', '.join(known)}")
+    if unknown := [code for code in languages if code not in known]:
+        accepted = f"choose some of {', '.join(known)}" if known else "it has a single one: leave languages out"
+        raise OptionError(f"{forward.source} does not translate into {', '.join(unknown)}; {accepted}")
+    # 2. What decides the work, the first line of the partial file.
+    digest = hashlib.blake2b(digest_size=16)
+    for example in examples:
+        digest.update(json.dumps([example.key, example.captions]).encode())
+    values = {"rsedge_back_translation": FORMAT_VERSION, **asdict(settings), "captions": digest.hexdigest()}
+    header = json.dumps(values).encode() + b"\n"
+    # 3. Segment by segment from where the last run ended.
+    with _partial_file(output, header, overwrite=overwrite) as (stream, done):
         finished = _whole_lines(stream, done, examples)
         for start in range(finished, len(examples), SEGMENT):
             segment = examples[start : start + SEGMENT]
-            for example, groups in zip(segment, _reword(segment, forward, backward, languages), strict=True):
+            for example, groups in zip(segment, _reword(segment, forward, backward, languages or (None,)), strict=True):
                 stream.write(to_line(example, groups).encode() + b"\n")
             stream.flush()
             os.fsync(stream.fileno())
@@ -196,43 +210,6 @@ def _reword(
 def _words(text: str) -> str:
     """A text without what makes no other wording: case, spaces, the final stop."""
     return " ".join(text.lower().split()).rstrip(" .")
-
-
-def _translators(settings: BackTranslation, device: str) -> tuple[Translator, Translator, tuple[str | None, ...]]:
-    search = {"num_beams": settings.num_beams, "max_new_tokens": settings.max_new_tokens}
-    forward, backward = (
-        Translator(source, **search, batch_size=settings.batch_size, device=device)
-        for source in (settings.forward, settings.backward)
-    )
-    known = forward.languages
-    if known and not settings.languages:
-        raise OptionError(f"{forward.source} translates into several languages: choose some of {', '.join(known)}")
-    if unknown := [code for code in settings.languages if code not in known]:
-        accepted = f"choose some of {', '.join(known)}" if known else "it has a single one: leave languages out"
-        raise OptionError(f"{forward.source} does not translate into {', '.join(unknown)}; {accepted}")
-    return forward, backward, settings.languages or (None,)
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise OptionError(f"device is {name!r}: give auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise BackendError(f"device {name} is not here: {torch.cuda.device_count()} CUDA devices; give cpu or auto")
-    return name
-
-
-def _fingerprint(examples: Iterable[Example], settings: BackTranslation) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
-    for example in examples:
-        digest.update(json.dumps([example.key, example.captions]).encode())
-    values: dict[str, Any] = {"rsedge_back_translation": FORMAT_VERSION, **asdict(settings)}
-    return json.dumps({**values, "captions": digest.hexdigest()}).encode() + b"\n"
 
 
 @contextmanager

@@ -27,23 +27,21 @@ class Order:
     The images of a step are cut into chunks, the portions of one forward pass; a process works on neighbouring chunks.
     What is in a step does not depend on the number of processes, and neither does what is random about a chunk.
 
-    Attributes:
-        examples: Number of training images.
-        batch_size: Images per step.
-        micro_batch_size: Images per chunk.
-        seed: Of the order.
-        processes, process: How many share the steps, and which one this is.
-
     Raises:
         OptionError: A step cannot be filled, or not be cut evenly.
     """
 
     examples: int
+    """Number of training images."""
     batch_size: int
+    """Images per step."""
     micro_batch_size: int
+    """Images per chunk."""
     seed: int = 0
+    """Of the order."""
     processes: int = 1
     process: int = 0
+    """How many share the steps, and which one this is."""
 
     def __post_init__(self) -> None:
         if self.batch_size > self.examples:

@@ -23,17 +23,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image of a step.
-
-    Attributes:
-        key: Of the example.
-        pixels: uint8 [3, S, S]. Augmented images are rounded too: the runtime knows 8-bit pixels only.
-        captions: All of the image's captions, or the one of this epoch.
-    """
+    """One image of a step."""
 
     key: str
+    """Of the example."""
     pixels: Tensor
+    """uint8 [3, S, S]. Augmented images are rounded too: the runtime knows 8-bit pixels only."""
     captions: tuple[str, ...]
+    """All of the image's captions, or the one of this epoch."""
 
 
 class TrainingSamples(Dataset[Sample]):
@@ -68,22 +65,21 @@ class TrainingSamples(Dataset[Sample]):
         if self._augmentation is not None:
             changed = self._augmentation(pixels.float() / 255, seed=sample_seed(self._seed, epoch, example.key))
             pixels = (changed * 255).round().clamp(0, 255).to(torch.uint8)
-        return Sample(example.key, pixels, self._captions(example, epoch))
+        captions = example.captions
+        if self._one:
+            captions = (
+                choose_caption(example, epoch=epoch, seed=self._seed, paraphrase_probability=self._probability),
+            )
+        elif example.paraphrases and self._probability:
+            draw = np.random.Generator(np.random.Philox(derive("paraphrases", self._seed, epoch, example.key)))
+            captions = tuple(
+                str(draw.choice(others)) if draw.random() < self._probability and others else caption
+                for caption, others in zip(captions, example.paraphrases, strict=True)
+            )
+        return Sample(example.key, pixels, captions)
 
     def __len__(self) -> int:
         return len(self._examples)
-
-    def _captions(self, example: Example, epoch: int) -> tuple[str, ...]:
-        if self._one:
-            text = choose_caption(example, epoch=epoch, seed=self._seed, paraphrase_probability=self._probability)
-            return (text,)
-        if not example.paraphrases or not self._probability:
-            return example.captions
-        draw = np.random.Generator(np.random.Philox(derive("paraphrases", self._seed, epoch, example.key)))
-        return tuple(
-            str(draw.choice(others)) if draw.random() < self._probability and others else caption
-            for caption, others in zip(example.captions, example.paraphrases, strict=True)
-        )
 
 
 class PlainSamples(Dataset[Sample]):

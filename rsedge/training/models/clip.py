@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -16,10 +16,17 @@ from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 from rsedge.errors import BackendError, OptionError
 from rsedge.manifest import ImageSpec
 from rsedge.preprocessor import write_image_spec
+from rsedge.texts import first_line
 from rsedge.training.losses import ExponentialAverage, RsdixLoss
 from rsedge.training.models import tokenizers
-from rsedge.training.models.loading import config_type, image_spec, load_pretrained, merge_config
-from rsedge.training.models.positions import resize_vision
+from rsedge.training.models.loading import (
+    STATISTICS,
+    config_type,
+    image_spec,
+    load_pretrained,
+    merge_config,
+    resize_vision,
+)
 from rsedge.training.models.task import Batch, ContrastiveTask
 from rsedge.training.recipe import ContrastiveObjective, Recipe
 
@@ -31,29 +38,22 @@ if TYPE_CHECKING:
     from rsedge.training.data.samples import Sample
 
 _KINDS: dict[str, Any] = {"clip": (CLIPConfig, CLIPModel), "siglip": (SiglipConfig, SiglipModel)}
-_STATISTICS = {
-    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-    "siglip": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-}
 _MAX_LOG_SCALE = math.log(100)  # CLIP's own bound
 _LEARNT = "loss."  # prefix of the loss's scalars and projection among the outputs
 
 
 @dataclass(frozen=True)
 class ClipCollate:
-    """Samples → batch, with Sentence-BERT's embeddings of the texts where a table of them is given.
-
-    Attributes:
-        tokenizer: Of the model.
-        max_tokens: Longest text, start and end included.
-        fixed: Pad every text to ``max_tokens``, as SigLIP was trained.
-        sbert: Text → float32 embedding.
-    """
+    """Samples → batch, with Sentence-BERT's embeddings of the texts where a table of them is given."""
 
     tokenizer: Any
+    """Of the model."""
     max_tokens: int
+    """Longest text, start and end included."""
     fixed: bool
+    """Pad every text to ``max_tokens``, as SigLIP was trained."""
     sbert: Mapping[str, np.ndarray] | None
+    """Text → float32 embedding."""
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         """The batch."""
@@ -94,20 +94,17 @@ class ClipTask(ContrastiveTask):
         widths = {}
         if settings.teacher == "sbert":
             assert collate.sbert is not None
-            widths = {"sbert_width": len(next(iter(collate.sbert.values()))), "width": embedding_width(model)}
+            config = model.config
+            width = config.vision_config.hidden_size if config.model_type == "siglip" else config.projection_dim
+            widths = {"sbert_width": len(next(iter(collate.sbert.values()))), "width": int(width)}
         self.rsdix = RsdixLoss(settings, **widths)
         self.teacher = ExponentialAverage(model, decay=objective.teacher_decay) if settings.teacher != "none" else None
         if settings.use_sigmoid_loss:
             # The loss learns a temperature and a bias of its own, which take the place of these when it is saved.
             self.model.logit_scale.requires_grad_(False)
             self.model.logit_bias.requires_grad_(False)
-        elif self.siglip:
+        elif model.config.model_type == "siglip":
             self.model.logit_bias.requires_grad_(False)  # the softmax does not see a bias
-
-    @property
-    def siglip(self) -> bool:
-        """Whether the model is SigLIP."""
-        return bool(self.model.config.model_type == "siglip")
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Embeddings of unit length, the teacher's, Sentence-BERT's as they are, and what the loss learns."""
@@ -172,12 +169,6 @@ def embed_tokens(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
     return projected
 
 
-def embedding_width(model: Any) -> int:
-    """Length of an embedding."""
-    config = model.config
-    return int(config.projection_dim if config.model_type == "clip" else config.vision_config.hidden_size)
-
-
 def make(recipe: Recipe, data: CaptionData) -> ClipTask:
     """The task of a recipe, its model loaded or made from the seed.
 
@@ -190,16 +181,7 @@ def make(recipe: Recipe, data: CaptionData) -> ClipTask:
     """
     wanted = recipe.model
     objective = recipe.contrastive or ContrastiveObjective()
-    if wanted.init is not None and wanted.tokenizer is not None:
-        raise OptionError(f"model.init {wanted.init} has a tokenizer of its own: leave model.tokenizer out")
-    tokenizer = tokenizers.obtain(
-        wanted.tokenizer,
-        wanted.init,
-        captions=(caption for example in data.split("train") for caption in example.captions),
-        learn=tokenizers.learn_clip_bpe,
-        size=wanted.vocabulary_size,
-        revision=wanted.revision,
-    )
+    tokenizer = tokenizers.obtain(wanted, wanted.init, data, tokenizers.learn_clip_bpe)
     if wanted.init is None:
         model, image = _from_config(recipe, tokenizer)
     else:
@@ -228,8 +210,9 @@ def make(recipe: Recipe, data: CaptionData) -> ClipTask:
         for text in (*example.captions, *(text for group in example.paraphrases for text in group))
     )
     table = sentence_embeddings(objective.sbert, texts) if objective.sbert else None
-    spec = ImageSpec(size=size, mean=image.mean, std=image.std, resample=image.resample)
-    return ClipTask(model, spec, ClipCollate(tokenizer, tokens, siglip, table), tokenizer, objective)
+    return ClipTask(
+        model, replace(image, size=size), ClipCollate(tokenizer, tokens, siglip, table), tokenizer, objective
+    )
 
 
 def _from_config(recipe: Recipe, tokenizer: Any) -> tuple[Any, ImageSpec]:
@@ -246,7 +229,7 @@ def _from_config(recipe: Recipe, tokenizer: Any) -> tuple[Any, ImageSpec]:
     config = config_class(**merge_config(config_class, defaults, changes))
     if kind == "clip":  # the towers, opened alone, read it from their own configuration
         config.vision_config.projection_dim = config.text_config.projection_dim = config.projection_dim
-    mean, std = _STATISTICS[kind]
+    mean, std = STATISTICS[kind]
     return model_class(config), ImageSpec(size=config.vision_config.image_size, mean=mean, std=std)
 
 
@@ -269,7 +252,7 @@ def sentence_embeddings(model: str, texts: Iterable[str]) -> dict[str, np.ndarra
     try:
         encoder = SentenceTransformer(model)
     except (OSError, ValueError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise OptionError(
             f"contrastive.sbert is {model}, which cannot be had ({reason}): give a folder or hub id"
         ) from error

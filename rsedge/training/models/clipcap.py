@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoConfig,
     CLIPVisionConfig,
@@ -21,51 +21,28 @@ from rsedge.errors import OptionError
 from rsedge.manifest import ImageSpec
 from rsedge.preprocessor import write_image_spec
 from rsedge.runtime.decoding.options import DecodingOptions
-from rsedge.training.losses import caption_loss_sum
 from rsedge.training.models import tokenizers
 from rsedge.training.models.clipcap_decode import generate
 from rsedge.training.models.clipcap_model import ClipCapConfig, ClipCapModel
-from rsedge.training.models.loading import config_type, image_spec, load_pretrained, merge_config
-from rsedge.training.models.positions import resize_vision
-from rsedge.training.models.task import Batch, CaptionTask
+from rsedge.training.models.loading import (
+    STATISTICS,
+    config_type,
+    image_spec,
+    load_pretrained,
+    merge_config,
+    resize_vision,
+)
+from rsedge.training.models.task import Batch, CaptionCollate, CaptionTask
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
     from rsedge.datasets.examples import CaptionData
-    from rsedge.training.data.samples import Sample
     from rsedge.training.recipe import Recipe
 
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _ENCODERS: dict[str, Any] = {"clip": CLIPVisionModelWithProjection, "siglip": SiglipVisionModel}
 _SECTIONS = ("vision", "text")
-
-
-@dataclass(frozen=True)
-class ClipCapCollate:
-    """Samples → batch: each caption a row that ends with the full stop that ends decoding too."""
-
-    tokenizer: Any
-    stop: int
-    max_tokens: int
-
-    def __call__(self, samples: Sequence[Sample]) -> Batch:
-        """The batch; labels are −100 where there is padding."""
-        # "… an airport ." and "… an airport" both end in the one token that stops the decoder.
-        texts = [caption.rstrip(" .") for sample in samples for caption in sample.captions]
-        rows = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        ids = [torch.tensor([*row[: self.max_tokens - 1], self.stop]) for row in rows]
-        input_ids = nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=self.stop)
-        lengths = torch.tensor([len(row) for row in ids])
-        mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
-        return {
-            "pixels": torch.stack([sample.pixels for sample in samples]),
-            "captions": torch.tensor([len(sample.captions) for sample in samples]),
-            "input_ids": input_ids,
-            "attention_mask": mask,
-            "labels": input_ids.masked_fill(mask == 0, -100),
-        }
 
 
 class ClipCapTask(CaptionTask):
@@ -79,10 +56,10 @@ class ClipCapTask(CaptionTask):
     }
 
     def __init__(self, model: ClipCapModel, image: ImageSpec, tokenizer: Any, recipe: Recipe) -> None:
-        collate = ClipCapCollate(tokenizer, model.config.stop_token_id, recipe.model.max_tokens)
-        super().__init__(model, image, collate, tokenizer)
-        self._max_tokens = recipe.model.max_tokens
-        self._smoothing = recipe.caption.label_smoothing if recipe.caption else 0.0
+        stop = model.config.stop_token_id
+        # "… an airport ." and "… an airport" both end in the one token that stops the decoder.
+        collate = CaptionCollate(tokenizer, (), stop, stop, recipe.model.max_tokens, cut=" .")
+        super().__init__(model, image, collate, tokenizer, recipe)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """``loss_sum`` of the batch."""
@@ -92,8 +69,7 @@ class ClipCapTask(CaptionTask):
             batch["attention_mask"],
             captions_per_image=batch["captions"],
         ).logits
-        smoothing = self._smoothing if self.training else 0.0
-        return {"loss_sum": caption_loss_sum(logits, batch["labels"], label_smoothing=smoothing)}
+        return self.loss_sum(logits, batch["labels"])
 
     @torch.no_grad()
     def generate(self, pixels: Tensor) -> list[str]:
@@ -121,17 +97,7 @@ def make(recipe: Recipe, data: CaptionData) -> ClipCapTask:
         OptionError: A part is of another kind, or settings do not fit.
     """
     wanted = recipe.model
-    own = wanted.init or wanted.language_model
-    if own is not None and wanted.tokenizer is not None:
-        raise OptionError(f"{own} has a tokenizer of its own: leave model.tokenizer out")
-    tokenizer = tokenizers.obtain(
-        wanted.tokenizer,
-        own,
-        captions=(caption for example in data.split("train") for caption in example.captions),
-        learn=tokenizers.learn_byte_bpe,
-        size=wanted.vocabulary_size,
-        revision=wanted.revision,
-    )
+    tokenizer = tokenizers.obtain(wanted, wanted.init or wanted.language_model, data, tokenizers.learn_byte_bpe)
     if wanted.init is not None:
         model: Any = load_pretrained(ClipCapModel, wanted)
         image = image_spec(wanted.init, wanted.revision)
@@ -145,8 +111,7 @@ def make(recipe: Recipe, data: CaptionData) -> ClipCapTask:
         raise OptionError(
             f"model.max_tokens is {wanted.max_tokens}, but GPT-2 has {room} positions behind the prefix: lower it"
         )
-    spec = ImageSpec(size=size, mean=image.mean, std=image.std, resample=image.resample)
-    return ClipCapTask(model, spec, tokenizer, recipe)
+    return ClipCapTask(model, replace(image, size=size), tokenizer, recipe)
 
 
 def _from_parts(recipe: Recipe, tokenizer: Any) -> tuple[ClipCapModel, ImageSpec]:
@@ -176,7 +141,8 @@ def _from_parts(recipe: Recipe, tokenizer: Any) -> tuple[ClipCapModel, ImageSpec
             if siglip
             else CLIPVisionModelWithProjection(CLIPVisionConfig(**settings))
         )
-        image = ImageSpec(size=settings["image_size"], mean=MEAN, std=STD)
+        mean, std = STATISTICS["clip"]
+        image = ImageSpec(size=settings["image_size"], mean=mean, std=std)
     if wanted.language_model is not None:
         decoder = load_pretrained(GPT2LMHeadModel, wanted, source=wanted.language_model, changes=sections["text"])
     else:

@@ -44,15 +44,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class CaptionTokens:
-    """A generated caption.
-
-    Attributes:
-        token_ids: Stop token included, if it came to that.
-        score: Mean log-probability of the tokens under the model, whatever filter they were drawn through.
-    """
+    """A generated caption."""
 
     token_ids: tuple[int, ...]
+    """Stop token included, if it came to that."""
     score: float
+    """Mean log-probability of the tokens under the model, whatever filter they were drawn through."""
 
 
 DEFAULTS = DecodingOptions(num_beams=5, max_new_tokens=67)
@@ -80,7 +77,15 @@ def generate(
         OptionError: Every option that is not accepted here.
     """
     keys = range(len(image_embeds)) if keys is None else keys
-    _check(model, options, images=len(image_embeds), keys=len(keys))
+    text = model.config.text_config
+    problems = options.averaged_problems(text.vocab_size)
+    room = text.n_positions - model.config.prefix_length + 1  # the last token is not run
+    if options.max_new_tokens > room:
+        problems.append(f"max_new_tokens is {options.max_new_tokens}; behind its prefix GPT-2 has room for {room}")
+    if len(keys) != len(image_embeds):
+        problems.append(f"there are {len(keys)} keys for {len(image_embeds)} images: give one per image")
+    if problems:
+        raise OptionError("; ".join(problems))
     if not len(image_embeds):
         return []
     stop, training = model.config.stop_token_id, model.training
@@ -92,18 +97,6 @@ def generate(
         return _beam_search(runner, options.num_beams, options.max_new_tokens, stop)
     finally:
         model.train(training)
-
-
-def _check(model: ClipCapModel, options: DecodingOptions, *, images: int, keys: int) -> None:
-    text = model.config.text_config
-    problems = options.averaged_problems(text.vocab_size)
-    room = text.n_positions - model.config.prefix_length + 1  # the last token is not run
-    if options.max_new_tokens > room:
-        problems.append(f"max_new_tokens is {options.max_new_tokens}; behind its prefix GPT-2 has room for {room}")
-    if keys != images:
-        problems.append(f"there are {keys} keys for {images} images: give one per image")
-    if problems:
-        raise OptionError("; ".join(problems))
 
 
 class _Runner:

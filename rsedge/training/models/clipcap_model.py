@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,6 @@ from rsedge.errors import OptionError
 from rsedge.training.losses import IGNORED, caption_loss_sum
 
 Mapper = Literal["mlp", "transformer"]
-MAPPERS = ("mlp", "transformer")
 
 GPT2_FULL_STOP = 13
 """The token id of "." in GPT-2's vocabulary."""
@@ -109,8 +108,8 @@ class ClipCapConfig(PretrainedConfig):  # type: ignore[misc]  # transformers is 
             if not isinstance(value := getattr(self, name), int) or value < 1
         ]
         width, positions = self.text_config.n_embd, self.text_config.n_positions
-        if self.mapper not in MAPPERS:
-            problems.append(f"mapper is {self.mapper!r}, expected one of {', '.join(MAPPERS)}")
+        if self.mapper not in get_args(Mapper):
+            problems.append(f"mapper is {self.mapper!r}, expected one of {', '.join(get_args(Mapper))}")
         elif not problems and self.mapper == "transformer" and width % self.mapper_heads:
             problems.append(f"mapper_heads is {self.mapper_heads}, which does not divide GPT-2's width {width}")
         if not 0 <= self.mapper_dropout < 1:
@@ -137,17 +136,14 @@ def _vision_config(value: PretrainedConfig | dict[str, Any] | None) -> Pretraine
 
 @dataclass
 class ClipCapOutput(ModelOutput):  # type: ignore[misc]
-    """What :meth:`ClipCapModel.forward` gives.
-
-    Attributes:
-        loss: Mean cross entropy per learnt token, a float32 scalar; None without labels.
-        logits: [rows, T, vocabulary]; position t is the prediction of token t.
-        image_embeds: Unit length, [images, D].
-    """
+    """What :meth:`ClipCapModel.forward` gives."""
 
     loss: Tensor | None = None
+    """Mean cross entropy per learnt token, a float32 scalar; None without labels."""
     logits: Tensor | None = None
+    """[rows, T, vocabulary]; position t is the prediction of token t."""
     image_embeds: Tensor | None = None
+    """Unit length, [images, D]."""
 
 
 class ClipCapModel(PreTrainedModel):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Load models for training: hub ids and folders, configurations changed by a recipe."""
+"""Load models for training: hub ids and folders, configurations changed by a recipe, other image sizes."""
 
 from __future__ import annotations
 
@@ -6,15 +6,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError
+from torch import Tensor, nn
 
 from rsedge.checkpointfiles import source_problems
-from rsedge.errors import OptionError
+from rsedge.errors import BackendError, OptionError
 from rsedge.preprocessor import read_image_spec
 
 if TYPE_CHECKING:
     from rsedge.manifest import ImageSpec
     from rsedge.training.recipe import ModelRecipe
+
+
+STATISTICS = {
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "siglip": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+"""Kind of image encoder → mean and deviation it was trained with."""
 
 
 def load_pretrained(
@@ -113,19 +122,43 @@ def image_spec(source: str, revision: str | None = None) -> ImageSpec:
     return spec
 
 
+def torch_device(name: str) -> str:
+    """The device ``name`` as torch has it; ``auto`` is the first GPU, else the CPU.
+
+    Raises:
+        OptionError: It is no name of a device.
+        BackendError: There is no such GPU here.
+    """
+    kind, colon, number = name.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (colon and not (kind == "cuda" and number.isdecimal())):
+        raise OptionError(f"device is {name!r}, expected auto, cpu, cuda or cuda:N")
+    count = torch.cuda.device_count()
+    if kind == "auto":
+        return "cuda" if count else "cpu"
+    if kind == "cuda" and int(number or 0) >= count:
+        raise BackendError(f"device {name} is not here: torch sees {count or 'no'} CUDA GPUs; use --device cpu")
+    return name
+
+
 def merge_config(cls: Any, base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of ``base`` with ``changes``; ``vision``, ``text`` and the like stand for ``vision_config`` …
 
     Raises:
         OptionError: A change that the configuration class does not know; all are named.
     """
+    from transformers import AutoConfig
+
     merged = {name: dict(value) if isinstance(value, Mapping) else value for name, value in base.items()}
     sections: dict[str, Any] = dict(getattr(cls, "sub_configs", {}))
     unknown = []
     for name, value in changes.items():
         section = name if name in sections else f"{name}_config"
         if section in sections and isinstance(value, Mapping):
-            known = _section(sections[section], {**merged.get(section, {}), **value})
+            section_class = sections[section]
+            if section_class is AutoConfig:  # its class depends on its model_type
+                kind = {**merged.get(section, {}), **value}.get("model_type", "clip_vision_model")
+                section_class = type(AutoConfig.for_model(kind))
+            known = section_class().to_dict()
             unknown += [f"{name}.{key}" for key in value if key not in known]
             merged.setdefault(section, {}).update(value)
         elif name in cls().to_dict():
@@ -140,11 +173,55 @@ def merge_config(cls: Any, base: Mapping[str, Any], changes: Mapping[str, Any]) 
     return merged
 
 
-def _section(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """What a section of a configuration may hold."""
-    from transformers import AutoConfig
+def interpolate(positions: Tensor, grid: int, *, class_token: bool) -> Tensor:
+    """Position embeddings for ``grid`` × ``grid`` patches, by bicubic interpolation as in transformers.
 
-    if cls is AutoConfig:  # its class depends on its model_type
-        cls = type(AutoConfig.for_model(values.get("model_type", "clip_vision_model")))
-    known: dict[str, Any] = cls().to_dict()
-    return known
+    Args:
+        positions: [N, D], that of the class token first if there is one; the patches are a square.
+        grid: Patches per side.
+        class_token: Whether there is one; it stays as it is.
+
+    Returns:
+        [grid² (+ 1), D] in the dtype of ``positions``.
+    """
+    first, patches = positions[: int(class_token)], positions[int(class_token) :]
+    side = round(len(patches) ** 0.5)
+    square = patches.float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    resized = nn.functional.interpolate(square, size=(grid, grid), mode="bicubic", align_corners=False)
+    return torch.cat([first, resized.permute(0, 2, 3, 1).reshape(grid * grid, -1).to(positions.dtype)])
+
+
+@torch.no_grad()
+def resize_vision(model: Any, image_size: int) -> None:
+    """Give the vision tower of a BLIP, CLIP or SigLIP model another image size; its configuration says so after.
+
+    Args:
+        model: With ``vision_model``, or such a tower alone.
+        image_size: Pixels.
+
+    Raises:
+        OptionError: The size is not a multiple of the patch size.
+    """
+    tower = getattr(model, "vision_model", model)
+    config, embeddings = tower.config, tower.embeddings
+    patch = config.patch_size
+    if image_size % patch:
+        raise OptionError(
+            f"model.image_size is {image_size}, not a multiple of the patch size {patch}: choose "
+            f"{image_size // patch * patch or patch}"
+        )
+    if image_size == config.image_size:
+        return
+    grid, positions = image_size // patch, embeddings.position_embedding
+    if isinstance(positions, nn.Embedding):  # CLIP with a class token, SigLIP without
+        rows = interpolate(positions.weight, grid, class_token=hasattr(embeddings, "class_embedding"))
+        embeddings.position_embedding = nn.Embedding(rows.shape[0], rows.shape[1], _weight=rows)
+        numbers = torch.arange(len(rows), device=rows.device)[None]
+        embeddings.register_buffer("position_ids", numbers, persistent=False)
+    else:
+        rows = interpolate(positions[0], grid, class_token=True)
+        embeddings.position_embedding = nn.Parameter(rows[None])
+    embeddings.num_patches, embeddings.num_positions = grid * grid, len(rows)
+    embeddings.image_size = config.image_size = image_size
+    if hasattr(model.config, "vision_config"):
+        model.config.vision_config.image_size = image_size

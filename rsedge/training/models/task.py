@@ -6,22 +6,59 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from rsedge.training.data.samples import Sample
+from rsedge.training.losses import caption_loss_sum
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from rsedge.manifest import ImageSpec
+    from rsedge.training.recipe import Recipe
 
 Batch = dict[str, Tensor]
 """``pixels`` uint8 [B, 3, S, S], ``captions`` int64 [B] (captions per image), ``input_ids`` and ``attention_mask``
 int64 [rows, T] with the rows of an image adjacent, and ``labels`` for captioners."""
 Collate = Callable[[Sequence[Sample]], Batch]
+
+
+@dataclass(frozen=True)
+class CaptionCollate:
+    """Samples → batch of a captioner: each caption a row that ends with the token that ends decoding too."""
+
+    tokenizer: Any
+    start: tuple[int, ...]
+    """Tokens before every caption, which are not learnt."""
+    end: int
+    padding: int
+    max_tokens: int
+    """Longest row, start and end included; what is longer is cut."""
+    cut: str = ""
+    """Characters that are taken off the end of a caption, because the end token stands for them."""
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        """The batch; labels are −100 where nothing is learnt."""
+        texts = [caption.rstrip(self.cut) for sample in samples for caption in sample.captions]
+        rows = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        room = self.max_tokens - len(self.start) - 1
+        ids = [torch.tensor([*self.start, *row[:room], self.end]) for row in rows]
+        input_ids = nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=self.padding)
+        lengths = torch.tensor([len(row) for row in ids])
+        mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
+        labels = input_ids.masked_fill(mask == 0, -100)
+        labels[:, : len(self.start)] = -100
+        return {
+            "pixels": torch.stack([sample.pixels for sample in samples]),
+            "captions": torch.tensor([len(sample.captions) for sample in samples]),
+            "input_ids": input_ids,
+            "attention_mask": mask,
+            "labels": labels,
+        }
 
 
 class Task(nn.Module, ABC):
@@ -80,9 +117,19 @@ class CaptionTask(Task):
 
     one_caption: ClassVar[bool] = False
 
+    def __init__(self, model: nn.Module, image: ImageSpec, collate: Collate, tokenizer: Any, recipe: Recipe) -> None:
+        super().__init__(model, image, collate, tokenizer)
+        self._max_tokens = recipe.model.max_tokens
+        self._smoothing = recipe.caption.label_smoothing if recipe.caption else 0.0
+
     @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """``loss_sum``: float32 [], the cross entropy of all caption tokens of ``batch``, added up."""
+
+    def loss_sum(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """``loss_sum``, smoothed in training alone."""
+        smoothing = self._smoothing if self.training else 0.0
+        return {"loss_sum": caption_loss_sum(logits, labels, label_smoothing=smoothing)}
 
     @staticmethod
     def tokens(batch: Batch) -> int:

@@ -7,11 +7,17 @@ BPE.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rsedge.errors import OptionError
+from rsedge.texts import first_line
+
+if TYPE_CHECKING:
+    from rsedge.datasets.examples import CaptionData
+    from rsedge.training.recipe import ModelRecipe
 
 FROM_CAPTIONS = "captions"
 """The value of ``model.tokenizer`` that asks for a learnt vocabulary."""
@@ -35,7 +41,7 @@ def open_tokenizer(source: str | Path, *, revision: str | None = None) -> Any:
         check_source(source, revision)
         return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise OptionError(
             f"there is no tokenizer in {source} ({reason}): give a folder or a hub id that has one in "
             f"model.tokenizer, or "
@@ -51,8 +57,9 @@ def learn_wordpiece(captions: Iterable[str], size: int) -> Any:
     learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     learner.normalizer = normalizers.BertNormalizer(lowercase=True)
     learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    texts = sorted(captions)
-    letters = _letters(learner, texts)
+    texts, split = sorted(captions), learner.pre_tokenizer.pre_tokenize_str
+    words = (word for text in texts for word, _ in split(learner.normalizer.normalize_str(text)))
+    letters = sorted({letter for word in words for letter in word})
     # The trainer numbers letters as it happens to meet them, and breaks ties by number; those it is given keep theirs.
     fixed = [*_BERT, *letters, *(f"##{letter}" for letter in letters)]
     trainer = trainers.WordPieceTrainer(vocab_size=size - len(_BLIP), special_tokens=fixed, show_progress=False)
@@ -108,30 +115,22 @@ def learn_byte_bpe(captions: Iterable[str], size: int) -> Any:
     return GPT2Tokenizer(vocab=known, merges=_merges(learner))
 
 
-def obtain(
-    source: str | None,
-    fallback: str | Path | None,
-    *,
-    captions: Iterable[str],
-    learn: Callable[[Iterable[str], int], Any],
-    size: int,
-    revision: str | None = None,
-) -> Any:
-    """The tokenizer a recipe asks for: named, learnt, or that of the checkpoint ``fallback``."""
-    if source == FROM_CAPTIONS:
-        return learn(captions, size)
-    if source is None and fallback is None:
+def obtain(wanted: ModelRecipe, own: str | None, data: CaptionData, learn: Callable[[Iterable[str], int], Any]) -> Any:
+    """The tokenizer a recipe asks for: named, learnt from the training captions, or that of the checkpoint ``own``.
+
+    Raises:
+        OptionError: There is none, or there are two.
+    """
+    if own is not None and wanted.tokenizer is not None:
+        raise OptionError(f"{own} has a tokenizer of its own: leave model.tokenizer out")
+    if wanted.tokenizer == FROM_CAPTIONS:
+        captions = (caption for example in data.split("train") for caption in example.captions)
+        return learn(captions, wanted.vocabulary_size)
+    if own is not None:
+        return open_tokenizer(own, revision=wanted.revision)
+    if wanted.tokenizer is None:
         raise OptionError(f"model.tokenizer is not set: give a folder, a hub id or '{FROM_CAPTIONS}'")
-    return open_tokenizer(source or str(fallback), revision=revision if source is None else None)
-
-
-def _letters(learner: Any, texts: Iterable[str]) -> list[str]:
-    """Every character that the words of ``texts`` are made of, sorted."""
-    found: set[str] = set()
-    for text in texts:
-        for word, _ in learner.pre_tokenizer.pre_tokenize_str(learner.normalizer.normalize_str(text)):
-            found.update(word)
-    return sorted(found)
+    return open_tokenizer(wanted.tokenizer)
 
 
 def _ordered(learner: Any, texts: Iterable[str], trainer: Any) -> list[str]:
@@ -142,6 +141,4 @@ def _ordered(learner: Any, texts: Iterable[str], trainer: Any) -> list[str]:
 
 
 def _merges(learner: Any) -> list[tuple[str, str]]:
-    import json
-
     return [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]

@@ -22,10 +22,11 @@ from rsedge.bundle import sha256_of
 from rsedge.errors import OptionError, OutputError, RsedgeError
 from rsedge.manifest import ImageSpec
 from rsedge.preprocessor import write_image_spec
+from rsedge.texts import first_line
 from rsedge.training.models.clipcap_decode import DEFAULTS
 from rsedge.training.models.clipcap_model import ClipCapModel
-from rsedge.training.models.loading import check_source
-from rsedge.training.rsdix.lightning import Inert, LightningCheckpoint, read_lightning
+from rsedge.training.models.loading import STATISTICS, check_source
+from rsedge.training.rsdix.lightning import Inert, read_lightning
 from rsedge.training.rsdix.rsdix_layout import BUFFER, Family, Weights, build, collect, groups, read_weights
 
 TOKENIZERS: dict[Family, str] = {
@@ -35,35 +36,28 @@ TOKENIZERS: dict[Family, str] = {
 }
 """Hub ids of the tokenizers the published models were trained with."""
 
-_STATISTICS = {
-    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-    "siglip": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-}
 _PROVENANCE = "import.json"
 _SLACK = 256  # a vocabulary may be padded to a round size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Imported:
-    """What was imported.
-
-    Attributes:
-        path: The checkpoint written.
-        family: Its kind.
-        weights: ``student`` or ``teacher``.
-        parameters: How many numbers it has.
-        mapped: Where its tensors came from: prefix in the file → how many.
-        unused: What was left out, likewise.
-        settings: The sizes that were inferred.
-    """
+    """What was imported."""
 
     path: Path
+    """The checkpoint written."""
     family: Family
+    """Its kind."""
     weights: Weights
+    """``student`` or ``teacher``."""
     parameters: int
+    """How many numbers it has."""
     mapped: dict[str, int]
+    """Where its tensors came from: prefix in the file → how many."""
     unused: dict[str, int]
+    """What was left out, likewise."""
     settings: dict[str, Any]
+    """The sizes that were inferred."""
 
 
 def import_rsdix(
@@ -99,9 +93,7 @@ def import_rsdix(
     checkpoint = read_lightning(source)
     family, found = collect(checkpoint, weights)
     model, problems = build(family, found)
-    words = _tokenizer(family, tokenizer, problems)
-    if model is not None and words is not None:
-        _fit(words, model, problems)
+    words = _tokenizer(family, tokenizer, model, problems)
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)
         raise RsedgeError(f"cannot import {source}: {len(problems)} problem{'s' * (len(problems) > 1)}\n{listed}")
@@ -110,39 +102,8 @@ def import_rsdix(
     model.load_state_dict(read_weights(found), assign=True)
     model.tie_weights()
     used = set(found.names.values())
-    report = Imported(
-        path=target,
-        family=family,
-        weights=weights,
-        parameters=sum(value.numel() for value in model.parameters()),
-        mapped=dict(found.mapped),
-        unused=groups(name for name in checkpoint.tensors if name not in used and not BUFFER.search(name)),
-        settings=_settings(model),
-    )
-
-    def fill(folder: Path) -> None:
-        model.save_pretrained(folder)
-        words.save_pretrained(folder)
-        tower = model.config.vision_config
-        kind = "siglip" if tower.model_type.startswith("siglip") else "clip"
-        mean, std = _STATISTICS[kind]
-        write_image_spec(folder, ImageSpec(size=tower.image_size, mean=mean, std=std), model_type=kind)
-        if family == "clipcap":
-            GenerationConfig(
-                num_beams=DEFAULTS.num_beams,
-                max_new_tokens=DEFAULTS.max_new_tokens,
-                eos_token_id=model.config.stop_token_id,
-            ).save_pretrained(folder)
-        (folder / _PROVENANCE).write_text(json.dumps(_provenance(checkpoint, report), indent=2) + "\n", "utf-8")
-
-    _write(target, fill)
-    return report
-
-
-def _settings(model: Any) -> dict[str, Any]:
-    """The sizes a person would look for."""
     vision, text = model.config.vision_config, model.config.text_config
-    found = {
+    settings = {
         "image_size": vision.image_size,
         "patch_size": vision.patch_size,
         "vision_width": vision.hidden_size,
@@ -151,31 +112,63 @@ def _settings(model: Any) -> dict[str, Any]:
         "text_layers": text.num_hidden_layers,
         "vocabulary": text.vocab_size,
     }
-    if isinstance(model, ClipCapModel):
-        found |= {"mapper": model.config.mapper, "prefix_length": model.config.prefix_length}
-    return found
+    if family == "clipcap":
+        settings |= {"mapper": model.config.mapper, "prefix_length": model.config.prefix_length}
+    report = Imported(
+        path=target,
+        family=family,
+        weights=weights,
+        parameters=sum(value.numel() for value in model.parameters()),
+        mapped=dict(found.mapped),
+        unused=groups(name for name in checkpoint.tensors if name not in used and not BUFFER.search(name)),
+        settings=settings,
+    )
+
+    def fill(folder: Path) -> None:
+        model.save_pretrained(folder)
+        words.save_pretrained(folder)
+        kind = "siglip" if vision.model_type.startswith("siglip") else "clip"
+        mean, std = STATISTICS[kind]
+        write_image_spec(folder, ImageSpec(size=vision.image_size, mean=mean, std=std), model_type=kind)
+        if family == "clipcap":
+            GenerationConfig(
+                num_beams=DEFAULTS.num_beams,
+                max_new_tokens=DEFAULTS.max_new_tokens,
+                eos_token_id=model.config.stop_token_id,
+            ).save_pretrained(folder)
+        provenance = {
+            "source": source.name,
+            "sha256": sha256_of(source),
+            "family": family,
+            "weights": weights,
+            "mapped": report.mapped,
+            "unused": report.unused,
+            "hyper_parameters": {name: _plain(value) for name, value in checkpoint.hyper_parameters.items()},
+            "versions": {name: version(name) for name in ("rsedge", "torch", "transformers")},
+        }
+        (folder / _PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n", "utf-8")
+
+    _write(target, fill)
+    return report
 
 
 # What stands beside the weights
 
 
-def _tokenizer(family: Family, source: str | Path | None, problems: list[str]) -> Any:
-    """The tokenizer, or None after a word in ``problems``."""
+def _tokenizer(family: Family, source: str | Path | None, model: Any, problems: list[str]) -> Any:
+    """The tokenizer, the token that ends a caption told to the model; what is wrong with it goes to ``problems``."""
     wanted = str(source or TOKENIZERS[family])
     try:
         check_source(wanted)
-        return AutoTokenizer.from_pretrained(wanted, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(wanted, trust_remote_code=False)
     except Exception as error:  # the hub, its transports and the tokenizers each have their own errors
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         problems.append(
-            f"there is no tokenizer {wanted} ({reason}): give a folder or a hub id with --tokenizer; the published "
-            f"models have that of {TOKENIZERS[family]}"
+            f"there is no tokenizer {wanted} ({first_line(error)}): give a folder or a hub id with --tokenizer; the "
+            f"published models have that of {TOKENIZERS[family]}"
         )
         return None
-
-
-def _fit(tokenizer: Any, model: Any, problems: list[str]) -> None:
-    """See that the tokenizer is the model's, and take the token that ends a caption from it."""
+    if model is None:
+        return tokenizer
     size, vocabulary = len(tokenizer), model.config.text_config.vocab_size
     if not vocabulary - _SLACK <= size <= vocabulary:
         problems.append(
@@ -188,19 +181,7 @@ def _fit(tokenizer: Any, model: Any, problems: list[str]) -> None:
             model.config.stop_token_id = stop[0]
         else:
             problems.append("the tokenizer has no token '.', which ends a caption: choose another with --tokenizer")
-
-
-def _provenance(checkpoint: LightningCheckpoint, report: Imported) -> dict[str, Any]:
-    return {
-        "source": checkpoint.path.name,
-        "sha256": sha256_of(checkpoint.path),
-        "family": report.family,
-        "weights": report.weights,
-        "mapped": report.mapped,
-        "unused": report.unused,
-        "hyper_parameters": {name: _plain(value) for name, value in checkpoint.hyper_parameters.items()},
-        "versions": {name: version(name) for name in ("rsedge", "torch", "transformers")},
-    }
+    return tokenizer
 
 
 def _plain(value: Any) -> Any:

@@ -117,17 +117,14 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LightningCheckpoint:
-    """What a ``.ckpt`` holds, the numbers still in the file.
-
-    Attributes:
-        path: The file.
-        tensors: The entries of ``state_dict``.
-        hyper_parameters: As saved; empty where there are none. Values may be :class:`Inert`.
-    """
+    """What a ``.ckpt`` holds, the numbers still in the file."""
 
     path: Path
+    """The file."""
     tensors: dict[str, StoredTensor]
+    """The entries of ``state_dict``."""
     hyper_parameters: dict[str, Any]
+    """As saved; empty where there are none. Values may be :class:`Inert`."""
 
     def read(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
         """Tensors of ``state_dict``; those that share numbers in the file share them here.
@@ -185,16 +182,14 @@ def read_lightning(path: str | Path) -> LightningCheckpoint:
     strange = [str(name) for name, value in entries if not (isinstance(name, str) and isinstance(value, StoredTensor))]
     if strange:
         _refuse(path, f"entries of its state_dict are no plain tensors: {', '.join(strange[:5])}")
-    return LightningCheckpoint(
-        path=path, tensors={str(name): value for name, value in entries}, hyper_parameters=_hyper_parameters(content)
-    )
-
-
-def _hyper_parameters(content: dict[str, Any]) -> dict[str, Any]:
     found = content.get("hyper_parameters")
     # Lightning's own dictionaries are classes of its own.
     pairs = found.items if isinstance(found, Inert) else list(dict.items(found)) if isinstance(found, dict) else []
-    return {str(pair[0]): pair[1] for pair in pairs if isinstance(pair, tuple) and len(pair) == 2}
+    return LightningCheckpoint(
+        path=path,
+        tensors={str(name): value for name, value in entries},
+        hyper_parameters={str(pair[0]): pair[1] for pair in pairs if isinstance(pair, tuple) and len(pair) == 2},
+    )
 
 
 @contextlib.contextmanager
@@ -229,18 +224,14 @@ def _unpickle(path: Path, archive: zipfile.ZipFile) -> Any:
     if order != b"little":
         _refuse(path, f"its numbers are stored {order.decode(errors='replace')}-endian: save it on a usual machine")
     data = archive.read(pickles[0])
-    _check_opcodes(path, data)
-    return _Unpickler(data, root, sizes).load()
-
-
-def _check_opcodes(path: Path, data: bytes) -> None:
-    """Refuse what only a crafted pickle has, before it is interpreted."""
+    # What only a crafted pickle has is refused before anything is interpreted.
     for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
         if opcode.name in _REFUSED:
             _refuse(path, f"its pickle has the opcode {opcode.name}, which torch.save never writes: do not use it")
         # Room is made for as many objects as the highest number given to one.
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > count:
             _refuse(path, "its pickle numbers its objects as torch.save never does: do not use it")
+    return _Unpickler(data, root, sizes).load()
 
 
 class _Unpickler(pickle._Unpickler):  # the one in Python, whose steps can be watched
@@ -314,7 +305,22 @@ def _rebuilders() -> dict[str, Callable[..., Any]]:
     """The functions torch.save names for tensors, as descriptions of tensors; new ones at each call."""
 
     def tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> StoredTensor:
-        return _stored(storage, offset, shape, stride)
+        numbers = (offset, *shape, *stride)
+        if not isinstance(storage, Storage) or len(shape) != len(stride) or len(shape) > 64:
+            raise ValueError("a tensor is not described as torch.save does")
+        if any(type(number) is not int or not 0 <= number < 2**62 for number in numbers):
+            raise ValueError(f"a tensor has shape {shape}, strides {stride} and offset {offset}")
+        elements = 1
+        for length in shape:
+            elements *= length
+        last = offset + sum((length - 1) * step for length, step in zip(shape, stride, strict=True))
+        # More elements than numbers are repeats, which a weight never has and which take memory without bound.
+        if elements and (last >= storage.count or elements > storage.count):
+            raise ValueError(
+                f"a tensor of shape {list(shape)}, strides {list(stride)} and offset {offset} does not fit its storage "
+                f"of {storage.count} numbers"
+            )
+        return StoredTensor(storage, offset, tuple(shape), tuple(stride))
 
     def parameter(data: Any, *_: Any) -> Any:
         return data
@@ -325,22 +331,3 @@ def _rebuilders() -> dict[str, Callable[..., Any]]:
         "torch._utils._rebuild_parameter": parameter,
         "torch._utils._rebuild_parameter_with_state": parameter,
     }
-
-
-def _stored(storage: Any, offset: Any, shape: Any, stride: Any) -> StoredTensor:
-    numbers = (offset, *shape, *stride)
-    if not isinstance(storage, Storage) or len(shape) != len(stride) or len(shape) > 64:
-        raise ValueError("a tensor is not described as torch.save does")
-    if any(type(number) is not int or not 0 <= number < 2**62 for number in numbers):
-        raise ValueError(f"a tensor has shape {shape}, strides {stride} and offset {offset}")
-    elements = 1
-    for length in shape:
-        elements *= length
-    last = offset + sum((length - 1) * step for length, step in zip(shape, stride, strict=True))
-    # More elements than numbers are repeats, which a weight never has and which take memory without bound.
-    if elements and (last >= storage.count or elements > storage.count):
-        raise ValueError(
-            f"a tensor of shape {list(shape)}, strides {list(stride)} and offset {offset} does not fit its storage of "
-            f"{storage.count} numbers"
-        )
-    return StoredTensor(storage, offset, tuple(shape), tuple(stride))

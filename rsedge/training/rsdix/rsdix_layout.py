@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
 from rsedge.errors import OptionError, RsedgeError
+from rsedge.texts import in_a_line
 from rsedge.training.models.clipcap_model import GPT2_FULL_STOP, ClipCapConfig, ClipCapModel
 from rsedge.training.rsdix.lightning import Inert, LightningCheckpoint
 
@@ -35,19 +36,16 @@ BUFFER = re.compile(r"(^|\.)(position_ids|attn\.bias|attn\.masked_bias)$")
 
 @dataclass(slots=True)
 class Source:
-    """The tensors of a file that make the model.
-
-    Attributes:
-        checkpoint: The file.
-        names: Name in the model → name in the file.
-        mapped: Prefix in the file → how many tensors were taken from it.
-        absent: Tensors that were asked for and are not there, by their names in the model.
-    """
+    """The tensors of a file that make the model."""
 
     checkpoint: LightningCheckpoint
+    """The file."""
     names: dict[str, str] = field(default_factory=dict)
+    """Name in the model → name in the file."""
     mapped: Counter[str] = field(default_factory=Counter)
+    """Prefix in the file → how many tensors were taken from it."""
     absent: list[str] = field(default_factory=list)
+    """Tensors that were asked for and are not there, by their names in the model."""
 
     def take(self, prefix: str, target: str = "", only: tuple[str, ...] = ("",)) -> None:
         """Take the tensors below ``prefix`` whose names go on with one of ``only``, as ``target`` + the rest."""
@@ -122,20 +120,20 @@ def build(family: Family, found: Source) -> tuple[Any, list[str]]:
     cannot be told.
     """
     try:
-        config, problems = _CONFIGS[family](found)
+        config, problems = _clipcap_config(found) if family == "clipcap" else (_dual_config(found, family), [])
         with torch.device("meta"):
             model = _MODELS[family](config)
     except (OptionError, ValueError, IndexError, ArithmeticError, RuntimeError) as error:
         reason = f"its tensors are not shaped like a {family} model's: {error}"
         if found.absent:
-            reason = f"it lacks {_some(found.absent)}, from which the model's sizes follow: download it again"
+            reason = f"it lacks {in_a_line(found.absent)}, from which the model's sizes follow: download it again"
         return None, [reason]
     expected = {_key(name): (name, tuple(value.shape)) for name, value in model.state_dict().items()}
     given = {_key(name): name for name in found.names}
     if missing := [name for key, (name, _) in expected.items() if key not in given]:
-        problems.append(f"it lacks {_some(missing)}: download it again")
+        problems.append(f"it lacks {in_a_line(missing)}: download it again")
     if strange := [found.names[name] for key, name in given.items() if key not in expected]:
-        problems.append(f"it has tensors a {family} model has not: {_some(strange)}")
+        problems.append(f"it has tensors a {family} model has not: {in_a_line(strange)}")
     problems += [
         f"{found.names[given[key]]} is {list(found.shape(given[key]))}, expected {list(shape)}"
         for key, (_, shape) in expected.items()
@@ -143,8 +141,11 @@ def build(family: Family, found: Source) -> tuple[Any, list[str]]:
     ]
     # From here on by the names this version of transformers has.
     found.names = {expected[key][0]: found.names[name] for key, name in given.items() if key in expected}
-    if family == "clipcap" and not problems and not _tied(found):
-        problems.append("its GPT-2 has a head apart from its word embeddings, which GPT2LMHeadModel has not")
+    if family == "clipcap" and not problems:
+        names = [found.names[f"language_model.{part}.weight"] for part in ("lm_head", "transformer.wte")]
+        head, words = (found.checkpoint.read([name])[name] for name in names)
+        if not torch.equal(head, words):
+            problems.append("its GPT-2 has a head apart from its word embeddings, which GPT2LMHeadModel has not")
     return model, problems
 
 
@@ -153,73 +154,50 @@ def _key(name: str) -> str:
     return name.replace("vision_model.", "") if name.startswith("encoder.") else name
 
 
-def _tied(found: Source) -> bool:
-    names = [found.names[f"language_model.{part}.weight"] for part in ("lm_head", "transformer.wte")]
-    first, second = (found.checkpoint.read([name])[name] for name in names)
-    return torch.equal(first, second)
-
-
-def _clip_config(found: Source) -> tuple[Any, list[str]]:
+def _dual_config(found: Source, family: Literal["clip", "siglip"]) -> Any:
+    """The configuration of a CLIP or SigLIP."""
     vocabulary, width = found.shape("text_model.embeddings.token_embedding.weight")
-    projection = found.shape("visual_projection.weight")[0]
-    activation = _activation(found.checkpoint)
-    text = {
+    text: dict[str, Any] = {
         **_tower(found, "text_model"),
         "vocab_size": vocabulary,
         "max_position_embeddings": found.shape("text_model.embeddings.position_embedding.weight")[0],
         "hidden_size": width,
-        "projection_dim": projection,
-        "hidden_act": activation,
-        # CLIP's vocabulary ends with its start and its end token; the text is read off at the end token.
-        "bos_token_id": vocabulary - 2,
-        "eos_token_id": vocabulary - 1,
     }
-    vision = _clip_vision(found, "", activation)
-    return CLIPConfig(text_config=text, vision_config=vision, projection_dim=projection), []
-
-
-def _clip_vision(found: Source, prefix: str, activation: str) -> dict[str, Any]:
-    embeddings = f"{prefix}vision_model.embeddings"
-    patch = found.shape(f"{embeddings}.patch_embedding.weight")[-1]
-    positions, width = found.shape(f"{embeddings}.position_embedding.weight")
-    return {
-        "model_type": "clip_vision_model",
-        **_tower(found, f"{prefix}vision_model"),
-        "hidden_size": width,
-        "patch_size": patch,
-        "image_size": _grid(positions - 1) * patch,
-        "projection_dim": found.shape(f"{prefix}visual_projection.weight")[0],
-        "hidden_act": activation,
-    }
-
-
-def _siglip_config(found: Source) -> tuple[Any, list[str]]:
-    vocabulary, width = found.shape("text_model.embeddings.token_embedding.weight")
-    text = {
-        **_tower(found, "text_model"),
-        "vocab_size": vocabulary,
-        "max_position_embeddings": found.shape("text_model.embeddings.position_embedding.weight")[0],
-        "hidden_size": width,
-        "projection_size": found.shape("text_model.head.weight")[0],
+    vision = _vision(found, "", family)
+    if family == "siglip":
+        projection = found.shape("text_model.head.weight")[0]
         # </s> ends and fills texts; there is no start token.
-        "bos_token_id": None,
-        "eos_token_id": 1,
-        "pad_token_id": 1,
-    }
-    return SiglipConfig(text_config=text, vision_config=_siglip_vision(found, "")), []
+        text |= {"projection_size": projection, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 1}
+        return SiglipConfig(text_config=text, vision_config=vision)
+    projection = found.shape("visual_projection.weight")[0]
+    # CLIP's vocabulary ends with its start and its end token; the text is read off at the end token.
+    text |= {"projection_dim": projection, "bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1}
+    text["hidden_act"] = vision["hidden_act"]
+    return CLIPConfig(text_config=text, vision_config=vision, projection_dim=projection)
 
 
-def _siglip_vision(found: Source, prefix: str) -> dict[str, Any]:
+def _vision(found: Source, prefix: str, family: Literal["clip", "siglip"]) -> dict[str, Any]:
+    """The settings of an image encoder; CLIP's has a class token and a projection."""
     embeddings = f"{prefix}vision_model.embeddings"
     patch = found.shape(f"{embeddings}.patch_embedding.weight")[-1]
     positions, width = found.shape(f"{embeddings}.position_embedding.weight")
-    return {
-        "model_type": "siglip_vision_model",
+    patches = positions - (family == "clip")
+    side = math.isqrt(patches)
+    if side * side != patches or not side:
+        raise ValueError(f"{patches} image positions do not make a square")
+    settings = {
+        "model_type": f"{family}_vision_model",
         **_tower(found, f"{prefix}vision_model"),
         "hidden_size": width,
         "patch_size": patch,
-        "image_size": _grid(positions) * patch,
+        "image_size": side * patch,
     }
+    if family == "clip":
+        # OpenAI's CLIP has another activation than the open ones, which no shape tells.
+        laion = "laion" in str(found.checkpoint.hyper_parameters.get("model", "")).lower()
+        settings["projection_dim"] = found.shape(f"{prefix}visual_projection.weight")[0]
+        settings["hidden_act"] = "gelu" if laion else "quick_gelu"
+    return settings
 
 
 def _tower(found: Source, prefix: str) -> dict[str, int]:
@@ -237,23 +215,8 @@ def _heads(width: int) -> int:
     return _HEADS.get(width, width // _HEAD_WIDTH)
 
 
-def _grid(patches: int) -> int:
-    side = math.isqrt(patches)
-    if side * side != patches or not side:
-        raise ValueError(f"{patches} image positions do not make a square")
-    return side
-
-
-def _activation(checkpoint: LightningCheckpoint) -> str:
-    """OpenAI's CLIP has another activation than the open ones, which no shape tells."""
-    return "gelu" if "laion" in str(checkpoint.hyper_parameters.get("model", "")).lower() else "quick_gelu"
-
-
 def _clipcap_config(found: Source) -> tuple[Any, list[str]]:
-    siglip = "encoder.vision_model.head.probe" in found.names
-    vision = (
-        _siglip_vision(found, "encoder.") if siglip else _clip_vision(found, "encoder.", _activation(found.checkpoint))
-    )
+    vision = _vision(found, "encoder.", "siglip" if "encoder.vision_model.head.probe" in found.names else "clip")
     vocabulary, width = found.shape("language_model.transformer.wte.weight")
     text = {
         "vocab_size": vocabulary,
@@ -291,18 +254,7 @@ def _clipcap_config(found: Source) -> tuple[Any, list[str]]:
     return ClipCapConfig(vision, text, stop_token_id=min(GPT2_FULL_STOP, vocabulary - 1), **mapper), problems
 
 
-_CONFIGS: dict[Family, Callable[[Source], tuple[Any, list[str]]]] = {
-    "clip": _clip_config,
-    "siglip": _siglip_config,
-    "clipcap": _clipcap_config,
-}
-
-
 def read_weights(found: Source) -> dict[str, Tensor]:
     """The numbers by their names in the model, float32 whatever they were trained in."""
     read = found.checkpoint.read(set(found.names.values()))
     return {name: read[source].float().contiguous() for name, source in found.names.items()}
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rsedge.errors import OptionError, OutputError, RsedgeError
+from rsedge.training.figures import save
 from rsedge.training.recipe_files import with_settings
 from rsedge.training.train import make_task, read_data
 
 if TYPE_CHECKING:
     from rsedge.datasets.examples import CaptionData
-    from rsedge.training.loop import Observer, Trainer
+    from rsedge.training.loop import Observer
     from rsedge.training.recipe import Recipe
 
 _WIDTH = 1 / 20  # standard deviation of the centred average, as a share of the test
@@ -37,18 +38,16 @@ _log = logging.getLogger(__name__)
 class LearningRateCurve:
     """The loss over a growing learning rate.
 
-    Attributes:
-        rates: The rate of each step, growing by the same factor.
-        losses: The loss of each step, before it was taken.
-        diverged: Whether the loss broke out before the last rate.
-
     Raises:
         RsedgeError: There are too few points to be read.
     """
 
     rates: tuple[float, ...]
+    """The rate of each step, growing by the same factor."""
     losses: tuple[float, ...]
+    """The loss of each step, before it was taken."""
     diverged: bool
+    """Whether the loss broke out before the last rate."""
 
     def __post_init__(self) -> None:
         if len(self.rates) < _ENOUGH or len(self.losses) != len(self.rates):
@@ -138,9 +137,10 @@ def find_learning_rate(
     rates = [min_rate * (max_rate / min_rate) ** (step / (steps - 1)) for step in range(steps)]
     tried: list[float] = []
     losses: list[float] = []
-    watch, diverged = _Watch(), False
+    average, lowest, diverged = 0.0, math.inf, False
     for rate, chunks in zip(rates, trainer.batches(), strict=True):
-        _set_rate(trainer, rate / recipe.optimizer.learning_rate)
+        for group in trainer.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * (rate / recipe.optimizer.learning_rate)
         try:
             values = trainer.step_at_rates(chunks)
         except RsedgeError:  # not a number any more
@@ -150,7 +150,10 @@ def find_learning_rate(
         losses.append(values["loss"])
         if observe is not None:
             observe(Event(len(tried), steps, trainer.progress.step / trainer.order.steps_per_epoch, values))
-        if watch.broken(losses[-1]):
+        average = _KEPT * average + (1 - _KEPT) * losses[-1]
+        smoothed = average / (1 - _KEPT ** len(losses))  # without its pull to the start at 0
+        lowest = min(lowest, smoothed)
+        if len(losses) >= _ENOUGH and smoothed > _BROKEN * lowest:
             diverged = True
             break
     accelerator.end_training()
@@ -191,26 +194,6 @@ def curve_files(folder: str | Path, *, overwrite: bool = False) -> tuple[Path, P
     return paths
 
 
-def _set_rate(trainer: Trainer, factor: float) -> None:
-    for group in trainer.optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * factor
-
-
-class _Watch:
-    """Tells when a loss has broken out."""
-
-    def __init__(self) -> None:
-        self._average, self._lowest, self._count = 0.0, math.inf, 0
-
-    def broken(self, loss: float) -> bool:
-        """Whether the running average, ``loss`` included, is far above its lowest."""
-        self._count += 1
-        self._average = _KEPT * self._average + (1 - _KEPT) * loss
-        smoothed = self._average / (1 - _KEPT**self._count)  # without its pull to the start at 0
-        self._lowest = min(self._lowest, smoothed)
-        return self._count >= _ENOUGH and smoothed > _BROKEN * self._lowest
-
-
 def _draw(curve: LearningRateCurve, path: Path) -> None:
     from matplotlib.figure import Figure
 
@@ -227,6 +210,4 @@ def _draw(curve: LearningRateCurve, path: Path) -> None:
     axes.set(xlabel="learning rate", ylabel="training loss", xscale="log")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
-    draft = path.with_name(f".{path.name}.tmp")
-    figure.savefig(draft, format="png", dpi=110)
-    draft.replace(path)
+    save(figure, path)

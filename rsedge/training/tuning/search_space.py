@@ -9,20 +9,14 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from rsedge.errors import OptionError
-from rsedge.tomlfile import read_toml
-from rsedge.training.recipe_files import locate, with_settings
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from rsedge.tomlfile import parse_toml, read_toml
+from rsedge.training.recipe_files import flat, locate, with_settings
 
 if TYPE_CHECKING:
     from rsedge.training.recipe import Recipe
@@ -38,19 +32,17 @@ _MONITOR = ("loop.monitor", "loop.monitor_mode")
 class Range:
     """Numbers from ``low`` to ``high``, both included.
 
-    Attributes:
-        kind: ``float`` (uniform), ``log`` (uniform in the logarithm) or ``int``.
-        low, high: The ends.
-        step: Between whole numbers.
-
     Raises:
         OptionError: The ends are no range.
     """
 
     kind: Literal["float", "log", "int"]
+    """``float`` (uniform), ``log`` (uniform in the logarithm) or ``int``."""
     low: float
     high: float
+    """The ends."""
     step: int = 1
+    """Between whole numbers."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
@@ -71,11 +63,6 @@ class Range:
             return None
         return tuple(range(int(self.low), int(self.high) + 1, self.step))
 
-    @property
-    def samples(self) -> tuple[Any, ...]:
-        """Values that stand for all when the recipe is asked what it accepts."""
-        return (self.low, self.high)
-
     def distribution(self) -> Any:
         """As Optuna has it."""
         from optuna.distributions import FloatDistribution, IntDistribution
@@ -85,10 +72,6 @@ class Range:
             last = int(self.low) + (int(self.high) - int(self.low)) // self.step * self.step
             return IntDistribution(int(self.low), last, step=self.step)
         return FloatDistribution(self.low, self.high, log=self.kind == "log")
-
-    def encode(self, value: Any) -> Any:
-        """A value as Optuna stores it."""
-        return value
 
     def decode(self, stored: Any) -> Any:
         """The value that Optuna stores as ``stored``."""
@@ -113,15 +96,10 @@ class Choices:
             raise OptionError(f"[{', '.join(shown)}] holds {', '.join(twice)} more than once")
 
     def __str__(self) -> str:
-        return ",".join("" if value is None else str(self.encode(value)) for value in self.values)
+        return ",".join("" if value is None else str(encode(value)) for value in self.values)
 
     @property
     def grid(self) -> tuple[Any, ...]:
-        """All of them."""
-        return self.values
-
-    @property
-    def samples(self) -> tuple[Any, ...]:
         """All of them."""
         return self.values
 
@@ -129,18 +107,19 @@ class Choices:
         """As Optuna has it."""
         from optuna.distributions import CategoricalDistribution
 
-        return CategoricalDistribution([self.encode(value) for value in self.values])
-
-    def encode(self, value: Any) -> Any:
-        """A value as Optuna stores it: it takes no lists."""
-        return json.dumps(value) if isinstance(value, (list, dict)) else value
+        return CategoricalDistribution([encode(value) for value in self.values])
 
     def decode(self, stored: Any) -> Any:
         """The value that Optuna stores as ``stored``."""
-        return next(value for value in self.values if json.dumps(self.encode(value)) == json.dumps(stored))
+        return next(value for value in self.values if json.dumps(encode(value)) == json.dumps(stored))
 
 
 Space = dict[str, Range | Choices]
+
+
+def encode(value: Any) -> Any:
+    """A value as Optuna stores it: it takes no lists."""
+    return json.dumps(value) if isinstance(value, (list, dict)) else value
 
 
 def read_settings(settings: Sequence[str]) -> dict[str, str]:
@@ -172,7 +151,7 @@ def read_file(path: Path) -> dict[str, Any]:
     table = values.pop("search", None)
     if values or not isinstance(table, dict):
         raise OptionError(f"{path} must have the table [search] and nothing else: write KEY = RANGE with {FORMS}")
-    return _flat(table)
+    return flat(table)
 
 
 def parse_space(space: Mapping[str, Any], recipe: Recipe, *, grid: bool = False) -> Space:
@@ -205,39 +184,28 @@ def to_toml(space: Space) -> dict[str, Any]:
     }
 
 
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in table.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
-
-
 def _refuse(problems: list[str]) -> None:
     if problems:
         raise OptionError("\n".join(["this cannot be searched:", *(f"  - {problem}" for problem in problems)]))
 
 
 def _add(space: Space, key: str, value: Any, *, grid: bool) -> list[str]:
-    """Add a key to the space; gives what is wrong with it."""
+    """Add a key to the space; return what is wrong with it."""
     try:
         table, name = locate(key)
         dotted = ".".join((*table, name))
         if dotted in space:
             raise OptionError(f"{dotted} is searched already, under another spelling")
-        _check_free(dotted)
+        if dotted in _FIXED:
+            raise OptionError("it decides which images there are, and those are the same for all trials: use --set")
+        if dotted in _MONITOR:
+            raise OptionError("it is what trials are compared by: use --metric and --direction")
         space[dotted] = _parse(value)
         if grid and space[dotted].grid is None:
             raise OptionError(f"{space[dotted]} cannot be counted: a grid needs choices A,B,C or int:LOW:HIGH")
     except OptionError as error:
         return [str(error) if str(error).startswith(key) else f"{key}: {error}"]
     return []
-
-
-def _check_free(key: str) -> None:
-    if key in _FIXED:
-        raise OptionError("it decides which images there are, and those are the same for all trials: use --set")
-    if key in _MONITOR:
-        raise OptionError("it is what trials are compared by: use --metric and --direction")
 
 
 def _parse(value: Any) -> Range | Choices:
@@ -252,7 +220,7 @@ def _parse(value: Any) -> Range | Choices:
         return _range(value, kind.strip(), ends)
     if value.startswith("["):
         try:
-            return _parse(tomllib.loads(f"value = {value}")["value"])
+            return _parse(parse_toml(f"value = {value}")["value"])
         except ValueError as error:
             raise OptionError(f"{value!r} is no list: {error}") from error
     entries = [entry.strip() for entry in value.split(",")]
@@ -279,7 +247,7 @@ def _choice(text: str) -> Any:
     if not text:
         return None
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        return parse_toml(f"value = {text}")["value"]
     except ValueError:
         return text  # a word without quotes
 
@@ -297,9 +265,12 @@ def _never_accepted(space: Space, recipe: Recipe) -> Iterator[str]:
             return str(error)
         return None
 
-    for key, entry in space.items():
-        for value in entry.samples:
+    samples = {
+        key: entry.values if isinstance(entry, Choices) else (entry.low, entry.high) for key, entry in space.items()
+    }
+    for key, values in samples.items():
+        for value in values:
             problem = refusal({key: value})
-            others = ({key: value, name: side} for name in space if name != key for side in space[name].samples)
+            others = ({key: value, name: side} for name in samples if name != key for side in samples[name])
             if problem and all(refusal(settings) for settings in others):
                 yield f"{key} = {json.dumps(value)}: {problem}"

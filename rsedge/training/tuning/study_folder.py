@@ -24,13 +24,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rsedge.errors import OptionError, OutputError
 from rsedge.tomlfile import read_toml, write_toml
-from rsedge.training.recipe_files import save_recipe
+from rsedge.training.recipe_files import differences, save_recipe
 from rsedge.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from rsedge.training.optim import Progress
     from rsedge.training.recipe import Recipe
-    from rsedge.training.tuning.search_space import Space
     from rsedge.training.tuning.trials import TrialRecord
 
 Keep = Literal["best", "all", "none"]
@@ -90,8 +89,21 @@ class StudyFolder:
             except BlockingIOError:
                 raise OutputError(f"{self.path} is in use by another search: wait for it to end") from None
             if resume:
-                self._compare(plan)
-                _mend(handle)
+                stored = read_toml(self._plan)
+                changed = ["the images, their splits or their texts changed"] if stored["data"] != plan["data"] else []
+                changed += differences(stored, plan, free=("data", *_FREE_ON_RESUME))
+                if changed:
+                    shown = "\n".join(f"  - {text}" for text in changed)
+                    raise OptionError(
+                        f"{self.path} cannot be resumed as another study:\n{shown}\nleave these as they were to go on, "
+                        "or start a new study with another -o"
+                    )
+                # A power failure may leave a line half-written; Optuna would read it together with the next.
+                handle.seek(0)
+                text = handle.read()
+                if len(text) > (whole := text.rfind(b"\n") + 1):
+                    handle.truncate(whole)
+                    os.fsync(handle.fileno())
             else:
                 handle.truncate(0)
                 for entry in self.path.iterdir():
@@ -103,21 +115,6 @@ class StudyFolder:
                 write_toml(draft := self.path / ".study.tmp", plan)
                 draft.replace(self._plan)
             yield self._journal
-
-    def _compare(self, plan: Mapping[str, Any]) -> None:
-        was, now = _flat(read_toml(self._plan)), _flat(plan)
-        differing = ["the images, their splits or their texts changed"] if was.pop("data") != now.pop("data") else []
-        differing += [
-            f"{key} was {was.get(key)!r}, now {now.get(key)!r}"
-            for key in sorted(was.keys() | now.keys())
-            if was.get(key) != now.get(key) and key not in _FREE_ON_RESUME
-        ]
-        if differing:
-            shown = "\n".join(f"  - {text}" for text in differing)
-            raise OptionError(
-                f"{self.path} cannot be resumed as another study:\n{shown}\nleave these as they were to go on, or "
-                "start a new study with another -o"
-            )
 
     # Trials
 
@@ -142,32 +139,6 @@ class StudyFolder:
 
     def update(self, records: Sequence[TrialRecord], best: TrialRecord | None) -> None:
         """Write the table, and remove the checkpoints that are not kept."""
-        self._write_table(records)
-        for record in records:
-            kept = self._keep == "all" or (self._keep == "best" and record is best)
-            if not kept and record.state != "running":
-                for link in ("best", "last"):
-                    (self.run(record.number) / link).unlink(missing_ok=True)
-                shutil.rmtree(self.run(record.number) / "checkpoints", ignore_errors=True)
-
-    def draw(
-        self,
-        records: Sequence[TrialRecord],
-        space: Space,
-        metric: str,
-        best: TrialRecord | None,
-        importances: Mapping[str, float],
-    ) -> None:
-        """Draw the pictures."""
-        from rsedge.training.tuning import tune_report
-
-        number = best.number if best else None
-        tune_report.draw_history(records, self.path / "history.png", metric=metric, best=number)
-        tune_report.draw_slices(records, space, self.path / "slices.png", metric=metric, best=number)
-        if importances:
-            tune_report.draw_importances(importances, self.path / "importances.png", metric=metric)
-
-    def _write_table(self, records: Sequence[TrialRecord]) -> None:
         keys = list(dict.fromkeys(key for record in records for key in record.settings))
         draft = self.path / ".trials.tmp"
         with draft.open("w", encoding="utf-8", newline="") as file:
@@ -180,23 +151,12 @@ class StudyFolder:
                     [record.number, record.state, record.value, *values, record.steps, seconds, record.reason]
                 )
         draft.replace(self.path / "trials.csv")
+        for record in records:
+            kept = self._keep == "all" or (self._keep == "best" and record is best)
+            if not kept and record.state != "running":
+                for link in ("best", "last"):
+                    (self.run(record.number) / link).unlink(missing_ok=True)
+                shutil.rmtree(self.run(record.number) / "checkpoints", ignore_errors=True)
 
 
 _FILES = ("study.toml", "trials.csv", "best.toml", "history.png", "slices.png", "importances.png")
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
-
-
-def _mend(journal: Any) -> None:
-    """Cut off a line that a power failure left half-written; Optuna would read it together with the next."""
-    journal.seek(0)
-    text = journal.read()
-    whole = text.rfind(b"\n") + 1
-    if whole < len(text):
-        journal.truncate(whole)
-        os.fsync(journal.fileno())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rsedge.training.data.order import derive
 from rsedge.training.recipe_files import with_settings
+from rsedge.training.tuning.search_space import encode
 
 if TYPE_CHECKING:
     from rsedge.training.recipe import Recipe
@@ -26,30 +27,27 @@ _ENOUGH = 20  # complete trials, for importances to mean something
 
 @dataclass(frozen=True, slots=True)
 class TrialRecord:
-    """One trial.
-
-    Attributes:
-        number: From 0.
-        state: ``complete``, ``pruned``, ``failed``, ``interrupted`` (repeated as a later one) or ``running``.
-        value: Best value of the metric; None if it was never evaluated.
-        settings: Dotted recipe key → value.
-        steps: Optimiser steps done; None where the process ended.
-        seconds: Time taken; None while running.
-        reason: Why it has no value of its own; empty for complete trials.
-    """
+    """One trial."""
 
     number: int
+    """From 0."""
     state: str
+    """``complete``, ``pruned``, ``failed``, ``interrupted`` (repeated as a later one) or ``running``."""
     value: float | None
+    """Best value of the metric; None if it was never evaluated."""
     settings: Mapping[str, Any]
+    """Dotted recipe key → value."""
     steps: int | None
+    """Optimiser steps done; None where the process ended."""
     seconds: float | None
+    """Time taken; None while running."""
     reason: str
+    """Why it has no value of its own; empty for complete trials."""
 
 
 def grid_points(space: Space) -> list[dict[str, Any]]:
     """Every combination of a countable space, as Optuna stores them."""
-    values = [[entry.encode(value) for value in entry.grid or ()] for entry in space.values()]
+    values = [[encode(value) for value in entry.grid or ()] for entry in space.values()]
     return [dict(zip(space, point, strict=True)) for point in itertools.product(*values)]
 
 
@@ -132,39 +130,42 @@ class Trials:
                 self._study.enqueue_trial(params, user_attrs={"repeats": trial.number, "attempt": attempt + 1})
             self._study.tell(trial.number, state=TrialState.FAIL)
 
-    def repeats(self, trial: Any) -> int | None:
-        """The number of the trial that ``trial`` repeats."""
-        number: int | None = trial.user_attrs.get("repeats")
-        return number
-
     # What came of it
 
-    def note_steps(self, trial: Any, steps: int) -> None:
-        """Store how far a trial came."""
-        trial.set_user_attr("steps", steps)
-
-    def complete(self, trial: Any, value: float) -> None:
-        """Store what a trial reached."""
-        self._study.tell(trial, value)
-
-    def prune(self, trial: Any, reason: str) -> None:
-        """Store that a trial was ended early."""
+    def end(self, trial: Any, value: float | None = None, *, state: Literal["PRUNED", "FAIL"] | None = None) -> None:
+        """Store what a trial reached, or that it was ended early or could not be trained."""
         from optuna.trial import TrialState
 
-        trial.set_user_attr("reason", reason)
-        self._study.tell(trial, state=TrialState.PRUNED)
-
-    def fail(self, trial: Any, reason: str) -> None:
-        """Store that a trial could not be trained."""
-        from optuna.trial import TrialState
-
-        trial.set_user_attr("reason", reason)
-        self._study.tell(trial, state=TrialState.FAIL)
+        self._study.tell(trial, value, state=None if state is None else TrialState[state])
 
     def records(self) -> list[TrialRecord]:
         """All trials, in order."""
-        repetitions = self._repetitions()
-        return [self._record(trial, repetitions) for trial in self._all() if trial.state.name != "WAITING"]
+        words = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running"}
+        repetitions, found = self._repetitions(), []
+        for trial in self._all():
+            if trial.state.name == "WAITING":
+                continue
+            state, reason = words[trial.state.name], trial.user_attrs.get("reason", "")
+            if trial.number in repetitions:
+                state, reason = "interrupted", f"repeated as trial {repetitions[trial.number]}"
+            elif state == "failed" and not reason:
+                reason = f"the process ended {_ATTEMPTS} times in this trial"
+            value = trial.value
+            if state != "complete":
+                seen = [value for value in trial.intermediate_values.values() if math.isfinite(value)]
+                value = (min(seen) if self._minimize else max(seen)) if seen else None
+            found.append(
+                TrialRecord(
+                    number=trial.number,
+                    state=state,
+                    value=value,
+                    settings=self._settings(trial.params),
+                    steps=trial.user_attrs.get("steps"),
+                    seconds=trial.duration.total_seconds() if trial.duration else None,
+                    reason=reason,
+                )
+            )
+        return found
 
     def best(self, records: Sequence[TrialRecord]) -> TrialRecord | None:
         """The best complete trial, of equal ones the first."""
@@ -208,27 +209,6 @@ class Trials:
 
     def _settings(self, params: Mapping[str, Any]) -> dict[str, Any]:
         return {key: entry.decode(params[key]) for key, entry in self.space.items() if key in params}
-
-    def _record(self, trial: Any, repetitions: Mapping[int, int]) -> TrialRecord:
-        words = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running"}
-        state, reason = words[trial.state.name], trial.user_attrs.get("reason", "")
-        if trial.number in repetitions:
-            state, reason = "interrupted", f"repeated as trial {repetitions[trial.number]}"
-        elif state == "failed" and not reason:
-            reason = f"the process ended {_ATTEMPTS} times in this trial"
-        seen = [value for value in trial.intermediate_values.values() if math.isfinite(value)]
-        value = trial.value
-        if state != "complete":
-            value = (min(seen) if self._minimize else max(seen)) if seen else None
-        return TrialRecord(
-            number=trial.number,
-            state=state,
-            value=value,
-            settings=self._settings(trial.params),
-            steps=trial.user_attrs.get("steps"),
-            seconds=trial.duration.total_seconds() if trial.duration else None,
-            reason=reason,
-        )
 
 
 class _Held:

@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rsedge.errors import BackendError, OptionError, RsedgeError
-from rsedge.training.monitors import monitors
-from rsedge.training.recipe import ContrastiveObjective
+from rsedge.training.recipe import ContrastiveObjective, monitors
 from rsedge.training.recipe_files import to_dict, with_settings
 from rsedge.training.run_folder import read_metrics
 from rsedge.training.train import fingerprint, read_data, train
 from rsedge.training.tuning.search_space import parse_space, to_toml
 from rsedge.training.tuning.study_folder import Keep, StudyFolder
 from rsedge.training.tuning.trials import Method, Pruner, TrialRecord, Trials, grid_points
+from rsedge.training.tuning.tune_report import draw_study
 
 if TYPE_CHECKING:
     from rsedge.datasets.examples import CaptionData
@@ -42,21 +42,18 @@ _ALIKE = 3  # failures with the same reason, and nothing else, after which a sea
 
 @dataclass(frozen=True, slots=True)
 class TuningResult:
-    """What a search came to.
-
-    Attributes:
-        study: Its folder.
-        best: The best trial.
-        recipe: The best trial's, as in ``best.toml``.
-        trials: All of them.
-        importances: Searched key → its share, adding up to 1; empty where there are too few trials to tell.
-    """
+    """What a search came to."""
 
     study: Path
+    """Its folder."""
     best: TrialRecord
+    """The best trial."""
     recipe: Recipe
+    """The best trial's, as in ``best.toml``."""
     trials: tuple[TrialRecord, ...]
+    """All of them."""
     importances: Mapping[str, float]
+    """Searched key → its share, adding up to 1; empty where there are too few trials to tell."""
 
 
 def tune(
@@ -124,7 +121,12 @@ def tune(
     if problems:
         raise OptionError("; ".join(problems))
     metric = metric or recipe.loop.monitor
-    direction = direction or _direction(recipe, metric)
+    if direction is None:
+        known = monitors(
+            recipe.family, captions=recipe.loop.captions, contrastive=recipe.contrastive or ContrastiveObjective()
+        )
+        better = recipe.loop.monitor_mode if metric == recipe.loop.monitor else known.get(metric)
+        direction = "minimize" if better == "min" else "maximize"
     wanted = {"loop.monitor": metric, "loop.monitor_mode": "min" if direction == "minimize" else "max"}
     base = with_settings(recipe, wanted)
     parsed = parse_space(space, base, grid=method == "grid")
@@ -155,15 +157,6 @@ def tune(
         return search.run(trials or len(points) or _TRIALS, timeout)
 
 
-def _direction(recipe: Recipe, metric: str) -> Direction:
-    if metric == recipe.loop.monitor:
-        return "minimize" if recipe.loop.monitor_mode == "min" else "maximize"
-    known = monitors(
-        recipe.family, captions=recipe.loop.captions, contrastive=recipe.contrastive or ContrastiveObjective()
-    )
-    return "minimize" if known.get(metric) == "min" else "maximize"
-
-
 class _Search:
     def __init__(
         self, trials: Trials, folder: StudyFolder, data: CaptionData, *, cpu: bool, observe: Observer | None
@@ -184,11 +177,22 @@ class _Search:
                 records, best = self._update()
                 so_far = f"  (best: trial {best.number}, {_short(best.value)})" if best else ""
                 _log.info("trial %d: %s%s", number, outcome, so_far)
-                self._give_up_if_alike(records)
+                # Where every trial fails for one reason in training, the settings are not what is at fault.
+                reasons = [record.reason for record in records if record.state == "failed"]
+                trained = all(self._folder.run(record.number).exists() for record in records)
+                if trained and len(reasons) == len(records) >= _ALIKE and len(set(reasons)) == 1:
+                    raise RsedgeError(self._none_completed(records))
         finally:
             records, best = self._update()
             importances = self._trials.importances(records)
-            self._folder.draw(records, self._trials.space, self._metric, best, importances)
+            draw_study(
+                records,
+                self._trials.space,
+                self._folder.path,
+                metric=self._metric,
+                best=best.number if best else None,
+                importances=importances,
+            )
         if best is None:
             raise RsedgeError(self._none_completed(records))
         return TuningResult(self._folder.path, best, self._trials.recipe_of(best), tuple(records), importances)
@@ -213,16 +217,17 @@ class _Search:
         trial, settings = self._trials.ask()
         _log.info("trial %d: %s", trial.number, ", ".join(f"{key} {_short(value)}" for key, value in settings.items()))
         _forget_accelerate()
-        value, outcome = None, ""
         try:
             value = self._train(trial, with_settings(self._trials.recipe, settings))
-            self._trials.complete(trial, value)
+            self._trials.end(trial, value)
             outcome = f"{self._metric} {_short(value)}"
         except TrialPruned as pruned:
-            self._trials.prune(trial, str(pruned))
+            trial.set_user_attr("reason", str(pruned))
+            self._trials.end(trial, state="PRUNED")
             outcome = f"pruned: {pruned}"
         except (RsedgeError, OutOfMemoryError) as error:
-            self._trials.fail(trial, str(error))
+            trial.set_user_attr("reason", str(error))
+            self._trials.end(trial, state="FAIL")
             outcome = f"failed: {error}"
         # Any other exception is no fault of the settings: it ends the search, and --resume repeats the trial.
         _forget_accelerate()
@@ -255,7 +260,7 @@ class _Search:
             if event.step < event.steps and trial.should_prune():
                 raise optuna.TrialPruned(f"behind the others at evaluation {reports}, step {event.step}")
 
-        last = self._folder.take_over(self._trials.repeats(trial), trial.number)
+        last = self._folder.take_over(trial.user_attrs.get("repeats"), trial.number)
         if last is not None:
             for line in read_metrics(folder / "metrics.jsonl"):
                 if self._metric in line and line["step"] <= last.step:
@@ -266,20 +271,9 @@ class _Search:
             )
             steps = result.progress.step
         finally:
-            self._trials.note_steps(trial, steps)
+            trial.set_user_attr("steps", steps)
         assert result.progress.best is not None
         return result.progress.best
-
-    def _give_up_if_alike(self, records: Sequence[TrialRecord]) -> None:
-        """Stop where every trial fails for one reason in training: the settings are not what is at fault.
-
-        Raises:
-            RsedgeError: That is so.
-        """
-        reasons = [record.reason for record in records if record.state == "failed"]
-        trained = all(self._folder.run(record.number).exists() for record in records)
-        if trained and len(reasons) == len(records) >= _ALIKE and len(set(reasons)) == 1:
-            raise RsedgeError(self._none_completed(records))
 
     def _none_completed(self, records: Sequence[TrialRecord]) -> str:
         reasons = dict.fromkeys(record.reason for record in records if record.reason)
