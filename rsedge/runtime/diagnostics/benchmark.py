@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 from rsedge.errors import OptionError, SceneError
 from rsedge.runtime.captioner import Captioner
 from rsedge.runtime.demo.scene import write_scene
-from rsedge.runtime.diagnostics import machine
 from rsedge.runtime.diagnostics.benchmark_parts import WAIT, First, Plan, Rounds, Subject, in_segments, repeat_scene
 from rsedge.runtime.diagnostics.benchmark_report import BatchRate, BenchmarkReport, Spread, Stage, this_machine
 from rsedge.runtime.diagnostics.stage_clock import CACHES, ENCODE, STEPS, WRITE, StageClock, timed_target
+from rsedge.runtime.engines import host
 from rsedge.runtime.engines.memory import free_memory
 from rsedge.runtime.run.run import Work, execute
 from rsedge.runtime.run.sources import SEGMENT_TILES, SceneTiles, TileOptions, Tiling, judge
@@ -92,7 +92,7 @@ def benchmark(
         if scene is None:
             say("generating a scene")
             scene = stack.enter_context(Scene.open(write_scene(folder / "painted.tif", tiles=(4, 5))))
-            machine.forget_memory_peak()  # painting takes more than a small model
+            host.forget_memory_peak()  # painting takes more than a small model
         images, places = _images(scene, tile_options, subject.size)
         plan = Plan(seconds or SECONDS, tiles, rounds, len(sizes) + 2)
         batches, best, alone = _time_model(subject, images, sizes, plan, clock, say)
@@ -117,7 +117,7 @@ def benchmark(
         device=subject.model.device,
         device_reason=subject.model.device_reason,
         backend=subject.model.backend,
-        threads=threads or machine.processor().usable,
+        threads=threads or host.usable_cores(),
         decoding=subject.decoding,
         scene={
             "name": scene.name,
@@ -135,7 +135,7 @@ def benchmark(
         stages=(*reading, *alone.stages(), *whole.stages()),
         whole_tiles_per_second=Spread.of([1 / taken for taken in whole.seconds_per_tile]),
         whole_ratio=Spread.of(ratios),
-        peak_memory_mb=None if (peak := machine.memory_peak()) is None else round(peak / 1e6, 1),
+        peak_memory_mb=None if (peak := host.memory_peak()) is None else round(peak / 1e6, 1),
         device_memory_mb=round((before - after) / 1e6, 1) if before and after else None,
     )
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any
 
 from rsedge.runtime.diagnostics import machine
+from rsedge.runtime.engines import host
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +125,5 @@ def this_machine() -> dict[str, Any]:
         "python": software.python.split(" (")[0],
         "versions": {"rsedge": software.rsedge, "gdal": software.gdal, **versions},
         "date": datetime.now(timezone.utc).date().isoformat(),
-        "load": _load(),
+        "load": host.load(),  # before measuring
     }
-
-
-def _load() -> float | None:
-    """The load of the last minute, before measuring; above nought others are at work."""
-    with suppress(AttributeError, OSError):
-        return round(os.getloadavg()[0], 2)
-    return None

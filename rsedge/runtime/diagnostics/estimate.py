@@ -13,7 +13,7 @@ import numpy as np
 from rsedge.bundle import read_bundle
 from rsedge.errors import BackendError
 from rsedge.runtime.demo.scene import compose_tile
-from rsedge.runtime.diagnostics import machine
+from rsedge.runtime.engines import host
 from rsedge.runtime.scenes.pieces import cache_bytes
 
 if TYPE_CHECKING:
@@ -118,8 +118,8 @@ def probe_model(
     """
     bundle = read_bundle(path)
     manifest = bundle.manifest
-    machine.forget_memory_peak()  # what came before is no part of the model's
-    before = machine.memory_now() or _BARE
+    host.forget_memory_peak()  # what came before is no part of the model's
+    before = host.memory_now() or _BARE
     known: dict[str, Any] = {
         "model": bundle.model,
         "does": "embed" if manifest.generation is None else "caption",
@@ -136,7 +136,7 @@ def probe_model(
         guessed = _guessed_bytes(manifest, runs_on["batch_size"])
         return Probe(**known, **runs_on, images=0, tiles_per_second=None, model_bytes=guessed)
     images, rate = _time(run, manifest.image.size, runs_on["batch_size"])
-    peak = machine.memory_peak()
+    peak = host.memory_peak()
     taken = max(peak - before, 0) if peak else guessed
     return Probe(**known, **runs_on, images=images, tiles_per_second=rate, model_bytes=taken)
 

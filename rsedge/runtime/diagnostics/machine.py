@@ -12,13 +12,13 @@ import re
 import shutil
 import subprocess
 import sys
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 
 from rsedge.bundle import cache_dir
 from rsedge.errors import BackendError
+from rsedge.runtime.engines.host import memory_available, memory_total, usable_cores
 
 LIBRARIES = (
     "numpy",
@@ -220,12 +220,6 @@ def processor() -> Processor:
     )
 
 
-def usable_cores() -> int:
-    """Cores this process may run on; macOS and Windows cannot tell, so there it is all of them."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
 def parse_cpuinfo(text: str, machine: str) -> tuple[str | None, dict[str, bool]]:
     """Name and features from Linux's ``/proc/cpuinfo``; no features where the text is empty."""
     model = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", text, re.MULTILINE)
@@ -236,43 +230,15 @@ def parse_cpuinfo(text: str, machine: str) -> tuple[str | None, dict[str, bool]]
     return (model[1].strip() if model else None), features
 
 
-def memory_now() -> int | None:
-    """Resident memory of this process, bytes; None where the system does not tell."""
-    return _bytes_of("/proc/self/status", "VmRSS")
-
-
-def memory_peak() -> int | None:
-    """The highest resident memory of this process until now, bytes; None where the system does not tell."""
-    return _bytes_of("/proc/self/status", "VmHWM")  # getrusage would count what the parent had
-
-
-def forget_memory_peak() -> None:
-    """Let :func:`memory_peak` count from now on, where the system can."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-def memory_available() -> int | None:
-    """Bytes that programs can have, with what Linux would give back from its file cache; None elsewhere."""
-    return _bytes_of("/proc/meminfo", "MemAvailable")
-
-
-def _bytes_of(path: str, name: str) -> int | None:
-    """A line of one of Linux's accounts of memory."""
-    found = re.search(rf"^{name}:\s+(\d+) kB$", _text(path), re.MULTILINE)
-    return int(found[1]) * 1024 if found else None
-
-
 def room() -> Room:
     """See :class:`Room`."""
-    total, free = _bytes_of("/proc/meminfo", "MemTotal"), memory_available()
     cache = cache_dir()
     there = next((folder for folder in (cache, *cache.parents) if folder.exists()), None)
     try:
         disk = shutil.disk_usage(there).free if there else None
     except OSError:
         disk = None
-    return Room(memory=total, memory_free=free, cache=str(cache), cache_free=disk)
+    return Room(memory=memory_total(), memory_free=memory_available(), cache=str(cache), cache_free=disk)
 
 
 def devices() -> Devices:

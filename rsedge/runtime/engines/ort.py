@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsedge.errors import BackendError, BundleError, OptionError
-from rsedge.runtime.diagnostics.machine import usable_cores
 from rsedge.runtime.engines.cuda_graphs import GRAPHS_SINCE, Buffer, FixedRun, Packed, View
+from rsedge.runtime.engines.host import usable_cores
 from rsedge.runtime.engines.memory import fitting_batch, free_memory
 
 if TYPE_CHECKING:
