@@ -266,7 +266,7 @@ class _Timed:
 def stages(scene: Any) -> dict[str, float]:
     """Share of the reading thread's time by stage, each without what it calls."""
     from rsedge.runtime.scenes import readahead as reader
-    from rsedge.runtime.scenes import scene_reader
+    from rsedge.runtime.scenes import scene as scene_reader
     from rsedge.runtime.scenes.rendering import FastRule
 
     spent: dict[str, float] = {}

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rsedge.runtime.embedder import Embedder
     from rsedge.runtime.locate import locate
     from rsedge.runtime.outputs.records import Caption, TileRecord
-    from rsedge.runtime.scenes.catalog import open_scenes
+    from rsedge.runtime.scenes.opening import open_scenes
     from rsedge.runtime.scenes.scene import Scene
     from rsedge.runtime.search.index import Index
 
@@ -49,7 +49,7 @@ _HOMES = {
     "TileRecord": "rsedge.runtime.outputs.records",
     "benchmark": "rsedge.runtime.diagnostics.benchmark",
     "locate": "rsedge.runtime.locate",
-    "open_scenes": "rsedge.runtime.scenes.catalog",
+    "open_scenes": "rsedge.runtime.scenes.opening",
 }
 
 

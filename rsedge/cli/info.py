@@ -101,7 +101,7 @@ def _scenes(
     """Every scene that ``target`` stands for."""
     from rsedge.runtime.diagnostics.describe import describe_scene
     from rsedge.runtime.run.sources import TileOptions
-    from rsedge.runtime.scenes.catalog import open_scenes
+    from rsedge.runtime.scenes.opening import open_scenes
 
     tiling = TileOptions(**tile_options)
     scenes = open_scenes([target], stdin=options.standard_input([target]), **scene_options)

@@ -276,7 +276,7 @@ def open_scenes(names: Sequence[str], outputs: Iterable[Path | str | None] = (),
 
     What ``outputs`` name is none of them, where it was left in a folder by an earlier run.
     """
-    from rsedge.runtime.scenes.catalog import open_scenes as open_all
+    from rsedge.runtime.scenes.opening import open_scenes as open_all
 
     written = [output for output in outputs if output is not None]
     scenes = open_all(names, stdin=standard_input(names), outputs=written, **scene_options)

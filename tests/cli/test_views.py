@@ -172,8 +172,7 @@ def test_views_read_remote_scenes_as_a_run_does(product, tmp_path, monkeypatch, 
 
     from rsedge.runtime.outputs.report.report import report_target
     from rsedge.runtime.outputs.report.scene_sheet import sheet_target
-    from rsedge.runtime.scenes.scene import Scene
-    from rsedge.runtime.scenes.scene_reader import SceneReader
+    from rsedge.runtime.scenes.scene import Scene, SceneReader
 
     (tmp_path / "served").mkdir()
     scenes.write(tmp_path / "served" / "a.tif", scenes.pixels(3, 64, 64))

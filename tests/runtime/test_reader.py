@@ -12,8 +12,7 @@ from rsedge.errors import OptionError, SceneError
 from rsedge.pixels import ReflectanceRule, resize
 from rsedge.runtime.scenes.readahead import read_tiles
 from rsedge.runtime.scenes.rendering import FastRule
-from rsedge.runtime.scenes.scene import Scene
-from rsedge.runtime.scenes.scene_reader import SceneReader
+from rsedge.runtime.scenes.scene import Scene, SceneReader
 from rsedge.runtime.scenes.tiles import TileGrid
 from tests import scenes
 

@@ -9,7 +9,8 @@ import rasterio.shutil
 
 from rsedge.errors import OptionError, SceneError
 from rsedge.runtime.run.sources import SceneTiles, TileOptions
-from rsedge.runtime.scenes.catalog import find, open_scenes
+from rsedge.runtime.scenes.catalog import find
+from rsedge.runtime.scenes.opening import open_scenes
 from rsedge.runtime.scenes.scene import Scene
 from tests import scenes
 from tests.range_server import serve

@@ -73,7 +73,9 @@ class Plan:
     clouds: list[tuple[Point, float]] = field(default_factory=list)
 
 
-def paint(rng: np.random.Generator, height: int, width: int, plan: Plan) -> tuple[npt.NDArray[np.uint16], UInt8]:
+def paint(  # noqa: PLR0915 - one layer after another, each once
+    rng: np.random.Generator, height: int, width: int, plan: Plan
+) -> tuple[npt.NDArray[np.uint16], UInt8]:
     """Lay the classes over one another, give each its colours, and look at them through air and a sensor.
 
     Returns:

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from rsedge.errors import SceneError
 from rsedge.runtime.scenes import remote
@@ -23,9 +22,6 @@ from rsedge.runtime.scenes.products.loose_bands import read_loose_bands, sibling
 from rsedge.runtime.scenes.products.product import Product
 from rsedge.runtime.scenes.products.safe import is_safe, read_safe
 from rsedge.runtime.scenes.products.stac import is_stac_url, read_if_stac, read_stac
-
-if TYPE_CHECKING:
-    from rsedge.runtime.scenes.scene import Scene
 
 _log = logging.getLogger("rsedge")
 
@@ -109,58 +105,14 @@ def find_one(name: str, *, access: Access = LOCAL) -> str | Product:
     return found[0]
 
 
-def open_scenes(
-    names: Sequence[str | os.PathLike[str]],
-    *,
-    stdin: str | None = None,
-    outputs: Collection[str | os.PathLike[str]] = (),
-    **options: Any,
-) -> list[Scene]:
-    """The scenes of all ``names``, in order.
-
-    Args:
-        names: See :func:`find`.
-        stdin: What ``-`` holds.
-        outputs: What will be written: the results of an earlier run are no scenes of the folder they lie in.
-        **options: See :class:`rsedge.runtime.scenes.opening.SceneOptions`.
-
-    Raises:
-        SceneError: Scenes cannot be opened; all are named.
-        OptionError: An option does not fit.
-    """
-    from rsedge.runtime.scenes.opening import SceneOptions
-    from rsedge.runtime.scenes.scene import Scene
-
-    scenes: list[Scene] = []
-    problems: list[str] = []
-    access = SceneOptions(**options).access
-    found: list[str | Product] = []
-    written = {Path(output).resolve() for output in outputs}
-    for each in names:
-        name = os.fspath(each)
-        with _noted(problems):
-            inside = find(name, access=access, stdin=stdin)
-            found += [entry for entry in inside if entry == name or not _is_one_of(entry, written)]
-    for entry in found:
-        with _noted(problems):
-            scenes.append(Scene.open(entry, **options))
-    if problems:
-        more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
-        raise SceneError("\n".join([*problems[:_SHOWN], *more]))
-    return scenes
-
-
 def _is_device(path: Path) -> bool:
     """Whether it is there and no file: opening a pipe waits for somebody to write, and a device may have no end."""
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
-def _is_one_of(entry: str | Product, paths: Collection[Path]) -> bool:
-    return isinstance(entry, str) and not remote.is_remote(entry) and Path(entry).resolve() in paths
-
-
 @contextmanager
-def _noted(problems: list[str]) -> Iterator[None]:
+def noted(problems: list[str]) -> Iterator[None]:
+    """Add a SceneError to ``problems`` in place of raising it."""
     try:
         yield
     except SceneError as error:
@@ -223,7 +175,7 @@ def _own_products(folder: Path, entries: Sequence[Path], access: Access) -> list
         if path.name.startswith(".") or path.suffix.lower() not in _DOCUMENTS:
             continue
         problems: list[str] = []
-        with _noted(problems):
+        with noted(problems):
             described += read_if_stac(os.fspath(path), access=access) or []
         for problem in problems:  # it may describe the result of an earlier run
             _log.warning("Warning: left out: %s", problem)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,25 +140,38 @@ def choose_rendering(
         if values == "colours":
             return Rendering("colours", None), why, ()
     scale = 10000 if values == "reflectance" else facts.quantification
-    offset, reason, doubts = facts.boa_offset or 0, facts.offset_reason, []
+    doubts: tuple[str, ...] = ()
     if boa_offset is not None:
         offset, reason = boa_offset, "as asked"
     elif values == "reflectance":
         offset, reason = 0, "reflectance has none"
     else:
-        suspicious = facts.boa_offset is None and (facts.datetime or "") >= _OFFSET_SINCE
-        if offset or suspicious:
-            sample = _sample(dataset, choice, nodata) if sample is None else sample
-            if conflict := offset_conflict(sample, offset):
-                doubts.append(f"{source}: {conflict}; --boa-offset {offset} uses it all the same")
-                offset, reason = 0, "the pixels contradict the metadata"
-            elif suspicious and offset_missing(sample, offset):
-                doubts.append(
-                    f"{source}: no digital number is below 1000 and nothing declares an offset: if the product is of "
-                    "processing baseline 04.00 or later, pass --boa-offset -1000"
-                )
+        offset, reason, doubts = _checked_offset(
+            facts, lambda: _sample(dataset, choice, nodata) if sample is None else sample, source
+        )
     rule = ReflectanceRule(boa_offset=offset, full_scale=round(ReflectanceRule().full_scale * scale / 10000))
-    return Rendering(values or "dn", rule), f"{why}; offset {offset}: {reason}", tuple(doubts)
+    return Rendering(values or "dn", rule), f"{why}; offset {offset}: {reason}", doubts
+
+
+def _checked_offset(
+    facts: Facts, sample: Callable[[], list[npt.NDArray[Any]]], source: str
+) -> tuple[int, str, tuple[str, ...]]:
+    """The offset that metadata state, checked on pixels where it can be wrong; why; and doubts."""
+    offset = facts.boa_offset or 0
+    suspicious = facts.boa_offset is None and (facts.datetime or "") >= _OFFSET_SINCE
+    if not (offset or suspicious):
+        return offset, facts.offset_reason, ()
+    pixels = sample()
+    if conflict := offset_conflict(pixels, offset):
+        doubt = f"{source}: {conflict}; --boa-offset {offset} uses it all the same"
+        return 0, "the pixels contradict the metadata", (doubt,)
+    if suspicious and offset_missing(pixels, offset):
+        doubt = (
+            f"{source}: no digital number is below 1000 and nothing declares an offset: if the product is of "
+            "processing baseline 04.00 or later, pass --boa-offset -1000"
+        )
+        return offset, facts.offset_reason, (doubt,)
+    return offset, facts.offset_reason, ()
 
 
 def _sample(dataset: Any, choice: BandChoice, nodata: Sequence[float | None]) -> list[npt.NDArray[Any]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from rsedge.errors import OptionError, SceneError
 from rsedge.runtime.scenes import remote
 from rsedge.runtime.scenes.access import MAX_PIXELS, Access, refuse_handler
 from rsedge.runtime.scenes.bands import BandChoice, explicit_bands, find_bands, unclear_bands, unusable_type
+from rsedge.runtime.scenes.catalog import find, find_one, noted
 from rsedge.runtime.scenes.clouds import CloudSource
 from rsedge.runtime.scenes.composite import Composite, Grid
 from rsedge.runtime.scenes.facts import choose_rendering, known_facts
@@ -33,6 +34,7 @@ from rsedge.runtime.scenes.scene import Scene
 from rsedge.runtime.scenes.sidecars import mask_beside, unread_sidecars
 from rsedge.runtime.scenes.vrt import is_vrt, read_vrt
 
+_SHOWN = 8  # problems that are told in full
 _GDAL_NAME = re.compile(r"^(/vsi[a-z0-9]+/|[A-Za-z][A-Za-z0-9_]+:)")
 
 
@@ -95,8 +97,6 @@ class SceneOptions:
 
 def open_scene(path: str | os.PathLike[str] | Product, options: SceneOptions) -> Scene:
     """See :meth:`rsedge.runtime.scenes.scene.Scene.open`."""
-    from rsedge.runtime.scenes.catalog import find_one
-
     access = options.access
     found = path if isinstance(path, Product) else find_one(os.fspath(path), access=access)
     files = [*found.bands.values(), *([found.scl] if found.scl else [])] if isinstance(found, Product) else []
@@ -115,6 +115,48 @@ def open_scene(path: str | os.PathLike[str] | Product, options: SceneOptions) ->
     if isinstance(found, Product):
         return _of_product(found.at(final), options)
     return open_raster(found, options, final.get(found))
+
+
+def open_scenes(
+    names: Sequence[str | os.PathLike[str]],
+    *,
+    stdin: str | None = None,
+    outputs: Collection[str | os.PathLike[str]] = (),
+    **options: Any,
+) -> list[Scene]:
+    """The scenes of all ``names``, in order.
+
+    Args:
+        names: See :func:`rsedge.runtime.scenes.catalog.find`.
+        stdin: What ``-`` holds.
+        outputs: What will be written: the results of an earlier run are no scenes of the folder they lie in.
+        **options: See :class:`SceneOptions`.
+
+    Raises:
+        SceneError: Scenes cannot be opened; all are named.
+        OptionError: An option does not fit.
+    """
+    scenes: list[Scene] = []
+    problems: list[str] = []
+    access = SceneOptions(**options).access
+    found: list[str | Product] = []
+    written = {Path(output).resolve() for output in outputs}
+    for each in names:
+        name = os.fspath(each)
+        with noted(problems):
+            inside = find(name, access=access, stdin=stdin)
+            found += [entry for entry in inside if entry == name or not _is_one_of(entry, written)]
+    for entry in found:
+        with noted(problems):
+            scenes.append(open_scene(entry, SceneOptions(**options)))
+    if problems:
+        more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+        raise SceneError("\n".join([*problems[:_SHOWN], *more]))
+    return scenes
+
+
+def _is_one_of(entry: str | Product, paths: Collection[Path]) -> bool:
+    return isinstance(entry, str) and not remote.is_remote(entry) and Path(entry).resolve() in paths
 
 
 def open_raster(source: str, options: SceneOptions, target: str | None = None) -> Scene:

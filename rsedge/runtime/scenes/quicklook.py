@@ -12,12 +12,11 @@ from PIL import Image
 from rasterio.errors import RasterioError
 
 from rsedge.errors import OptionError, SceneError
-from rsedge.runtime.scenes.scene_reader import open_pixels
+from rsedge.runtime.scenes.scene import open_pixels
 
 if TYPE_CHECKING:
     from rsedge.pixels import UInt8
-    from rsedge.runtime.scenes.scene import Scene
-    from rsedge.runtime.scenes.scene_reader import SceneReader
+    from rsedge.runtime.scenes.scene import Scene, SceneReader
 
 _LINES = 256  # source lines per read: few enough for little memory, many enough to keep GDAL busy
 # Room for two rows of the blocks of JP2, which files behind a VRT have whatever it says of its own.

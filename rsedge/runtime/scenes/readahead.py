@@ -27,8 +27,7 @@ from rsedge.pixels import UInt8, resize
 from rsedge.runtime.scenes.pieces import Lane, Pieces, cache_bytes, is_high
 
 if TYPE_CHECKING:
-    from rsedge.runtime.scenes.scene import Scene
-    from rsedge.runtime.scenes.scene_reader import Pixels, SceneReader
+    from rsedge.runtime.scenes.scene import Pixels, Scene, SceneReader
     from rsedge.runtime.scenes.tiles import Tile, TileGrid
 
 # Formats that can only be decoded from the top: a second reader would decode everything a second time.

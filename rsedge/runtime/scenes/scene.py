@@ -11,26 +11,35 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import rasterio
+from rasterio.enums import Resampling
+from rasterio.vrt import WarpedVRT
+from rasterio.windows import Window
 
 from rsedge.errors import SceneError
 from rsedge.redaction import redact
 from rsedge.runtime.scenes import remote
 from rsedge.runtime.scenes.access import LOCAL, Access
-from rsedge.runtime.scenes.composite import Grid
+from rsedge.runtime.scenes.clouds import CloudReader
+from rsedge.runtime.scenes.composite import Composite, Grid, PlacedBand
 from rsedge.runtime.scenes.footprints import footprints
+from rsedge.runtime.scenes.gdal import open_dataset
 from rsedge.runtime.scenes.gdal import settings as gdal_settings
-from rsedge.runtime.scenes.scene_reader import SceneReader
+from rsedge.runtime.scenes.rendering import FastRule
 from rsedge.texts import plain
 
 if TYPE_CHECKING:
-    from rsedge.pixels import ReflectanceRule
+    from rsedge.pixels import ReflectanceRule, UInt8
     from rsedge.runtime.scenes.clouds import CloudSource
     from rsedge.runtime.scenes.products.product import BandFile, Extent, Product
     from rsedge.runtime.scenes.rendering import Rendering
     from rsedge.runtime.scenes.tiles import Tile
+
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +125,7 @@ class Scene:
         Args:
             path: File, GDAL subdataset name, ``.SAFE`` folder or zip, folder of band files, STAC item, URL, or a
                 product already found. What holds several scenes is for
-                :func:`rsedge.runtime.scenes.catalog.open_scenes`.
+                :func:`rsedge.runtime.scenes.opening.open_scenes`.
             **options: See :class:`rsedge.runtime.scenes.opening.SceneOptions`.
 
         Raises:
@@ -210,3 +219,216 @@ class Scene:
             SceneError: The raster cannot be opened any more.
         """
         return SceneReader(self)
+
+
+class Pixels(NamedTuple):
+    """A window of a scene; valid until its reader reads the next one.
+
+    Attributes:
+        planes: uint8 [3, h, w], R, G, B; 0 where there is no data. Plane by plane, as GDAL gives them and every step is
+            fastest.
+        empty: bool [h, w], True where there is no data. None where all have data.
+        fill: bool [h, w], True where all bands hold the least or all the greatest value they can: black or white fill
+            that nothing declares, or clipping. None where there is none at all.
+        cloud: bool [h, w], True where there is cloud; None where the scene has no cloud mask.
+    """
+
+    planes: UInt8
+    empty: Mask | None
+    fill: Mask | None
+    cloud: Mask | None
+
+
+def open_pixels(scene: Scene) -> Any:
+    """The open raster of a scene as stored: a rasterio dataset, or a composite; close it.
+
+    Raises:
+        SceneError: It cannot be opened any more.
+    """
+    if scene.parts:
+        return Composite(scene.parts, scene.extent, scene.access, scene.overview)
+    return open_dataset(scene.path, scene.access, overview=scene.overview)
+
+
+class SceneReader:
+    """Reads windows of one scene; belongs to one thread."""
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+        self._opened: Any = open_pixels(scene)
+        self._dataset: Any = self._opened
+        self._mask: PlacedBand | None = None
+        if scene.mask_file is not None:
+            beside = open_dataset(scene.mask_file.path, scene.access)
+            own = Grid.of(self._opened)
+            self._mask = PlacedBand(beside, scene.mask_file.band, own, scene.grid, scene.mask_file.path)
+        if scene.resampled:
+            resampling = Resampling[scene.resampled]
+            if isinstance(self._opened, Composite):
+                self._opened.resampled(scene.grid, resampling)
+            else:
+                own = Grid.of(self._opened)
+                self._dataset = WarpedVRT(
+                    self._opened,
+                    src_crs=own.crs,
+                    src_transform=own.transform,
+                    crs=scene.crs,
+                    transform=scene.transform,
+                    width=scene.width,
+                    height=scene.height,
+                    resampling=resampling,
+                )
+        self._clouds = CloudReader(scene.clouds) if scene.clouds else None
+        self._colours = _colour_table(self._opened, scene.bands[0]) if scene.palette else None
+        declared = np.array([value for value in scene.nodata if value is not None], scene.dtype)
+        # Each is what the bands of a pixel without data hold, in the scene's own type.
+        empty = {tuple(declared)} if len(declared) == len(scene.nodata) else set()
+        if scene.reflectance is not None:
+            empty.add((np.dtype(scene.dtype).type(0),) * len(scene.bands))
+        self._empty = list(empty)
+        self._fill = [(np.dtype(scene.dtype).type(value),) * len(scene.bands) for value in _fill_values(scene)]
+        self._impossible = _impossible(scene)
+        self._fast = FastRule(scene.rendering.rule) if scene.rendering.rule and scene.dtype == "uint16" else None
+        self._stored = np.empty(0, scene.dtype)
+        self._planes = np.empty(0, np.uint8)
+
+    def read(self, row_off: int, col_off: int, height: int, width: int) -> tuple[UInt8, Mask]:
+        """The colours of a window inside the scene, and where there is no data, bool [h, w]; see :class:`Pixels`.
+
+        Raises:
+            rasterio.errors.RasterioError: The pixels cannot be read.
+        """
+        pixels = self.read_pixels(row_off, col_off, height, width)
+        empty = np.zeros((height, width), np.bool_) if pixels.empty is None else pixels.empty
+        return np.stack(tuple(pixels.planes), axis=2), empty
+
+    def read_pixels(self, row_off: int, col_off: int, height: int, width: int) -> Pixels:
+        """All that is known of a window inside the scene, in buffers that the next call uses again.
+
+        Raises:
+            rasterio.errors.RasterioError: The pixels cannot be read.
+        """
+        window = Window(col_off, row_off, width, height)
+        bands = self._scene.bands
+        count = height * width * len(bands)
+        if self._stored.size < count:
+            self._stored = np.empty(count, self._scene.dtype)
+        stored = self._stored[:count].reshape(len(bands), height, width)
+        self._dataset.read(bands, window=window, out=stored)
+        flat = stored.reshape(-1)
+        extremes = (flat.min(), flat.max())
+        empty = _either(self._no_data(stored, extremes), self._masked(window))
+        cloud = None
+        if self._clouds is not None:
+            cloud, without = self._clouds.read(window)
+            empty = _either(empty, without)
+        fill = None
+        for values in self._fill:
+            fill = _either(fill, _where(stored, values, extremes))
+        if self._colours is not None:
+            colours = self._colours[stored[0]]
+            planes, empty = np.moveaxis(colours[..., :3], 2, 0), _either(empty, colours[..., 3] == 0)
+        else:
+            planes = self._render(stored, extremes)
+        if empty is not None and not empty.any():
+            empty = None
+        if empty is not None:
+            planes *= (~empty).view(np.uint8)  # many times as fast as assigning to a mask
+        return Pixels(planes, empty, fill if fill is None or fill.any() else None, cloud)
+
+    def _masked(self, window: Window) -> Mask | None:
+        """Which pixels have no data as another band or a mask tells; None where nothing does."""
+        if self._scene.mask_band:
+            found: Mask = self._dataset.read(self._scene.mask_band, window=window) == 0
+        elif self._scene.mask_band == 0:
+            found = self._dataset.read_masks(self._scene.bands[0], window=window) == 0
+        elif self._mask is not None:
+            stored = np.empty((int(window.height), int(window.width)), self._mask.dtype)
+            self._mask.read(window, stored, outside=0, resampling=Resampling.nearest)
+            found = stored == 0
+        else:
+            return None
+        return found
+
+    def _render(self, stored: npt.NDArray[Any], extremes: tuple[Any, Any]) -> UInt8:
+        """8-bit colours of bands [3, h, w], which may be overwritten."""
+        if self._fast is None:
+            return self._scene.rendering.apply(stored)
+        if self._planes.size < stored.size:
+            self._planes = np.empty(stored.size, np.uint8)
+        planes = self._planes[: stored.size].reshape(stored.shape)
+        self._fast.apply(stored, planes, int(extremes[0]), int(extremes[1]))
+        return planes
+
+    def _no_data(self, stored: npt.NDArray[Any], extremes: tuple[Any, Any]) -> Mask | None:
+        """Which pixels of bands [K, h, w] have no data as the values themselves tell; None where all have."""
+        empty: Mask | None = None
+        if stored.dtype.kind == "f" and not np.isfinite(extremes).all():
+            empty = ~np.isfinite(stored).all(axis=0)
+        if self._impossible is not None and not extremes[0] >= self._impossible:
+            impossible: Mask = np.all(stored < self._impossible, axis=0)
+            empty = _either(empty, impossible)
+        for values in self._empty:
+            empty = _either(empty, _where(stored, values, extremes))
+        return empty
+
+    def close(self) -> None:
+        """Give the dataset handles back."""
+        if self._clouds is not None:
+            self._clouds.close()
+        if self._mask is not None:
+            self._mask.dataset.close()
+        if self._dataset is not self._opened:
+            self._dataset.close()
+        self._opened.close()
+
+    def __enter__(self) -> SceneReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _fill_values(scene: Scene) -> list[Any]:
+    """What fill is made of, in the scene's own type. 0 of reflectance is no data already, and a palette has none."""
+    if scene.palette:
+        return []
+    if scene.reflectance is None:
+        return [0, 255]
+    return [] if scene.dtype.startswith("float") else [np.iinfo(scene.dtype).max]
+
+
+def _impossible(scene: Scene) -> float | None:
+    """What no reflectance is below, in the scene's own numbers: -9999 and the like, which many files do not declare."""
+    if scene.reflectance is None or scene.dtype == "uint16":
+        return None
+    return -0.2 if scene.rendering.values == "reflectance" else -2000.0
+
+
+def _where(stored: npt.NDArray[Any], values: tuple[Any, ...], extremes: tuple[Any, Any]) -> Mask | None:
+    """Where bands [K, h, w] have their values, K of them; None where their extremes tell that it is nowhere."""
+    if min(values) < extremes[0] or max(values) > extremes[1]:
+        return None
+    found: Mask = stored[0] == values[0]
+    for band, value in zip(stored[1:], values[1:], strict=True):
+        if not found.any():
+            return None
+        found &= band == value
+    return found
+
+
+def _either(one: Mask | None, other: Mask | None) -> Mask | None:
+    """Where one of two masks is True; None is one that is False throughout."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one | other
+
+
+def _colour_table(dataset: Any, band: int) -> UInt8:
+    """The palette of a band as uint8 [65536, 4], R, G, B, A; entries the file lacks are transparent."""
+    table = np.zeros((65536, 4), dtype=np.uint8)
+    for value, colour in dataset.colormap(band).items():
+        table[value] = colour
+    return table

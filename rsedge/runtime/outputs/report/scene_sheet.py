@@ -24,8 +24,7 @@ from rsedge.runtime.run.run import Target
 if TYPE_CHECKING:
     from rsedge.pixels import UInt8
     from rsedge.runtime.outputs.records import TileRecord, TileResult
-    from rsedge.runtime.scenes.scene import Scene
-    from rsedge.runtime.scenes.scene_reader import SceneReader
+    from rsedge.runtime.scenes.scene import Scene, SceneReader
 
 _WIDEST = 24  # cells in a row, unless asked for
 
