@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from rsedge.bundle import Bundle
-    from rsedge.runtime.engines.choose import Backend
+    from rsedge.runtime.engines.contract import Backend
     from rsedge.runtime.scenes.scene import Scene
 
 UInt8 = NDArray[np.uint8]

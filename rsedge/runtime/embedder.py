@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from rsedge.bundle import Bundle, EmbeddingSpec
-    from rsedge.runtime.engines.choose import Backend, Graph
+    from rsedge.runtime.engines.contract import Backend, Graph
     from rsedge.runtime.outputs.records import TileRecord
     from rsedge.runtime.run.sources import Tiling
     from rsedge.runtime.scenes.scene import Scene

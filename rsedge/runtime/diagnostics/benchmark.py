@@ -23,6 +23,7 @@ from rsedge.runtime.diagnostics.benchmark_parts import WAIT, First, Plan, Rounds
 from rsedge.runtime.diagnostics.benchmark_report import BatchRate, BenchmarkReport, Spread, Stage, this_machine
 from rsedge.runtime.diagnostics.stage_clock import CACHES, ENCODE, STEPS, WRITE, StageClock, timed_target
 from rsedge.runtime.engines import host
+from rsedge.runtime.engines.contract import parse_device
 from rsedge.runtime.engines.memory import free_memory
 from rsedge.runtime.run.run import Work, execute
 from rsedge.runtime.run.sources import SEGMENT_TILES, SceneTiles, TileOptions, Tiling, judge
@@ -295,9 +296,7 @@ def _usual_sizes(usual: int, device: str, tiles: int | None) -> list[int]:
 
 
 def _free_device_memory(device: str) -> int | None:
-    """Free bytes of the GPU that ``device`` names or may stand for; a device that is not accepted has none."""
-    kind, _, number = device.partition(":")
-    if kind not in ("auto", "cuda") or not (number or "0").isdecimal():
-        return None
-    found = free_memory(int(number or 0))
+    """Return the free bytes of the GPU that ``device`` names or may stand for."""
+    kind, number = parse_device(device)
+    found = None if kind == "cpu" else free_memory(number)
     return found[0] if found else None

@@ -18,14 +18,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rsedge.runtime.engines.memory import is_out_of_memory
 
 if TYPE_CHECKING:
+    from rsedge.runtime.engines.contract import Array
     from rsedge.runtime.engines.ort import OrtGraph
-
-Array = NDArray[Any]
 
 _log = logging.getLogger("rsedge")
 

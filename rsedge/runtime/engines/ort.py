@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rsedge.errors import BackendError, BundleError, OptionError
+from rsedge.runtime.engines.contract import Array, parse_device
 from rsedge.runtime.engines.cuda_graphs import GRAPHS_SINCE, Buffer, FixedRun, Packed, View
 from rsedge.runtime.engines.host import usable_cores
 from rsedge.runtime.engines.memory import fitting_batch, free_memory
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     import onnxruntime
 
     from rsedge.manifest import Manifest
-
-Array = NDArray[Any]
 
 _log = logging.getLogger("rsedge")
 
@@ -52,14 +50,12 @@ def choose_device(device: str, precision: str) -> tuple[str, str]:
         OptionError: ``device`` is none of these.
         BackendError: A CUDA device was named, and this ONNX Runtime or this bundle cannot use it.
     """
-    kind, _, number = device.partition(":")
-    if kind not in ("auto", "cpu", "cuda") or (number and not (kind == "cuda" and number.isdecimal())):
-        raise OptionError(f"device is {device!r}, expected auto, cpu, cuda or cuda:N")
+    kind, number = parse_device(device)
     if kind == "cpu":
         return "cpu", "cpu was asked for"
-    problem = "an int8 bundle is made for CPUs" if precision == "int8" else _cuda_problem(int(number or 0))
+    problem = "an int8 bundle is made for CPUs" if precision == "int8" else _cuda_problem(number)
     if not problem:
-        return f"cuda:{int(number or 0)}", "a CUDA GPU is usable" if kind == "auto" else f"{device} was asked for"
+        return f"cuda:{number}", "a CUDA GPU is usable" if kind == "auto" else f"{device} was asked for"
     if kind == "auto":
         return "cpu", problem
     raise BackendError(
@@ -90,11 +86,11 @@ def default_batch_size(manifest: Manifest, device: str, usual: Mapping[str, int]
         device: ``cpu`` or ``cuda:N``.
         usual: ``cpu`` and ``cuda`` → images.
     """
-    kind, _, number = device.partition(":")
+    kind, number = parse_device(device)
     most = usual[kind]
-    found = free_memory(int(number or 0)) if kind == "cuda" else None
     if kind != "cuda":
         return most
+    found = free_memory(number)
     if found is None:
         _log.info("batch size %d: the usual one on %s, whose free memory is unknown", most, device)
         return most
@@ -138,7 +134,7 @@ class OrtBackend:
         self.undisturbed = self.capture_lock if self.on_cuda else nullcontext()
         self.fixed_addresses = self.on_cuda
         self.threads = threads or usable_cores()
-        self._number = int(device.partition(":")[2] or 0)
+        self._number = parse_device(device)[1]
         self._ort = _import_onnxruntime()
         self.cuda_graphs = self.on_cuda and _captures_soundly(self._ort) if cuda_graphs is None else cuda_graphs
         if self.on_cuda:

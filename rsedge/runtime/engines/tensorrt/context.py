@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rsedge.errors import BackendError
 
 if TYPE_CHECKING:
-    from rsedge.runtime.engines.tensorrt.cuda import Array, Cuda
+    from rsedge.runtime.engines.contract import Array
+    from rsedge.runtime.engines.tensorrt.cuda import Cuda
     from rsedge.runtime.engines.tensorrt.profiles import Profile
 
 

@@ -13,14 +13,15 @@ import math
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
 
 from rsedge.errors import BackendError
+from rsedge.runtime.engines.contract import Array
 
-Array = NDArray[Any]
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
 
 _OLD_DRIVER = 35  # cudaErrorInsufficientDriver
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation

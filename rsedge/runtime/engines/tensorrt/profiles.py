@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rsedge.errors import OptionError
-from rsedge.runtime.decoding.decoder import CACHE_BUCKET
+from rsedge.runtime.engines.contract import CACHE_BUCKET
 
 if TYPE_CHECKING:
     from rsedge.bundle import Manifest, TensorSpec
