@@ -7,6 +7,7 @@ of its own folder only, and nothing at all on the network, unless the user says 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,7 +65,8 @@ class Access:
     def confine(self, path: Path, home: Path, *, what: str) -> Path:
         """Return the real path of a file that an input names, if it lies below the input's folder or a root.
 
-        Symbolic links are followed before the comparison.
+        The path is judged as it is written first, so that nothing elsewhere is touched, and again after symbolic links
+        are followed.
 
         Args:
             path: The file.
@@ -74,17 +76,21 @@ class Access:
         Raises:
             SceneError: It lies elsewhere.
         """
-        try:
-            real = path.resolve()
-        except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a name that is none
-            raise SceneError(f"{what} leads nowhere: {error}; pass files, not links in a circle") from error
-        allowed = [home.resolve(), *(Path(root).resolve() for root in self.roots)]
-        if not any(real.is_relative_to(folder) for folder in allowed):
-            raise SceneError(
-                f"{what} leads to {real}, outside of {allowed[0]}: move the file there, or allow its folder with "
-                f"--allow-root {real.parent}"
-            )
-        return real
+        folders = [home, *map(Path, self.roots)]
+        allowed = [folder.resolve() for folder in folders]
+        written = Path(os.path.normpath(path.absolute()))
+        real = written
+        if any(written.is_relative_to(folder) for folder in (*allowed, *(each.absolute() for each in folders))):
+            try:
+                real = path.resolve()
+            except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a name that is none
+                raise SceneError(f"{what} leads nowhere: {error}; pass files, not links in a circle") from error
+            if any(real.is_relative_to(folder) for folder in allowed):
+                return real
+        raise SceneError(
+            f"{what} leads to {real}, outside of {allowed[0]}: move the file there, or allow its folder with "
+            f"--allow-root {real.parent}"
+        )
 
 
 LOCAL = Access()
