@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from rsedge.cli.main import run
+from rsedge.clock import CACHES, ENCODE, STEPS, StageClock
 from rsedge.errors import OptionError, OutputError, SceneError
 from rsedge.runtime.captioner import Captioner, TileCaptions
 from rsedge.runtime.diagnostics.benchmark import BenchmarkReport, benchmark
-from rsedge.runtime.diagnostics.stage_clock import CACHES, ENCODE, STEPS, StageClock, TimedDecoder
 from rsedge.runtime.engines import host
 from rsedge.runtime.scenes.scene import Scene
 from tests import scenes
@@ -89,7 +89,7 @@ def test_stages_of_the_model_sum_up_to_its_time(bundle_path):
     captioner = Captioner.load(bundle_path, device="cpu", threads=1, batch_size=4)
     images = random_images(9, 32)
     expected = [caption.token_ids for caption in captioner.caption(images, num_beams=2)]
-    captioner.decoder = TimedDecoder(captioner.decoder, clock)
+    captioner.clock = clock
     assert [caption.token_ids for caption in captioner.caption(images, num_beams=2)] == expected
     assert set(clock.seconds) == {ENCODE, STEPS, CACHES}
     assert all(seconds > 0 for seconds in clock.seconds.values())

@@ -26,7 +26,7 @@ from tests import scenes
 ROOT = Path(rsedge.__file__).parent
 # Who may use rasterio's own open: the gate, and what writes rasters.
 OPENING = {"runtime/scenes/gdal.py"}
-WRITING = {"runtime/demo/scene.py", "runtime/outputs/rasters.py", "runtime/diagnostics/benchmark_parts.py"}
+WRITING = {"runtime/demo/scene.py", "runtime/outputs/rasters.py"}
 
 
 def sizes_of(path):

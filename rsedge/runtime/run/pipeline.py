@@ -6,7 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -165,14 +165,8 @@ def embed_scene(
 
 
 def _results(models: Models, scene: Scene, options: TileOptions, start: int) -> Generator[list[TileResult], None, None]:
-    source = SceneTiles(scene, options)  # at once, so that options are checked before the first tile is asked for
-    return _see(models, source, start)
-
-
-def _see(models: Models, source: SceneTiles, start: int) -> Generator[list[TileResult], None, None]:
-    with closing(source.segments(start, models.sizes, models.model)) as segments:
-        for segment in segments:
-            yield models.see(segment)
+    """Check the options now, and return what the models see when it is asked for."""
+    return Work([SceneTiles(scene, options)], models).segments(start)
 
 
 def run(
@@ -213,12 +207,11 @@ def run(
     options = TileOptions(**tiling)
     target = os.fspath(output)
     parse_format(target, format)
-    targets = [_records_target(target, format)]
+    targets = [records_target(target, format)]
     models = Models(captioner=captioner)
     if embeddings is not None:
         models = Models(captioner=captioner, embedder=embeddings.embedder, dtype=embeddings.dtype)
-        info = _info(embeddings.embedder, embeddings.dtype, caption_model=captioner.model)
-        targets.append(_embeddings_target(embeddings.path, info))
+        targets.append(embeddings_target(embeddings.path, embeddings.embedder, embeddings.dtype, captioner.model))
     targets += beside
     check_distinct(targets)
     summary = execute_run(scenes, models, targets, options, overwrite, settings or {}, progress)
@@ -255,7 +248,7 @@ def embed(
     """
     options = TileOptions(**tiling)
     models = Models(embedder=embedder, dtype=dtype)
-    targets = [_embeddings_target(output, _info(embedder, dtype))]
+    targets = [embeddings_target(output, embedder, dtype)]
     return execute_run(inputs, models, targets, options, overwrite, settings or {}, progress)
 
 
@@ -268,12 +261,6 @@ def check_distinct(targets: Sequence[Target]) -> None:
     counts = Counter(target.path.resolve() for target in targets if target.path is not None)
     if twice := [str(path) for path, count in counts.items() if count > 1]:
         raise OptionError(f"several outputs were to be written to {', '.join(twice)}: name a file for each")
-
-
-def _info(embedder: TileEmbedder, dtype: EmbeddingType, *, caption_model: str | None = None) -> EmbeddingsInfo:
-    return EmbeddingsInfo(
-        model=embedder.model, model_hash=embedder.hash, dim=embedder.dim, dtype=dtype, caption_model=caption_model
-    )
 
 
 def execute_run(
@@ -326,7 +313,9 @@ class _RecordsOnly:
         self._writer.write([result.record for result in results])
 
 
-def _records_target(output: str, file_format: str | None) -> Target:
+def records_target(output: str, file_format: str | None = None) -> Target:
+    """Return the output of records alone, a path or ``-``."""
+
     @contextmanager
     def open_records() -> Iterator[ResultWriter]:
         with open_writer(output, file_format) as writer:
@@ -335,10 +324,20 @@ def _records_target(output: str, file_format: str | None) -> Target:
     return Target(None if output == STDOUT else Path(output), open_records)
 
 
-def _embeddings_target(output: str | os.PathLike[str], info: EmbeddingsInfo) -> Target:
+def embeddings_target(
+    output: str | os.PathLike[str], embedder: TileEmbedder, dtype: EmbeddingType, caption_model: str | None = None
+) -> Target:
+    """Return the output of embeddings with their records.
+
+    Raises:
+        OptionError: Its name does not end in ``.parquet``.
+    """
     path = Path(output)
     if path.suffix.lower() != ".parquet":
         raise OptionError(f"embeddings are written as GeoParquet: end {os.fspath(output)!r} in .parquet")
+    info = EmbeddingsInfo(
+        model=embedder.model, model_hash=embedder.hash, dim=embedder.dim, dtype=dtype, caption_model=caption_model
+    )
     return Target(path, lambda: open_file(path, partial(EmbeddingsWriter, info=info)))
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
+from rsedge.clock import NO_CLOCK, WAIT, WRITE, Clock
 from rsedge.errors import OptionError, OutputError
 from rsedge.images import stack_images
 from rsedge.runtime.outputs.records import Caption, Embedding, TileRecord, TileResult
@@ -195,17 +196,28 @@ class Outcome:
 
 
 class Work:
-    """The segments of several sources, numbered through."""
+    """The segments of several sources, numbered through.
+
+    Args:
+        sources: Where tiles come from.
+        models: What sees them.
+        progress: Called at the start of each source and after each segment.
+        clock: Times what is waited for tiles and for writing.
+    """
 
     def __init__(
-        self, sources: Sequence[Source], models: Models, progress: Callable[[Progress], None] | None = None
+        self,
+        sources: Sequence[Source],
+        models: Models,
+        progress: Callable[[Progress], None] | None = None,
+        clock: Clock = NO_CLOCK,
     ) -> None:
-        self.sources, self.models = sources, models
+        self.sources, self.models, self.clock = sources, models, clock
         self.sizes = list(segment_sizes(sources))
         self._progress = progress or (lambda _: None)
 
     def fingerprint(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Everything that decides the results."""
+        """Return everything that decides the results."""
         return {
             **self.models.fingerprint(),
             "segment_tiles": SEGMENT_TILES,
@@ -214,7 +226,7 @@ class Work:
         }
 
     def segments(self, start: int = 0) -> Generator[list[TileResult], None, None]:
-        """The segments from number ``start`` on, reporting progress as the consumer comes back for more."""
+        """Yield the segments from number ``start`` on; report progress when the consumer comes back for more."""
         resumed = done = sum(self.sizes[:start])
         total = sum(self.sizes)
         for source in self.sources:
@@ -224,7 +236,9 @@ class Work:
                 continue
             self._progress(Progress(source.name, done, total, resumed))
             with closing(source.segments(start, self.models.sizes, self.models.model)) as segments:
-                for segment in segments:
+                for _ in range(start, count):
+                    with self.clock(WAIT):
+                        segment = next(segments)
                     yield self.models.see(segment)
                     done += len(segment)
                     self._progress(Progress(source.name, done, total, resumed))
@@ -248,46 +262,54 @@ def execute(work: Work, targets: Sequence[Target], *, overwrite: bool, settings:
         OutputError: A target exists, the journal belongs to another run or is in use, or something cannot be written.
         SceneError: A scene cannot be opened any more; the journal is kept.
     """
+    # 1. Check the targets; an existing one is refused unless a journal beside it may tell that the run wrote it.
     paths = [target.path for target in targets if target.path is not None]
-    counts: Counter[str] = Counter()
     for path in paths:
         check_target(path)
     existing = [path for path in paths if path.exists()] if not overwrite else []
     exists = "\n".join(
         f"{path} exists already: pass --overwrite to replace it, or choose another output" for path in existing
     )
-    if targets[0].path is None:
-        if existing:
-            raise OutputError(exists)
-        with closing(work.segments()) as segments:
-            _write(targets, segments, counts)
-        return Outcome(counts, 0)
-    journal_path = targets[0].path.with_name(f"{targets[0].path.name}.journal")
-    if existing and not journal_path.exists():
+    first = targets[0].path
+    journal_path = first and first.with_name(f"{first.name}.journal")
+    if existing and not (journal_path and journal_path.exists()):
         raise OutputError(exists)
-    with Journal.open(journal_path, work.fingerprint(settings), overwrite=overwrite) as journal:
-        # A whole journal beside an output is a run killed between the rename and the removal: finish it.
-        if existing and journal.finished < len(work.sizes):
-            raise OutputError(exists)
-        resumed = sum(work.sizes[: journal.finished])
-        _fill(journal, work)
-        _write(targets, journal.segments(), counts)
-        journal.remove()
+
+    with ExitStack() as stack:
+        journal, resumed = None, 0
+        if journal_path is None:
+            # 2. Without a journal: compute segments when they are written.
+            segments: Iterator[list[TileResult]] = stack.enter_context(closing(work.segments()))
+        else:
+            # 2. With one: a whole journal beside an output is a run killed between the rename and the removal.
+            journal = stack.enter_context(Journal.open(journal_path, work.fingerprint(settings), overwrite=overwrite))
+            if existing and journal.finished < len(work.sizes):
+                raise OutputError(exists)
+            resumed = sum(work.sizes[: journal.finished])
+            _fill(journal, work)
+            segments = journal.segments()
+
+        # 3. Write the segments to all targets; count records by status. Targets appear when the block ends well.
+        counts: Counter[str] = Counter()
+        with ExitStack() as outputs:
+            with work.clock(WRITE):
+                writers = [outputs.enter_context(target.open()) for target in targets]
+            for segment in segments:
+                counts.update(result.record.status for result in segment)
+                with work.clock(WRITE):
+                    for writer in writers:
+                        writer.write(segment)
+            with work.clock(WRITE):
+                outputs.close()
+
+        # 4. All is whole: remove the journal.
+        if journal:
+            journal.remove()
     return Outcome(counts, resumed)
 
 
-def _write(targets: Sequence[Target], segments: Iterator[list[TileResult]], counts: Counter[str]) -> None:
-    """Write segments to all targets, counting records by status."""
-    with ExitStack() as stack:
-        writers = [stack.enter_context(target.open()) for target in targets]
-        for segment in segments:
-            counts.update(result.record.status for result in segment)
-            for writer in writers:
-                writer.write(segment)
-
-
 def _fill(journal: Journal, work: Work) -> None:
-    """Append every segment that is missing; the disk is waited for while the next segment is computed."""
+    """Append every missing segment to the journal; compute the next one while the disk writes."""
     first = journal.finished
     with ThreadPoolExecutor(1, thread_name_prefix="rsedge-journal") as disk:
         written: Future[None] | None = None

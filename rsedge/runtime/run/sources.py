@@ -128,14 +128,15 @@ class Tiling(TypedDict, total=False):
 
 
 class SceneTiles:
-    """The tiles of a scene."""
+    """The tiles of a scene, or the first ``stop`` of them."""
 
-    def __init__(self, scene: Scene, options: TileOptions) -> None:
+    def __init__(self, scene: Scene, options: TileOptions, stop: int | None = None) -> None:
         self.name, self.warnings = scene.name, scene.warnings
         self._scene, self._options, self._grid = scene, options, options.grid(scene)
+        self._count = len(self._grid) if stop is None else min(stop, len(self._grid))
 
     def __len__(self) -> int:
-        return len(self._grid)
+        return self._count
 
     def identity(self) -> dict[str, Any]:
         """See ``Scene.identity``."""
@@ -154,6 +155,7 @@ class SceneTiles:
             resample=first.resample,
             also=others,
             start=start * SEGMENT_TILES,
+            stop=self._count,
             readers=self._options.readers,
         )
         with closing(pixels):
