@@ -44,16 +44,15 @@ def chunks(rows: int, dim: int, kind: str) -> Iterator[np.ndarray]:
 
 def make_file(rows: int, dim: int, kind: str) -> Path:
     """The file, written on first use."""
-    from rsedge.runtime.outputs.geoparquet import EmbeddingsInfo, EmbeddingsWriter
+    from rsedge.runtime.outputs.geoparquet import EmbeddingsInfo, open_embeddings
     from rsedge.runtime.outputs.records import TileRecord, TileResult
-    from rsedge.runtime.outputs.writers import open_file
 
     path = common.CACHE / f"{kind}-{rows}x{dim}.parquet"
     if path.exists():
         return path
     common.CACHE.mkdir(parents=True, exist_ok=True)
     info = EmbeddingsInfo(model="bench@000000000000", model_hash="0" * 64, dim=dim, dtype="float16")
-    with open_file(path, lambda stream: EmbeddingsWriter(stream, info)) as writer:
+    with open_embeddings(path, info) as writer:
         number = 0
         for vectors in chunks(rows, dim, kind):
             results = []

@@ -58,7 +58,7 @@ def command(
 
     from rsedge.errors import OutputError
     from rsedge.runtime.diagnostics.benchmark import benchmark
-    from rsedge.runtime.outputs.writers import check_target, write_bytes
+    from rsedge.runtime.outputs.files import check_target, write_bytes
 
     if output is not None:
         check_target(output)

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsedge.errors import BundleError, OptionError
-from rsedge.runtime.outputs.class_records import ClassifiedTile, open_class_writer
+from rsedge.runtime.outputs.class_records import ClassifiedTile, class_table
 from rsedge.runtime.outputs.rasters import MAX_CLASSES, NO_CLASS, Cells, check_suffix, tile_cells, write_classes
-from rsedge.runtime.outputs.writers import STDOUT, Writer, parse_format
+from rsedge.runtime.outputs.writers import STDOUT, Writer, open_writer, parse_format
 from rsedge.runtime.prompts import TEMPLATES, class_embeddings
 from rsedge.runtime.run.pipeline import Summary, check_distinct, embed_scene, execute_run
 from rsedge.runtime.run.run import Models, Progress, ResultWriter, Target, TileEmbedder
@@ -274,7 +274,7 @@ class _RecordsWriter:
 def _records_target(classifier: Classifier, output: str, file_format: str, top: int, counts: Counter[str]) -> Target:
     @contextmanager
     def open_records() -> Iterator[ResultWriter]:
-        with open_class_writer(output, file_format, top=top) as writer:
+        with open_writer(output, file_format, class_table(top)) as writer:
             yield _RecordsWriter(writer, classifier, top, counts)
 
     return Target(None if output == STDOUT else Path(output), open_records)

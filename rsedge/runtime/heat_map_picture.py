@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from rsedge.runtime.outputs.files import write_bytes
 from rsedge.runtime.outputs.report.sheet import wrap
-from rsedge.runtime.outputs.writers import write_bytes
 from rsedge.runtime.scenes.readahead import read_tiles
 from rsedge.runtime.scenes.tiles import TileGrid
 

@@ -273,7 +273,7 @@ def test_a_report_that_cannot_be_written_is_printed_all_the_same(
     def write_bytes(path, data):
         raise OutputError(f"{path} cannot be written: No space left on device")
 
-    monkeypatch.setattr("rsedge.runtime.outputs.writers.write_bytes", write_bytes)
+    monkeypatch.setattr("rsedge.runtime.outputs.files.write_bytes", write_bytes)
     arguments = ["-q", "bench", "-m", str(bundle_path), "--scene", str(scene_path), *FAST]
     assert run([*arguments, "-o", str(tmp_path / "report.json")]) == 1
     printed = capsys.readouterr()

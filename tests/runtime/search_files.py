@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -12,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from rsedge.runtime.outputs.geoparquet import EmbeddingsInfo, bounding_box, make_schema, wkb
+from rsedge.runtime.outputs.geometry import bounding_box, wkb
+from rsedge.runtime.outputs.geoparquet import EmbeddingsInfo, embeddings_table, make_schema
 
 MODEL_HASH = "0123456789ab" + "c" * 52
 TIME = datetime(2024, 5, 31, 10, 30, tzinfo=timezone.utc)
@@ -45,7 +45,10 @@ def write_file(
 ) -> Path:
     """Write ``vectors`` [N, D]; ``plain`` stores them uncompressed in version 2 pages, else zstd in version 1."""
     rows, dim = vectors.shape
-    info = EmbeddingsInfo(model=model, model_hash=model_hash, dim=dim, dtype=vectors.dtype.name)
+    caption_model = "blip@abcdefabcdef" if captions else None
+    info = EmbeddingsInfo(
+        model=model, model_hash=model_hash, dim=dim, dtype=vectors.dtype.name, caption_model=caption_model
+    )
     absent = np.zeros(rows, np.bool_)
     absent[list(missing)] = True
     geometries = geometries or [box(k % 100, k // 100, k % 100 + 1, k // 100 + 1) for k in range(rows)]
@@ -73,9 +76,7 @@ def write_file(
         "geometry": [wkb(each) for each in geometries],
         **columns,
     }
-    schema = make_schema(info, captions=captions)
-    if captions:
-        info = EmbeddingsInfo(**{**json.loads(info.to_json()), "caption_model": "blip@abcdefabcdef"})
+    schema = make_schema(embeddings_table(info), info)
     arrays = [pa.array(values[field.name], field.type) for field in schema if field.name != "embedding"]
     kind = schema.field("embedding").type
     arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), type=kind, mask=pa.array(absent)))

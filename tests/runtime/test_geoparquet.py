@@ -4,9 +4,9 @@ import base64
 import io
 import itertools
 import json
+import struct
 import sys
 from dataclasses import replace
-from functools import partial
 
 import geopandas
 import numpy as np
@@ -18,9 +18,10 @@ import shapely
 
 from rsedge.errors import OptionError
 from rsedge.runtime.outputs import geoparquet
-from rsedge.runtime.outputs.geoparquet import EmbeddingsInfo, EmbeddingsWriter, bounding_box, make_schema, wkb
+from rsedge.runtime.outputs.geometry import bounding_box, from_wkb, wkb
+from rsedge.runtime.outputs.geoparquet import EmbeddingsInfo, embeddings_table, make_schema, open_embeddings
 from rsedge.runtime.outputs.records import TileResult
-from rsedge.runtime.outputs.writers import open_file, open_writer
+from rsedge.runtime.outputs.writers import open_writer
 from rsedge.runtime.search.embeddings import EmbeddingFile
 from tests.runtime.test_writers import RECORD, RECORDS, SPLIT, SQUARE
 
@@ -40,7 +41,7 @@ def results(count, dtype=np.float16):
 
 
 def embedded(path, rows, info=INFO):
-    with open_file(path, partial(EmbeddingsWriter, info=info)) as writer:
+    with open_embeddings(path, info) as writer:
         writer.write(rows)
     return path
 
@@ -57,6 +58,25 @@ def test_wkb_and_bounds_are_what_shapely_says(geometry):
     assert wkb(geometry) == shapely.to_wkb(shape, byte_order=1)
     assert bounding_box(geometry) == list(shape.bounds)
     assert wkb(None) is None
+
+
+def test_wkb_of_anything_else_is_refused():
+    for geometry in (SQUARE, SPLIT):
+        assert from_wkb(wkb(geometry)) == geometry
+        assert from_wkb(shapely.to_wkb(shapely.from_geojson(json.dumps(geometry)), byte_order=0)) == geometry
+        with pytest.raises(ValueError, match="1 bytes behind"):
+            from_wkb(wkb(geometry) + b"\0")
+        for cut in (0, 3, 12, len(wkb(geometry)) - 1):
+            with pytest.raises(ValueError, match="cut off"):
+                from_wkb(wkb(geometry)[:cut])
+    nested = struct.pack("<BII", 1, 6, 1) * 10_000
+    for data in (
+        nested,
+        shapely.to_wkb(shapely.Point(0, 0)),
+        shapely.to_wkb(shapely.force_3d(shapely.box(0, 0, 1, 1))),
+    ):
+        with pytest.raises(ValueError, match="expected a Polygon"):
+            from_wkb(data)
 
 
 def test_captions_read_by_geopandas_are_those_of_geojson(tmp_path):
@@ -159,7 +179,7 @@ def test_row_groups_are_of_one_size_and_read_one_by_one(tmp_path, monkeypatch):
     monkeypatch.setattr(geoparquet, "ROW_GROUP_ROWS", 1024)
     rows = list(results(2500))
     path = tmp_path / "a.parquet"
-    with open_file(path, partial(EmbeddingsWriter, info=INFO)) as writer:
+    with open_embeddings(path, INFO) as writer:
         for start in range(0, len(rows), 64):
             writer.write(rows[start : start + 64])
     groups = pq.read_metadata(path)
@@ -181,7 +201,7 @@ def test_cuts_of_the_input_change_no_byte(tmp_path):
     rows = list(results(1500))
     whole = embedded(tmp_path / "whole.parquet", rows).read_bytes()
     for size in (1, 64, 700):
-        with open_file(tmp_path / "cut.parquet", partial(EmbeddingsWriter, info=INFO)) as writer:
+        with open_embeddings(tmp_path / "cut.parquet", INFO) as writer:
             for start in range(0, len(rows), size):
                 writer.write(rows[start : start + size])
         assert (tmp_path / "cut.parquet").read_bytes() == whole
@@ -291,5 +311,6 @@ def test_results_survive_json():
 
 
 def test_captions_stand_in_the_schema_where_there_are_some():
-    assert "caption" not in make_schema(INFO, captions=False).names
-    assert make_schema(INFO, captions=True).names[7:9] == ["caption", "score"]
+    assert "caption" not in make_schema(embeddings_table(INFO), INFO).names
+    captioned = replace(INFO, caption_model="blip@abcdefabcdef")
+    assert make_schema(embeddings_table(captioned), captioned).names[7:9] == ["caption", "score"]

@@ -13,8 +13,9 @@ import shapely
 from shapely.geometry import box, mapping, shape
 
 from rsedge.errors import OptionError, OutputError
-from rsedge.runtime.outputs.class_records import ClassifiedTile, geopackage_columns, open_class_writer
-from rsedge.runtime.outputs.geopackage import RECORD_COLUMNS, open_geopackage
+from rsedge.runtime.outputs.class_records import ClassifiedTile, class_table
+from rsedge.runtime.outputs.geopackage import open_geopackage
+from rsedge.runtime.outputs.table import TILES, Column, Table
 from rsedge.runtime.outputs.writers import open_writer
 from rsedge.runtime.search.hits import Hit, write_hits
 from tests.runtime.test_writers import RECORD, RECORDS
@@ -47,7 +48,7 @@ def test_gdal_and_geopandas_read_it(tmp_path):
     assert info["total_bounds"] == (-180, 1, 180, 45.1)
     assert info["capabilities"]["fast_spatial_filter"]
     assert dict(zip(info["fields"], info["ogr_types"], strict=True)) == {
-        **dict.fromkeys(RECORD_COLUMNS, "OFTString"),
+        **dict.fromkeys([column.name for column in TILES.properties], "OFTString"),
         **dict.fromkeys(("row", "col", "row_off", "col_off", "width", "height"), "OFTInteger"),
         **dict.fromkeys(("score", "nodata_fraction", "cloud_fraction"), "OFTReal"),
         "datetime": "OFTDateTime",
@@ -200,14 +201,14 @@ def test_classes_have_columns(tmp_path):
     tiles = [ClassifiedTile.of(replace(RECORD, caption=None, score=None), 2, ranked)]
     tiles.append(ClassifiedTile.of(replace(RECORDS[2], caption=None, score=None), 2, ()))
     path = tmp_path / "a.gpkg"
-    with open_class_writer(path, "gpkg", top=2) as writer:
+    with open_writer(path, table=class_table(2)) as writer:
         writer.write(tiles)
     frame = geopandas.read_file(path)
     assert [*frame.columns] == [*(name for name in tiles[0].to_dict() if name != "geometry"), "geometry"]
     assert list(frame["class"].astype(object).where(frame["class"].notna(), None)) == ["sea", None]
     assert frame["probability_2"][0] == 0.25
-    assert geopackage_columns(1)["class"] == "TEXT"
-    assert geopackage_columns(1)["probability"] == "DOUBLE"
+    types = {name: kind for _, name, kind, *_ in query(path, "PRAGMA table_info(tiles)")}
+    assert (types["class_2"], types["probability_2"]) == ("TEXT", "DOUBLE")
 
 
 def test_hits_keep_their_order(tmp_path):
@@ -225,9 +226,10 @@ def test_hits_keep_their_order(tmp_path):
 
 def test_the_layer_has_any_plain_name(tmp_path):
     path = tmp_path / "a.gpkg"
-    with open_geopackage(path, {"a": "TEXT"}, table="captions_2020") as writer:
-        writer.add([{"a": "x", "geometry": RECORD.geometry}])
+    table = Table((Column("a", "text"),), dict, name="captions_2020")
+    with open_geopackage(path, table) as writer:
+        writer.write([{"a": "x", "geometry": RECORD.geometry}])
     assert pyogrio.list_layers(path)[0][0] == "captions_2020"
     for name in ("", "a b", 'a"', "gpkg_tiles", "RTREE_x", "sqlite_x"):
-        with pytest.raises(OptionError, match="table"), open_geopackage(path, {"a": "TEXT"}, table=name):
+        with pytest.raises(OptionError, match="table"), open_geopackage(path, replace(table, name=name)):
             pass

@@ -1,18 +1,12 @@
-"""Records of classified tiles, and their writers: the columns of captions give way to classes and probabilities."""
+"""Records of classified tiles: classes and probabilities in place of captions and scores."""
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from functools import partial
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from rsedge.runtime.outputs.records import TileRecord, TileResult
-from rsedge.runtime.outputs.writers import STDOUT, CsvWriter, GeoJsonLinesWriter, GeoJsonWriter, Writer, open_file
+from rsedge.runtime.outputs.records import TileRecord
+from rsedge.runtime.outputs.table import TILES, Column, Table
 
 _FIELDS = tuple(field.name for field in fields(TileRecord))
 _CAPTION = _FIELDS.index("caption")  # score follows it
@@ -23,17 +17,6 @@ def columns(top: int) -> list[str]:
     return [
         f"{name}{place}" for place in ("", *(f"_{n}" for n in range(2, top + 1))) for name in ("class", "probability")
     ]
-
-
-def geopackage_columns(top: int) -> dict[str, str]:
-    """Columns of a GeoPackage of :class:`ClassifiedTile` and their types."""
-    from rsedge.runtime.outputs.geopackage import RECORD_COLUMNS
-
-    known = [name for name in _FIELDS if name != "geometry"]
-    at = known.index("caption")
-    kinds = {name: "TEXT" if name.startswith("class") else "DOUBLE" for name in columns(top)}
-    names = [*known[:at], *kinds, *known[at + 2 :]]
-    return {name: kinds.get(name) or RECORD_COLUMNS[name] for name in names}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,54 +47,7 @@ class ClassifiedTile(TileRecord):
         return dict([*values[:_CAPTION], *self.found().items(), *values[_CAPTION + 2 :]])
 
 
-class _CsvWriter(CsvWriter):
-    def __init__(self, stream: BinaryIO, *, top: int) -> None:
-        self._stream = stream
-        self._row([*_FIELDS[:_CAPTION], *columns(top), *_FIELDS[_CAPTION + 2 :]])
-
-
-class _GeoParquetWriter:
-    def __init__(self, stream: BinaryIO, *, top: int) -> None:
-        from rsedge.runtime.outputs.geoparquet import TableWriter, make_schema
-
-        classes = [(name, name.startswith("class")) for name in columns(top)]
-        self._table = TableWriter(stream, make_schema(None, captions=False, classes=classes), model=None)
-
-    def write(self, records: Iterable[TileRecord]) -> None:
-        self._table.add(map(TileResult, records))
-
-    def finish(self) -> None:
-        self._table.finish()
-
-
-_WRITERS: dict[str, Callable[..., Writer]] = {"csv": _CsvWriter, "parquet": _GeoParquetWriter}
-_AS_THEY_ARE: dict[str, Callable[[BinaryIO], Writer]] = {"geojson": GeoJsonWriter, "geojsonl": GeoJsonLinesWriter}
-
-
-@contextmanager
-def open_class_writer(target: str | os.PathLike[str], file_format: str, *, top: int) -> Iterator[Writer]:
-    """As :func:`rsedge.runtime.outputs.writers.open_writer`, for :class:`ClassifiedTile`.
-
-    Args:
-        target: Path or ``-``.
-        file_format: One of ``rsedge.runtime.outputs.writers.FORMATS``.
-        top: How many classes a record names.
-
-    Raises:
-        OutputError: The file cannot be written.
-    """
-    if file_format == "gpkg":
-        from rsedge.runtime.outputs.geopackage import open_geopackage
-
-        with open_geopackage(Path(target), geopackage_columns(top)) as rows:
-            yield rows
-        return
-    make = _AS_THEY_ARE.get(file_format) or partial(_WRITERS[file_format], top=top)
-    if os.fspath(target) != STDOUT:
-        with open_file(Path(target), make) as writer:
-            yield writer
-        return
-    writer = make(sys.stdout.buffer)
-    yield writer
-    writer.finish()
-    sys.stdout.buffer.flush()
+def class_table(top: int) -> Table:
+    """The columns of :class:`ClassifiedTile` with ``top`` classes."""
+    kinds = [Column(name, "text" if name.startswith("class") else "real") for name in columns(top)]
+    return Table((*TILES.columns[:_CAPTION], *kinds, *TILES.columns[_CAPTION + 2 :]), ClassifiedTile.to_dict)

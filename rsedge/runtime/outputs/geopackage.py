@@ -14,17 +14,16 @@ import sqlite3
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import fields
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rsedge.errors import OptionError, OutputError
-from rsedge.runtime.outputs.geoparquet import bounding_box, wkb
-from rsedge.runtime.outputs.records import TileRecord
-from rsedge.runtime.outputs.writers import whole_file
+from rsedge.runtime.outputs.files import whole_file
+from rsedge.runtime.outputs.geometry import bounding_box, wkb
 
-TABLE = "tiles"
+if TYPE_CHECKING:
+    from rsedge.runtime.outputs.table import Table
 
 _WGS84 = 4326
 _APPLICATION_ID, _VERSION = 0x47504B47, 10300  # "GPKG"; 1.3.0
@@ -33,14 +32,7 @@ _ENVELOPE = struct.Struct("<4d")
 _HEADER_BYTES = 8
 _BESIDE = ("-journal", "-wal", "-shm")
 
-_TYPES = {"datetime": "DATETIME"}
-_TYPES |= dict.fromkeys(("row", "col", "row_off", "col_off", "width", "height"), "MEDIUMINT NOT NULL")
-_TYPES |= dict.fromkeys(("scene", "status", "model"), "TEXT NOT NULL")
-_TYPES |= dict.fromkeys(("score", "nodata_fraction", "cloud_fraction"), "DOUBLE")
-RECORD_COLUMNS = {
-    field.name: _TYPES.get(field.name, "TEXT") for field in fields(TileRecord) if field.name != "geometry"
-}
-"""Columns of :class:`~rsedge.runtime.outputs.records.TileRecord` and their types."""
+_TYPES = {"text": "TEXT", "integer": "MEDIUMINT", "real": "DOUBLE", "time": "DATETIME"}
 
 _WGS84_DEFINITION = (
     'GEOGCS["WGS 84",DATUM["WGS_1984",SPHEROID["WGS 84",6378137,298.257223563,AUTHORITY["EPSG","7030"]],'
@@ -114,40 +106,38 @@ _TRIGGERS = {
 
 
 class GeoPackageWriter:
-    """Rows to the one table of a GeoPackage.
+    """Records to the one table of a GeoPackage.
 
     Args:
-        path: A file that is not there.
-        columns: Name and SQLite type of every column but ``fid`` and ``geom``.
-        table: Name of the table, which is the layer's.
+        path: A file that does not exist yet.
+        table: The kind of records; its name is the layer's.
 
     Raises:
-        OptionError: ``table`` is not a name a layer may have.
+        OptionError: A layer may not have the name of ``table``.
         sqlite3.OperationalError: The file cannot be written.
     """
 
-    def __init__(self, path: Path, columns: Mapping[str, str], table: str = TABLE) -> None:
-        if not table.isidentifier() or table.lower().startswith(("gpkg_", "sqlite_", "rtree_")):
-            raise OptionError(f"table {table!r}: name it with letters, digits and _, and with no prefix of GeoPackage")
-        self._columns, self._table = columns, table
-        self._names = {"table": f'"{table}"', "index": f'"rtree_{table}_geom"'}
+    def __init__(self, path: Path, table: Table) -> None:
+        name = table.name
+        if not name.isidentifier() or name.lower().startswith(("gpkg_", "sqlite_", "rtree_")):
+            raise OptionError(f"table {name!r}: name it with letters, digits and _, and with no prefix of GeoPackage")
+        self._table = table
+        self._names = {"table": f'"{name}"', "index": f'"rtree_{name}_geom"'}
         self._bounds: tuple[float, float, float, float] | None = None
-        marks = ", ".join("?" * (len(columns) + 1))
-        self._insert = f'INSERT INTO "{table}" VALUES (NULL, {marks})'
-        definitions = ", ".join(f'"{name}" {kind}' for name, kind in columns.items())
+        marks = ", ".join("?" * (len(table.properties) + 1))
+        self._insert = f'INSERT INTO "{name}" VALUES (NULL, {marks})'
+        definitions = ", ".join(
+            f'"{column.name}" {_TYPES[column.kind]}{" NOT NULL" * column.required}' for column in table.properties
+        )
         self._database = sqlite3.connect(path, isolation_level=None)
         self._database.executescript(_SETTINGS)
         self._database.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
         self._database.execute(f"PRAGMA user_version = {_VERSION}")
         self._database.executescript("BEGIN;" + _SCHEMA.format(columns=definitions, **self._names))
 
-    def write(self, records: Iterable[TileRecord]) -> None:
+    def write(self, records: Iterable[Any]) -> None:
         """Append records."""
-        self.add(record.to_dict() for record in records)
-
-    def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append rows: each column's value, and ``geometry``, a GeoJSON Polygon or MultiPolygon or None."""
-        self._database.executemany(self._insert, map(self._values, rows))
+        self._database.executemany(self._insert, map(self._values, map(self._table.row, records)))
 
     def finish(self) -> None:
         """Write the index and what is known of the table."""
@@ -161,16 +151,16 @@ class GeoPackageWriter:
         )
         for name, trigger in _TRIGGERS.items():
             self._database.execute(
-                f'CREATE TRIGGER "rtree_{self._table}_geom_{name}" AFTER {trigger.format(**self._names)}'
+                f'CREATE TRIGGER "rtree_{self._table.name}_geom_{name}" AFTER {trigger.format(**self._names)}'
             )
         self._fill("gpkg_spatial_ref_sys", *_SYSTEMS)
         bounds = self._bounds or (None,) * 4
         self._fill(
-            "gpkg_contents", (self._table, "features", self._table, "", _LAST_CHANGE, *bounds, _WGS84)
+            "gpkg_contents", (self._table.name, "features", self._table.name, "", _LAST_CHANGE, *bounds, _WGS84)
         )  # one table, so its name is its identifier too
-        self._fill("gpkg_geometry_columns", (self._table, "geom", "GEOMETRY", _WGS84, 0, 0))
+        self._fill("gpkg_geometry_columns", (self._table.name, "geom", "GEOMETRY", _WGS84, 0, 0))
         definition = "http://www.geopackage.org/spec120/#extension_rtree"
-        self._fill("gpkg_extensions", (self._table, "geom", "gpkg_rtree_index", definition, "write-only"))
+        self._fill("gpkg_extensions", (self._table.name, "geom", "gpkg_rtree_index", definition, "write-only"))
         self._database.execute("COMMIT")
 
     def close(self) -> None:
@@ -181,7 +171,8 @@ class GeoPackageWriter:
         self._database.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(rows[0]))})", rows)
 
     def _values(self, row: Mapping[str, Any]) -> list[Any]:
-        return [self._blob(row["geometry"]), *(_value(row[name], kind) for name, kind in self._columns.items())]
+        values = (_utc(row.get(column.name), column.kind) for column in self._table.properties)
+        return [self._blob(row["geometry"]), *values]
 
     def _blob(self, geometry: dict[str, Any] | None) -> bytes | None:
         """As GeoPackageBinary: header, envelope, well-known binary, all little-endian."""
@@ -195,21 +186,16 @@ class GeoPackageWriter:
 
 
 @contextmanager
-def open_geopackage(path: Path, columns: Mapping[str, str], table: str = TABLE) -> Iterator[GeoPackageWriter]:
-    """The writer of a GeoPackage that becomes ``path`` when the block ends well.
-
-    Args:
-        path: Where to.
-        columns: See :class:`GeoPackageWriter`.
-        table: Name of the table.
+def open_geopackage(path: Path, table: Table) -> Iterator[GeoPackageWriter]:
+    """Open the writer of a GeoPackage that becomes ``path`` when the block ends well.
 
     Raises:
-        OptionError: ``table`` is not a name a layer may have.
+        OptionError: A layer may not have the name of ``table``.
         OutputError: The file cannot be written.
     """
     with whole_file(path) as temporary:
         try:
-            with closing(GeoPackageWriter(temporary, columns, table)) as writer:
+            with closing(GeoPackageWriter(temporary, table)) as writer:
                 yield writer
                 writer.finish()
         except sqlite3.OperationalError as error:
@@ -218,8 +204,9 @@ def open_geopackage(path: Path, columns: Mapping[str, str], table: str = TABLE) 
             path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
-def _value(value: Any, kind: str) -> Any:
-    if kind == "DATETIME" and value is not None:
+def _utc(value: Any, kind: str) -> Any:
+    """A value as GeoPackage has it: times in UTC, with milliseconds."""
+    if kind == "time" and value is not None:
         moment = datetime.fromisoformat(value.replace("Z", "+00:00")).astimezone(timezone.utc)
         return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return value

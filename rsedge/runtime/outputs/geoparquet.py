@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import base64
 import json
-import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -21,11 +23,15 @@ import numpy as np
 from rsedge import jsonvalues
 from rsedge.errors import OptionError
 from rsedge.jsontext import parse_json
-from rsedge.runtime.outputs.records import TileRecord, TileResult
-from rsedge.runtime.run.run import EmbeddingType  # noqa: TC001 - jsonvalues reads the annotations
+from rsedge.runtime.outputs.files import open_file
+from rsedge.runtime.outputs.geometry import bounding_box, wkb
+from rsedge.runtime.outputs.records import EmbeddingType  # noqa: TC001 - jsonvalues reads the annotations
+from rsedge.runtime.outputs.table import TILES, Column, Table
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from rsedge.runtime.outputs.records import TileResult
 
 ROW_GROUP_ROWS = 8192
 """32 MB of 1024 numbers as float32."""
@@ -97,79 +103,73 @@ class EmbeddingsInfo:
         return info
 
 
-def make_schema(info: EmbeddingsInfo | None, *, captions: bool, classes: Sequence[tuple[str, bool]] = ()) -> pa.Schema:
-    """Columns of a file: the record's, then ``path`` and ``embedding`` of embeddings, ``bbox`` and ``geometry``.
+def embeddings_table(info: EmbeddingsInfo) -> Table:
+    """The columns of results with embeddings: those of a tile, without captions where there are none, and ``path``."""
+    without = () if info.caption_model else ("caption", "score")
+    columns = (column for column in TILES.columns if column.name not in without)
 
-    Args:
-        info: Of the embeddings, None where there are none.
-        captions: Whether there are ``caption`` and ``score``.
-        classes: What stands in their place: names of columns, and whether they hold text (else numbers).
-    """
+    def row(result: TileResult) -> dict[str, Any]:
+        of_result = {"model": info.model, "path": result.path, "embedding": result.embedding}
+        return {**result.record.to_dict(), **of_result}
+
+    return Table((*columns, Column("path", "text", repeated=True)), row)
+
+
+def make_schema(table: Table, info: EmbeddingsInfo | None = None) -> pa.Schema:
+    """The Arrow schema of a file: columns of the table, ``bbox``, ``geometry`` and, with ``info``, ``embedding``."""
     import pyarrow as pa
 
-    text, count, share = pa.string(), pa.int32(), pa.float64()
-    fields = [
-        pa.field("scene", text, nullable=False),
-        *(pa.field(name, count, nullable=False) for name in ("row", "col", "row_off", "col_off", "width", "height")),
-        *([pa.field("caption", text), pa.field("score", share)] if captions else []),
-        *(pa.field(name, text if is_text else share) for name, is_text in classes),
-        pa.field("status", text, nullable=False),
-        pa.field("nodata_fraction", share),
-        pa.field("cloud_fraction", share),
-        pa.field("datetime", pa.timestamp("ms", tz="UTC")),
-        pa.field("model", text, nullable=False),
-        pa.field("message", text),
-        *(pa.field(name, text) for name in _OF_THE_SCENE),
-        *([pa.field("path", text)] if info else []),
-        pa.field("bbox", pa.struct([pa.field(corner, pa.float64(), nullable=False) for corner in _CORNERS])),
-        pa.field("geometry", pa.binary()),
-    ]
-    if info:
+    kinds = {"text": pa.string(), "integer": pa.int32(), "real": pa.float64(), "time": pa.timestamp("ms", tz="UTC")}
+    schema = [pa.field(each.name, kinds[each.kind], nullable=not each.required) for each in table.properties]
+    schema.append(pa.field("bbox", pa.struct([pa.field(corner, pa.float64(), nullable=False) for corner in _CORNERS])))
+    schema.append(pa.field("geometry", pa.binary()))
+    if info is not None:
         element = pa.float16() if info.dtype == "float16" else pa.float32()
-        fields.append(pa.field("embedding", pa.list_(pa.field("element", element, nullable=False), info.dim)))
-    return pa.schema(fields)
+        schema.append(pa.field("embedding", pa.list_(pa.field("element", element, nullable=False), info.dim)))
+    return pa.schema(schema)
 
 
-class TableWriter:
-    """Results to the rows of a GeoParquet file of any schema that has ``bbox`` and ``geometry``.
+class GeoParquetWriter:
+    """Records to the rows of a GeoParquet file.
 
     Args:
         stream: Where the bytes go; a pipe will do.
-        schema: Columns: attributes of the records, ``path``, ``bbox``, ``geometry``, ``embedding``.
-        model: Replaces what the records say of it, where given.
-        metadata: Of the file, beside ``geo``.
+        table: The kind of records; with ``info`` its rows have an ``embedding`` besides the columns.
+        info: Of the embeddings, None where there are none.
     """
 
-    def __init__(
-        self, stream: BinaryIO, schema: pa.Schema, *, model: str | None, metadata: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, stream: BinaryIO, table: Table, info: EmbeddingsInfo | None = None) -> None:
         from pyarrow import parquet
 
-        names = [name for name in schema.names if name in _REPEATED]
-        self._schema, self._model, self._metadata = schema, model, dict(metadata or {})
-        self._rows: list[TileResult] = []
+        self._table, self._schema = table, make_schema(table, info)
+        self._metadata = {} if info is None else {METADATA_KEY.decode(): info.to_json()}
+        self._rows: list[Mapping[str, Any]] = []
         self._batches: list[pa.RecordBatch] = []
         self._geometry_types: set[str] = set()
         self._bounds: list[float] | None = None
-        # Statistics of geometries and embeddings would help nobody and take room in the footer.
-        counted = [name for name in schema.names if name not in ("bbox", "geometry", "embedding")]
-        counted += [f"bbox.{corner}" for corner in _CORNERS]
+        corners = [f"bbox.{corner}" for corner in _CORNERS]
+        counted = [*(column.name for column in table.properties), *corners]
+        # Zstandard makes embeddings 8 % smaller and many times slower to read.
+        compression = dict.fromkeys([*counted, "geometry"], "zstd")
+        if info is not None:
+            compression["embedding.list.element"] = "none"
         self._writer = parquet.ParquetWriter(
             _NoSeek(stream),
-            schema,
+            self._schema,
             version="2.6",
-            compression=_compression(schema),
+            compression=compression,
             data_page_version="2.0",  # values start at a known place: a search reads them without decoding
             data_page_size=64 << 20,
-            use_dictionary=names,
+            use_dictionary=[column.name for column in table.columns if column.repeated],
+            # Statistics of geometries and embeddings would help nobody and take room in the footer.
             write_statistics=counted,
             store_schema=False,
         )
 
-    def add(self, results: Iterable[TileResult]) -> None:
-        """Append results."""
-        for result in results:
-            self._rows.append(result)
+    def write(self, records: Iterable[Any]) -> None:
+        """Append records."""
+        for record in records:
+            self._rows.append(self._table.row(record))
             if len(self._rows) == _BATCH_ROWS:
                 self._pack()
 
@@ -200,13 +200,21 @@ class TableWriter:
 
         if not self._rows:
             return
-        columns = [_column(field, self._rows, self._model) for field in self._schema]
-        for result in self._rows:
-            if result.record.geometry is not None:
-                self._geometry_types.add(result.record.geometry["type"])
-                bounds = bounding_box(result.record.geometry)
+        geometries = [row["geometry"] for row in self._rows]
+        boxes = [geometry and bounding_box(geometry) for geometry in geometries]
+        for geometry, bounds in zip(geometries, boxes, strict=True):
+            if geometry is not None:
+                self._geometry_types.add(geometry["type"])
                 known = self._bounds or bounds
                 self._bounds = [*map(min, known[:2], bounds[:2]), *map(max, known[2:], bounds[2:])]
+        places: dict[str, list[Any]] = {
+            "bbox": [bounds and dict(zip(_CORNERS, bounds, strict=True)) for bounds in boxes],
+            "geometry": list(map(wkb, geometries)),
+        }
+        columns = [
+            _column(field, places.get(field.name) or [row.get(field.name) for row in self._rows])
+            for field in self._schema
+        ]
         self._batches.append(pa.RecordBatch.from_arrays(columns, schema=self._schema))
         self._rows = []
         if sum(map(len, self._batches)) >= ROW_GROUP_ROWS:
@@ -220,43 +228,14 @@ class TableWriter:
             self._batches = []
 
 
-class GeoParquetWriter:
-    """Records with captions as GeoParquet."""
+def open_embeddings(path: Path, info: EmbeddingsInfo) -> AbstractContextManager[GeoParquetWriter]:
+    """Open a writer of :class:`~rsedge.runtime.outputs.records.TileResult` with embeddings, and with captions where
+    ``info`` names their model.
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self._table = TableWriter(stream, make_schema(None, captions=True), model=None)
-
-    def write(self, records: Iterable[TileRecord]) -> None:
-        """Append records."""
-        self._table.add(map(TileResult, records))
-
-    def finish(self) -> None:
-        """Write the last rows and the footer."""
-        self._table.finish()
-
-
-class EmbeddingsWriter:
-    """Results with embeddings as GeoParquet; captions too where ``info`` names who wrote them."""
-
-    def __init__(self, stream: BinaryIO, info: EmbeddingsInfo) -> None:
-        schema = make_schema(info, captions=info.caption_model is not None)
-        self._table = TableWriter(stream, schema, model=info.model, metadata={METADATA_KEY.decode(): info.to_json()})
-
-    def write(self, results: Iterable[TileResult]) -> None:
-        """Append results."""
-        self._table.add(results)
-
-    def finish(self) -> None:
-        """Write the last rows and the footer."""
-        self._table.finish()
-
-
-def _compression(schema: pa.Schema) -> dict[str, str]:
-    """Zstandard but for embeddings, which it makes 8 % smaller and many times slower to read."""
-    leaves = [name for name in schema.names if name not in ("bbox", "embedding")]
-    leaves += [f"bbox.{corner}" for corner in _CORNERS]
-    plain = {"embedding.list.element": "none"} if "embedding" in schema.names else {}
-    return {**dict.fromkeys(leaves, "zstd"), **plain}
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    return open_file(path, partial(GeoParquetWriter, table=embeddings_table(info), info=info))
 
 
 class _NoSeek:
@@ -282,76 +261,18 @@ class _NoSeek:
         """The stream's owner closes it."""
 
 
-_OF_THE_SCENE = ("scene_crs", "product_id", "mgrs_tile", "rendering")
-_REPEATED = frozenset(["scene", "caption", "status", "model", "message", "path", "datetime", *_OF_THE_SCENE])
-
-
-def _column(field: pa.Field, results: Sequence[TileResult], model: str | None) -> pa.Array:
-    """A column of ``results``; ``model`` replaces what the records say of it."""
+def _column(field: pa.Field, values: Sequence[Any]) -> pa.Array:
+    """A column of the values of rows."""
     import pyarrow as pa
 
     if field.name == "embedding":
-        return _embeddings(field.type, results)
-    if field.name == "model" and model is not None:
-        return pa.array([model] * len(results), field.type)
-    if make := _SPECIAL.get(field.name):
-        values = [make(result) for result in results]
-    elif field.name in TileRecord.__slots__:
-        values = [getattr(result.record, field.name) for result in results]
-    else:  # columns of a kind of record that has more
-        values = [result.record.to_dict()[field.name] for result in results]
-    if pa.types.is_string(field.type):  # file names and GDAL's messages need not be UTF-8
+        vectors = np.zeros((len(values), field.type.list_size), field.type.value_type.to_pandas_dtype())
+        missing = np.array([vector is None for vector in values])
+        for row in np.flatnonzero(~missing).tolist():
+            vectors[row] = values[row]
+        return pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), type=field.type, mask=pa.array(missing))
+    if pa.types.is_string(field.type):  # names of files need not be UTF-8
         values = [value and value.encode("utf-8", "replace").decode() for value in values]
+    elif pa.types.is_timestamp(field.type):
+        values = [value and datetime.fromisoformat(value.replace("Z", "+00:00")) for value in values]
     return pa.array(values, field.type)
-
-
-def _embeddings(kind: pa.DataType, results: Sequence[TileResult]) -> pa.Array:
-    import pyarrow as pa
-
-    dtype = kind.value_type.to_pandas_dtype()
-    vectors = np.zeros((len(results), kind.list_size), dtype)
-    missing = np.ones(len(results), np.bool_)
-    for row, result in enumerate(results):
-        if result.embedding is not None:
-            vectors[row], missing[row] = result.embedding, False
-    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), type=kind, mask=pa.array(missing))
-
-
-def _when(result: TileResult) -> datetime | None:
-    text = result.record.datetime
-    return None if text is None else datetime.fromisoformat(text.replace("Z", "+00:00"))
-
-
-def _bbox(result: TileResult) -> dict[str, float] | None:
-    geometry = result.record.geometry
-    return None if geometry is None else dict(zip(_CORNERS, bounding_box(geometry), strict=True))
-
-
-_SPECIAL: dict[str, Callable[[TileResult], Any]] = {
-    "path": lambda result: result.path,
-    "datetime": _when,
-    "bbox": _bbox,
-    "geometry": lambda result: wkb(result.record.geometry),
-}
-
-
-def bounding_box(geometry: dict[str, Any]) -> list[float]:
-    """West, south, east, north of a GeoJSON Polygon or MultiPolygon: plain minima and maxima."""
-    parts = [geometry["coordinates"]] if geometry["type"] == "Polygon" else geometry["coordinates"]
-    points = np.array([point for rings in parts for ring in rings for point in ring])
-    return [*points.min(axis=0).tolist(), *points.max(axis=0).tolist()]
-
-
-def wkb(geometry: dict[str, Any] | None) -> bytes | None:
-    """A GeoJSON Polygon or MultiPolygon as little-endian well-known binary."""
-    if geometry is None:
-        return None
-    if geometry["type"] == "Polygon":
-        return _wkb_polygon(geometry["coordinates"])
-    parts = geometry["coordinates"]
-    return struct.pack("<BII", 1, 6, len(parts)) + b"".join(map(_wkb_polygon, parts))
-
-
-def _wkb_polygon(rings: list[list[list[float]]]) -> bytes:
-    packed = [struct.pack("<I", len(ring)) + np.array(ring, "<f8").tobytes() for ring in rings]
-    return struct.pack("<BII", 1, 3, len(rings)) + b"".join(packed)

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rsedge.runtime.outputs.geometry import polygons
+
 Points = NDArray[np.float64]
 
 _TURN = 360.0
@@ -27,11 +29,7 @@ class Outline:
 
     def add(self, geometries: Iterable[dict[str, Any]]) -> None:
         """Take in GeoJSON Polygons and MultiPolygons, cut at the antimeridian."""
-        rings = [
-            np.array(rings[0], np.float64)
-            for geometry in geometries
-            for rings in ([geometry["coordinates"]] if geometry["type"] == "Polygon" else geometry["coordinates"])
-        ]
+        rings = [np.array(rings[0], np.float64) for geometry in geometries for rings in polygons(geometry)]
         if rings:
             more = np.concatenate(rings), np.concatenate([_eastward(ring) for ring in rings])
             self._hulls = [

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from xml.etree import ElementTree
 
 from rsedge.errors import OptionError
-from rsedge.runtime.outputs.writers import open_file
+from rsedge.runtime.outputs.files import open_file
+from rsedge.runtime.outputs.geometry import bounding_box
 from rsedge.runtime.run.run import Target
 from rsedge.texts import plain
 
@@ -78,9 +79,8 @@ class _StyleWriter:
 
 
 def _height(geometry: Mapping[str, Any]) -> float:
-    parts = [geometry["coordinates"]] if geometry["type"] == "Polygon" else geometry["coordinates"]
-    latitudes = [point[1] for rings in parts for point in rings[0]]
-    return float(max(latitudes) - min(latitudes))
+    _, south, _, north = bounding_box(geometry)
+    return north - south
 
 
 def make_style(classes: Sequence[str] | None = None, *, label_scale: int = _LABEL_SCALE) -> bytes:

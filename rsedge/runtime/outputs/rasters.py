@@ -20,7 +20,7 @@ from rasterio.io import MemoryFile
 from rasterio.transform import Affine
 
 from rsedge.errors import OptionError, OutputError
-from rsedge.runtime.outputs.writers import check_target, write_bytes
+from rsedge.runtime.outputs.files import check_target, write_bytes
 from rsedge.texts import plain
 
 if TYPE_CHECKING:

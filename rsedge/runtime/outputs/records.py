@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,8 @@ from rsedge.texts import plain
 
 Status = Literal["ok", "nodata", "cloud", "read_error"]
 _TEXTS = ("scene", "caption", "datetime", "model", "message", "scene_crs", "product_id", "mgrs_tile", "rendering")
+EmbeddingType = Literal["float16", "float32"]
+EMBEDDING_TYPES: tuple[EmbeddingType, ...] = get_args(EmbeddingType)
 Embedding = NDArray[np.float16] | NDArray[np.float32]
 
 

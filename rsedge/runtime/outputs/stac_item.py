@@ -18,9 +18,9 @@ from urllib.parse import quote
 
 import rsedge
 from rsedge.errors import OptionError
+from rsedge.runtime.outputs.files import open_file
 from rsedge.runtime.outputs.outline import Outline, bounding_box, merge, to_geojson
 from rsedge.runtime.outputs.records import Status
-from rsedge.runtime.outputs.writers import open_file
 from rsedge.runtime.run.run import Target
 from rsedge.texts import plain
 

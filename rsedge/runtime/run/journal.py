@@ -17,8 +17,8 @@ from types import TracebackType
 from typing import Any
 
 from rsedge.errors import OutputError
+from rsedge.runtime.outputs.files import sync_folder
 from rsedge.runtime.outputs.records import TileResult
-from rsedge.runtime.outputs.writers import sync_folder
 
 FORMAT_VERSION = 3
 

@@ -5,21 +5,18 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from rsedge.errors import OptionError
-from rsedge.runtime.outputs.geoparquet import EmbeddingsInfo, EmbeddingsWriter
-from rsedge.runtime.outputs.writers import STDOUT, Writer, open_file, open_writer, parse_format
+from rsedge.runtime.outputs.geoparquet import EmbeddingsInfo, open_embeddings
+from rsedge.runtime.outputs.table import RESULTS
+from rsedge.runtime.outputs.writers import STDOUT, open_writer, parse_format
 from rsedge.runtime.run.run import (
-    EmbeddingType,
     Models,
     Progress,
-    ResultWriter,
     Target,
     TileCaptioner,
     TileEmbedder,
@@ -42,7 +39,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Unpack
 
-    from rsedge.runtime.outputs.records import TileRecord, TileResult
+    from rsedge.runtime.outputs.records import EmbeddingType, TileRecord, TileResult
 
 __all__ = [
     "SEGMENT_TILES",
@@ -303,25 +300,9 @@ def execute_run(
     )
 
 
-class _RecordsOnly:
-    """A writer of records, as one of results."""
-
-    def __init__(self, writer: Writer) -> None:
-        self._writer = writer
-
-    def write(self, results: Iterable[TileResult]) -> None:
-        self._writer.write([result.record for result in results])
-
-
 def records_target(output: str, file_format: str | None = None) -> Target:
     """Return the output of records alone, a path or ``-``."""
-
-    @contextmanager
-    def open_records() -> Iterator[ResultWriter]:
-        with open_writer(output, file_format) as writer:
-            yield _RecordsOnly(writer)
-
-    return Target(None if output == STDOUT else Path(output), open_records)
+    return Target(None if output == STDOUT else Path(output), lambda: open_writer(output, file_format, RESULTS))
 
 
 def embeddings_target(
@@ -338,7 +319,7 @@ def embeddings_target(
     info = EmbeddingsInfo(
         model=embedder.model, model_hash=embedder.hash, dim=embedder.dim, dtype=dtype, caption_model=caption_model
     )
-    return Target(path, lambda: open_file(path, partial(EmbeddingsWriter, info=info)))
+    return Target(path, lambda: open_embeddings(path, info))
 
 
 def _warnings(scenes: Sequence[Scene]) -> Iterator[str]:

@@ -13,13 +13,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rsedge.clock import NO_CLOCK, WAIT, WRITE, Clock
 from rsedge.errors import OptionError, OutputError
 from rsedge.images import stack_images
-from rsedge.runtime.outputs.records import Caption, Embedding, TileRecord, TileResult
-from rsedge.runtime.outputs.writers import check_target
+from rsedge.runtime.outputs.files import check_target
+from rsedge.runtime.outputs.records import EMBEDDING_TYPES, Caption, Embedding, EmbeddingType, TileRecord, TileResult
 from rsedge.runtime.run.journal import Journal
 from rsedge.runtime.run.sources import SEGMENT_TILES, Source, TileInput, rounded, segment_sizes
 from rsedge.runtime.scenes.readahead import ImageSize
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from rsedge.pixels import UInt8
-
-EmbeddingType = Literal["float16", "float32"]
-EMBEDDING_TYPES: tuple[EmbeddingType, ...] = get_args(EmbeddingType)
 
 
 class TileCaptioner(Protocol):

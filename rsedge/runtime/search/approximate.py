@@ -20,7 +20,7 @@ import numpy as np
 
 from rsedge.errors import BackendError, OptionError
 from rsedge.jsontext import parse_json
-from rsedge.runtime.outputs.writers import open_file
+from rsedge.runtime.outputs.files import open_file
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rsedge.errors import OptionError
-from rsedge.runtime.outputs.geoparquet import METADATA_KEY, EmbeddingsInfo, make_schema
+from rsedge.runtime.outputs.geoparquet import METADATA_KEY, EmbeddingsInfo, embeddings_table, make_schema
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,7 +74,7 @@ class EmbeddingFile:
                 info = EmbeddingsInfo.from_json(stored)
             except OptionError as error:
                 raise OptionError(f"{path}: {error}") from error
-            wanted = make_schema(info, captions=info.caption_model is not None)
+            wanted = make_schema(embeddings_table(info), info)
             problems = [
                 f"column {field.name} is {_kind(schema, field.name)}, expected {field.type}"
                 for field in wanted

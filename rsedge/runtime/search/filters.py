@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsedge.errors import OptionError
-from rsedge.runtime.outputs.geometry import from_wkb
+from rsedge.runtime.outputs.geometry import from_wkb, polygons
 from rsedge.runtime.search.where import columns_of, parse_time, parse_where
 
 if TYPE_CHECKING:
@@ -165,11 +164,10 @@ def _touches(shape: bytes, box: Box) -> bool:
     """Whether a box touches the bounding box of one of the polygons."""
     try:
         geometry = from_wkb(shape)
-    except (struct.error, ValueError):
+    except ValueError:
         return True  # its covering touches, and nothing says otherwise
-    parts = [geometry["coordinates"]] if geometry["type"] == "Polygon" else geometry["coordinates"]
     west, south, east, north = box
-    for rings in parts:
+    for rings in polygons(geometry):
         lon, lat = np.array(rings[0]).T
         along = (lon.min() <= east, lon.max() >= west)
         if (any(along) if west > east else all(along)) and lat.min() <= north and lat.max() >= south:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rsedge.errors import OptionError, OutputError
+from rsedge.errors import OutputError
+from rsedge.runtime.outputs import writers
 from rsedge.runtime.outputs.geometry import from_wkb
 from rsedge.runtime.outputs.records import TileRecord
-from rsedge.runtime.outputs.writers import STDOUT, feature, wkt, write_bytes
-from rsedge.texts import cell, plain
+from rsedge.runtime.outputs.table import TILES, Column, Table
+from rsedge.texts import plain
 
 if TYPE_CHECKING:
     from rsedge.runtime.search.search_file import SearchFile
@@ -26,8 +24,6 @@ if TYPE_CHECKING:
 FORMATS = ("geojson", "geojsonl", "csv", "gpkg")
 
 _BATCH_ROWS = 1024
-_COLUMNS = ["rank", "score", *(name for name in TileRecord.__slots__ if name not in ("score", "geometry"))]
-_COLUMNS += ["caption_score", "path", "embeddings"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,21 +102,28 @@ def _rfc3339(moment: datetime | None) -> str | None:
     return moment.isoformat(timespec="milliseconds" if moment.microsecond else "seconds").replace("+00:00", "Z")
 
 
+_TABLE = Table(
+    (
+        Column("rank", "integer", required=True),
+        Column("score", "real", required=True),
+        *(column for column in TILES.properties if column.name != "score"),
+        Column("caption_score", "real"),
+        Column("path", "text"),
+        Column("embeddings", "text"),
+        Column("geometry", "geometry"),
+    ),
+    lambda hit: {**hit.properties(), "geometry": hit.record.geometry},
+    name="hits",
+)
+
+
 def parse_format(target: str | os.PathLike[str]) -> str:
-    """The format for a target: by suffix, and GeoJSON lines for ``-``.
+    """Return the format for a target: by suffix, and GeoJSON lines for ``-``.
 
     Raises:
         OptionError: The suffix is not known.
     """
-    if os.fspath(target) == STDOUT:
-        return "geojsonl"
-    name = Path(target).suffix.lower().removeprefix(".")
-    if name not in FORMATS:
-        raise OptionError(
-            f"output {os.fspath(target)!r} has no suffix that names a format for hits: end it in "
-            f"{', '.join(f'.{known}' for known in FORMATS)}, or use {STDOUT} for standard output"
-        )
-    return name
+    return writers.parse_format(target, formats=FORMATS, records="hits")
 
 
 def write_hits(target: str | os.PathLike[str], hits: Sequence[Hit], *, overwrite: bool = False) -> None:
@@ -131,17 +134,10 @@ def write_hits(target: str | os.PathLike[str], hits: Sequence[Hit], *, overwrite
         OutputError: The file exists and shall not be replaced, or cannot be written.
     """
     name = parse_format(target)
-    if name == "gpkg":
+    if os.fspath(target) != writers.STDOUT:
         check_output(target, overwrite=overwrite)
-        _write_geopackage(Path(target), hits)
-        return
-    data = _RENDERERS[name](hits)
-    if os.fspath(target) == STDOUT:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-        return
-    check_output(target, overwrite=overwrite)
-    write_bytes(Path(target), data)
+    with writers.open_writer(target, name, _TABLE) as writer:
+        writer.write(hits)
 
 
 def check_output(target: str | os.PathLike[str], *, overwrite: bool) -> None:
@@ -152,42 +148,3 @@ def check_output(target: str | os.PathLike[str], *, overwrite: bool) -> None:
     """
     if not overwrite and Path(target).exists():
         raise OutputError(f"{target} exists already: pass --overwrite to replace it, or choose another output")
-
-
-def _features(hits: Sequence[Hit]) -> list[bytes]:
-    return [feature(hit.record.geometry, hit.properties()) for hit in hits]
-
-
-def _geojson(hits: Sequence[Hit]) -> bytes:
-    return b'{"type":"FeatureCollection","features":[\n' + b",\n".join(_features(hits)) + b"\n]}\n"
-
-
-def _geojson_lines(hits: Sequence[Hit]) -> bytes:
-    return b"".join(feature + b"\n" for feature in _features(hits))
-
-
-def _csv(hits: Sequence[Hit]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*_COLUMNS, "geometry"])
-    for hit in hits:
-        values = hit.properties()
-        writer.writerow([*(cell(values.get(name)) for name in _COLUMNS), wkt(hit.record.geometry)])
-    return text.getvalue().encode("utf-8", "replace")
-
-
-def _write_geopackage(path: Path, hits: Sequence[Hit]) -> None:
-    from rsedge.runtime.outputs.geopackage import RECORD_COLUMNS, open_geopackage
-
-    own = {"rank": "MEDIUMINT NOT NULL", "score": "DOUBLE NOT NULL", "caption_score": "DOUBLE"}
-    types = {name: own.get(name) or RECORD_COLUMNS.get(name, "TEXT") for name in _COLUMNS}
-    with open_geopackage(path, types, table="hits") as writer:
-        empty = dict.fromkeys(_COLUMNS)
-        writer.add({**empty, **hit.properties(), "geometry": hit.record.geometry} for hit in hits)
-
-
-_RENDERERS: dict[str, Callable[[Sequence[Hit]], bytes]] = {
-    "geojson": _geojson,
-    "geojsonl": _geojson_lines,
-    "csv": _csv,
-}

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from rsedge.datasets.paraphrases import to_line
 from rsedge.errors import BackendError, OptionError, OutputError
-from rsedge.runtime.outputs.writers import check_target, sync_folder
+from rsedge.runtime.outputs.files import check_target, sync_folder
 from rsedge.training.models.loading import check_source
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from PIL import Image
 
 from rsedge.errors import OptionError, SceneError
 from rsedge.redaction import redact
+from rsedge.runtime.outputs.files import open_file
 from rsedge.runtime.outputs.report.report_page import page
 from rsedge.runtime.outputs.report.scene_order import SceneOrder
-from rsedge.runtime.outputs.writers import open_file
 from rsedge.runtime.run.run import Target
 from rsedge.runtime.scenes.quicklook import quicklook
 from rsedge.texts import plain

@@ -16,9 +16,9 @@ from rasterio.errors import RasterioError
 
 from rsedge.errors import OptionError, SceneError
 from rsedge.pixels import resize
+from rsedge.runtime.outputs.files import open_file
 from rsedge.runtime.outputs.report.scene_order import SceneOrder
 from rsedge.runtime.outputs.report.sheet import draw_sheet
-from rsedge.runtime.outputs.writers import open_file
 from rsedge.runtime.run.run import Target
 
 if TYPE_CHECKING:

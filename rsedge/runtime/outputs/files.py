@@ -1,0 +1,92 @@
+"""Files that appear, or are replaced, only when they are whole."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Protocol, TypeVar
+
+from rsedge.errors import OutputError
+
+
+class Finishing(Protocol):
+    """Writes something that ends in ``finish``."""
+
+    def finish(self) -> None:
+        """Write what closes the format."""
+
+
+AnyWriter = TypeVar("AnyWriter", bound=Finishing)
+
+
+@contextmanager
+def open_file(path: Path, make: Callable[[BinaryIO], AnyWriter]) -> Iterator[AnyWriter]:
+    """Open the writer that ``make`` returns for a stream; its content becomes ``path`` when the block ends well.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    with whole_file(path) as temporary, temporary.open("wb") as stream:
+        writer = make(stream)
+        yield writer
+        writer.finish()
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path beside ``path`` where nothing is, and whose file becomes ``path`` when the block ends well.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    check_target(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)
+        yield temporary
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise OutputError(
+                f"{path} cannot be written: {error.strerror or error}; free space or choose another"
+            ) from error
+        raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """A file of ``data`` that appears, or is replaced, whole.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    with whole_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def check_target(path: Path) -> None:
+    """Refuse a path that cannot become a file by rename.
+
+    Raises:
+        OutputError: Its folder does not exist, or it names something that is not a regular file.
+    """
+    if not path.parent.is_dir():
+        raise OutputError(f"{path} cannot be written: {path.parent} is not a folder; create it first")
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path} exists and is not a regular file: choose another output, or - for standard output")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in ``folder`` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
