@@ -21,7 +21,7 @@ from rsedge.images import stack_images
 from rsedge.runtime.outputs.files import check_target
 from rsedge.runtime.outputs.records import EMBEDDING_TYPES, Caption, Embedding, EmbeddingType, TileRecord, TileResult
 from rsedge.runtime.run.journal import Journal
-from rsedge.runtime.run.sources import SEGMENT_TILES, Source, TileInput, rounded, segment_sizes
+from rsedge.runtime.run.sources import SEGMENT_TILES, Source, TileInput, rounded
 from rsedge.runtime.scenes.readahead import ImageSize
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from rsedge.pixels import UInt8
 
 
-class TileCaptioner(Protocol):
-    """What the pipeline needs of a captioner."""
+class TileModel(Protocol):
+    """A model that sees tiles."""
 
     @property
     def model(self) -> str:
@@ -45,8 +45,12 @@ class TileCaptioner(Protocol):
     def resample(self) -> str:
         """Filter that brings tiles to that size, see ``rsedge.pixels.resize``."""
 
+
+class TileCaptioner(TileModel, Protocol):
+    """What the pipeline needs of a captioner."""
+
     def caption_tiles(self, images: UInt8, keys: Sequence[int]) -> list[Caption]:
-        """A caption per image.
+        """Return a caption per image.
 
         Args:
             images: uint8 [N, image_size, image_size, 3], R, G, B.
@@ -54,12 +58,8 @@ class TileCaptioner(Protocol):
         """
 
 
-class TileEmbedder(Protocol):
+class TileEmbedder(TileModel, Protocol):
     """What the pipeline needs of an embedder."""
-
-    @property
-    def model(self) -> str:
-        """``name@hash12`` of the bundle."""
 
     @property
     def hash(self) -> str:
@@ -69,16 +69,8 @@ class TileEmbedder(Protocol):
     def dim(self) -> int:
         """Length of an embedding."""
 
-    @property
-    def image_size(self) -> int:
-        """Side of the images it takes, in pixels."""
-
-    @property
-    def resample(self) -> str:
-        """Filter that brings tiles to that size, see ``rsedge.pixels.resize``."""
-
     def embed_images(self, images: UInt8) -> np.typing.NDArray[np.float32]:
-        """float32 [N, dim], unit length, for uint8 [N, image_size, image_size, 3]."""
+        """Return float32 [N, dim], unit length, for uint8 [N, image_size, image_size, 3]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,7 +202,8 @@ class Work:
         clock: Clock = NO_CLOCK,
     ) -> None:
         self.sources, self.models, self.clock = sources, models, clock
-        self.sizes = list(segment_sizes(sources))
+        lengths = map(len, sources)
+        self.sizes = [min(SEGMENT_TILES, n - first) for n in lengths for first in range(0, n, SEGMENT_TILES)]
         self._progress = progress or (lambda _: None)
 
     def fingerprint(self, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,13 +9,13 @@ import hashlib
 import math
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, cast
 
 from rsedge.errors import OptionError, SceneError
 from rsedge.redaction import redact
@@ -293,26 +293,17 @@ def _read_image(image: ImageSource, sizes: Sequence[ImageSize], model: str) -> T
 
 
 def make_sources(inputs: Sequence[Scene | ImageSource], options: TileOptions) -> list[Source]:
-    """A source per scene and per run of consecutive images, in order.
+    """Return a source per scene and per run of consecutive images, in order.
 
     Raises:
         OptionError: There is none, or an option does not fit a scene.
     """
     sources: list[Source] = []
-    images: list[ImageSource] = []
-
-    def close_run() -> None:
-        if images:
-            sources.append(ImageFiles(tuple(images), readers=options.readers))
-            images.clear()
-
-    for entry in inputs:
-        if isinstance(entry, Scene):
-            close_run()
-            sources.append(SceneTiles(entry, options))
+    for are_scenes, group in groupby(inputs, lambda entry: isinstance(entry, Scene)):
+        if are_scenes:
+            sources += [SceneTiles(cast("Scene", scene), options) for scene in group]
         else:
-            images.append(entry)
-    close_run()
+            sources.append(ImageFiles(cast("tuple[ImageSource, ...]", tuple(group)), readers=options.readers))
     if not sources:
         raise OptionError("no scene was given: pass at least one raster")
     return sources
@@ -332,10 +323,3 @@ def spare_scenes(scenes: Iterable[Scene], outputs: Iterable[Path]) -> None:
 def rounded(value: float | None) -> float | None:
     """4 decimals, as records keep them: enough to rank by, too few for the noise of another batch or device."""
     return None if value is None or not math.isfinite(value) else round(float(value), 4) + 0.0
-
-
-def segment_sizes(sources: Sequence[Source]) -> Iterator[int]:
-    """Tiles in each segment of all sources."""
-    for source in sources:
-        for start in range(0, len(source), SEGMENT_TILES):
-            yield min(SEGMENT_TILES, len(source) - start)
