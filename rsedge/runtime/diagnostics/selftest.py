@@ -46,19 +46,16 @@ ENCODER_ERROR = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What was found of one engine.
-
-    Attributes:
-        name: Such as ``TensorRT 10.3.0 on Orin``.
-        passed: None where it could not be tested here.
-        detail: Figures, or why not, for people.
-        seconds: Stage → time it took.
-    """
+    """What was found of one engine."""
 
     name: str
+    """Such as ``TensorRT 10.3.0 on Orin``."""
     passed: bool | None
+    """None where it could not be tested here."""
     detail: str
+    """Figures, or why not, for people."""
     seconds: dict[str, float]
+    """Stage → time it took."""
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""

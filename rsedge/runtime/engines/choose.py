@@ -22,17 +22,14 @@ Kind = Literal["onnxruntime", "tensorrt"]
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What runs a bundle.
-
-    Attributes:
-        kind: ``onnxruntime`` or ``tensorrt``.
-        device: ``cpu`` or ``cuda:N``.
-        reason: Why, as a sentence for people.
-    """
+    """What runs a bundle."""
 
     kind: Kind
+    """``onnxruntime`` or ``tensorrt``."""
     device: str
+    """``cpu`` or ``cuda:N``."""
     reason: str
+    """Why, as a sentence for people."""
 
 
 def choose_backend(backend: str, device: str, precision: str) -> Choice:

@@ -40,15 +40,12 @@ _LARGE = 1500 * 1500
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What was found.
-
-    Attributes:
-        entries: Scenes and images in order.
-        warnings: What the user should know, one line each.
-    """
+    """What was found."""
 
     entries: tuple[Scene | ImageSource, ...]
+    """Scenes and images in order."""
     warnings: tuple[str, ...]
+    """What the user should know, one line each."""
 
 
 def find_inputs(

@@ -58,36 +58,33 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a run did.
-
-    Attributes:
-        output: Path of the output, or ``-``.
-        model: ``name@hash12`` of the bundle.
-        scenes: Number of scenes.
-        images: Number of image files.
-        tiles: Records written, one per tile and image.
-        ok, nodata, cloud, read_errors: Records by status.
-        resumed_tiles: Tiles that an earlier, interrupted run had finished.
-        seconds: Wall time of this run.
-        tiles_per_second: Tiles of this run per second.
-        warnings: What the user should know, one line each.
-        embeddings: Path of the embeddings written beside captions, or None.
-    """
+    """What a run did."""
 
     output: str
+    """Path of the output, or ``-``."""
     model: str
+    """``name@hash12`` of the bundle."""
     scenes: int
+    """Number of scenes."""
     images: int
+    """Number of image files."""
     tiles: int
+    """Records written, one per tile and image."""
     ok: int
     nodata: int
     cloud: int
     read_errors: int
+    """Records by status."""
     resumed_tiles: int
+    """Tiles that an earlier, interrupted run had finished."""
     seconds: float
+    """Wall time of this run."""
     tiles_per_second: float
+    """Tiles of this run per second."""
     warnings: tuple[str, ...]
+    """What the user should know, one line each."""
     embeddings: str | None = None
+    """Path of the embeddings written beside captions, or None."""
 
     def to_dict(self) -> dict[str, Any]:
         """The summary as JSON values."""
@@ -96,17 +93,14 @@ class Summary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddingsOutput:
-    """Embeddings to be made in the same pass as captions.
-
-    Attributes:
-        path: GeoParquet file, whose name ends in ``.parquet``.
-        embedder: Makes them.
-        dtype: What they are stored as.
-    """
+    """Embeddings to be made in the same pass as captions."""
 
     path: str | os.PathLike[str]
+    """GeoParquet file, whose name ends in ``.parquet``."""
     embedder: TileEmbedder
+    """Makes them."""
     dtype: EmbeddingType = "float16"
+    """What they are stored as."""
 
 
 def caption_scene(

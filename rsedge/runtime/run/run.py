@@ -77,18 +77,16 @@ class TileEmbedder(TileModel, Protocol):
 class Models:
     """The models that see each tile: a captioner, an embedder, or both.
 
-    Attributes:
-        captioner: Writes captions.
-        embedder: Makes embeddings.
-        dtype: What embeddings are kept as.
-
     Raises:
         OptionError: ``dtype`` is not known.
     """
 
     captioner: TileCaptioner | None = None
+    """Writes captions."""
     embedder: TileEmbedder | None = None
+    """Makes embeddings."""
     dtype: EmbeddingType = "float16"
+    """What embeddings are kept as."""
 
     def __post_init__(self) -> None:
         if self.captioner is None and self.embedder is None:
@@ -141,19 +139,16 @@ def _key(record: TileRecord) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is.
-
-    Attributes:
-        scene: Name of the scene in work, or the number of images.
-        tiles_done: Finished tiles of all scenes, ``tiles_resumed`` included.
-        tiles_total: Tiles of all scenes.
-        tiles_resumed: Tiles that an earlier, interrupted run had finished.
-    """
+    """How far a run is."""
 
     scene: str
+    """Name of the scene in work, or the number of images."""
     tiles_done: int
+    """Finished tiles of all scenes, ``tiles_resumed`` included."""
     tiles_total: int
+    """Tiles of all scenes."""
     tiles_resumed: int
+    """Tiles that an earlier, interrupted run had finished."""
 
 
 class ResultWriter(Protocol):
@@ -165,15 +160,12 @@ class ResultWriter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """An output of a run.
-
-    Attributes:
-        path: Where it will be, or None for standard output.
-        open: Gives its writer; what was written is there when the block ends well, and nothing otherwise.
-    """
+    """An output of a run."""
 
     path: Path | None
+    """Where it will be, or None for standard output."""
     open: Callable[[], AbstractContextManager[ResultWriter]]
+    """Gives its writer; what was written is there when the block ends well, and nothing otherwise."""
 
 
 @dataclass(frozen=True, slots=True)

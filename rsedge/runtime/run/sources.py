@@ -37,17 +37,14 @@ _AHEAD_IMAGES = 96
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TileInput:
-    """A tile before a model has seen it.
-
-    Attributes:
-        record: Its record; ``status`` is ``ok`` where a model shall see it.
-        images: Its pixels in each size asked for, uint8 [size, size, 3]; empty if unreadable.
-        path: The file they come from, as the user named it.
-    """
+    """A tile before a model has seen it."""
 
     record: TileRecord
+    """Its record; ``status`` is ``ok`` where a model shall see it."""
     images: tuple[UInt8, ...]
+    """Its pixels in each size asked for, uint8 [size, size, 3]; empty if unreadable."""
     path: str
+    """The file they come from, as the user named it."""
 
 
 class Source(Protocol):
@@ -87,22 +84,19 @@ class ImageSource(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TileOptions:
-    """How a scene is cut and read; all but ``readers`` decide the result.
-
-    Attributes:
-        tile_size, overlap, edge: See ``TileGrid``.
-        max_nodata: Share of a tile's pixels that may lack data, or be pure black or white; no model sees tiles beyond
-            it, and empty ones.
-        max_cloud: Share of its pixels that may be cloud, where the scene has a cloud mask.
-        readers: Reading threads.
-    """
+    """How a scene is cut and read; all but ``readers`` decide the result."""
 
     tile_size: int = 224
     overlap: int = 0
     edge: Edge = "pad"
+    """See ``TileGrid``."""
     max_nodata: float = 0.5
+    """Share of a tile's pixels that may lack data, or be pure black or white; no model sees tiles beyond it, and
+    empty ones."""
     max_cloud: float = 0.8
+    """Share of its pixels that may be cloud, where the scene has a cloud mask."""
     readers: int = 2
+    """Reading threads."""
 
     def __post_init__(self) -> None:
         for name in ("max_nodata", "max_cloud"):

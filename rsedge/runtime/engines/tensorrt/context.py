@@ -17,17 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LoadedEngine:
-    """An engine in memory, and what it was built for.
-
-    Attributes:
-        engine: TensorRT's ``ICudaEngine``.
-        profiles: Its optimisation profiles.
-        errors: Gives what TensorRT said went wrong since it was last asked, or an empty string.
-    """
+    """An engine in memory, and what it was built for."""
 
     engine: Any
+    """TensorRT's ``ICudaEngine``."""
     profiles: list[Profile]
+    """Its optimisation profiles."""
     errors: Callable[[], str]
+    """Gives what TensorRT said went wrong since it was last asked, or an empty string."""
 
 
 class Context:
