@@ -221,8 +221,7 @@ class _Counted:
 
 def run_worker(bundle: Path, name: Path, output: Path) -> None:
     """What `rsedge caption` does, with a line at the beginning, after each segment and at the end."""
-    from rsedge import Scene
-    from rsedge.runtime.engines import host
+    from rsedge import Scene, host
     from rsedge.runtime.run.pipeline import SEGMENT_TILES, run
 
     scene, task = Scene.open(name), _Counted(captions(bundle))

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rsedge import host
 from rsedge.cli.main import run
 from rsedge.clock import CACHES, ENCODE, STEPS, StageClock
 from rsedge.errors import OptionError, OutputError, SceneError
 from rsedge.runtime.captioner import Captioner, TileCaptions
 from rsedge.runtime.diagnostics.benchmark import BenchmarkReport, benchmark
-from rsedge.runtime.engines import host
 from rsedge.runtime.scenes.scene import Scene
 from tests import scenes
 from tests.dual_encoders import make_clip

@@ -18,6 +18,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from rsedge import host
 from rsedge.bundle import read_bundle
 from rsedge.clock import CACHES, ENCODE, STEPS, WAIT, WRITE, StageClock
 from rsedge.errors import OptionError, SceneError
@@ -26,7 +27,6 @@ from rsedge.runtime.captioner import Captioner
 from rsedge.runtime.demo.scene import repeat_scene, write_scene
 from rsedge.runtime.diagnostics.benchmark_report import BatchRate, BenchmarkReport, Spread, Stage, this_machine
 from rsedge.runtime.embedder import Embedder
-from rsedge.runtime.engines import host
 from rsedge.runtime.engines.contract import parse_device
 from rsedge.runtime.engines.memory import free_memory
 from rsedge.runtime.run.pipeline import embeddings_target, records_target

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any
 
+from rsedge import host
 from rsedge.runtime.diagnostics import machine
-from rsedge.runtime.engines import host
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rsedge import host
 from rsedge.bundle import read_bundle
 from rsedge.errors import BackendError
 from rsedge.runtime.demo.scene import compose_tile
-from rsedge.runtime.engines import host
 from rsedge.runtime.scenes.pieces import cache_bytes
 
 if TYPE_CHECKING:

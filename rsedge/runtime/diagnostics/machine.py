@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rsedge.bundle import cache_dir
 from rsedge.errors import BackendError
-from rsedge.runtime.engines.host import memory_available, memory_total, usable_cores
+from rsedge.host import memory_available, memory_total, usable_cores
 
 LIBRARIES = (
     "numpy",

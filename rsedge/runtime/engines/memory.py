@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rsedge.runtime.engines.host import memory_available
+from rsedge.host import memory_available
 
 if TYPE_CHECKING:
     from rsedge.manifest import Manifest, TensorSpec

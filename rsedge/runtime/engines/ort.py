@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rsedge.errors import BackendError, BundleError, OptionError
+from rsedge.host import usable_cores
 from rsedge.runtime.engines.contract import Array, parse_device
 from rsedge.runtime.engines.cuda_graphs import GRAPHS_SINCE, Buffer, FixedRun, Packed, View
-from rsedge.runtime.engines.host import usable_cores
 from rsedge.runtime.engines.memory import fitting_batch, free_memory
 
 if TYPE_CHECKING:

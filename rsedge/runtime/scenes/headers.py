@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from rsedge.errors import SceneError
-from rsedge.runtime.engines.host import memory_available
+from rsedge.host import memory_available
 
 Read = Callable[[int, int], bytes]
 """Offset and length → the bytes there, fewer at the end of the file."""
