@@ -144,6 +144,18 @@ def parse(data: bytes, *, most_values: int = MOST_VALUES) -> Any:
     return values
 
 
+def loads(data: str | bytes) -> Any:
+    """``json.loads`` for texts of any size that are trusted to fit the memory, but not to be well made.
+
+    Raises:
+        ValueError: It is no JSON, or nests deeper than Python can follow.
+    """
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("it nests too deeply") from None
+
+
 def _number(text: str) -> int | float:
     """A number of a JSON text; the words NaN and Infinity, and 1e999, are none."""
     if len(text) <= _LONGEST_NUMBER:

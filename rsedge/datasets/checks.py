@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _SHOWN = 20
 _MOST_THREADS = 4
+_LONGEST_NAME, _LONGEST_PART = 2000, 255  # bytes, of a file name and of a part between slashes
 _SEARCHED = 500  # names looked for in each folder that may have the images
 
 
@@ -130,6 +131,13 @@ def _name(record: Record) -> tuple[str, list[str]]:
     path = PurePosixPath(record.name.strip())
     if path.is_absolute() or ".." in path.parts:
         return str(path), [f"{record.name} lies outside the image folder: give names relative to it, without .."]
+    letters = str(path).encode("utf-8", "replace")
+    if str(path) != letters.decode() or "\0" in str(path) or len(letters) > _LONGEST_NAME:
+        return letters.decode(), [
+            f"{str(path)[:40]!r} can be no name of a file: give one of up to {_LONGEST_NAME} bytes of UTF-8"
+        ]
+    if any(len(part.encode()) > _LONGEST_PART for part in path.parts):
+        return str(path), [f"{str(path)[:40]!r} has a part of more than {_LONGEST_PART} bytes, and no file has"]
     return str(path), []
 
 

@@ -29,6 +29,9 @@ PICTURES = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jp2"])
 """Names that are taken for images where a folder is searched for them; a named file may have any."""
 
+MOST_BYTES = 2**25
+"""Pixels of an image, times the bytes of a value: it is decoded as a whole, and a small file may hold any number of
+them. 5792 x 5792 px of 8 bits, 4096 x 4096 of 16."""
 _SENTINEL2_BANDS = (12, 13)  # L2A lacks B10
 
 
@@ -67,6 +70,9 @@ def decode(content: bytes, name: str) -> UInt8:
         return picture
     from rasterio.io import MemoryFile
 
+    from rsedge.runtime.scenes.gdal import judge_header
+
+    judge_header(lambda offset, length: content[offset : offset + length], name)
     with MemoryFile(content) as file:
         return _read_raster(file.name, name)
 
@@ -81,9 +87,25 @@ def _read_picture(stream: BinaryIO, name: str) -> UInt8 | None:
         raise SceneError(f"{name} cannot be decoded: {error}") from error
     try:
         with image:
+            _check_size(*image.size, 1, name)
             return _rgb(ImageOps.exif_transpose(image))
+    except SceneError:
+        raise
     except Exception as error:
         raise SceneError(f"{name} cannot be decoded ({image.format}): {error}") from error
+
+
+def _check_size(width: int, height: int, itemsize: int, name: str) -> None:
+    """Refuse an image that takes too much memory as a whole; ``itemsize`` is of a value, in bytes.
+
+    Raises:
+        SceneError: It does.
+    """
+    if width * height * itemsize > MOST_BYTES:
+        raise SceneError(
+            f"{name} has {width} x {height} px of {8 * itemsize} bits, and at most {MOST_BYTES // itemsize} px are "
+            "decoded as one image: cut it with gdal_retile.py (rsedge embed --as scene does it), or make it smaller"
+        )
 
 
 def _rgb(image: Image.Image) -> UInt8:
@@ -115,6 +137,7 @@ def _read_raster(target: str, name: str) -> UInt8:
                 f"gdal_translate -b R -b G -b B {name} rgb.tif"
             ) from error
         scene = open_raster(target, SceneOptions(bands=bands))
+    _check_size(scene.width, scene.height, np.dtype(scene.dtype).itemsize, name)
     try:
         with scene.reader() as reader:
             return reader.read(0, 0, scene.height, scene.width)[0]

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rsedge import jsonvalues
 from rsedge.errors import OptionError
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def attach_paraphrases(examples: Sequence[Example], path: Path, *, known: Collec
         if not line.strip():
             continue
         try:
-            key = _place(values := json.loads(line), known, by_file)
+            key = _place(values := jsonvalues.loads(line), known, by_file)
             if key in entries:
                 raise ValueError(f"{key} is there twice")
             entries[key] = values

@@ -17,13 +17,13 @@ For zero-shot classification also a folder with one folder a class, or with file
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+from rsedge import jsonvalues
 from rsedge.datasets import hub, tables
 from rsedge.datasets.checks import as_list
 from rsedge.datasets.examples import BadRecord
@@ -155,7 +155,7 @@ def _read_file(source: str, path: Path, images: Path | None) -> CaptionSet:
     if path.suffix.lower() != ".json":
         raise OptionError(f"{source} is a {path.suffix or 'file without a suffix'}, which is no layout; {ACCEPTED}")
     try:
-        values = json.loads(path.read_bytes())
+        values = jsonvalues.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise OptionError(f"{path} cannot be read as JSON: {error}") from error
     name = set_name(path)

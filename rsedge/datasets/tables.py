@@ -8,11 +8,11 @@ One row an image with a list of captions, or one row a caption with the file nam
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rsedge import jsonvalues
 from rsedge.datasets.examples import BadRecord
 from rsedge.datasets.records import FILE_COLUMNS, Record, caption_columns, captions_in, column
 from rsedge.errors import OptionError
@@ -95,7 +95,7 @@ def read_json_lines(path: Path, report: Callable[[str, str], None]) -> Rows:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = jsonvalues.loads(line)
             except ValueError as error:
                 report(f"line {number}", f"it is not JSON: {error}")
                 continue

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rsedge import jsonvalues
 from rsedge.errors import OptionError, OutputError
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def read_predictions(path: str | Path) -> tuple[Prediction, ...]:
         if not line.strip():
             continue
         try:
-            values = json.loads(line)
+            values = jsonvalues.loads(line)
             found.append(_prediction(values))
         except (OptionError, ValueError) as error:
             problems.append(f"line {number}: {error}")
@@ -174,7 +175,7 @@ def _from_coco(path: Path) -> tuple[Prediction, ...]:
             "beside it: copy it too, or give a file of JSON lines"
         )
     try:
-        results, annotations = json.loads(_text(path)), json.loads(_text(beside))
+        results, annotations = jsonvalues.loads(_text(path)), jsonvalues.loads(_text(beside))
         names = {image["id"]: image["file_name"] for image in annotations["images"]}
         texts: dict[Any, list[str]] = {number: [] for number in names}
         for annotation in annotations["annotations"]:

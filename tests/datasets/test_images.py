@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -164,3 +165,28 @@ def test_sources_travel_to_workers(tmp_path: Path):
     Image.fromarray(picture()).save(tmp_path / "a.png")
     source = pickle.loads(pickle.dumps(FileImage(tmp_path / "a.png")))
     np.testing.assert_array_equal(source.read(), picture())
+
+
+def test_small_files_of_large_images_are_not_decoded(tmp_path: Path, monkeypatch):
+    sparse = {"width": 50_000, "height": 50_000, "count": 3, "dtype": "uint8", "driver": "GTiff", "SPARSE_OK": True}
+    with rasterio.open(tmp_path / "a.tif", "w", tiled=True, BIGTIFF="YES", **sparse):
+        pass
+    assert (tmp_path / "a.tif").stat().st_size < 2**20
+    with pytest.raises(SceneError, match=r"50000 x 50000 px of 8 bits, and at most 33554432 px are decoded"):
+        FileImage(tmp_path / "a.tif").read()
+    with pytest.raises(SceneError, match="upload 3 has 50000 x 50000 px"):
+        decode((tmp_path / "a.tif").read_bytes(), "upload 3")
+    monkeypatch.setattr("rsedge.datasets.images.MOST_BYTES", 50 * 50)
+    Image.fromarray(np.zeros((51, 50, 3), np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(SceneError, match="50 x 51 px of 8 bits, and at most 2500"):
+        FileImage(tmp_path / "a.png").read()
+    write(tmp_path / "b.tif", np.ones((3, 40, 40), np.uint16))
+    with pytest.raises(SceneError, match="40 x 40 px of 16 bits, and at most 1250"):
+        FileImage(tmp_path / "b.tif").read()
+
+
+def test_images_within_other_bytes_pass_the_gate(tmp_path: Path):
+    tags = [(256, 3, 1, 8), (257, 3, 1, 8), (277, 3, 1, 65535)]
+    content = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + b"".join(struct.pack("<HHII", *each) for each in tags)
+    with pytest.raises(SceneError, match=r"upload 3 is not opened: its header declares .* 65,535 bands"):
+        decode(content + bytes(4), "upload 3")

@@ -392,3 +392,25 @@ def test_rsicd_as_published(tmp_path: Path):
     }
     classes = load_labelled(f"{annotations}@{tmp_path}", splits=("val",), skip_bad=True, check=False)
     assert len({example.label for example in classes}) == 30
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("a" * 300 + ".png", "a part of more than 255 bytes"),
+        ("a/" * 1500 + "b.png", "can be no name of a file"),
+        ("a\ud800.png", "can be no name of a file"),
+        ("a\0.png", "can be no name of a file"),
+    ],
+)
+def test_names_that_no_file_can_have(tmp_path, name, said):
+    (tmp_path / "captions.jsonl").write_text(json.dumps({"file_name": name, "captions": ["a field"]}), encoding="utf-8")
+    with pytest.raises(OptionError, match=said):
+        load_examples([tmp_path])
+
+
+@pytest.mark.parametrize("name", ["captions.json", "captions.jsonl"])
+def test_json_that_nests_too_deeply_is_said(tmp_path, name):
+    (tmp_path / name).write_text("[" * 200_000, encoding="utf-8")
+    with pytest.raises(OptionError, match="nests too deeply"):
+        load_examples([tmp_path])

@@ -6,6 +6,7 @@ import ast
 import os
 import struct
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -351,3 +352,62 @@ def test_sidecars_that_decide_something_else_are_named(tmp_path):
     beside.write_text(beside.read_text().replace("</PAMDataset>", stated))
     [warning] = Scene.open(path).warnings
     assert "a.png.aux.xml is not read for them, and it states NoDataValue" in warning
+
+
+# ---- what would pass the gate unjudged ----
+
+
+def _box(kind, content):
+    return struct.pack(">I4s", 8 + len(content), kind) + content
+
+
+def _jp2(path, boxes=b"", marker=b""):
+    """A JPEG 2000 file of 65,025 tiles with 255 bands, for which OpenJPEG takes gigabytes when it opens it."""
+    side = 255 * 16
+    sizes = struct.pack(">HHIIIIIIIIH", 38 + 3 * 255, 0, side, side, 0, 0, 16, 16, 0, 0, 255) + b"\7\1\1" * 255
+    header = _box(b"ihdr", struct.pack(">IIHBBBB", side, side, 255, 7, 7, 0, 0)) + _box(b"colr", b"\1\0\0\0\0\0\20")
+    start = _box(b"jP  ", b"\r\n\x87\n") + _box(b"ftyp", b"jp2 \0\0\0\0jp2 ") + _box(b"jp2h", header)
+    path.write_bytes(start + boxes + _box(b"jp2c", b"\xff\x4f" + marker + b"\xff\x51" + sizes))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("boxes", "marker", "said"),
+    [
+        (b"", b"", "16,581,375 blocks"),
+        (_box(b"free", b"") * 1001, b"", "more than 1000 boxes"),
+        (b"", b"\xff\x30", "does not begin with its sizes"),
+        (b"", b"\xff\x70\x00\x04\x00\x00", "does not begin with its sizes"),
+    ],
+)
+def test_a_codestream_whose_sizes_are_not_found_is_refused(tmp_path, boxes, marker, said):
+    with pytest.raises(SceneError, match=said):
+        open_dataset(str(_jp2(tmp_path / "a.jp2", boxes, marker)))
+
+
+def test_a_codestream_far_inside_a_member_is_refused(tmp_path):
+    path = _jp2(tmp_path / "a.jp2", _box(b"free", bytes(2**20)))
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(path, "a.jp2")
+    with pytest.raises(SceneError, match="more than 1 MiB behind its start"):
+        open_dataset(f"/vsizip/{{{tmp_path / 'a.zip'}}}/a.jp2")
+
+
+def test_directories_that_lie_in_each_other_are_counted_by_their_entries(tmp_path):
+    count, directories = 65535, 100
+    content = bytearray(b"II*\0" + struct.pack("<I", 8) + b"\xff\xff")
+    content += struct.pack("<HHII", 33000, 4, 1, 0xFFFF0008) * (count + directories + 1)
+    for number in range(directories):  # each begins 12 bytes behind the last
+        struct.pack_into("<I", content, 10 + 12 * (number + count), 8 + 12 * (number + 1))
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(SceneError, match="more than 200000 entries"):
+        open_dataset(str(tmp_path / "a.tif"))
+
+
+@pytest.mark.parametrize(("tag", "said"), [((8, 1, 32767), "32,767 bands"), ((3, 1, 65535), "65,535 bands")])
+def test_sizes_of_any_type_count_and_the_first_of_several(tag, said):
+    tags = [(256, 3, 1, 8), (257, 3, 1, 8), (277, *tag), (277, 3, 1, 1)]
+    content = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + b"".join(struct.pack("<HHII", *each) for each in tags)
+    [sizes] = declared_sizes(lambda offset, length: (content + bytes(4))[offset : offset + length])
+    with pytest.raises(SceneError, match=said):
+        sizes.check("a.tif", 10**6)

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import io
+from types import SimpleNamespace
+
 import numpy as np
+import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
@@ -9,6 +13,7 @@ from rsedge.runtime.search import pages
 from rsedge.runtime.search.filters import Filters
 from rsedge.runtime.search.index import Index
 from rsedge.runtime.search.nearest import Scorer
+from rsedge.runtime.search.pages import find_pieces
 from rsedge.runtime.search.search_file import SearchFile
 from tests.runtime.search_files import MODEL_HASH, box, brute_force, unit_vectors, write_file
 from tests.scenes import truncate
@@ -253,3 +258,34 @@ def test_rows_that_filters_leave_out_are_not_found(tmp_path):
     hits = index.search(query, top=1000, filters=Filters(max_cloud=0.2))
     assert rows_of(hits) == rows.tolist()
     assert index.search(query, filters=Filters(where="row = 12345")) == []
+
+
+def test_rows_that_take_no_room_in_the_file_are_not_believed(tmp_path, monkeypatch):
+    monkeypatch.setattr("rsedge.runtime.search.embeddings._FREE_ROWS", 10)
+    few = write_file(tmp_path / "a.parquet", unit_vectors(1, 4), missing=[0])
+    table = parquet.read_table(few).take(pa.array(np.zeros(200_000, np.int64)))
+    parquet.write_table(table, tmp_path / "b.parquet", compression="zstd")
+    assert (tmp_path / "b.parquet").stat().st_size < 200_000
+    assert Index.open(few).rows == 1
+    with pytest.raises(OptionError, match="claims 200000 rows in"):
+        Index.open(tmp_path / "b.parquet")
+
+
+@pytest.mark.parametrize("fields", [(2**40, 2**40, 2**40), (0, 0, -5), (8, -1, 1), (0, 0, 0)])
+def test_a_page_that_claims_other_rows_than_its_group_is_left_to_pyarrow(fields):
+    def number(value):
+        value = value << 1 ^ value >> 63
+        content = b""
+        while value > 127:
+            content, value = content + bytes([value & 127 | 128]), value >> 7
+        return content + bytes([value])
+
+    page = b"".join(b"\x15" + number(value) for value in (*fields, 0, 0, 0)) + b"\0"
+    header = b"\x15" + number(3) + b"\x15\0\x15\0" + b"\x5c" + page + b"\0"
+    chunk = SimpleNamespace(
+        compression="UNCOMPRESSED", has_dictionary_page=False, physical_type="FLOAT", data_page_offset=4,
+        total_compressed_size=2**50,
+    )  # fmt: skip
+    group = SimpleNamespace(num_rows=1, column=lambda _: chunk)
+    metadata = SimpleNamespace(row_group=lambda _: group)
+    assert find_pieces(io.BytesIO(b"PAR1" + header), metadata, 1, 0, 0, 8) is None

@@ -111,6 +111,37 @@ def test_a_card_without_pixels_says_why(tmp_path, cards):
     assert all(image is None for image, _ in cards)
 
 
+def test_a_file_of_embeddings_names_scenes_below_its_own_folder_only(tmp_path, cards):
+    outside, own = tmp_path / "outside", tmp_path / "own"
+    outside.mkdir()
+    own.mkdir()
+    private = write(outside / "private.tif", pixels(3, 8, 8))
+    (own / "link.tif").symlink_to(private)
+    (own / "inner").mkdir()
+    names = [str(private), "../outside/private.tif", "link.tif", "/", "a" * 5000, "a\0b", str(own / "inner")]
+    hits = search(write_file(own / "a.parquet", unit_vectors(len(names), 4), col_off=[0] * len(names), path=names))
+    assert write_hit_sheet(tmp_path / "x.png", hits) == len(names)
+    assert all("pixels not found: --pixels-from FOLDER" in record.caption for _, record in cards)
+    named = [hit for hit in hits if hit.path == str(private)]
+    assert write_hit_sheet(tmp_path / "x.png", named, folders=[outside]) == 0
+
+
+def test_tiles_that_cannot_be_are_not_read(tmp_path, cards):
+    write(tmp_path / "a.tif", pixels(3, 8, 8))
+    columns = {"row_off": [-(2**31), 0, 0], "height": [2**31 - 1, 8, 8], "width": [8, -5, 0], "col_off": [0, 0, 0]}
+    hits = search(write_file(tmp_path / "a.parquet", unit_vectors(3, 4), **columns))
+    assert write_hit_sheet(tmp_path / "x.png", hits) == 3
+    assert all("no tile of a has" in record.caption for _, record in cards)
+
+
+def test_a_tile_that_is_too_large_for_a_card_is_not_read(tmp_path, cards, monkeypatch):
+    monkeypatch.setattr(search_sheet, "_LARGEST_SIDE", 7)
+    write(tmp_path / "a.tif", pixels(3, 8, 8))
+    hits = search(write_file(tmp_path / "a.parquet", unit_vectors(1, 4)))
+    assert write_hit_sheet(tmp_path / "x.png", hits) == 1
+    assert "8 x 8 px are too many for a card" in cards[0][1].caption
+
+
 def test_what_cannot_be_shown_is_refused(tmp_path):
     hits = search(write_file(tmp_path / "a.parquet", unit_vectors(1, 4)))
     with pytest.raises(OptionError, match="no hits"):

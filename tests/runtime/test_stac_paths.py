@@ -88,6 +88,13 @@ def test_a_vrt_needs_leave(tmp_path):
         assert read_stac(path, access=Access(remote=True, vrt=True))
 
 
+@pytest.mark.parametrize("link", ["https://[", "https://[x]/y", "https://ex\u2100.com/a", "s3://["])
+def test_a_self_link_that_is_no_url_is_said(tmp_path, link):
+    path = hostile(tmp_path, "B04.tif", links=[{"rel": "self", "href": link}])
+    with pytest.raises(SceneError, match=r"self link .* is none"):
+        read_stac(path)
+
+
 def test_a_self_link_never_makes_a_local_path(tmp_path, outside):
     link = {"links": [{"rel": "self", "href": f"{outside}/item.json"}]}
     with pytest.raises(SceneError, match="does not exist"):

@@ -12,10 +12,12 @@ import re
 import threading
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import rasterio
+from rasterio._err import CPLE_BaseError  # what GDAL's errors become where rasterio catches none; it has no public name
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 
@@ -23,6 +25,7 @@ from rsedge.errors import SceneError
 from rsedge.runtime.scenes import remote
 from rsedge.runtime.scenes.access import LOCAL, Access
 from rsedge.runtime.scenes.headers import Read, Sizes, declared_sizes
+from rsedge.runtime.scenes.reference import check_reference, forget_error
 
 _JPEG2000 = ("JP2OpenJPEG", "JP2KAK", "JP2ECW", "JP2MrSID", "JPEG2000")
 DRIVERS = ("GTiff", *_JPEG2000, "PNG", "JPEG", "WEBP")
@@ -41,11 +44,6 @@ SETTINGS = {
 _NO_NETWORK = frozenset({"CPL_VSIL_CURL_ALLOWED_FILENAME"})
 _WARNING_FILTERS = threading.Lock()
 _SHOWN = 200  # characters of a name
-# WKT that makes PROJ open a file: grids of shifts, and PROJ strings that may name any.
-NAMES_FILES = re.compile(r"PARAMETERFILE|PROJ4_GRIDS|grids=(?!@null\b)|\+init=|\bcatalog=", re.IGNORECASE)
-# What else GDAL would look a coordinate reference system up by: names of files, URLs, PROJ strings.
-WKT = re.compile(r"\s*(?:EPSG:\d+\s*$|(?:PROJ|GEOG|GEOC|GEOD|COMPD|COMPOUND|LOCAL|BOUND|ENG|VERT)[A-Z]*\[)")
-"""A coordinate reference system that is stated in full, or by its number."""
 _NETWORK_NAME = re.compile(
     r"/vsi(?:curl(?:_streaming)?(?:/|\?(?:use_head=no&)?url=)(?:https?|ftp)(?:://|%3A%2F%2F)"
     r"|(?:s3|gs|az|adls|oss|swift)(?:_streaming)?/)",
@@ -98,6 +96,8 @@ def open_dataset(target: str, access: Access = LOCAL, *, overview: int | None = 
     # 1. What kind of name is it, and which drivers may look at it?
     drivers: tuple[str, ...] = DRIVERS
     read: Read | None = None
+    options: dict[str, Any] = {} if overview is None else {"overview_level": overview}
+    places = True
     if isinstance(target, OwnVrt):
         drivers, name = ("VRT",), "the VRT"
     elif remote.is_remote(target):
@@ -106,9 +106,11 @@ def open_dataset(target: str, access: Access = LOCAL, *, overview: int | None = 
         remote.check_allowed([target], allow=access.remote)
         name = remote.unsigned(target)
     elif target.startswith("/vsimem/"):
-        pass  # bytes that rsedge itself put there
+        pass  # bytes that rsedge itself put there, after judge_header
     elif match := _ZIP_MEMBER.fullmatch(target):
         drivers = _JPEG2000  # members of SAFE products
+        # They state their place in GML; GeoTIFF in a box, which may stand at the very end, is not looked at.
+        places, options["GEOREF_SOURCES"] = False, "GMLJP2"
         read = _reader_of_member(match["braced"] or match["plain"], match["member"])
     elif target.startswith("/vsi"):
         raise SceneError(
@@ -123,15 +125,9 @@ def open_dataset(target: str, access: Access = LOCAL, *, overview: int | None = 
         target = target if subdataset else os.fspath(path.absolute())
     # 2. Judge the sizes that the header declares.
     if read is not None:
-        try:
-            for sizes in declared_sizes(read):
-                sizes.check(name, access.max_pixels)
-        except ValueError as error:
-            raise SceneError(f"{name} is not opened: {error}") from error
-        except OSError as error:
-            raise SceneError(f"{name} cannot be read: {error.strerror or error}; check its permissions") from error
+        judge_header(read, name, access, places=places)
     # 3. Open it with these drivers alone.
-    dataset = _open(target, name, drivers, access, {} if overview is None else {"overview_level": overview})
+    dataset = _open(target, name, drivers, access, options)
     # 4. Judge what is open.
     try:
         _check(dataset, name, access)
@@ -139,6 +135,27 @@ def open_dataset(target: str, access: Access = LOCAL, *, overview: int | None = 
         dataset.close()
         raise
     return dataset
+
+
+def judge_header(read: Read, name: str, access: Access = LOCAL, *, places: bool = True) -> None:
+    """Refuse a raster by its first bytes, before GDAL sees it.
+
+    Args:
+        read: Reads parts of it.
+        name: What messages call it.
+        access: Its limits.
+        places: See :func:`rsedge.runtime.scenes.headers.declared_sizes`.
+
+    Raises:
+        SceneError: Its sizes are beyond the limits, its coordinate reference system names files, or it cannot be read.
+    """
+    try:
+        for sizes in declared_sizes(read, places=places):
+            sizes.check(name, access.max_pixels)
+    except ValueError as error:
+        raise SceneError(f"{name} is not opened: {error}; gdal_translate makes a GeoTIFF of what you trust") from error
+    except OSError as error:
+        raise SceneError(f"{name} cannot be read: {error.strerror or error}; check its permissions") from error
 
 
 def _open(target: str, name: str, drivers: tuple[str, ...], access: Access, options: dict[str, Any]) -> Any:
@@ -150,7 +167,7 @@ def _open(target: str, name: str, drivers: tuple[str, ...], access: Access, opti
     except UnicodeEncodeError as error:
         shown = os.fsencode(name).decode("utf-8", "replace")
         raise SceneError(f"{shown} is a name that is not UTF-8, and rasterio opens none: rename the file") from error
-    except RasterioError as error:
+    except (RasterioError, CPLE_BaseError) as error:
         if remote.is_remote(target):
             raise remote.read_problem(target, error) from error
         reason = re.sub(r"\s+", " ", str(error))[: 2 * _SHOWN]
@@ -202,13 +219,16 @@ def _check(dataset: Any, name: str, access: Access) -> None:
             blocks=-(-dataset.width // max(1, cols)) * -(-dataset.height // max(1, rows)),
             block_bytes=rows * cols * together * _ITEM_BYTES.get(dataset.dtypes[0], 16),
         ).check(name, access.max_pixels)
-    if dataset.crs and NAMES_FILES.search(wkt := dataset.crs.to_wkt()):
-        found = NAMES_FILES.search(wkt)
-        assert found is not None
+    forget_error()
+    try:
+        if dataset.crs:
+            check_reference(dataset.crs)
+    except (ValueError, CPLE_BaseError) as error:
+        reason = str(error) if isinstance(error, ValueError) else "PROJ cannot make anything of it"
         raise SceneError(
-            f"{name} is not opened: its coordinate reference system names a file of PROJ's ({found[0]}), and an input "
-            "may not: gdal_translate -a_srs EPSG:… gives it another"
-        )
+            f"{name} is not opened: its coordinate reference system is not used, as {reason[: 2 * _SHOWN]}: "
+            "gdal_translate -a_srs EPSG:… gives it another"
+        ) from error
 
 
 _ITEM_BYTES = {"uint8": 1, "int8": 1, "uint16": 2, "int16": 2, "uint32": 4, "int32": 4, "float32": 4}
@@ -237,16 +257,24 @@ def _reader_of_file(path: Path) -> Read:
 
 
 def _reader_of_member(archive: str, member: str) -> Read:
-    """Reads the beginning of a zip's member."""
+    """Reads the beginning of a zip's member, which is unpacked once.
+
+    What lies farther in is a ValueError, so that nothing passes the gate unjudged.
+    """
+    head: list[bytes] = []
 
     def read(offset: int, length: int) -> bytes:
-        if offset > _MEMBER_HEAD:
-            return b""
-        try:
-            with zipfile.ZipFile(archive) as opened, opened.open(member) as file:
-                return file.read(offset + length)[offset:]
-        except (zipfile.BadZipFile, KeyError, RuntimeError, EOFError, NotImplementedError) as error:
-            raise SceneError(f"{member} in {archive} cannot be read: {error}; download the zip again") from error
+        if not head:
+            try:
+                with zipfile.ZipFile(archive) as opened, opened.open(member) as file:
+                    head.append(file.read(_MEMBER_HEAD))
+            except (zipfile.BadZipFile, KeyError, RuntimeError, EOFError, NotImplementedError, zlib.error) as error:
+                raise SceneError(f"{member} in {archive} cannot be read: {error}; download the zip again") from error
+        if offset + length > len(head[0]) == _MEMBER_HEAD:
+            raise ValueError(
+                f"its codestream begins more than {_MEMBER_HEAD >> 20} MiB behind its start: unpack the zip"
+            )
+        return head[0][offset : offset + length]
 
     return read
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from rsedge.errors import SceneError
 from rsedge.host import memory_available
+from rsedge.runtime.scenes.reference import file_named
 
 Read = Callable[[int, int], bytes]
 """Offset and length → the bytes there, fewer at the end of the file."""
@@ -21,13 +22,18 @@ MAX_SIDE = 2**22  # pixels: the equator at 10 m
 _MAX_BLOCKS = 2**23  # GDAL keeps 16 bytes for each
 _MAX_JP2_TILES = 2**15  # times components: OpenJPEG keeps some kB for each
 _MAX_DIRECTORIES = 1000
+_MAX_ENTRIES = 200_000  # of all directories: they may lie in each other, so that a small file has many
+_MAX_TEXT = 2**16  # bytes of what a file says of its coordinate reference system
 _MAX_BOXES = 1000
 _MAX_BLOCK_BYTES = 2**30
 _FROM_THE_TOP = 16  # formats without parts may have this many times fewer pixels
 _GUESSED_MEMORY = 4 * 2**30  # available, where the system does not tell
 _COPIES = 3  # of a block while it is decoded: GDAL's, its cache's, and ours
 
-_TIFF_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
+_TIFF_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q", 6: "b", 8: "h", 9: "i", 17: "q"}
+_GEO_TEXT = 34737
+_TEXT_TYPES = (1, 2, 6, 7)  # of one byte
+_GEO_JP2 = bytes.fromhex("b14bf8bd083d4b43a5ae8cd7d5a6ce03")  # begins a box that holds a TIFF with the place
 _WIDTH, _HEIGHT, _BITS, _SAMPLES, _ROWS_PER_STRIP, _PLANAR = 256, 257, 258, 277, 278, 284
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323
 
@@ -80,17 +86,25 @@ class Sizes:
             raise SceneError(f"{name} is not opened: its header declares {size} pixels, and " + "; ".join(problems))
 
 
-def declared_sizes(read: Read) -> Iterator[Sizes]:
+def declared_sizes(read: Read, *, places: bool = True) -> Iterator[Sizes]:
     """Yield the sizes that a file declares, of a TIFF those of each directory; nothing for a damaged file.
 
+    Args:
+        read: Reads parts of the file.
+        places: Whether what a JP2 states in the way of GeoTIFF is judged, too, wherever in the file it does.
+
     Raises:
-        ValueError: A TIFF has more directories than any raster.
+        ValueError: A file has more directories, entries or boxes than any raster, its JPEG 2000 codestream does not
+            begin with its sizes, or its coordinate reference system names a file. GDAL and PROJ would go through all
+            of it when they open the file.
     """
     start = read(0, 16)
     try:
         if start[:2] in (b"II", b"MM") and start[2:4] in (b"*\0", b"\0*", b"+\0", b"\0+"):
             yield from _tiff_directories(read, start)
         elif start[4:8] == b"jP  " or start[:4] == b"\xff\x4f\xff\x51":
+            if places and start[0] != 0xFF:
+                _check_places(read)
             yield from _jpeg2000(read, 0 if start[0] == 0xFF else _codestream(read))
         elif start[:8] == b"\x89PNG\r\n\x1a\n":
             yield _png(read(16, 13))
@@ -110,6 +124,7 @@ def _tiff_directories(read: Read, start: bytes) -> Iterator[Sizes]:
     step = struct.calcsize(entry)
     [offset] = struct.unpack_from(pointer, start, 8 if big else 4)
     seen: set[int] = set()
+    entries = 0
     while offset and offset not in seen:
         seen.add(offset)
         if len(seen) > _MAX_DIRECTORIES:
@@ -117,19 +132,45 @@ def _tiff_directories(read: Read, start: bytes) -> Iterator[Sizes]:
         [count] = struct.unpack(head, read(offset, struct.calcsize(head)))
         if count > 65535:
             return  # no TIFF: GDAL says so
+        entries += count
+        if entries > _MAX_ENTRIES:
+            raise ValueError(f"its directories have more than {_MAX_ENTRIES} entries")
         body = read(offset + struct.calcsize(head), count * step + struct.calcsize(pointer))
         tags: dict[int, int] = {}
         for number in range(count):
             tag, kind, length, raw = struct.unpack_from(entry, body, number * step)
+            if tag == _GEO_TEXT:
+                _check_geo_text(read, order + pointer[1:], kind, length, raw)
             if (code := _TIFF_TYPES.get(kind)) is None or length < 1:
                 continue
             size = struct.calcsize(code)
             if length * size > len(raw):  # the value stands elsewhere; the first one does
                 [where] = struct.unpack(pointer, raw)
                 raw = read(where, size) if tag == _BITS else bytes(8)
-            [tags[tag]] = struct.unpack_from(order + code, raw)
+            tags.setdefault(tag, struct.unpack_from(order + code, raw)[0])  # of several libtiff takes the first, too
         yield _tiff_sizes(tags)
         [offset] = struct.unpack_from(pointer, body, count * step)
+
+
+def _check_geo_text(read: Read, pointer: str, kind: int, length: int, raw: bytes) -> None:
+    """Refuse the texts of GeoTIFF where GDAL would find a reference system in them that names a file."""
+    if kind not in _TEXT_TYPES or length > _MAX_TEXT:
+        raise ValueError(f"its GeoTIFF texts are of type {kind} and have {length} parts, more than {_MAX_TEXT} letters")
+    _check_text(raw if length <= len(raw) else read(struct.unpack(pointer, raw)[0], length))
+
+
+def _check_text(data: bytes) -> None:
+    if found := file_named(data.decode("utf-8", "replace")):
+        raise ValueError(f"its coordinate reference system names a file of PROJ's ({found}), and an input may not")
+
+
+def _check_places(read: Read) -> None:
+    """Refuse a JP2 whose GeoTIFF in a box has a reference system that names a file."""
+    for kind, offset, length in _boxes(read):
+        if kind == b"uuid" and read(offset, 16) == _GEO_JP2:
+            if length > _MAX_TEXT:
+                raise ValueError(f"the place it states takes {length} bytes, more than {_MAX_TEXT}")
+            _check_text(read(offset + 16, length - 16))
 
 
 def _tiff_sizes(tags: dict[int, int]) -> Sizes:
@@ -150,26 +191,39 @@ def _tiff_sizes(tags: dict[int, int]) -> Sizes:
 
 def _codestream(read: Read) -> int:
     """Where the codestream of a JP2 file begins."""
+    for kind, offset, _ in _boxes(read):
+        if kind == b"jp2c":
+            return offset
+    raise struct.error("no codestream")
+
+
+def _boxes(read: Read) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, begin and length of what each box of a JP2 file holds; the last one may go on to the end of the file.
+
+    Raises:
+        ValueError: There are more than any raster has.
+    """
     offset = 0
     for _ in range(_MAX_BOXES):
         head = read(offset, 16)
+        if len(head) < 8:
+            return
         length, kind = struct.unpack_from(">I4s", head)
         size = 8
         if length == 1:
             [length] = struct.unpack_from(">Q", head, 8)
             size = 16
-        if kind == b"jp2c":
-            return offset + size
+        yield kind, offset + size, length - size if length >= size else 2**62  # 0: up to the end
         if length < size:
-            break
+            return
         offset += length
-    raise struct.error("no codestream")
+    raise ValueError(f"it has more than {_MAX_BOXES} boxes")
 
 
 def _jpeg2000(read: Read, offset: int) -> Iterator[Sizes]:
     head = read(offset, 44)
     if head[:4] != b"\xff\x4f\xff\x51":
-        return
+        raise ValueError("its codestream does not begin with its sizes, as JPEG 2000 does")
     right, lower, left, upper, across, down, tiles_left, tiles_upper = struct.unpack_from(">8I", head, 8)
     [components] = struct.unpack_from(">H", head, 40)
     across, down = max(1, across), max(1, down)
@@ -206,6 +260,7 @@ def _jpeg(read: Read) -> Iterator[Sizes]:
             yield Sizes(width=width, height=height, bands=bands, blocks=height, block_bytes=size, from_the_top=True)
             return
         offset += 2 + length
+    raise ValueError(f"it has more than {_MAX_BOXES} segments before its sizes")
 
 
 def _webp(head: bytes) -> Iterator[Sizes]:

@@ -201,7 +201,7 @@ def _of_product(product: Product, options: SceneOptions) -> Scene:
 
 def _resolve(source: str) -> str:
     """What the gate should open for what the user named."""
-    if source.startswith("/vsimem/"):  # bytes that rsedge itself put there
+    if source.startswith("/vsimem/"):  # a file in memory, whose bytes the caller put there
         return source
     refuse_handler(source)
     if remote.is_remote(source):

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import CRSError
 from rasterio.transform import Affine
 
 from rsedge.errors import SceneError
-from rsedge.runtime.scenes.gdal import NAMES_FILES, WKT, open_dataset
+from rsedge.runtime.scenes.gdal import open_dataset
 from rsedge.runtime.scenes.products.product import BandFile
+from rsedge.runtime.scenes.reference import parse_reference
 
 if TYPE_CHECKING:
     from rsedge.runtime.scenes.access import Access
@@ -77,9 +76,8 @@ def place_beside(name: str) -> tuple[Any, Affine | None]:
             if b"<!DOCTYPE" not in text and b"\0" not in text:
                 root = ElementTree.fromstring(text)
                 stated = (root.findtext("SRS") or "").strip()
-                if WKT.match(stated) and not NAMES_FILES.search(stated):
-                    crs = CRS.from_user_input(stated)
                 transform = _affine((root.findtext("GeoTransform") or "").split(","))
+                crs = parse_reference(stated) if stated else None
         world = _WORLD_FILES.get(path.suffix.lower().lstrip("."))
         file = path.with_suffix(f".{world}")
         if transform is None and world and file.is_file() and _lies_beside(file):
@@ -87,7 +85,7 @@ def place_beside(name: str) -> tuple[Any, Affine | None]:
                 a, d, b, e, x, y = opened.read(1024).decode("ascii").split()[:6]
             centred = _affine([x, a, b, y, d, e])  # it names the middle of the first pixel
             transform = centred @ Affine.translation(-0.5, -0.5) if centred else None
-    except (OSError, ValueError, LookupError, ElementTree.ParseError, CRSError):
+    except (OSError, ValueError, LookupError, ElementTree.ParseError):
         pass  # as without them: the scene says that it has no place
     return crs, transform
 

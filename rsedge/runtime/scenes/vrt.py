@@ -16,7 +16,8 @@ from xml.etree.ElementTree import Element
 
 from rsedge.errors import SceneError
 from rsedge.runtime.scenes.access import Access, refuse_gdal_name
-from rsedge.runtime.scenes.gdal import WKT, OwnVrt, open_dataset
+from rsedge.runtime.scenes.gdal import OwnVrt, open_dataset
+from rsedge.runtime.scenes.reference import WKT, file_named
 
 _LARGEST = 4 * 2**20  # bytes
 _MOST_SOURCES = 10_000
@@ -146,6 +147,9 @@ class _Writer:
             raise SceneError(f"{self.path} is not opened: its SRS is neither WKT nor EPSG:…, and GDAL would look it up")
         if element.tag == "GCPList" and (given := element.get("Projection")) and not WKT.match(given):
             raise SceneError(f"{self.path} is not opened: the projection of its GCPs is neither WKT nor EPSG:…")
+        for text in (element.text if element.tag == "SRS" else "", element.get("Projection")):
+            if found := file_named(text or ""):
+                raise SceneError(f"{self.path} is not opened: its coordinate reference system names a file ({found})")
         if element.tag == "Metadata" and element.get("domain", "IMAGERY") not in ("IMAGERY", "RPC"):
             return Element("Metadata")
         _bounded(element, self._refused)

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from rsedge.runtime.outputs.records import Embedding
 
 
+_FREE_ROWS = 1_000_000
+"""Rows that a file may have however small it is; beyond, one for each byte."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class EmbeddingBatch:
     """Consecutive rows of a file.
@@ -64,6 +68,13 @@ class EmbeddingFile:
         path = Path(path)
         with _opened(path) as file:
             schema = file.schema_arrow
+            rows, size = file.metadata.num_rows, path.stat().st_size
+            sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            # What repeats takes no room in a file, but in memory: real rows take hundreds of bytes, empty ones a few.
+            if sum(sizes) != rows or min(sizes, default=0) < 0 or rows > _FREE_ROWS + size:
+                raise OptionError(
+                    f"{path} claims {rows} rows in {size} bytes, more than the {_FREE_ROWS + size} it may: embed again"
+                )
             stored = (schema.metadata or {}).get(METADATA_KEY)
             if stored is None:
                 raise OptionError(

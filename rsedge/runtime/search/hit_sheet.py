@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rasterio.errors import RasterioError
 
-from rsedge.errors import OptionError, RsedgeError
+from rsedge.errors import OptionError, RsedgeError, SceneError
 from rsedge.runtime.outputs.report.sheet import write_sheet
+from rsedge.runtime.scenes.access import Access
 from rsedge.runtime.scenes.catalog import find
 from rsedge.runtime.scenes.products.product import Product
+from rsedge.runtime.scenes.products.safe import is_safe
 from rsedge.runtime.scenes.scene import Scene
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from rsedge.runtime.search.hits import Hit
 
 _COLUMNS = 5
+_LARGEST_SIDE = 8192  # pixels that are read for a card
 _SIDEWAYS = (".msk", ".ovr", ".aux.xml", ".xml", ".json", ".toml", ".parquet", ".csv", ".txt", ".html", ".index")
 """Files that stand beside scenes and bear their names."""
 
@@ -33,7 +36,8 @@ def write_hit_sheet(
     """Write a PNG with a card per hit, best first.
 
     A scene is looked for in ``folders`` (and the folders below) by its name, then where it was when it was embedded,
-    then beside the file of embeddings. A card without pixels says why.
+    then beside the file of embeddings. What that file names is opened where it lies below the file's own folder or one
+    of ``folders``: it may come from a stranger. A card without pixels says why.
 
     Args:
         path: The PNG, replaced if it is there.
@@ -102,10 +106,14 @@ class _Scenes:
         if isinstance(scene, str):
             return scene
         record = hit.record
+        if min(record.row_off, record.col_off) < 0 or min(record.height, record.width) < 1:
+            return f"no tile of {scene.name} has {record.width} x {record.height} px"
         height = min(record.height, scene.height - record.row_off)
         width = min(record.width, scene.width - record.col_off)
         if height < 1 or width < 1:
             return f"{scene.name} is smaller than when it was embedded"
+        if max(height, width) > _LARGEST_SIDE:
+            return f"{width} x {height} px are too many for a card, at most {_LARGEST_SIDE} are on a side"
         try:
             with scene.environment(), scene.reader() as reader:
                 image, _ = reader.read(record.row_off, record.col_off, height, width)
@@ -138,12 +146,22 @@ class _Scenes:
         yield from sorted(named, key=lambda path: -_shared_end(path, hit.path))
         if hit.path is not None:
             for path in (Path(hit.path), beside / hit.path, beside / Path(hit.path).name):
-                if path.exists():
+                if self._may_be(path, beside):
                     yield path
         for path in sorted(beside.iterdir()):
             same = hit.record.scene in (path.stem, path.name)
-            if same and not path.name.lower().endswith(_SIDEWAYS):
+            if same and not path.name.lower().endswith(_SIDEWAYS) and self._may_be(path, beside):
                 yield path
+
+    def _may_be(self, path: Path, beside: Path) -> bool:
+        """Whether a scene can be there, and the file of embeddings in the folder ``beside`` may name it."""
+        try:
+            if not path.is_file() and not is_safe(path):  # of a folder, such as /, all would be read
+                return False
+            Access(roots=self._folders).confine(path, beside, what="the scene")
+        except (OSError, ValueError, SceneError):  # a name that is too long, or lies elsewhere
+            return False
+        return True
 
 
 def _shared_end(path: Path, embedded: str | None) -> int:

@@ -77,7 +77,7 @@ def find_pieces(
         while first < rows:
             if not 0 < at < end:
                 return None
-            piece, at = _read_page(stream, at, first, dim, itemsize, max_level)
+            piece, at = _read_page(stream, at, first, rows - first, dim, itemsize, max_level)
             pieces.append(piece)
             first += piece.count
     except (_OtherLayoutError, IndexError, KeyError, OSError):  # damage too: pyarrow says it better
@@ -85,8 +85,12 @@ def find_pieces(
     return pieces if first == rows and at <= end else None
 
 
-def _read_page(stream: BinaryIO, at: int, first: int, dim: int, itemsize: int, max_level: int) -> tuple[Piece, int]:
-    """The piece of the page at ``at``, whose first row is ``first``, and where the next page begins."""
+def _read_page(
+    stream: BinaryIO, at: int, first: int, most: int, dim: int, itemsize: int, max_level: int
+) -> tuple[Piece, int]:
+    """The piece of the page at ``at``, whose first row is ``first`` of ``most`` that are left, and where the next page
+    begins.
+    """
     stream.seek(at)
     reader = _Compact(stream.read(_HEADER_BYTES))
     header = reader.struct()
@@ -94,6 +98,8 @@ def _read_page(stream: BinaryIO, at: int, first: int, dim: int, itemsize: int, m
     if header[1] != _DATA_PAGE_V2 or page is None or page[4] != _PLAIN:
         raise _OtherLayoutError
     body = at + reader.at
+    if not 0 <= page[2] <= page[3] <= most or page[3] < 1:  # arrays of that length would be made
+        raise _OtherLayoutError
     entries, missing, rows = page[1], page[2], page[3]
     definition_bytes, repetition_bytes = page[5], page[6]
     values = (entries - missing) * itemsize

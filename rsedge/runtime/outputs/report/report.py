@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import html
 import io
+import json
 import os
 from collections.abc import Sequence
 from functools import partial
+from importlib.resources import files
 from pathlib import Path
+from string import Template
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from PIL import Image
@@ -15,7 +20,6 @@ from PIL import Image
 from rsedge.errors import OptionError, SceneError
 from rsedge.redaction import redact
 from rsedge.runtime.outputs.files import open_file
-from rsedge.runtime.outputs.report.report_page import page
 from rsedge.runtime.outputs.report.scene_order import SceneOrder
 from rsedge.runtime.run.run import Target
 from rsedge.runtime.scenes.quicklook import quicklook
@@ -33,6 +37,8 @@ _COPIED = (
     "row col row_off col_off width height status caption score message nodata_fraction cloud_fraction".split()  # noqa: SIM905
 )
 _FIELDS = [*_COPIED, "lon", "lat"]
+# What could end the data's element, or begin another one, is written so that only JSON sees it.
+_IN_SCRIPT = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&"}
 
 
 def report_target(path: str | os.PathLike[str], scenes: Sequence[Scene], *, longest: int = 1400) -> Target:
@@ -78,7 +84,7 @@ class ReportWriter:
         for entry, scene in zip(self._entries, self._scenes, strict=True):
             entry |= self._look(scene, entry["warnings"])
         names = ", ".join(dict.fromkeys(scene.name for scene in self._scenes))
-        self._stream.write(page(f"{names} – rsedge", {"fields": _FIELDS, "scenes": self._entries}))
+        self._stream.write(_page(f"{names} – rsedge", {"fields": _FIELDS, "scenes": self._entries}))
 
     def _look(self, scene: Scene, warnings: list[str]) -> dict[str, Any]:
         """The picture; without one the results are still worth showing."""
@@ -134,3 +140,35 @@ def _picture(scene: Scene, longest: int) -> str:
     data = io.BytesIO()
     Image.fromarray(quicklook(scene, longest=longest), "RGBA").save(data, format="WEBP", quality=_QUALITY, method=4)
     return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
+
+
+def _page(title: str, data: dict[str, Any]) -> bytes:
+    """The file, UTF-8; the same for the same data.
+
+    Its policy lets nothing be loaded from anywhere, and nothing run but the one script, known by its hash.
+
+    Args:
+        title: Of the document; any text.
+        data: JSON values that the script shows; their texts may hold any markup, and are plain (:mod:`rsedge.texts`).
+    """
+    style, script = _part("report.css"), _part("report.js")
+    text = Template(_part("report_template.html")).substitute(
+        policy=(
+            f"default-src 'none'; img-src data:; style-src {_source(style)}; script-src {_source(script)}; "
+            "base-uri 'none'; form-action 'none'"
+        ),
+        title=html.escape(plain(title)),
+        style=style,
+        data=json.dumps(data, allow_nan=False, separators=(",", ":")).translate(_IN_SCRIPT),
+        script=script,
+    )
+    return text.encode("utf-8")
+
+
+def _part(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8").replace("\r\n", "\n")
+
+
+def _source(text: str) -> str:
+    """A source expression of Content-Security-Policy that allows just this text."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode('utf-8')).digest()).decode('ascii')}'"

@@ -240,9 +240,16 @@ def _checked_url(url: str) -> str:
 
 
 def _join(base: str, href: str) -> str:
-    """``urljoin`` for any scheme: it knows nothing of s3."""
+    """``urljoin`` for any scheme: it knows nothing of s3.
+
+    Raises:
+        SceneError: ``base`` is no URL.
+    """
     scheme = base.split("://", 1)[0]
-    return scheme + urljoin("http" + base.removeprefix(scheme), href).removeprefix("http")
+    try:
+        return scheme + urljoin("http" + base.removeprefix(scheme), href).removeprefix("http")
+    except ValueError as error:
+        raise SceneError(f"the item's self link {as_text(base)[:_LONGEST_HREF]} is none: {error}") from error
 
 
 def as_object(value: Any) -> dict[str, Any]:

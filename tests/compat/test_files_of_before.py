@@ -1,0 +1,69 @@
+"""Files that rsedge 0.1.0 wrote on 2026-11-21, before the modules moved, behave as they did.
+
+``captions.parquet``, ``tiles.parquet`` and ``cut.geojson.journal`` (of a run killed after its first segment) are of one
+generated scene, 300 x 460 px, uint8; the embeddings are of a small CLIP with random weights.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zlib
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+
+from rsedge.cli.main import run
+from tests import scenes
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def scene(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return scenes.write(tmp_path / "scene.tif", scenes.pixels(3, 300, 460))
+
+
+def rewritten(journal, scene):
+    """The journal's lines with the scene's path and state of here."""
+    lines = []
+    for line in journal.read_text().splitlines():
+        content = json.loads(line.split(" ", 1)[1])
+        for entry in content.get("fingerprint", {}).get("scenes", []):
+            state = scene.stat()
+            entry |= {"path": str(scene), "files": [[str(scene), state.st_size, state.st_mtime_ns]]}
+        text = json.dumps(content, separators=(",", ":"))
+        lines.append(f"{zlib.crc32(text.encode()):08x} {text}\n")
+    return "".join(lines)
+
+
+def test_a_run_that_was_killed_goes_on(scene):
+    Path("cut.geojson.journal").write_text(rewritten(HERE / "cut.geojson.journal", scene))
+    assert run(["-q", "caption", str(scene), "-o", "cut.geojson", "--device", "cpu"]) == 0
+    assert run(["-q", "caption", str(scene), "-o", "whole.geojson", "--device", "cpu"]) == 0
+    assert Path("cut.geojson").read_bytes() == Path("whole.geojson").read_bytes()
+
+
+def test_the_journal_of_another_run_is_refused(scene, capsys):
+    shutil.copy(HERE / "cut.geojson.journal", ".")
+    assert run(["caption", str(scene), "-o", "cut.geojson", "--device", "cpu"]) == 1
+    said = capsys.readouterr().err
+    assert "cut.geojson.journal" in said
+    assert "belongs to a run with other options or inputs" in said
+
+
+def test_captions_are_what_they_were(scene):
+    assert run(["-q", "caption", str(scene), "-o", "captions.parquet", "--device", "cpu"]) == 0
+    before, now = (pyarrow.parquet.read_table(path) for path in (HERE / "captions.parquet", "captions.parquet"))
+    assert before.schema.names == now.schema.names
+    assert before.to_pylist() == now.to_pylist()
+
+
+def test_embeddings_are_searched(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(["search", str(HERE / "tiles.parquet"), "--tile", "scene:0:0", "--top", "3", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["found"]
+    places = [(hit["row"], hit["col"], round(hit["score"], 3)) for hit in found]
+    assert places == [(1, 0, 0.910), (1, 1, 0.829), (0, 2, 0.756)]  # what the program of then found in them
