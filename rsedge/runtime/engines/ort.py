@@ -15,8 +15,8 @@ import numpy as np
 from rsedge.errors import BackendError, BundleError, OptionError
 from rsedge.host import usable_cores
 from rsedge.runtime.engines.contract import Array, parse_device
-from rsedge.runtime.engines.cuda_graphs import GRAPHS_SINCE, Buffer, FixedRun, Packed, View
-from rsedge.runtime.engines.memory import fitting_batch, free_memory
+from rsedge.runtime.engines.cuda_graphs import GRAPHS_SINCE, Buffer, Packed, View, free_memory
+from rsedge.runtime.engines.memory import fitting_batch, is_out_of_memory
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -297,3 +297,51 @@ class OrtGraph:
         options = self._backend.new_run_options()
         options.add_run_config_entry("gpu_graph_id", str(-1 if graph_id is None else graph_id))
         return options
+
+
+class FixedRun:
+    """One graph at one shape, bound to fixed addresses and run often, as a CUDA graph where its session captures them.
+
+    Made by :meth:`OrtGraph.fix`. ONNX Runtime keeps captured graphs per thread, runs a graph
+    several times to capture it, and the CUDA runtime then lets no other thread allocate: such runs take
+        ``capture_lock``.
+    """
+
+    def __init__(
+        self,
+        graph: OrtGraph,
+        inputs: Mapping[str, View | Array],
+        outputs: Mapping[str, View],
+        *,
+        graph_id: int,
+        capture_lock: AbstractContextManager[Any],
+    ) -> None:
+        self._graph, self._lock, self._id = graph, capture_lock, graph_id
+        # Not a set of thread ids: those are given again, and a new thread has captured nothing.
+        self._here, self._captured = threading.local(), False
+        # Bindings hold addresses only: what is bound must live as long.
+        self._owners = (dict(inputs), dict(outputs))
+        self._binding = graph.bind(inputs, outputs)
+
+    def __call__(self) -> None:
+        """Run; outputs are there when it returns."""
+        if not self._graph.captures or getattr(self._here, "captured", False):
+            self._graph.run_binding(self._binding, self._id)
+            return
+        with self._lock:
+            try:
+                self._graph.run_binding(self._binding, self._id)
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+                _log.warning("CUDA graphs cannot be captured here, running without them: %s", reason)
+                self._graph.captures = False
+                self._graph.run_binding(self._binding, self._id)
+        self._here.captured = self._graph.captures
+        self._captured |= self._graph.captures
+
+    def release(self) -> None:
+        """Free what was captured, where this ONNX Runtime can; the run must not be used again."""
+        if self._captured:
+            self._graph.release_captured(self._id)
