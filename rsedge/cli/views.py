@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from rsedge.runtime.run.run import Target
+    from rsedge.runtime.outputs.target import Target
     from rsedge.runtime.scenes.scene import Scene
 
 _STYLED = (".geojson", ".gpkg")

@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 from rsedge.errors import OptionError
 from rsedge.runtime.outputs.files import open_file
 from rsedge.runtime.outputs.geometry import bounding_box
-from rsedge.runtime.run.run import Target
+from rsedge.runtime.outputs.target import Target
 from rsedge.texts import plain
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from rsedge.errors import OptionError
 from rsedge.runtime.outputs.files import open_file
 from rsedge.runtime.outputs.outline import Outline, bounding_box, merge, to_geojson
 from rsedge.runtime.outputs.records import Status
-from rsedge.runtime.run.run import Target
+from rsedge.runtime.outputs.target import Target
 from rsedge.texts import plain
 
 if TYPE_CHECKING:

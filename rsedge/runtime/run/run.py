@@ -10,9 +10,8 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rsedge.clock import NO_CLOCK, WAIT, WRITE, Clock
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from rsedge.pixels import UInt8
+    from rsedge.runtime.outputs.target import Target
 
 
 class TileModel(Protocol):
@@ -149,23 +149,6 @@ class Progress:
     """Tiles of all scenes."""
     tiles_resumed: int
     """Tiles that an earlier, interrupted run had finished."""
-
-
-class ResultWriter(Protocol):
-    """Turns results into one output."""
-
-    def write(self, results: Sequence[TileResult]) -> None:
-        """Append the results of a segment."""
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """An output of a run."""
-
-    path: Path | None
-    """Where it will be, or None for standard output."""
-    open: Callable[[], AbstractContextManager[ResultWriter]]
-    """Gives its writer; what was written is there when the block ends well, and nothing otherwise."""
 
 
 @dataclass(frozen=True, slots=True)

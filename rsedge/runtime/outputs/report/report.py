@@ -21,7 +21,7 @@ from rsedge.errors import OptionError, SceneError
 from rsedge.redaction import redact
 from rsedge.runtime.outputs.files import open_file
 from rsedge.runtime.outputs.report.scene_order import SceneOrder
-from rsedge.runtime.run.run import Target
+from rsedge.runtime.outputs.target import Target
 from rsedge.runtime.scenes.quicklook import quicklook
 from rsedge.texts import plain
 

@@ -19,7 +19,7 @@ from rsedge.pixels import resize
 from rsedge.runtime.outputs.files import open_file
 from rsedge.runtime.outputs.report.scene_order import SceneOrder
 from rsedge.runtime.outputs.report.sheet import draw_sheet
-from rsedge.runtime.run.run import Target
+from rsedge.runtime.outputs.target import Target
 
 if TYPE_CHECKING:
     from rsedge.pixels import UInt8
