@@ -7,6 +7,7 @@ splits, since that is what the library calls the whole of a set.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from rsedge.pixels import UInt8
 
 PREFIX = "hf:"
+_LARGEST_CARD = 2**20  # bytes
 _ID = re.compile(r"hf:(?P<path>[^@]+?)(?::(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?")
 
 
@@ -34,12 +36,14 @@ class RowImage:
         row: Which of them.
         column: With the image.
         name: What messages call it.
+        roots: Folders below which files lie that the set may name; their links are followed.
     """
 
     rows: Any
     row: int
     column: str
     name: str
+    roots: tuple[Path, ...]
 
     def read(self) -> UInt8:
         """The image, uint8 [H, W, 3], RGB.
@@ -51,7 +55,13 @@ class RowImage:
         if cell.get("bytes") is not None:
             return decode(cell["bytes"], self.name)
         if cell.get("path"):
-            return FileImage(Path(cell["path"])).read()
+            path = Path(os.path.abspath(cell["path"]))  # noqa: PTH100 - resolve() would follow links of the folder
+            if not any(path.is_relative_to(root) for root in self.roots) or not path.is_file():
+                raise SceneError(
+                    f"{self.name} names the file {cell['path']!r}, which is not there or in no folder of the set: save "
+                    "the set with its images"
+                )
+            return FileImage(path).read()
         raise SceneError(f"{self.name} has no image")
 
 
@@ -66,11 +76,48 @@ def read_hub(source: str) -> CaptionSet:
         raise OptionError(f"{source} is no id of a set: give hf:OWNER/NAME, hf:OWNER/NAME:CONFIG or hf:…@REVISION")
     path = match["path"]
     library = _library(source)
+    if Path(path).is_dir():
+        _check_data_files(Path(path), source)
     try:
         loaded = library.load_dataset(path, match["config"], revision=match["revision"])
     except Exception as error:  # the library raises a dozen kinds, its own and those of what it calls
         raise OptionError(f"{source} cannot be loaded: {error}") from error
-    return _caption_set(source, path.strip("/"), Path(source), loaded)
+    return _caption_set(source, path.strip("/"), Path(path if Path(path).is_dir() else source), loaded)
+
+
+def _check_data_files(folder: Path, source: str) -> None:
+    """Refuse a folder whose card names data elsewhere: the library would read any file and any URL it names.
+
+    Raises:
+        OptionError: The card is damaged, or names a file that is not below the folder.
+    """
+    import yaml
+
+    card = folder / "README.md"
+    try:
+        if not card.is_file():
+            return
+        with card.open("rb") as file:
+            text = file.read(_LARGEST_CARD + 1)
+        head = re.match(rb"\s*---\s*\n(.*?)\n---", text, re.DOTALL)
+        stated = yaml.safe_load(head[1]) if head else None
+    except (OSError, yaml.YAMLError, RecursionError) as error:
+        raise OptionError(f"{source}: {card} cannot be read: {error}") from error
+    if len(text) > _LARGEST_CARD:
+        raise OptionError(f"{source}: {card} has more than {_LARGEST_CARD} bytes: shorten it")
+    waiting: list[Any] = [stated.get("configs")] if isinstance(stated, dict) else []
+    named: list[str] = []
+    while waiting:
+        entry = waiting.pop()
+        if isinstance(entry, dict):
+            waiting += entry.values()
+        elif isinstance(entry, list):
+            waiting += entry
+        elif isinstance(entry, str):
+            named.append(entry)
+    for name in named:
+        if "://" in name or "::" in name or name.startswith(("/", "~", "\\")) or ".." in re.split(r"[/\\]", name):
+            raise OptionError(f"{source}: {card} names {name!r}, which is not below the folder: name files of the set")
 
 
 def read_saved(source: str, folder: Path) -> CaptionSet:
@@ -108,11 +155,21 @@ def _caption_set(source: str, name: str, path: Path, loaded: Any) -> CaptionSet:
         raise OptionError(f"{source} has unknown splits {', '.join(map(str, unknown))}: accepted are {SPLIT_WORDS}")
     if set(parts) == {"train"}:
         parts = {None: parts["train"]}
-    records = [record for word, rows in parts.items() for record in _records(source, word, rows)]
+    roots = _roots(path)
+    records = [record for word, rows in parts.items() for record in _records(source, word, rows, roots)]
     return CaptionSet(source, name, path, tuple(records))
 
 
-def _records(source: str, split: str | None, rows: Any) -> list[Record]:
+def _roots(path: Path) -> tuple[Path, ...]:
+    """Where the image files of a set may lie: in its own folder, and where the library puts what it fetches."""
+    from datasets import config
+
+    names = [config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, config.EXTRACTED_DATASETS_PATH]
+    own = [path.absolute()] if path.is_dir() else []
+    return (*own, *(Path(name).absolute() for name in names))
+
+
+def _records(source: str, split: str | None, rows: Any, roots: tuple[Path, ...]) -> list[Record]:
     import datasets
 
     images = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]
@@ -141,7 +198,7 @@ def _records(source: str, split: str | None, rows: Any) -> list[Record]:
                 split=row.get("split", split),
                 label=label,
                 paraphrases=row.get("paraphrases"),
-                image=RowImage(rows, number, image, f"{source}: {names[number]}"),
+                image=RowImage(rows, number, image, f"{source}: {names[number]}", roots),
             )
         )
     return records

@@ -105,3 +105,47 @@ def test_classes_and_missing_images(tmp_path: Path):
         example.image.read()
     with pytest.raises(OptionError, match="1 record cannot be used"):
         load_examples([tmp_path / "blank"])
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+def test_a_set_names_files_below_its_own_folder_only(tmp_path: Path, monkeypatch, loaded):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "set").mkdir()
+    for folder in (tmp_path, tmp_path / "set"):
+        Image.fromarray(pixels("a.png")).save(folder / "a.png")
+
+    def named(path: str) -> None:
+        features = datasets.Features({"image": datasets.Image(decode=False), "text": datasets.Value("string")})
+        part = datasets.Dataset.from_dict({"image": [{"bytes": None, "path": path}], "text": ["x"]}, features=features)
+        whole = part.cast_column("image", datasets.Image())
+        monkeypatch.setattr(datasets, "load_dataset" if loaded else "load_from_disk", lambda *_, **__: whole)
+
+    read = hub.read_hub if loaded else lambda source: hub.read_saved(source, tmp_path / "set")
+    source = f"hf:{tmp_path / 'set'}"
+    named(str(tmp_path / "set" / "a.png"))
+    np.testing.assert_array_equal(read(source).records[0].image.read(), pixels("a.png"))
+    for path in (str(tmp_path / "a.png"), str(tmp_path / "set" / ".." / "a.png"), "/dev/stdin"):
+        named(path)
+        with pytest.raises(SceneError, match="in no folder of the set"):
+            read(source).records[0].image.read()
+
+
+@pytest.mark.parametrize(
+    "name", ["{outside}/a.csv", "../a.csv", "https://127.0.0.1:1/a.csv", "zip://x::{outside}/a.zip"]
+)
+def test_a_card_names_no_data_elsewhere(tmp_path: Path, name: str):
+    (outside := tmp_path / "outside").mkdir()
+    (outside / "a.csv").write_text("filename,caption\nx.png,a secret\n")
+    (folder := tmp_path / "mine").mkdir()
+    listed = name.format(outside=outside)
+    card = f"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {listed!r}\n---\n"
+    (folder / "README.md").write_text(card)
+    with pytest.raises(OptionError, match="which is not below the folder"):
+        hub.read_hub(f"hf:{folder}")
+
+
+def test_a_card_may_name_files_of_its_folder(tmp_path: Path):
+    (folder := tmp_path / "mine").mkdir()
+    (folder / "part.csv").write_text("image,caption\nx.png,a field\n")
+    (folder / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: '*.csv'\n---\n# Mine\n")
+    hub._check_data_files(folder, "hf:mine")
