@@ -72,11 +72,10 @@ def run_transformers(count: int) -> dict:
 
 def run_rsedge(precision: str, count: int) -> dict:
     from rsedge import Captioner
-    from rsedge.runtime.diagnostics.stage_clock import CACHES, ENCODE, STEPS, StageClock, TimedDecoder
+    from rsedge.clock import CACHES, ENCODE, STEPS, StageClock
 
-    captioner = Captioner.load(common.bundle(precision), device="cpu", batch_size=BATCH)
     clock = StageClock()
-    captioner.decoder = TimedDecoder(captioner.decoder, clock)
+    captioner = Captioner.load(common.bundle(precision), device="cpu", batch_size=BATCH, clock=clock)
     pixels = images(count)
     captioner.caption(pixels[:BATCH], max_new_tokens=2)
     results = {}

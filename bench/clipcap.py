@@ -25,7 +25,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench import common
-from rsedge.runtime.diagnostics.machine import usable_cores
+from rsedge.host import usable_cores
 
 TOKENS = 67
 BATCH = 16

@@ -33,7 +33,8 @@ BLIP_BASE = {
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
-    from rsedge.runtime.diagnostics.machine import usable_cores, version_of
+    from rsedge.host import usable_cores
+    from rsedge.runtime.diagnostics.machine import version_of
 
     model = platform.processor() or platform.machine()
     flags: list[str] = []
@@ -76,7 +77,7 @@ def bundle(precision: str, name: str = "blip-base-224", **sizes: Any) -> Path:
 
 def peak_rss_mb() -> float:
     """Peak resident memory of this process, in units of 2**20 bytes."""
-    from rsedge.runtime.diagnostics.machine import memory_peak
+    from rsedge.host import memory_peak
 
     return (memory_peak() or 0) / 2**20
 

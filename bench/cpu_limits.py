@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from rsedge.runtime.diagnostics.machine import usable_cores
+from rsedge.host import usable_cores
 
 TOKENS, WIDTH = 197, 768
 LAYERS = 12

@@ -221,15 +221,14 @@ class _Counted:
 
 def run_worker(bundle: Path, name: Path, output: Path) -> None:
     """What `rsedge caption` does, with a line at the beginning, after each segment and at the end."""
-    from rsedge import Scene
-    from rsedge.runtime.diagnostics import machine
+    from rsedge import Scene, host
     from rsedge.runtime.run.pipeline import SEGMENT_TILES, run
 
     scene, task = Scene.open(name), _Counted(captions(bundle))
 
     def report(done: int, total: int, *, ended: bool = False) -> None:
         values = {"done": done, "seen": task.seen, "segments": -(-total // SEGMENT_TILES), "side": scene.width}
-        values |= {"rss_mb": round((machine.memory_now() or 0) / 2**20, 1), "ended": ended}
+        values |= {"rss_mb": round((host.memory_now() or 0) / 2**20, 1), "ended": ended}
         print(json.dumps(values | {"peak_rss_mb": round(common.peak_rss_mb(), 1)}), flush=True)
 
     def progress(now: Progress) -> None:

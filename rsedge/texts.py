@@ -8,8 +8,11 @@ prints, so nothing else has to.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 _SPACES = re.compile("[\t\n\v\f\r\x85\u2028\u2029]")
 # Control characters, signs that turn the direction of text, signs without width, half surrogate pairs and what Unicode
@@ -39,6 +42,17 @@ def plain(text: str, *, lines: bool = False) -> str:
     if lines:
         return "\n".join(map(plain, text.split("\n")))
     return _HIDDEN.sub("\N{REPLACEMENT CHARACTER}", _SPACES.sub(" ", text))
+
+
+def first_few(lines: Sequence[str], most: int = 8) -> list[str]:
+    """Return the lines up to ``most``, then one that says how many more there are."""
+    more = [f"and {len(lines) - most} more"] if len(lines) > most else []
+    return [*lines[:most], *more]
+
+
+def rfc3339(moment: datetime) -> str:
+    """Return a moment in UTC as RFC 3339 writes it, to the millisecond where it has a fraction."""
+    return moment.isoformat(timespec="milliseconds" if moment.microsecond else "seconds").replace("+00:00", "Z")
 
 
 def cell(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from rsedge.cli.say import say, say_json
 
 if TYPE_CHECKING:
     from rsedge.runtime.diagnostics.describe import BundleDescription, GraphDescription, SceneDescription
-    from rsedge.runtime.diagnostics.estimate import Estimate, Probe
+    from rsedge.runtime.diagnostics.estimate import Estimate
     from rsedge.runtime.run.sources import TileOptions
     from rsedge.runtime.scenes.scene import Scene
 
@@ -80,22 +80,21 @@ class _Probes:
 
     def __init__(self, model: Path | None, chosen: Mapping[str, Any]) -> None:
         self._model, self._chosen = model, chosen
-        self._probe: Probe | None = None
-
+        self._estimate: Callable[[Scene, TileOptions], Estimate] | None = None
         self._failed = False
 
     def estimate(self, scene: Scene, tiling: TileOptions) -> Estimate | None:
         """Estimate a run over ``scene``; return None, with one warning, if the bundle is unusable."""
         from rsedge.errors import BundleError
-        from rsedge.runtime.diagnostics.estimate import estimate, probe_model
+        from rsedge.runtime.diagnostics.estimate import measure_model
 
-        if self._probe is None and not self._failed:
+        if self._estimate is None and not self._failed:
             try:
-                self._probe = probe_model(options.chosen_bundle(self._model), **self._chosen)
+                self._estimate = measure_model(options.chosen_bundle(self._model), **self._chosen)
             except BundleError as error:
                 self._failed = True
                 options.warn(f"no estimate of time and memory: {error}")
-        return estimate(scene, tiling, self._probe) if self._probe else None
+        return self._estimate(scene, tiling) if self._estimate else None
 
 
 def _scenes(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from rsedge.clock import CACHES, ENCODE, NO_CLOCK, STEPS, Clock
 from rsedge.errors import BundleError, OptionError
 from rsedge.images import check_image_spec, fitting_images
 from rsedge.runtime.decoding.decoder import REFILL, Decoder
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from rsedge.bundle import Bundle
-    from rsedge.runtime.engines.choose import Backend
+    from rsedge.runtime.engines.contract import Backend
     from rsedge.runtime.scenes.scene import Scene
 
 UInt8 = NDArray[np.uint8]
@@ -51,9 +52,12 @@ class Captioner:
         image_size: Side in pixels of the images the model sees.
         resample: Filter that brings other images to that size.
         decoder: Its graphs and caches.
+        clock: Times the stages of decoding; by default none does.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend, *, device_reason: str, batch_size: int) -> None:
+    def __init__(
+        self, bundle: Bundle, backend: Backend, *, device_reason: str, batch_size: int, clock: Clock = NO_CLOCK
+    ) -> None:
         manifest = bundle.manifest
         if manifest.tokens is None or manifest.generation is None:
             raise BundleError(f"{bundle.path} is a {manifest.family} bundle and cannot write captions")
@@ -66,6 +70,7 @@ class Captioner:
         self._averaged = manifest.family == "clipcap"
         self._tokenizer = Tokenizer.load(bundle.tokenizer_path)
         self.decoder = Decoder(bundle, backend)
+        self.clock = clock
 
     @classmethod
     def load(
@@ -78,6 +83,7 @@ class Captioner:
         batch_size: int | None = None,
         num_beams: int | None = None,
         max_new_tokens: int | None = None,
+        clock: Clock = NO_CLOCK,
     ) -> Captioner:
         """Open a bundle.
 
@@ -89,6 +95,7 @@ class Captioner:
             batch_size: Images decoded together; None takes 16 on the CPU, 32 on CUDA or what fits.
             num_beams, max_new_tokens: What engines of TensorRT have to serve, if that is more than the bundle's
                 defaults. Still more at run time builds them once more.
+            clock: Times the stages of decoding, such as a ``rsedge.clock.StageClock``.
 
         Raises:
             BundleError: The bundle is damaged, or no captioner.
@@ -105,7 +112,7 @@ class Captioner:
             beams=num_beams,
             tokens=max_new_tokens,
         )
-        return cls(bundle, made, device_reason=reason, batch_size=size)
+        return cls(bundle, made, device_reason=reason, batch_size=size, clock=clock)
 
     def options(self, **overrides: Unpack[DecodingOverrides]) -> DecodingOptions:
         """The bundle's generation defaults with ``overrides`` over them.
@@ -172,6 +179,7 @@ class Captioner:
             vocab_size=self._tokens.vocab_size,
             averaged=self._averaged,
         )
+        clock = self.clock
         # Encoding a few images at a time is as fast as many; on CUDA it would leave the device idle.
         refill = max(1, slots // REFILL)
         active: list[int] = []  # slot → image
@@ -183,16 +191,22 @@ class Captioner:
                 free = slots - len(active)
                 fresh = wanted[entered : entered + min(free, batch.together or free)] if free >= refill else []
                 if fresh or left:
-                    batch.arrange(sources, upcoming if len(upcoming) and fresh else images[fresh])
+                    with clock(ENCODE if fresh else CACHES):
+                        batch.arrange(sources, upcoming if len(upcoming) and fresh else images[fresh])
                     for image in fresh:
                         search.start(len(active), keys[image])
                         active.append(image)
                     entered += len(fresh)
                 if fresh and batch.together:
                     upcoming = images[wanted[entered : entered + batch.together]]
-                    batch.expect(upcoming)
-                parents, done = search.advance(len(active), batch.step(search.request(len(active))))
-                batch.advance(parents)
+                    with clock(ENCODE):
+                        batch.expect(upcoming)
+                request = search.request(len(active))
+                with clock(STEPS):
+                    output = batch.step(request)
+                parents, done = search.advance(len(active), output)
+                with clock(CACHES):
+                    batch.advance(parents)
                 for slot in np.flatnonzero(done).tolist():
                     captions[active[slot]] = self._caption(*search.result(slot))
                 sources = _close_ranks(done)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rsedge.clock import ENCODE, NO_CLOCK, Clock
 from rsedge.errors import BundleError, OptionError
 from rsedge.images import check_image_spec, fitting_images
 from rsedge.runtime.decoding.tokenizer import Tokenizer
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from rsedge.bundle import Bundle, EmbeddingSpec
-    from rsedge.runtime.engines.choose import Backend, Graph
+    from rsedge.runtime.engines.contract import Backend, Graph
     from rsedge.runtime.outputs.records import TileRecord
     from rsedge.runtime.run.sources import Tiling
     from rsedge.runtime.scenes.scene import Scene
@@ -47,9 +48,12 @@ class Embedder:
         resample: Filter that brings other images to that size.
         dim: Length of an embedding.
         logit_scale, logit_bias: Similarity × scale + bias is the model's own logit, where it has one, else None.
+        clock: Times the encoding of images; by default none does.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend, *, device_reason: str, batch_size: int) -> None:
+    def __init__(
+        self, bundle: Bundle, backend: Backend, *, device_reason: str, batch_size: int, clock: Clock = NO_CLOCK
+    ) -> None:
         manifest = bundle.manifest
         if manifest.embedding is None or "vision" not in manifest.graphs:
             raise BundleError(
@@ -59,7 +63,7 @@ class Embedder:
         spec: EmbeddingSpec = manifest.embedding
         self.bundle, self.model, self.hash = bundle, bundle.model, bundle.hash
         self.device, self.device_reason, self.batch_size = backend.device, device_reason, batch_size
-        self.backend = backend.name
+        self.backend, self.clock = backend.name, clock
         self.image_size, self.resample = manifest.image.size, manifest.image.resample
         self.dim, self.logit_scale, self.logit_bias = spec.dim, spec.logit_scale, spec.logit_bias
         self._spec, self._backend = spec, backend
@@ -76,6 +80,7 @@ class Embedder:
         backend: str = "auto",
         threads: int | None = None,
         batch_size: int | None = None,
+        clock: Clock = NO_CLOCK,
     ) -> Embedder:
         """Open a bundle.
 
@@ -85,6 +90,7 @@ class Embedder:
             backend: ``auto`` (TensorRT where it works, else ONNX Runtime; logged), ``onnxruntime`` or ``tensorrt``.
             threads: CPU threads; None takes the cores this process may use.
             batch_size: Images or texts computed together; None takes 16 on the CPU, 64 on CUDA or what fits.
+            clock: Times the encoding of images, such as a ``rsedge.clock.StageClock``.
 
         Raises:
             BundleError: The bundle is damaged, or no embedding model.
@@ -94,7 +100,7 @@ class Embedder:
         bundle, made, reason, size = open_bundle(
             path, device=device, backend=backend, threads=threads, batch_size=batch_size, usual=BATCH_SIZE
         )
-        return cls(bundle, made, device_reason=reason, batch_size=size)
+        return cls(bundle, made, device_reason=reason, batch_size=size, clock=clock)
 
     def embed_images(self, images: NDArray[Any]) -> Float32:
         """The embeddings of images, float32 [B, D] of unit length.
@@ -105,13 +111,14 @@ class Embedder:
         Raises:
             OptionError: Images of another shape or type.
         """
-        images, vision = fitting_images(images, self.image_size, self.resample), self._graph("vision")
-        rows = np.empty((len(images), self.dim), np.float32)
+        with self.clock(ENCODE):
+            images, vision = fitting_images(images, self.image_size, self.resample), self._graph("vision")
+            rows = np.empty((len(images), self.dim), np.float32)
 
-        def compute(part: slice) -> None:
-            rows[part] = vision.run({"pixels": images[part]}, ["image_embeds"])[0]
+            def compute(part: slice) -> None:
+                rows[part] = vision.run({"pixels": images[part]}, ["image_embeds"])[0]
 
-        self._in_parts(len(images), compute)
+            self._in_parts(len(images), compute)
         return rows
 
     def embed_texts(self, texts: Sequence[str]) -> Float32:

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rsedge import host
 from rsedge.cli.main import run
+from rsedge.clock import CACHES, ENCODE, STEPS, StageClock
 from rsedge.errors import OptionError, OutputError, SceneError
 from rsedge.runtime.captioner import Captioner, TileCaptions
-from rsedge.runtime.diagnostics import machine
 from rsedge.runtime.diagnostics.benchmark import BenchmarkReport, benchmark
-from rsedge.runtime.diagnostics.stage_clock import CACHES, ENCODE, STEPS, StageClock, TimedDecoder
 from rsedge.runtime.scenes.scene import Scene
 from tests import scenes
 from tests.dual_encoders import make_clip
@@ -89,7 +89,7 @@ def test_stages_of_the_model_sum_up_to_its_time(bundle_path):
     captioner = Captioner.load(bundle_path, device="cpu", threads=1, batch_size=4)
     images = random_images(9, 32)
     expected = [caption.token_ids for caption in captioner.caption(images, num_beams=2)]
-    captioner.decoder = TimedDecoder(captioner.decoder, clock)
+    captioner.clock = clock
     assert [caption.token_ids for caption in captioner.caption(images, num_beams=2)] == expected
     assert set(clock.seconds) == {ENCODE, STEPS, CACHES}
     assert all(seconds > 0 for seconds in clock.seconds.values())
@@ -213,7 +213,7 @@ def test_memory_is_what_measuring_took(monkeypatch, bundle_path):
         return scenes.write(path, scenes.pixels(3, 4 * 64, 5 * 64))
 
     monkeypatch.setattr(benchmark_module, "write_scene", write_scene)
-    before = machine.memory_now()
+    before = host.memory_now()
     report = benchmark(bundle_path, device="cpu", batch_sizes=(4,), tiles=4, rounds=1, tile_size=64)
     assert before / 1e6 - 50 < report.peak_memory_mb < (before + taken) / 1e6
 

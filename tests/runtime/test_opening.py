@@ -27,7 +27,7 @@ from tests import scenes
 ROOT = Path(rsedge.__file__).parent
 # Who may use rasterio's own open: the gate, and what writes rasters.
 OPENING = {"runtime/scenes/gdal.py"}
-WRITING = {"runtime/demo/scene.py", "runtime/outputs/rasters.py", "runtime/diagnostics/benchmark_parts.py"}
+WRITING = {"runtime/demo/scene.py", "runtime/outputs/rasters.py"}
 
 
 def sizes_of(path):
@@ -251,11 +251,11 @@ def test_more_pixels_are_opened_where_the_user_says_so(tmp_path):
 
 
 def test_blocks_that_no_memory_holds(monkeypatch):
-    monkeypatch.setattr("rsedge.runtime.scenes.headers._memory_available", lambda: 2**30)
+    monkeypatch.setattr("rsedge.runtime.scenes.headers.memory_available", lambda: 2**30)
     Sizes(width=10980, height=10980, bands=3, blocks=1, block_bytes=2**28).check("a", 2**40)
     with pytest.raises(SceneError, match=r"blocks of 0\.5 GiB, more than 0\.3 GiB \(a third of the free memory"):
         Sizes(width=10980, height=10980, bands=3, blocks=1, block_bytes=2**29).check("a", 2**40)
-    monkeypatch.setattr("rsedge.runtime.scenes.headers._memory_available", lambda: 2**40)
+    monkeypatch.setattr("rsedge.runtime.scenes.headers.memory_available", lambda: 2**40)
     with pytest.raises(SceneError, match=r"blocks of 2\.0 GiB, more than 1\.0 GiB"):
         Sizes(width=10980, height=10980, bands=3, blocks=1, block_bytes=2**31).check("a", 2**40)
 

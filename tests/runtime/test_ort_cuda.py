@@ -16,10 +16,8 @@ from rsedge import Captioner
 from rsedge.bundle import read_bundle, write_bundle
 from rsedge.export.convert import export
 from rsedge.runtime.decoding.fixed_batch import FixedBatch, FixedMemory
-from rsedge.runtime.engines import cuda_graphs as ort_cuda
 from rsedge.runtime.engines import ort
-from rsedge.runtime.engines.cuda_graphs import FixedRun
-from rsedge.runtime.engines.ort import OrtBackend, OrtGraph
+from rsedge.runtime.engines.ort import FixedRun, OrtBackend, OrtGraph
 from tests.clipcap_models import make_clipcap
 from tests.models import random_images
 
@@ -210,7 +208,7 @@ def test_where_graphs_cannot_be_captured_captions_go_on_without(bundle_path, mon
 
 def test_a_graph_is_captured_under_the_lock_in_every_thread(monkeypatch):
     """Also in one that was given the id of a thread that ended; and what was captured is freed, whatever came later."""
-    monkeypatch.setattr(ort_cuda, "threading", SimpleNamespace(local=threading.local, get_ident=lambda: 1))
+    monkeypatch.setattr(ort, "threading", SimpleNamespace(local=threading.local, get_ident=lambda: 1))
     lock, locked, released = threading.Lock(), [], []
 
     class Graph:

@@ -15,7 +15,7 @@ import rsedge.runtime
 from rsedge.runtime.engines.tensorrt.build import Loggers, _monitor
 from tests.runtime.trt_api import API, CUDA, CUDA_VALUES, SIGNATURES, VERSIONS
 
-SOURCES = sorted(Path(rsedge.runtime.__file__).parent.glob("trt*.py"))
+SOURCES = sorted((Path(rsedge.runtime.__file__).parent / "engines" / "tensorrt").glob("*.py"))
 
 
 def installed(*names: str) -> ModuleType:

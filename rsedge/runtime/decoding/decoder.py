@@ -18,23 +18,18 @@ from numpy.typing import NDArray
 from rsedge.errors import BundleError
 from rsedge.runtime.decoding.fixed_batch import FixedBatch, FixedGraphs, FixedMemory
 from rsedge.runtime.decoding.search import Ints, Request, StepOutput
+from rsedge.runtime.engines.contract import CACHE_BUCKET
 
 if TYPE_CHECKING:
     import onnxruntime
 
     from rsedge.bundle import Bundle, DecoderSpec, TensorSpec
-    from rsedge.runtime.engines.choose import Backend, Graph
+    from rsedge.runtime.engines.contract import Backend, Graph
     from rsedge.runtime.engines.ort import OrtBackend, OrtGraph
 
 Array = NDArray[Any]
 UInt8 = NDArray[np.uint8]
 
-CACHE_BUCKET = 16
-"""Columns the self cache grows by: few enough that short captions read little, many enough that growing is rare.
-
-It is always a multiple of it wide, and 16 float32 fill the widest vector of a CPU: so kernels add up the scores of a
-row in the same order whatever the width, and a caption does not depend on how long those beside it are.
-"""
 # Images encoded together on the CPU: few enough that activations stay in its last-level cache (bench/LOG.md).
 _ENCODE_TOGETHER = 4
 

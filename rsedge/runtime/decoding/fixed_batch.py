@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsedge.runtime.decoding.search import Ints, Request, StepOutput
-from rsedge.runtime.engines.cuda_graphs import Buffer, Cudart, FixedRun, Packed, View
+from rsedge.runtime.engines.cuda_graphs import Buffer, Cudart, Packed, View
 
 if TYPE_CHECKING:
     import onnxruntime
 
     from rsedge.bundle import DecoderSpec, TensorSpec
-    from rsedge.runtime.engines.ort import OrtBackend, OrtGraph
+    from rsedge.runtime.engines.ort import FixedRun, OrtBackend, OrtGraph
 
 Array = NDArray[Any]
 UInt8 = NDArray[np.uint8]

@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import rasterio
 from rasterio.transform import from_origin
+from rasterio.windows import Window
 
 from rsedge.pixels import ReflectanceRule, UInt8
 from rsedge.runtime.demo.terrain import CLASSES, NO_DATA, Plan, Point, paint
 
-__all__ = ["CLASSES", "NO_DATA", "Landscape", "compose_scene", "compose_tile", "write_scene"]
+__all__ = ["CLASSES", "NO_DATA", "Landscape", "compose_scene", "compose_tile", "repeat_scene", "write_scene"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,3 +199,27 @@ def _tile_plan(rng: np.random.Generator, size: int) -> Plan:
 def _blank(land: Landscape, empty: npt.NDArray[np.bool_]) -> Landscape:
     """The landscape without data where ``empty``, bool [H, W]."""
     return Landscape(np.where(empty, np.uint16(0), land.dn), np.where(empty, np.uint8(NO_DATA), land.cover))
+
+
+def repeat_scene(source: Path, path: Path, times: int) -> Path:
+    """A larger scene, of ``source`` at least so many times: painting takes longer than measuring.
+
+    Reading a small one over and over would count, each time, that the first tiles are waited for.
+
+    Args:
+        source: A GeoTIFF.
+        path: Where it is written, with the source's format, bands and tags.
+        times: Is rounded up to rows of 4, and bounded by 52.
+    """
+    rows, across = min(-(-times // 4), 13), 4
+    with rasterio.open(source) as dataset:
+        pixels, profile, names, tags = dataset.read(), dataset.profile, dataset.descriptions, dataset.tags()
+    height, width = pixels.shape[1:]
+    with rasterio.open(path, "w", **profile | {"height": rows * height, "width": across * width}) as dataset:
+        dataset.descriptions = names
+        dataset.update_tags(**tags)
+    for row in range(rows):  # opened for each, so that GDAL keeps no more of it in memory
+        with rasterio.open(path, "r+") as dataset:
+            for column in range(across):
+                dataset.write(pixels, window=Window(column * width, row * height, width, height))
+    return path

@@ -11,26 +11,35 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, nullcontext
+from dataclasses import asdict, dataclass
+from itertools import cycle, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from rsedge import host
+from rsedge.bundle import read_bundle
+from rsedge.clock import CACHES, ENCODE, STEPS, WAIT, WRITE, StageClock
 from rsedge.errors import OptionError, SceneError
+from rsedge.images import stack_images
 from rsedge.runtime.captioner import Captioner
-from rsedge.runtime.demo.scene import write_scene
-from rsedge.runtime.diagnostics import machine
-from rsedge.runtime.diagnostics.benchmark_parts import WAIT, First, Plan, Rounds, Subject, in_segments, repeat_scene
+from rsedge.runtime.demo.scene import repeat_scene, write_scene
 from rsedge.runtime.diagnostics.benchmark_report import BatchRate, BenchmarkReport, Spread, Stage, this_machine
-from rsedge.runtime.diagnostics.stage_clock import CACHES, ENCODE, STEPS, WRITE, StageClock, timed_target
-from rsedge.runtime.engines.memory import free_memory
-from rsedge.runtime.run.run import Work, execute
+from rsedge.runtime.embedder import Embedder
+from rsedge.runtime.engines.contract import parse_device
+from rsedge.runtime.engines.cuda_graphs import free_memory
+from rsedge.runtime.outputs.target import Target
+from rsedge.runtime.run.pipeline import embeddings_target, records_target
+from rsedge.runtime.run.run import Models, Work, execute
 from rsedge.runtime.run.sources import SEGMENT_TILES, SceneTiles, TileOptions, Tiling, judge
 from rsedge.runtime.scenes.readahead import ImageSize, read_tiles, resize_all
 from rsedge.runtime.scenes.scene import Scene
 
 if TYPE_CHECKING:
     from rsedge.pixels import UInt8
+    from rsedge.runtime.decoding.options import DecodingOverrides
+    from rsedge.runtime.outputs.records import TileResult
 
 __all__ = ["BatchRate", "BenchmarkReport", "Spread", "Stage", "benchmark"]
 
@@ -92,7 +101,7 @@ def benchmark(
         if scene is None:
             say("generating a scene")
             scene = stack.enter_context(Scene.open(write_scene(folder / "painted.tif", tiles=(4, 5))))
-            machine.forget_memory_peak()  # painting takes more than a small model
+            host.forget_memory_peak()  # painting takes more than a small model
         images, places = _images(scene, tile_options, subject.size)
         plan = Plan(seconds or SECONDS, tiles, rounds, len(sizes) + 2)
         batches, best, alone = _time_model(subject, images, sizes, plan, clock, say)
@@ -103,8 +112,8 @@ def benchmark(
             scene = stack.enter_context(Scene.open(larger))
             images, places = _images(scene, tile_options, subject.size)
         reading = _time_reading(scene, tile_options, subject.size, rounds, say)
-        source = SceneTiles(scene, tile_options)
-        sources = [First(source, end, clock) for end in _ends(places, len(source), count)]
+        total = len(tile_options.grid(scene))
+        sources = [SceneTiles(scene, tile_options, stop=end) for end in _ends(places, total, count)]
         whole, ratios = _time_whole(subject, images, sources, folder, rounds, clock, say)
     after = _free_device_memory(subject.model.device)
     grid = tile_options.grid(scene)
@@ -117,7 +126,7 @@ def benchmark(
         device=subject.model.device,
         device_reason=subject.model.device_reason,
         backend=subject.model.backend,
-        threads=threads or machine.processor().usable,
+        threads=threads or host.usable_cores(),
         decoding=subject.decoding,
         scene={
             "name": scene.name,
@@ -135,9 +144,113 @@ def benchmark(
         stages=(*reading, *alone.stages(), *whole.stages()),
         whole_tiles_per_second=Spread.of([1 / taken for taken in whole.seconds_per_tile]),
         whole_ratio=Spread.of(ratios),
-        peak_memory_mb=None if (peak := machine.memory_peak()) is None else round(peak / 1e6, 1),
+        peak_memory_mb=None if (peak := host.memory_peak()) is None else round(peak / 1e6, 1),
         device_memory_mb=round((before - after) / 1e6, 1) if before and after else None,
     )
+
+
+class Subject:
+    """The model, with a clock for its stages.
+
+    Args:
+        path: A bundle.
+        clock: Times the stages of the model.
+        decoding: Decoding options of a captioner.
+        **where: ``device``, ``backend``, ``threads`` and ``batch_size``, as ``Captioner.load`` takes them.
+    """
+
+    def __init__(self, path: str | Path, clock: StageClock, decoding: Mapping[str, Any], **where: Any) -> None:
+        self.manifest = read_bundle(path).manifest
+        self.decoding: dict[str, Any] | None = None
+        if self.manifest.generation is not None:
+            most: dict[str, Any] = {name: decoding.get(name) for name in ("num_beams", "max_new_tokens")}
+            captioner = Captioner.load(path, clock=clock, **where, **most)
+            task = captioner.with_options(**cast("DecodingOverrides", decoding))
+            self.model: Captioner | Embedder = captioner
+            self.does, self.decoding, self.models = "caption", asdict(task.options), Models(captioner=task)
+            self._run: Callable[[UInt8], object] = lambda images: task.caption_tiles(images, range(len(images)))
+            return
+        if decoding:
+            names = ", ".join(sorted(decoding))
+            raise OptionError(f"{path} is a {self.manifest.family} bundle and generates nothing: leave {names} out")
+        self.model = embedder = Embedder.load(path, clock=clock, **where)
+        self.does, self.models, self._run = "embed", Models(embedder=embedder), embedder.embed_images
+
+    @property
+    def size(self) -> ImageSize:
+        """The size of the images it takes."""
+        return self.models.sizes[0]
+
+    def run(self, images: Sequence[UInt8], counts: Iterable[int]) -> float:
+        """Return the seconds that the model takes for batches of ``counts`` images, taken in turn from ``images``.
+
+        Stacking them is not counted.
+        """
+        seconds, shown = 0.0, cycle(images)
+        for count in counts:
+            together = stack_images(list(islice(shown, count)))
+            begin = time.perf_counter()
+            self._run(together)
+            seconds += time.perf_counter() - begin
+        return seconds
+
+    def target(self, folder: Path) -> Target:
+        """Return an output, as the commands write it by default."""
+        if isinstance(self.model, Captioner):
+            return records_target(str(folder / "captions.geojson"))
+        return embeddings_target(folder / "embeddings.parquet", self.model, self.models.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How many tiles a round has."""
+
+    seconds: float
+    """What all rounds of all parts may take."""
+    asked: int | None
+    """Tiles, where the user said so."""
+    rounds: int
+    parts: int
+    """Batch sizes, and two more: the whole runs, and the model alone beside them."""
+
+    def tiles(self, batch_size: int, seconds_per_tile: float) -> int:
+        """Return whole batches, one at least, or what was asked for."""
+        if self.asked:
+            return self.asked
+        fit = self.seconds / (self.rounds * self.parts) / max(seconds_per_tile, 1e-6)
+        return max(1, round(fit / batch_size)) * batch_size
+
+
+class Rounds:
+    """The time of rounds: in all, and per stage.
+
+    Args:
+        runs: Stage of the clock → how it runs, see ``Stage.runs``.
+        rest: What to call the time that is in no stage, or None to leave it out.
+    """
+
+    def __init__(self, runs: Mapping[str, str], rest: str | None) -> None:
+        self._runs, self._rest = runs, rest
+        self.seconds_per_tile: list[float] = []
+        self._stages: list[dict[str, float]] = []
+        self._calls: dict[str, int] = {}
+        self._tiles = 0
+
+    def add(self, seconds: float, clock: StageClock, tiles: int) -> None:
+        """Keep a round."""
+        self.seconds_per_tile.append(seconds / tiles)
+        stages = {name: clock.seconds[name] / tiles for name in self._runs if clock.calls[name]}
+        if self._rest:
+            stages[self._rest] = max(0.0, seconds / tiles - sum(stages.values()))
+        self._stages.append(stages)
+        self._calls, self._tiles = dict(clock.calls), tiles
+
+    def stages(self) -> Iterator[Stage]:
+        """The stages, in the order of ``runs``."""
+        for name in self._stages[0]:
+            spread = Spread.of([stages[name] * 1e3 for stages in self._stages])
+            runs = self._runs.get(name, "in turn")
+            yield Stage(name=name, runs=runs, ms_per_tile=spread, calls=self._calls.get(name), tiles=self._tiles)
 
 
 def _time_model(
@@ -165,7 +278,9 @@ def _time_model(
             say(f"round {number + 1} of {plan.rounds}: {count} tiles, batch size {size}")
             subject.model.batch_size = size
             clock.reset()
-            seconds = subject.run(images, in_segments(count))
+            seconds = subject.run(
+                images, [min(SEGMENT_TILES, count - first) for first in range(0, count, SEGMENT_TILES)]
+            )
             if subject.model.batch_size == size:
                 found[size].add(seconds, clock, count)
             else:  # memory ran out, and it went on with less
@@ -215,10 +330,21 @@ def _time_reading(
     return stages
 
 
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A second output of a run: it keeps how many tiles of each segment the model saw, where there were any."""
+
+    counts: list[int]
+
+    def write(self, results: Sequence[TileResult]) -> None:
+        if count := sum(result.record.status == "ok" for result in results):
+            self.counts.append(count)
+
+
 def _time_whole(
     subject: Subject,
     images: Sequence[UInt8],
-    sources: Sequence[First],
+    sources: Sequence[SceneTiles],
     folder: Path,
     rounds: int,
     clock: StageClock,
@@ -233,10 +359,11 @@ def _time_whole(
         say(f"round {number + 1} of {rounds}: {sum(map(len, sources))} tiles with reading and writing")
         clock.reset()
         begin = time.perf_counter()
-        work = Work(sources, subject.models)
-        done = execute(work, [timed_target(subject.target(folder), clock)], overwrite=True, settings={})
+        shown = _Shown([])
+        targets = [subject.target(folder), Target(None, lambda shown=shown: nullcontext(shown))]  # type: ignore[misc]
+        done = execute(Work(sources, subject.models, clock=clock), targets, overwrite=True, settings={})
         found.add(time.perf_counter() - begin, clock, done.counts["ok"])
-        alone = subject.run(images, [count for source in sources for count in source.shown])
+        alone = subject.run(images, shown.counts)
         ratios.append(found.seconds_per_tile[-1] * done.counts["ok"] / alone)
     return found, ratios
 
@@ -295,9 +422,7 @@ def _usual_sizes(usual: int, device: str, tiles: int | None) -> list[int]:
 
 
 def _free_device_memory(device: str) -> int | None:
-    """Free bytes of the GPU that ``device`` names or may stand for; a device that is not accepted has none."""
-    kind, _, number = device.partition(":")
-    if kind not in ("auto", "cuda") or not (number or "0").isdecimal():
-        return None
-    found = free_memory(int(number or 0))
+    """Return the free bytes of the GPU that ``device`` names or may stand for."""
+    kind, number = parse_device(device)
+    found = None if kind == "cpu" else free_memory(number)
     return found[0] if found else None

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any
 
+from rsedge import host
 from rsedge.runtime.diagnostics import machine
 
 
@@ -29,80 +28,71 @@ class Spread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchRate:
-    """The model alone at one batch size.
-
-    Attributes:
-        batch_size: Images computed together.
-        tiles: Tiles in a round.
-        tiles_per_second: Or None where the batch did not fit into memory.
-    """
+    """The model alone at one batch size."""
 
     batch_size: int
+    """Images computed together."""
     tiles: int
+    """Tiles in a round."""
     tiles_per_second: Spread | None
+    """Or None where the batch did not fit into memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """What a tile takes in one stage.
-
-    Attributes:
-        name: Such as ``encode``.
-        runs: ``beside`` the model (reading: what it takes alone, with its threads) or ``in turn``.
-        ms_per_tile: Milliseconds.
-        calls: Times the stage was entered in a round of ``tiles`` tiles, or None.
-        tiles: Tiles in a round.
-    """
+    """What a tile takes in one stage."""
 
     name: str
+    """Such as ``encode``."""
     runs: str
+    """``beside`` the model (reading: what it takes alone, with its threads) or ``in turn``."""
     ms_per_tile: Spread
+    """Milliseconds."""
     calls: int | None
+    """Times the stage was entered in a round of ``tiles`` tiles, or None."""
     tiles: int
+    """Tiles in a round."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchmarkReport:
-    """What was measured, and on what.
-
-    Attributes:
-        machine: CPU, cores, instructions, memory, GPUs, versions, date, and the load before measuring.
-        model, family, precision, does: The bundle; ``does`` is ``caption`` or ``embed``.
-        device, device_reason, backend, threads: Where it ran and why; ``threads`` are CPU threads of inference.
-        decoding: The decoding options, or None for an embedder.
-        scene: Name, size and tiling; ``generated`` where none was named.
-        rounds: Rounds behind each figure.
-        batches: The model alone, per batch size tried.
-        batch_size: The best of them, which the stages and the whole run had.
-        tiles_per_second: Of the model alone at that batch size.
-        stages: Where the time goes.
-        whole_tiles_per_second: With reading and writing.
-        whole_ratio: Time of a whole run over that of the model alone, in pairs.
-        peak_memory_mb: Highest resident memory of the process while measuring, all batch sizes tried among it, MB, or
-            None where the system does not tell.
-        device_memory_mb: What was taken of a GPU's memory, MB, or None.
-    """
+    """What was measured, and on what."""
 
     machine: Mapping[str, Any]
+    """CPU, cores, instructions, memory, GPUs, versions, date, and the load before measuring."""
     model: str
     family: str
     precision: str
     does: str
+    """The bundle; ``does`` is ``caption`` or ``embed``."""
     device: str
     device_reason: str
     backend: str
     threads: int
+    """Where it ran and why; ``threads`` are CPU threads of inference."""
     decoding: Mapping[str, Any] | None
+    """The decoding options, or None for an embedder."""
     scene: Mapping[str, Any]
+    """Name, size and tiling; ``generated`` where none was named."""
     rounds: int
+    """Rounds behind each figure."""
     batches: tuple[BatchRate, ...]
+    """The model alone, per batch size tried."""
     batch_size: int
+    """The best of them, which the stages and the whole run had."""
     tiles_per_second: Spread
+    """Of the model alone at that batch size."""
     stages: tuple[Stage, ...]
+    """Where the time goes."""
     whole_tiles_per_second: Spread
+    """With reading and writing."""
     whole_ratio: Spread
+    """Time of a whole run over that of the model alone, in pairs."""
     peak_memory_mb: float | None
+    """Highest resident memory of the process while measuring, all batch sizes tried among it, MB, or None where the
+    system does not tell."""
     device_memory_mb: float | None
+    """What was taken of a GPU's memory, MB, or None."""
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -126,12 +116,5 @@ def this_machine() -> dict[str, Any]:
         "python": software.python.split(" (")[0],
         "versions": {"rsedge": software.rsedge, "gdal": software.gdal, **versions},
         "date": datetime.now(timezone.utc).date().isoformat(),
-        "load": _load(),
+        "load": host.load(),  # before measuring
     }
-
-
-def _load() -> float | None:
-    """The load of the last minute, before measuring; above nought others are at work."""
-    with suppress(AttributeError, OSError):
-        return round(os.getloadavg()[0], 2)
-    return None

@@ -23,22 +23,19 @@ _CARD_BYTES = 1 << 20  # of a model card; the summary is at its beginning
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tiles:
-    """How a scene is cut.
-
-    Attributes:
-        tile_size, overlap, edge: See ``TileGrid``.
-        rows, cols: Of the grid.
-        total: Tiles.
-        whole: Tiles that lie wholly in the scene.
-    """
+    """How a scene is cut."""
 
     tile_size: int
     overlap: int
     edge: str
+    """See ``TileGrid``."""
     rows: int
     cols: int
+    """Of the grid."""
     total: int
+    """Tiles."""
     whole: int
+    """Tiles that lie wholly in the scene."""
 
     @classmethod
     def of(cls, grid: TileGrid) -> Tiles:
@@ -59,29 +56,7 @@ class Tiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SceneDescription:
-    """A scene as a run would read it.
-
-    Attributes:
-        name, source, driver, width, height, dtype, bands, bands_reason, datetime, product_id, mgrs_tile: See ``Scene``.
-        band_count: Bands in the file, used or not.
-        crs: Such as ``EPSG:32629``, or None.
-        resolution: Size of a pixel along columns and rows, in ``unit``, or None without a geotransform.
-        unit: Of the map: ``metre``, ``degree``, …; None without a coordinate reference system.
-        bbox: West, south, east, north in WGS 84, west of an antimeridian in between greater than east; or None.
-        pixel_values: What the numbers are: ``reflectance``, ``dn`` or ``colours``.
-        boa_offset: Added to digital numbers, or None for colours.
-        full_scale: Digital number that becomes 255, or None for colours.
-        rule: How pixels become 8-bit, as one line.
-        rule_reason: Why so, and where the offset comes from.
-        nodata: Per band the value that means no data, as text, or None; empty where no band has one.
-        mask: What else says where data are missing, or None.
-        clouds: Where clouds are known from, or None.
-        resampled: Resampling that brings it to its size, or None.
-        files: Number of local files it comes from.
-        tiles: How it is cut.
-        estimate: Time and memory of a run, or None where no bundle can be opened.
-        warnings: What the user should know, one line each.
-    """
+    """A scene as a run would read it; a field without a text is that of ``Scene``."""
 
     kind: Literal["scene"] = "scene"
     name: str
@@ -90,29 +65,47 @@ class SceneDescription:
     width: int
     height: int
     band_count: int
+    """Bands in the file, used or not."""
     dtype: str
     crs: str | None
+    """Such as ``EPSG:32629``, or None."""
     resolution: tuple[float, float] | None
+    """Size of a pixel along columns and rows, in ``unit``, or None without a geotransform."""
     unit: str | None
+    """Of the map: ``metre``, ``degree``, …; None without a coordinate reference system."""
     bbox: tuple[float, float, float, float] | None
+    """West, south, east, north in WGS 84, west of an antimeridian in between greater than east; or None."""
     bands: tuple[int, ...]
     bands_reason: str
     pixel_values: str
+    """What the numbers are: ``reflectance``, ``dn`` or ``colours``."""
     boa_offset: int | None
+    """Added to digital numbers, or None for colours."""
     full_scale: int | None
+    """Digital number that becomes 255, or None for colours."""
     rule: str
+    """How pixels become 8-bit, as one line."""
     rule_reason: str
+    """Why so, and where the offset comes from."""
     nodata: tuple[str | None, ...]
+    """Per band the value that means no data, as text, or None; empty where no band has one."""
     mask: str | None
+    """What else says where data are missing, or None."""
     clouds: str | None
+    """Where clouds are known from, or None."""
     resampled: str | None
+    """Resampling that brings it to its size, or None."""
     datetime: str | None
     product_id: str | None
     mgrs_tile: str | None
     files: int
+    """Number of local files it comes from."""
     tiles: Tiles
+    """How it is cut."""
     estimate: Estimate | None
+    """Time and memory of a run, or None where no bundle can be opened."""
     warnings: tuple[str, ...]
+    """What the user should know, one line each."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -201,53 +194,43 @@ def _bbox(scene: Scene) -> tuple[float, float, float, float] | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphDescription:
-    """One graph of a bundle; its hash has been checked.
-
-    Attributes:
-        role: What it is for, such as ``vision``.
-        file, sha256, opset: See ``Graph``.
-        bytes: Size with its external data.
-        inputs, outputs: Name, type and shape, such as ``pixels: uint8 [batch, 224, 224, 3]``.
-    """
+    """One graph of a bundle, its hash checked; a field without a text is that of ``Graph``."""
 
     role: str
+    """What it is for, such as ``vision``."""
     file: str
     bytes: int
+    """Size with its external data."""
     sha256: str
     opset: int
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    """Name, type and shape, such as ``pixels: uint8 [batch, 224, 224, 3]``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundleDescription:
     """A bundle whose files have all been checked against its manifest.
 
-    Attributes:
-        path: Its folder.
-        name, family, precision, format_version, parity: See ``Manifest``.
-        model: ``name@hash12``, as in every record.
-        sha256: Of the manifest, which names the model exactly.
-        bytes: Size of all files the manifest vouches for.
-        image, tokens, generation, decoder, embedding, tokenizer, provenance: Parts of the manifest as JSON values; None
-            where the bundle has none.
-        graphs: Its graphs.
-        summary: First sentences of its card, or None.
-        licence: What its card says, or None.
-        labels: Tags of its card.
+    A field without a text is that of ``Manifest``: a part of it as JSON values, or None where the bundle has none.
     """
 
     kind: Literal["bundle"] = "bundle"
     path: str
+    """Its folder."""
     name: str
     model: str
+    """``name@hash12``, as in every record."""
     family: str
     precision: str
     format_version: int
     sha256: str
+    """Of the manifest, which names the model exactly."""
     bytes: int
+    """Size of all files the manifest vouches for."""
     image: dict[str, Any]
     graphs: tuple[GraphDescription, ...]
+    """Its graphs."""
     tokens: dict[str, Any] | None
     generation: dict[str, Any] | None
     decoder: dict[str, Any] | None
@@ -256,8 +239,11 @@ class BundleDescription:
     provenance: dict[str, Any]
     parity: dict[str, Any]
     summary: str | None
+    """First sentences of its card, or None."""
     licence: str | None
+    """What its card says, or None."""
     labels: tuple[str, ...]
+    """Tags of its card."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""

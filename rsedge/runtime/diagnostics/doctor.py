@@ -49,61 +49,52 @@ _SCARCE_DISK, _SCARCE_MEMORY = 2 * 2**30, 1 * 2**30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """Something to act on.
-
-    Attributes:
-        text: What is wrong.
-        remedy: The next step.
-        fatal: Whether captioning fails until then.
-    """
+    """Something to act on."""
 
     text: str
+    """What is wrong."""
     remedy: str
+    """The next step."""
     fatal: bool = False
+    """Whether captioning fails until then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """The bundle that would be used, tried on one generated tile.
-
-    Attributes:
-        path, chosen: The bundle and why this one; None where that fails already.
-        model, family, precision: What it says of itself.
-        backend, device, reason: What ran it, where and why there.
-        caption: What it wrote, or None.
-        seconds: That took, loading included.
-        problem: Why there is no caption, or None.
-        remedy: The next step then.
-    """
+    """The bundle that would be used, tried on one generated tile."""
 
     path: str | None = None
     chosen: str | None = None
+    """The bundle and why this one; None where that fails already."""
     model: str | None = None
     family: str | None = None
     precision: str | None = None
+    """What it says of itself."""
     backend: str | None = None
     device: str | None = None
     reason: str | None = None
+    """What ran it, where and why there."""
     caption: str | None = None
+    """What it wrote, or None."""
     seconds: float | None = None
+    """That took, loading included."""
     problem: str | None = None
+    """Why there is no caption, or None."""
     remedy: str | None = None
+    """The next step then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extra:
-    """An extra of the package.
-
-    Attributes:
-        name, purpose: What it is and what it is for.
-        missing: What of it is not installed.
-        command: What installs that, or None where nothing is missing.
-    """
+    """An extra of the package."""
 
     name: str
     purpose: str
+    """What it is and what it is for."""
     missing: tuple[str, ...]
+    """What of it is not installed."""
     command: str | None
+    """What installs that, or None where nothing is missing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

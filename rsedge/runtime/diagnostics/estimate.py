@@ -5,21 +5,22 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rsedge import host
 from rsedge.bundle import read_bundle
 from rsedge.errors import BackendError
 from rsedge.runtime.demo.scene import compose_tile
-from rsedge.runtime.diagnostics import machine
 from rsedge.runtime.scenes.pieces import cache_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-    from rsedge.bundle import Bundle, Manifest
+    from rsedge.bundle import Manifest
     from rsedge.pixels import UInt8
     from rsedge.runtime.run.sources import TileOptions
     from rsedge.runtime.scenes.scene import Scene
@@ -31,69 +32,40 @@ _AHEAD = 96  # tiles that wait for the model, as a run reads them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Probe:
-    """A model on a device, and how fast it was.
-
-    Attributes:
-        model: ``name@hash12``.
-        does: ``caption`` or ``embed``.
-        backend, device, device_reason: What runs it, where and why; all None where it cannot.
-        batch_size: Images computed together, or None where it cannot run.
-        image_size: Side of its images in pixels.
-        images: Generated images that were timed; 0 where nothing was measured.
-        tiles_per_second: What was measured, or None.
-        process_bytes: Memory of the process without the model.
-        model_bytes: Memory that the model takes at work; on CUDA what it takes of the host's.
-        problem: Why it cannot run here, or None.
-    """
-
-    model: str
-    does: str
-    backend: str | None
-    device: str | None
-    device_reason: str | None
-    batch_size: int | None
-    image_size: int
-    images: int
-    tiles_per_second: float | None
-    process_bytes: int
-    model_bytes: int
-    problem: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """What a run over one scene will take.
-
-    Attributes:
-        model, does, backend, device, device_reason, batch_size, tiles_per_second: See ``Probe``.
-        measured_images: Generated images it rests on; 0 where nothing was measured.
-        seconds: Wall time of the model's part, or None; reading runs beside it and counts only where it is slower.
-        reader_cache_bytes: Cache of decoded blocks.
-        tiles_bytes: Tiles that wait for the model.
-        model_bytes, process_bytes: See ``Probe``.
-        memory_bytes: All of these.
-        problem: Why there is no time, or None.
-    """
+    """The time and memory that a run over one scene will take."""
 
     model: str
+    """``name@hash12``."""
     does: str
+    """``caption`` or ``embed``."""
     backend: str | None
+    """``onnxruntime`` or ``tensorrt``; None, as the three that follow, where the model cannot run."""
     device: str | None
     device_reason: str | None
     batch_size: int | None
+    """Images computed together."""
     tiles_per_second: float | None
+    """The measured rate, or None where nothing was measured."""
     measured_images: int
+    """Generated images it rests on; 0 where nothing was measured."""
     seconds: float | None
+    """Wall time of the model's part, or None; reading runs beside it and counts only where it is slower."""
     reader_cache_bytes: int
+    """Cache of decoded blocks."""
     tiles_bytes: int
+    """Tiles that wait for the model."""
     model_bytes: int
+    """Memory that the model takes at work; on CUDA what it takes of the host's."""
     process_bytes: int
+    """Memory of the process without the model."""
     memory_bytes: int
+    """All of these."""
     problem: str | None
+    """Why the model cannot run here, or None."""
 
 
-def probe_model(
+def measure_model(
     path: str | Path,
     *,
     device: str = "auto",
@@ -101,8 +73,8 @@ def probe_model(
     threads: int | None = None,
     batch_size: int | None = None,
     measure: bool = True,
-) -> Probe:
-    """Load a bundle and time it on generated tiles for a few seconds.
+) -> Callable[[Scene, TileOptions], Estimate]:
+    """Load a bundle, time it on generated tiles for a few seconds, and return what estimates runs with it.
 
     Args:
         path: A bundle of any family.
@@ -110,87 +82,63 @@ def probe_model(
         measure: Whether to run it; else only where it would run is found out.
 
     Returns:
-        What was found; a device that cannot be used is its ``problem``.
+        A function of a scene and how it is cut. It raises OptionError where the options leave no tile. A device that
+        cannot be used is a ``problem`` of its estimates.
 
     Raises:
         BundleError: The bundle is damaged.
         OptionError: A value that is not accepted.
     """
+    # 1. The process as it is, without the model.
     bundle = read_bundle(path)
     manifest = bundle.manifest
-    machine.forget_memory_peak()  # what came before is no part of the model's
-    before = machine.memory_now() or _BARE
-    known: dict[str, Any] = {
-        "model": bundle.model,
-        "does": "embed" if manifest.generation is None else "caption",
-        "image_size": manifest.image.size,
-        "process_bytes": before,
-    }
-    guessed = _guessed_bytes(manifest, batch_size or 16)
+    host.forget_memory_peak()  # what came before is no part of the model's
+    before = host.memory_now() or _BARE
+    known: dict[str, Any] = dict.fromkeys(("backend", "device", "device_reason", "batch_size", "tiles_per_second"))
+    known |= {"model": bundle.model, "does": "embed" if manifest.generation is None else "caption"}
+    known |= {"process_bytes": before, "measured_images": 0, "problem": None}
+
+    # 2. Where the model runs. Its libraries are imported here, so that they count as the model's.
+    from rsedge.runtime.captioner import Captioner
+    from rsedge.runtime.embedder import Embedder
+
+    where: dict[str, Any] = {"device": device, "backend": backend, "threads": threads, "batch_size": batch_size}
+    model: Captioner | Embedder
     try:
-        run, runs_on = _load(bundle, device=device, backend=backend, threads=threads, batch_size=batch_size)
+        model = (Embedder if manifest.generation is None else Captioner).load(bundle.path, **where)
     except BackendError as error:
-        idle: dict[str, Any] = dict.fromkeys(("backend", "device", "device_reason", "batch_size", "tiles_per_second"))
-        return Probe(**known, **idle, images=0, model_bytes=guessed, problem=str(error))
-    if not measure:
-        guessed = _guessed_bytes(manifest, runs_on["batch_size"])
-        return Probe(**known, **runs_on, images=0, tiles_per_second=None, model_bytes=guessed)
-    images, rate = _time(run, manifest.image.size, runs_on["batch_size"])
-    peak = machine.memory_peak()
-    taken = max(peak - before, 0) if peak else guessed
-    return Probe(**known, **runs_on, images=images, tiles_per_second=rate, model_bytes=taken)
+        known |= {"problem": str(error), "model_bytes": _guessed_bytes(manifest, batch_size or 16)}
+        return partial(_estimate, known, manifest.image.size)
+    known |= {name: getattr(model, name) for name in ("backend", "device", "device_reason", "batch_size")}
+    known["model_bytes"] = _guessed_bytes(manifest, model.batch_size)
+
+    # 3. How fast it is, and the memory that it takes.
+    if measure:
+        run: Callable[[UInt8], Any] = model.caption if isinstance(model, Captioner) else model.embed_images
+        known["measured_images"], known["tiles_per_second"] = _time(run, manifest.image.size, model.batch_size)
+        if peak := host.memory_peak():
+            known["model_bytes"] = max(peak - before, 0)
+    return partial(_estimate, known, manifest.image.size)
 
 
-def estimate(scene: Scene, options: TileOptions, probe: Probe) -> Estimate:
-    """What a run over ``scene`` will take.
-
-    Raises:
-        OptionError: The options leave no tile.
-    """
+def _estimate(known: Mapping[str, Any], image_size: int, scene: Scene, options: TileOptions) -> Estimate:
     grid = options.grid(scene)
     ahead = max(_AHEAD // grid.cols, options.readers) + 2  # with the row that is taken from and the one being read
-    sides = {grid.tile_size, probe.image_size}
+    sides = {grid.tile_size, image_size}
     tiles = min(ahead * grid.cols, len(grid)) * sum(3 * side**2 for side in sides)
     cache = cache_bytes(scene, grid)
-    rate = probe.tiles_per_second
+    rate = known["tiles_per_second"]
     return Estimate(
-        model=probe.model,
-        does=probe.does,
-        backend=probe.backend,
-        device=probe.device,
-        device_reason=probe.device_reason,
-        batch_size=probe.batch_size,
-        tiles_per_second=rate,
-        measured_images=probe.images,
+        **known,
         seconds=round(len(grid) / rate, 1) if rate else None,
         reader_cache_bytes=cache,
         tiles_bytes=tiles,
-        model_bytes=probe.model_bytes,
-        process_bytes=probe.process_bytes,
-        memory_bytes=cache + tiles + probe.model_bytes + probe.process_bytes,
-        problem=probe.problem,
+        memory_bytes=cache + tiles + known["model_bytes"] + known["process_bytes"],
     )
 
 
-def _load(bundle: Bundle, **where: Any) -> tuple[Callable[[UInt8], Any], dict[str, Any]]:
-    """What runs images, uint8 [N, S, S, 3], and where."""
-    if bundle.manifest.generation is None:
-        from rsedge.runtime.embedder import Embedder
-
-        embedder = Embedder.load(bundle.path, **where)
-        return embedder.embed_images, _where(embedder)
-    from rsedge.runtime.captioner import Captioner
-
-    captioner = Captioner.load(bundle.path, **where)
-    return captioner.caption, _where(captioner)
-
-
-def _where(model: Any) -> dict[str, Any]:
-    return {name: getattr(model, name) for name in ("backend", "device", "device_reason", "batch_size")}
-
-
 def _time(run: Callable[[UInt8], Any], size: int, batch_size: int) -> tuple[int, float]:
-    """Images timed, and images per second."""
+    """Return how many images were timed, and images per second."""
     random = np.random.default_rng(0)
     painted = np.stack([compose_tile(random, size).image for _ in range(min(_PAINTED, batch_size))])
     run(painted[:1])  # the first run allocates

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from rsedge.bundle import cache_dir
 from rsedge.errors import BackendError
+from rsedge.host import memory_available, memory_total, usable_cores
 
 LIBRARIES = (
     "numpy",
@@ -56,97 +57,80 @@ _JETPACK = {32: "4", 34: "5", 35: "5", 36: "6", 38: "7"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Software:
-    """Versions.
-
-    Attributes:
-        rsedge, python, platform: Of this installation.
-        libc: Such as ``glibc 2.36``, or None.
-        gdal, proj: What rasterio brings, or None.
-        libraries: Library → version, or None where it is not installed.
-        providers: What this ONNX Runtime is built with; empty without it.
-    """
+    """Versions."""
 
     rsedge: str
     python: str
     platform: str
     libc: str | None
+    """Such as ``glibc 2.36``, or None."""
     gdal: str | None
+    """What rasterio brings, or None; so is ``proj``."""
     proj: str | None
     libraries: dict[str, str | None]
+    """Library → version, or None where it is not installed."""
     providers: tuple[str, ...]
+    """Execution providers of this ONNX Runtime; empty without it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Processor:
-    """The CPU.
-
-    Attributes:
-        model: Its name, or None.
-        architecture: Such as ``x86_64`` or ``aarch64``.
-        cores: Of the machine.
-        usable: Cores this process may use.
-        features: Instruction set that matters → whether it is there; empty where the system does not tell.
-    """
+    """The CPU."""
 
     model: str | None
     architecture: str
+    """Such as ``x86_64`` or ``aarch64``."""
     cores: int | None
+    """Of the machine."""
     usable: int
+    """Cores this process may use."""
     features: dict[str, bool]
+    """Instruction set that matters → whether it is there; empty where the system does not tell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Room:
-    """Memory and disk, bytes; None where the system does not tell.
-
-    Attributes:
-        memory, memory_free: Of the machine.
-        cache: Where rsedge keeps what it can make again.
-        cache_free: On its disk.
-    """
+    """Memory and disk, bytes; None where the system does not tell."""
 
     memory: int | None
+    """Of the machine."""
     memory_free: int | None
     cache: str
+    """The folder of files that rsedge can make again."""
     cache_free: int | None
+    """On its disk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Devices:
-    """What can compute.
-
-    Attributes:
-        gpus: What nvidia-smi says of each: name, driver, memory, compute capability.
-        cuda: Whether ONNX Runtime can use a CUDA GPU.
-        cuda_problem: Why not, or None.
-        tensorrt: Whether TensorRT can be used on the first of them.
-        tensorrt_problem: Why not, or None.
-        jetpack: Such as ``6 (L4T 36.4.0)``, or None on other machines.
-    """
+    """What can compute."""
 
     gpus: tuple[str, ...]
+    """Name, driver, memory and compute capability of each, from nvidia-smi."""
     cuda: bool
+    """Whether ONNX Runtime can use a CUDA GPU."""
     cuda_problem: str | None
+    """Why not, or None."""
     tensorrt: bool
+    """Whether TensorRT can be used on the first of them."""
     tensorrt_problem: str | None
+    """Why not, or None."""
     jetpack: str | None
+    """Such as ``6 (L4T 36.4.0)``, or None on other machines."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rasters:
-    """What GDAL reads.
-
-    Attributes:
-        drivers: Driver that matters → whether it is there.
-        remote: Whether it reads over HTTP and from S3 (``/vsicurl``).
-        maps: Whether PROJ finds its database.
-        problem: Why there is no GDAL at all, or None.
-    """
+    """What GDAL reads."""
 
     drivers: dict[str, bool]
+    """Driver that matters → whether it is there."""
     remote: bool
+    """Whether it reads over HTTP and from S3 (``/vsicurl``)."""
     maps: bool
+    """Whether PROJ finds its database."""
     problem: str | None = None
+    """Why there is no GDAL at all, or None."""
 
 
 # ---- software ----
@@ -154,7 +138,16 @@ class Rasters:
 
 def software() -> Software:
     """See :class:`Software`."""
-    gdal, proj = _versions_of_rasterio()
+    gdal = proj = None
+    with suppress(ImportError):
+        import rasterio
+
+        gdal, proj = rasterio.__gdal_version__, rasterio.__proj_version__
+    providers: tuple[str, ...] = ()
+    with suppress(ImportError, AttributeError):  # or an empty folder of that name, as a failed removal leaves it
+        import onnxruntime
+
+        providers = tuple(onnxruntime.get_available_providers())
     return Software(
         rsedge=version_of("rsedge") or "unknown",
         python=f"{platform.python_implementation()} {platform.python_version()} ({sys.executable})",
@@ -163,45 +156,20 @@ def software() -> Software:
         gdal=gdal,
         proj=proj,
         libraries={name: version_of(name) for name in LIBRARIES},
-        providers=_providers(),
+        providers=providers,
     )
 
 
 def version_of(name: str) -> str | None:
-    """The version of a distribution, found without importing it; None where it is not installed."""
+    """Return the version of a distribution without importing it; None where it is not installed."""
     for spelling in (name, *_OTHER_NAMES.get(name, ())):
-        if found := _installed(spelling):
-            return found
+        with suppress(metadata.PackageNotFoundError):
+            if found := metadata.version(spelling):
+                return found
     if name == "tensorrt" and util.find_spec(name) is not None:  # Debian's package on a Jetson has no metadata
-        try:
+        with suppress(Exception):  # whatever it is that its libraries miss
             return str(__import__(name).__version__)
-        except Exception:  # whatever it is that its libraries miss
-            return None
     return None
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _versions_of_rasterio() -> tuple[str | None, str | None]:
-    try:
-        import rasterio
-    except ImportError:
-        return None, None
-    return rasterio.__gdal_version__, rasterio.__proj_version__
-
-
-def _providers() -> tuple[str, ...]:
-    try:
-        import onnxruntime
-
-        return tuple(onnxruntime.get_available_providers())
-    except (ImportError, AttributeError):  # or an empty folder of that name, as a failed removal leaves it
-        return ()
 
 
 # ---- machine ----
@@ -220,12 +188,6 @@ def processor() -> Processor:
     )
 
 
-def usable_cores() -> int:
-    """Cores this process may run on; macOS and Windows cannot tell, so there it is all of them."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
 def parse_cpuinfo(text: str, machine: str) -> tuple[str | None, dict[str, bool]]:
     """Name and features from Linux's ``/proc/cpuinfo``; no features where the text is empty."""
     model = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", text, re.MULTILINE)
@@ -236,86 +198,48 @@ def parse_cpuinfo(text: str, machine: str) -> tuple[str | None, dict[str, bool]]
     return (model[1].strip() if model else None), features
 
 
-def memory_now() -> int | None:
-    """Resident memory of this process, bytes; None where the system does not tell."""
-    return _bytes_of("/proc/self/status", "VmRSS")
-
-
-def memory_peak() -> int | None:
-    """The highest resident memory of this process until now, bytes; None where the system does not tell."""
-    return _bytes_of("/proc/self/status", "VmHWM")  # getrusage would count what the parent had
-
-
-def forget_memory_peak() -> None:
-    """Let :func:`memory_peak` count from now on, where the system can."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-def memory_available() -> int | None:
-    """Bytes that programs can have, with what Linux would give back from its file cache; None elsewhere."""
-    return _bytes_of("/proc/meminfo", "MemAvailable")
-
-
-def _bytes_of(path: str, name: str) -> int | None:
-    """A line of one of Linux's accounts of memory."""
-    found = re.search(rf"^{name}:\s+(\d+) kB$", _text(path), re.MULTILINE)
-    return int(found[1]) * 1024 if found else None
-
-
 def room() -> Room:
     """See :class:`Room`."""
-    total, free = _bytes_of("/proc/meminfo", "MemTotal"), memory_available()
     cache = cache_dir()
     there = next((folder for folder in (cache, *cache.parents) if folder.exists()), None)
-    try:
+    disk = None
+    with suppress(OSError):
         disk = shutil.disk_usage(there).free if there else None
-    except OSError:
-        disk = None
-    return Room(memory=total, memory_free=free, cache=str(cache), cache_free=disk)
+    return Room(memory=memory_total(), memory_free=memory_available(), cache=str(cache), cache_free=disk)
 
 
 def devices() -> Devices:
     """See :class:`Devices`."""
-    problem = None
+    cuda_problem = None
     try:
         from rsedge.runtime.engines.ort import choose_device
 
         choose_device("cuda", "fp16")
     except BackendError as error:
-        problem = re.sub(r"^device cuda cannot be used: |; use --device cpu.*$", "", str(error))
+        cuda_problem = re.sub(r"^device cuda cannot be used: |; use --device cpu.*$", "", str(error))
     except Exception as error:  # a broken installation fails in its own way
-        problem = f"{type(error).__name__}: {error}"
-    without = _tensorrt_problem()
+        cuda_problem = f"{type(error).__name__}: {error}"
+    try:
+        from rsedge.runtime.engines.tensorrt.backend import tensorrt_problem
+
+        without = tensorrt_problem(0, "fp16") or None
+    except Exception as error:  # a broken installation fails in its own way
+        without = f"{type(error).__name__}: {error}"
+    command = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,compute_cap", "--format=csv,noheader"]
+    told = ""
+    with suppress(OSError, subprocess.SubprocessError):
+        told = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    rows = [[part.strip() for part in line.split(",")] for line in told.splitlines()]
     return Devices(
-        gpus=_nvidia_smi(),
-        cuda=problem is None,
-        cuda_problem=problem,
+        gpus=tuple(
+            f"{row[0]}, driver {row[1]}, {row[2]}, compute capability {row[3]}" for row in rows if len(row) == 4
+        ),
+        cuda=cuda_problem is None,
+        cuda_problem=cuda_problem,
         tensorrt=without is None,
         tensorrt_problem=without,
         jetpack=parse_tegra(_text("/etc/nv_tegra_release")),
     )
-
-
-def _tensorrt_problem() -> str | None:
-    try:
-        from rsedge.runtime.engines.tensorrt.backend import tensorrt_problem
-
-        return tensorrt_problem(0, "fp16") or None
-    except Exception as error:  # a broken installation fails in its own way
-        return f"{type(error).__name__}: {error}"
-
-
-def _nvidia_smi() -> tuple[str, ...]:
-    query = "--query-gpu=name,driver_version,memory.total,compute_cap"
-    try:
-        result = subprocess.run(
-            ["nvidia-smi", query, "--format=csv,noheader"], capture_output=True, text=True, timeout=20, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ()
-    rows = [[part.strip() for part in line.split(",")] for line in result.stdout.splitlines()]
-    return tuple(f"{row[0]}, driver {row[1]}, {row[2]}, compute capability {row[3]}" for row in rows if len(row) == 4)
 
 
 def parse_tegra(text: str) -> str | None:
@@ -325,10 +249,10 @@ def parse_tegra(text: str) -> str | None:
 
 
 def _text(path: str) -> str:
-    try:
+    """Return the text of one of the system's files, or nothing."""
+    with suppress(OSError):
         return Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
+    return ""
 
 
 # ---- rasters ----

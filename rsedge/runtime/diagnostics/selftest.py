@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 
 from rsedge.bundle import read_bundle
 from rsedge.errors import BackendError, OptionError, RsedgeError
+from rsedge.runtime.engines.contract import parse_device
 
 if TYPE_CHECKING:
     from rsedge.bundle import Bundle
     from rsedge.runtime.captioner import Captioner
-    from rsedge.runtime.engines.choose import Backend
+    from rsedge.runtime.engines.contract import Backend
     from rsedge.runtime.engines.tensorrt.build import Report
 
 UInt8 = NDArray[np.uint8]
@@ -45,19 +46,16 @@ ENCODER_ERROR = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What was found of one engine.
-
-    Attributes:
-        name: Such as ``TensorRT 10.3.0 on Orin``.
-        passed: None where it could not be tested here.
-        detail: Figures, or why not, for people.
-        seconds: Stage → time it took.
-    """
+    """What was found of one engine."""
 
     name: str
+    """Such as ``TensorRT 10.3.0 on Orin``."""
     passed: bool | None
+    """None where it could not be tested here."""
     detail: str
+    """Figures, or why not, for people."""
     seconds: dict[str, float]
+    """Stage → time it took."""
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
@@ -143,12 +141,10 @@ def selftest(
     """
     from rsedge.runtime.engines.choose import BACKENDS
 
-    kind, _, number = device.partition(":")
     if backend not in BACKENDS:
         raise OptionError(f"backend is {backend!r}, expected {', '.join(BACKENDS)}")
-    if kind not in ("auto", "cpu", "cuda") or (number and not (kind == "cuda" and number.isdecimal())):
-        raise OptionError(f"device is {device!r}, expected auto, cpu, cuda or cuda:N")
-    cuda = f"cuda:{int(number or 0)}"
+    kind, number = parse_device(device)
+    cuda = f"cuda:{number}"
     checks = []
     if backend != "tensorrt":
         places = ["cpu"] * (kind in ("auto", "cpu")) + [cuda] * (kind in ("auto", "cuda"))
@@ -197,7 +193,7 @@ def _tensorrt(device: str, report: Report | None) -> Check:
     from rsedge.runtime.engines.tensorrt.profiles import Limits
 
     bundle = selftest_bundle()
-    if problem := tensorrt_problem(int(device.partition(":")[2]), bundle.manifest.precision):
+    if problem := tensorrt_problem(parse_device(device)[1], bundle.manifest.precision):
         raise _Unavailable(problem)
     with tempfile.TemporaryDirectory(prefix="rsedge-selftest-") as folder:
         # Engines of its own: the build is half of what is tested.

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Literal
 
 from rsedge.bundle import Bundle, read_bundle
 from rsedge.errors import BackendError, OptionError
-
-if TYPE_CHECKING:
-    from rsedge.runtime.engines.tensorrt.cuda import Array
+from rsedge.runtime.engines.contract import Backend, parse_device
 
 _log = logging.getLogger("rsedge")
 
@@ -22,45 +20,16 @@ BACKENDS = ("auto", "onnxruntime", "tensorrt")
 Kind = Literal["onnxruntime", "tensorrt"]
 
 
-class Graph(Protocol):
-    """A graph ready to run."""
-
-    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
-        """Run on arrays of this machine's memory."""
-
-    def run_on_device(
-        self, feeds: Mapping[str, Any], *, host: Sequence[str] = (), device: Sequence[str] = ()
-    ) -> tuple[list[Array], list[Any]]:
-        """Run with inputs on either side; gives ``host`` outputs as arrays and ``device`` outputs as values there."""
-
-
-class Backend(Protocol):
-    """What runs graphs on one device."""
-
-    name: str
-    device: str
-    on_cuda: bool
-
-    def open(self, path: Path) -> Graph:
-        """A graph of a bundle, ready to run."""
-
-    def to_device(self, array: Array) -> Any:
-        """A copy of ``array`` in the device's memory."""
-
-
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What runs a bundle.
-
-    Attributes:
-        kind: ``onnxruntime`` or ``tensorrt``.
-        device: ``cpu`` or ``cuda:N``.
-        reason: Why, as a sentence for people.
-    """
+    """What runs a bundle."""
 
     kind: Kind
+    """``onnxruntime`` or ``tensorrt``."""
     device: str
+    """``cpu`` or ``cuda:N``."""
     reason: str
+    """Why, as a sentence for people."""
 
 
 def choose_backend(backend: str, device: str, precision: str) -> Choice:
@@ -80,15 +49,17 @@ def choose_backend(backend: str, device: str, precision: str) -> Choice:
 
     if backend not in BACKENDS:
         raise OptionError(f"backend is {backend!r}, expected {', '.join(BACKENDS)}")
-    kind, _, number = device.partition(":")
-    if kind not in ("auto", "cpu", "cuda") or (number and not (kind == "cuda" and number.isdecimal())):
-        raise OptionError(f"device is {device!r}, expected auto, cpu, cuda or cuda:N")
+    kind, number = parse_device(device)
     problem = "it was not asked for"
     if backend != "onnxruntime":
-        problem = _tensorrt_problem(kind, int(number or 0), precision)
+        problem = "TensorRT runs on NVIDIA GPUs only, and the device asked for is cpu"
+        if kind != "cpu":
+            from rsedge.runtime.engines.tensorrt.backend import tensorrt_problem
+
+            problem = tensorrt_problem(number, precision)
         if not problem:
             why = "TensorRT was asked for" if backend == "tensorrt" else "TensorRT is usable"
-            return Choice("tensorrt", f"cuda:{int(number or 0)}", why)
+            return Choice("tensorrt", f"cuda:{number}", why)
         if backend == "tensorrt":
             raise BackendError(
                 f"backend tensorrt cannot be used: {problem}; see rsedge doctor, or use --backend onnxruntime"
@@ -98,14 +69,6 @@ def choose_backend(backend: str, device: str, precision: str) -> Choice:
     plain = backend == "onnxruntime" or kind == "cpu" or precision == "int8"
     without = "" if plain else f"; without TensorRT: {problem}"
     return Choice("onnxruntime", chosen, reason + without)
-
-
-def _tensorrt_problem(kind: str, number: int, precision: str) -> str:
-    if kind == "cpu":
-        return "TensorRT runs on NVIDIA GPUs only, and the device asked for is cpu"
-    from rsedge.runtime.engines.tensorrt.backend import tensorrt_problem
-
-    return tensorrt_problem(number, precision)
 
 
 def open_bundle(

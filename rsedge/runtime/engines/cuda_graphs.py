@@ -1,8 +1,8 @@
-"""ONNX Runtime on CUDA: memory at fixed addresses, graphs bound to it once, and the CUDA runtime itself.
+"""ONNX Runtime on CUDA: memory at fixed addresses, and the CUDA runtime itself.
 
 A CUDA graph replays what was captured, at the addresses of then. So values live in :class:`Buffer`, and a
-:class:`FixedRun` binds one graph at one shape to them for good. All of it works with the CPU provider too, which is how
-it is tested where there is no GPU.
+:class:`rsedge.runtime.engines.ort.FixedRun` binds one graph at one shape to them for good. All of it works with the CPU
+provider too: there it is tested without a GPU.
 """
 
 from __future__ import annotations
@@ -10,22 +10,18 @@ from __future__ import annotations
 import ctypes
 import logging
 import math
-import threading
+import subprocess
 import weakref
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from rsedge.runtime.engines.memory import is_out_of_memory
+from rsedge.host import memory_available
 
 if TYPE_CHECKING:
-    from rsedge.runtime.engines.ort import OrtGraph
-
-Array = NDArray[Any]
+    from rsedge.runtime.engines.contract import Array
 
 _log = logging.getLogger("rsedge")
 
@@ -117,54 +113,6 @@ class Packed:
         return data[at : at + math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
 
 
-class FixedRun:
-    """One graph at one shape, bound to fixed addresses and run often, as a CUDA graph where its session captures them.
-
-    Made by :meth:`rsedge.runtime.engines.ort.OrtGraph.fix`. ONNX Runtime keeps captured graphs per thread, runs a graph
-    several times to capture it, and the CUDA runtime then lets no other thread allocate: such runs take
-        ``capture_lock``.
-    """
-
-    def __init__(
-        self,
-        graph: OrtGraph,
-        inputs: Mapping[str, View | Array],
-        outputs: Mapping[str, View],
-        *,
-        graph_id: int,
-        capture_lock: AbstractContextManager[Any],
-    ) -> None:
-        self._graph, self._lock, self._id = graph, capture_lock, graph_id
-        # Not a set of thread ids: those are given again, and a new thread has captured nothing.
-        self._here, self._captured = threading.local(), False
-        # Bindings hold addresses only: what is bound must live as long.
-        self._owners = (dict(inputs), dict(outputs))
-        self._binding = graph.bind(inputs, outputs)
-
-    def __call__(self) -> None:
-        """Run; outputs are there when it returns."""
-        if not self._graph.captures or getattr(self._here, "captured", False):
-            self._graph.run_binding(self._binding, self._id)
-            return
-        with self._lock:
-            try:
-                self._graph.run_binding(self._binding, self._id)
-            except Exception as error:
-                if is_out_of_memory(error):
-                    raise
-                reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-                _log.warning("CUDA graphs cannot be captured here, running without them: %s", reason)
-                self._graph.captures = False
-                self._graph.run_binding(self._binding, self._id)
-        self._here.captured = self._graph.captures
-        self._captured |= self._graph.captures
-
-    def release(self) -> None:
-        """Free what was captured, where this ONNX Runtime can; the run must not be used again."""
-        if self._captured:
-            self._graph.release_captured(self._id)
-
-
 class Cudart:
     """The few functions of the CUDA runtime library that ONNX Runtime does not pass on.
 
@@ -218,3 +166,23 @@ class Cudart:
                 return True
         library.cudaGetLastError()
         return False
+
+
+def free_memory(number: int) -> tuple[int, int] | None:
+    """Free and total bytes of a CUDA device, from the CUDA runtime or else ``nvidia-smi``; None where neither tells.
+
+    Where the device shares this machine's memory, what Linux would give back from its file cache is free too.
+    """
+    cudart = Cudart.load()
+    found = cudart.memory(number) if cudart else None
+    if cudart and found:
+        free, total = found
+        shared = memory_available() if cudart.shares_memory(number) else None
+        return min(max(free, shared or 0), total), total
+    command = ["nvidia-smi", f"--id={number}", "--query-gpu=memory.free,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
+        free, total = (int(value) * 2**20 for value in text.split(","))
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
+    return free, total

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-import subprocess
 from typing import TYPE_CHECKING
 
 import numpy as np
-
-from rsedge.runtime.diagnostics.machine import memory_available
 
 if TYPE_CHECKING:
     from rsedge.manifest import Manifest, TensorSpec
@@ -53,28 +50,6 @@ def smaller_batch(error: Exception, size: int, what: str) -> int:
     reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
     _log.warning("%s ran out of memory with batch size %d, going on with %d: %s", what, size, size // 2, reason)
     return size // 2
-
-
-def free_memory(number: int) -> tuple[int, int] | None:
-    """Free and total bytes of a CUDA device, from the CUDA runtime or else ``nvidia-smi``; None where neither tells.
-
-    Where the device shares this machine's memory, what Linux would give back from its file cache is free too.
-    """
-    from rsedge.runtime.engines.cuda_graphs import Cudart
-
-    cudart = Cudart.load()
-    found = cudart.memory(number) if cudart else None
-    if cudart and found:
-        free, total = found
-        shared = memory_available() if cudart.shares_memory(number) else None
-        return min(max(free, shared or 0), total), total
-    command = ["nvidia-smi", f"--id={number}", "--query-gpu=memory.free,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
-        free, total = (int(value) * 2**20 for value in text.split(","))
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return None
-    return free, total
 
 
 def fitting_batch(manifest: Manifest, free: int, *, most: int, tokens: int = 32, rows: int = 3) -> int:

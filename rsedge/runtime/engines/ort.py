@@ -11,19 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rsedge.errors import BackendError, BundleError, OptionError
-from rsedge.runtime.diagnostics.machine import usable_cores
-from rsedge.runtime.engines.cuda_graphs import GRAPHS_SINCE, Buffer, FixedRun, Packed, View
-from rsedge.runtime.engines.memory import fitting_batch, free_memory
+from rsedge.host import usable_cores
+from rsedge.runtime.engines.contract import Array, parse_device
+from rsedge.runtime.engines.cuda_graphs import GRAPHS_SINCE, Buffer, Packed, View, free_memory
+from rsedge.runtime.engines.memory import fitting_batch, is_out_of_memory
 
 if TYPE_CHECKING:
     import onnxruntime
 
     from rsedge.manifest import Manifest
-
-Array = NDArray[Any]
 
 _log = logging.getLogger("rsedge")
 
@@ -52,14 +50,12 @@ def choose_device(device: str, precision: str) -> tuple[str, str]:
         OptionError: ``device`` is none of these.
         BackendError: A CUDA device was named, and this ONNX Runtime or this bundle cannot use it.
     """
-    kind, _, number = device.partition(":")
-    if kind not in ("auto", "cpu", "cuda") or (number and not (kind == "cuda" and number.isdecimal())):
-        raise OptionError(f"device is {device!r}, expected auto, cpu, cuda or cuda:N")
+    kind, number = parse_device(device)
     if kind == "cpu":
         return "cpu", "cpu was asked for"
-    problem = "an int8 bundle is made for CPUs" if precision == "int8" else _cuda_problem(int(number or 0))
+    problem = "an int8 bundle is made for CPUs" if precision == "int8" else _cuda_problem(number)
     if not problem:
-        return f"cuda:{int(number or 0)}", "a CUDA GPU is usable" if kind == "auto" else f"{device} was asked for"
+        return f"cuda:{number}", "a CUDA GPU is usable" if kind == "auto" else f"{device} was asked for"
     if kind == "auto":
         return "cpu", problem
     raise BackendError(
@@ -90,11 +86,11 @@ def default_batch_size(manifest: Manifest, device: str, usual: Mapping[str, int]
         device: ``cpu`` or ``cuda:N``.
         usual: ``cpu`` and ``cuda`` → images.
     """
-    kind, _, number = device.partition(":")
+    kind, number = parse_device(device)
     most = usual[kind]
-    found = free_memory(int(number or 0)) if kind == "cuda" else None
     if kind != "cuda":
         return most
+    found = free_memory(number)
     if found is None:
         _log.info("batch size %d: the usual one on %s, whose free memory is unknown", most, device)
         return most
@@ -138,7 +134,7 @@ class OrtBackend:
         self.undisturbed = self.capture_lock if self.on_cuda else nullcontext()
         self.fixed_addresses = self.on_cuda
         self.threads = threads or usable_cores()
-        self._number = int(device.partition(":")[2] or 0)
+        self._number = parse_device(device)[1]
         self._ort = _import_onnxruntime()
         self.cuda_graphs = self.on_cuda and _captures_soundly(self._ort) if cuda_graphs is None else cuda_graphs
         if self.on_cuda:
@@ -301,3 +297,51 @@ class OrtGraph:
         options = self._backend.new_run_options()
         options.add_run_config_entry("gpu_graph_id", str(-1 if graph_id is None else graph_id))
         return options
+
+
+class FixedRun:
+    """One graph at one shape, bound to fixed addresses and run often, as a CUDA graph where its session captures them.
+
+    Made by :meth:`OrtGraph.fix`. ONNX Runtime keeps captured graphs per thread, runs a graph
+    several times to capture it, and the CUDA runtime then lets no other thread allocate: such runs take
+        ``capture_lock``.
+    """
+
+    def __init__(
+        self,
+        graph: OrtGraph,
+        inputs: Mapping[str, View | Array],
+        outputs: Mapping[str, View],
+        *,
+        graph_id: int,
+        capture_lock: AbstractContextManager[Any],
+    ) -> None:
+        self._graph, self._lock, self._id = graph, capture_lock, graph_id
+        # Not a set of thread ids: those are given again, and a new thread has captured nothing.
+        self._here, self._captured = threading.local(), False
+        # Bindings hold addresses only: what is bound must live as long.
+        self._owners = (dict(inputs), dict(outputs))
+        self._binding = graph.bind(inputs, outputs)
+
+    def __call__(self) -> None:
+        """Run; outputs are there when it returns."""
+        if not self._graph.captures or getattr(self._here, "captured", False):
+            self._graph.run_binding(self._binding, self._id)
+            return
+        with self._lock:
+            try:
+                self._graph.run_binding(self._binding, self._id)
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+                _log.warning("CUDA graphs cannot be captured here, running without them: %s", reason)
+                self._graph.captures = False
+                self._graph.run_binding(self._binding, self._id)
+        self._here.captured = self._graph.captures
+        self._captured |= self._graph.captures
+
+    def release(self) -> None:
+        """Free what was captured, where this ONNX Runtime can; the run must not be used again."""
+        if self._captured:
+            self._graph.release_captured(self._id)

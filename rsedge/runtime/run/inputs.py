@@ -24,6 +24,7 @@ from rsedge.runtime.scenes.composite import Grid
 from rsedge.runtime.scenes.gdal import open_dataset
 from rsedge.runtime.scenes.remote import is_remote
 from rsedge.runtime.scenes.vrt import is_vrt
+from rsedge.texts import first_few
 
 if TYPE_CHECKING:
     from rsedge.runtime.run.sources import ImageSource
@@ -33,22 +34,18 @@ if TYPE_CHECKING:
 InputKind = Literal["auto", "scene", "image"]
 INPUT_KINDS: tuple[InputKind, ...] = get_args(InputKind)
 
-_SHOWN = 8  # problems that are told in full
 _LARGE = 1500 * 1500
 """Pixels beyond which an image is rather a scene that lost its georeference."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What was found.
-
-    Attributes:
-        entries: Scenes and images in order.
-        warnings: What the user should know, one line each.
-    """
+    """What was found."""
 
     entries: tuple[Scene | ImageSource, ...]
+    """Scenes and images in order."""
     warnings: tuple[str, ...]
+    """What the user should know, one line each."""
 
 
 def find_inputs(
@@ -105,8 +102,7 @@ def find_inputs(
         except SceneError as error:
             unusable.append(str(error))
     if unusable:
-        more = [f"and {len(unusable) - _SHOWN} more"] if len(unusable) > _SHOWN else []
-        raise SceneError("\n".join([*unusable[:_SHOWN], *more]))
+        raise SceneError("\n".join(first_few(unusable)))
     return Inputs(tuple(entries), tuple(_warnings(large)))
 
 

@@ -6,7 +6,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -59,36 +58,33 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a run did.
-
-    Attributes:
-        output: Path of the output, or ``-``.
-        model: ``name@hash12`` of the bundle.
-        scenes: Number of scenes.
-        images: Number of image files.
-        tiles: Records written, one per tile and image.
-        ok, nodata, cloud, read_errors: Records by status.
-        resumed_tiles: Tiles that an earlier, interrupted run had finished.
-        seconds: Wall time of this run.
-        tiles_per_second: Tiles of this run per second.
-        warnings: What the user should know, one line each.
-        embeddings: Path of the embeddings written beside captions, or None.
-    """
+    """What a run did."""
 
     output: str
+    """Path of the output, or ``-``."""
     model: str
+    """``name@hash12`` of the bundle."""
     scenes: int
+    """Number of scenes."""
     images: int
+    """Number of image files."""
     tiles: int
+    """Records written, one per tile and image."""
     ok: int
     nodata: int
     cloud: int
     read_errors: int
+    """Records by status."""
     resumed_tiles: int
+    """Tiles that an earlier, interrupted run had finished."""
     seconds: float
+    """Wall time of this run."""
     tiles_per_second: float
+    """Tiles of this run per second."""
     warnings: tuple[str, ...]
+    """What the user should know, one line each."""
     embeddings: str | None = None
+    """Path of the embeddings written beside captions, or None."""
 
     def to_dict(self) -> dict[str, Any]:
         """The summary as JSON values."""
@@ -97,17 +93,14 @@ class Summary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddingsOutput:
-    """Embeddings to be made in the same pass as captions.
-
-    Attributes:
-        path: GeoParquet file, whose name ends in ``.parquet``.
-        embedder: Makes them.
-        dtype: What they are stored as.
-    """
+    """Embeddings to be made in the same pass as captions."""
 
     path: str | os.PathLike[str]
+    """GeoParquet file, whose name ends in ``.parquet``."""
     embedder: TileEmbedder
+    """Makes them."""
     dtype: EmbeddingType = "float16"
+    """What they are stored as."""
 
 
 def caption_scene(
@@ -163,14 +156,8 @@ def embed_scene(
 
 
 def _results(models: Models, scene: Scene, options: TileOptions, start: int) -> Generator[list[TileResult], None, None]:
-    source = SceneTiles(scene, options)  # at once, so that options are checked before the first tile is asked for
-    return _see(models, source, start)
-
-
-def _see(models: Models, source: SceneTiles, start: int) -> Generator[list[TileResult], None, None]:
-    with closing(source.segments(start, models.sizes, models.model)) as segments:
-        for segment in segments:
-            yield models.see(segment)
+    """Check the options now, and return what the models see when it is asked for."""
+    return Work([SceneTiles(scene, options)], models).segments(start)
 
 
 def run(
@@ -211,12 +198,11 @@ def run(
     options = TileOptions(**tiling)
     target = os.fspath(output)
     parse_format(target, format)
-    targets = [Target(None if target == STDOUT else Path(target), lambda: open_writer(target, format, RESULTS))]
+    targets = [records_target(target, format)]
     models = Models(captioner=captioner)
     if embeddings is not None:
         models = Models(captioner=captioner, embedder=embeddings.embedder, dtype=embeddings.dtype)
-        info = _info(embeddings.embedder, embeddings.dtype, caption_model=captioner.model)
-        targets.append(_embeddings_target(embeddings.path, info))
+        targets.append(embeddings_target(embeddings.path, embeddings.embedder, embeddings.dtype, captioner.model))
     targets += beside
     check_distinct(targets)
     summary = execute_run(scenes, models, targets, options, overwrite, settings or {}, progress)
@@ -253,7 +239,7 @@ def embed(
     """
     options = TileOptions(**tiling)
     models = Models(embedder=embedder, dtype=dtype)
-    targets = [_embeddings_target(output, _info(embedder, dtype))]
+    targets = [embeddings_target(output, embedder, dtype)]
     return execute_run(inputs, models, targets, options, overwrite, settings or {}, progress)
 
 
@@ -266,12 +252,6 @@ def check_distinct(targets: Sequence[Target]) -> None:
     counts = Counter(target.path.resolve() for target in targets if target.path is not None)
     if twice := [str(path) for path, count in counts.items() if count > 1]:
         raise OptionError(f"several outputs were to be written to {', '.join(twice)}: name a file for each")
-
-
-def _info(embedder: TileEmbedder, dtype: EmbeddingType, *, caption_model: str | None = None) -> EmbeddingsInfo:
-    return EmbeddingsInfo(
-        model=embedder.model, model_hash=embedder.hash, dim=embedder.dim, dtype=dtype, caption_model=caption_model
-    )
 
 
 def execute_run(
@@ -314,10 +294,25 @@ def execute_run(
     )
 
 
-def _embeddings_target(output: str | os.PathLike[str], info: EmbeddingsInfo) -> Target:
+def records_target(output: str, file_format: str | None = None) -> Target:
+    """Return the output of records alone, a path or ``-``."""
+    return Target(None if output == STDOUT else Path(output), lambda: open_writer(output, file_format, RESULTS))
+
+
+def embeddings_target(
+    output: str | os.PathLike[str], embedder: TileEmbedder, dtype: EmbeddingType, caption_model: str | None = None
+) -> Target:
+    """Return the output of embeddings with their records.
+
+    Raises:
+        OptionError: Its name does not end in ``.parquet``.
+    """
     path = Path(output)
     if path.suffix.lower() != ".parquet":
         raise OptionError(f"embeddings are written as GeoParquet: end {os.fspath(output)!r} in .parquet")
+    info = EmbeddingsInfo(
+        model=embedder.model, model_hash=embedder.hash, dim=embedder.dim, dtype=dtype, caption_model=caption_model
+    )
     return Target(path, lambda: open_embeddings(path, info))
 
 

@@ -14,12 +14,13 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from rsedge.clock import NO_CLOCK, WAIT, WRITE, Clock
 from rsedge.errors import OptionError, OutputError
 from rsedge.images import stack_images
 from rsedge.runtime.outputs.files import check_target
 from rsedge.runtime.outputs.records import EMBEDDING_TYPES, Caption, Embedding, EmbeddingType, TileRecord, TileResult
 from rsedge.runtime.run.journal import Journal
-from rsedge.runtime.run.sources import SEGMENT_TILES, Source, TileInput, rounded, segment_sizes
+from rsedge.runtime.run.sources import SEGMENT_TILES, Source, TileInput, rounded
 from rsedge.runtime.scenes.readahead import ImageSize
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from rsedge.runtime.outputs.target import Target
 
 
-class TileCaptioner(Protocol):
-    """What the pipeline needs of a captioner."""
+class TileModel(Protocol):
+    """A model that sees tiles."""
 
     @property
     def model(self) -> str:
@@ -44,8 +45,12 @@ class TileCaptioner(Protocol):
     def resample(self) -> str:
         """Filter that brings tiles to that size, see ``rsedge.pixels.resize``."""
 
+
+class TileCaptioner(TileModel, Protocol):
+    """What the pipeline needs of a captioner."""
+
     def caption_tiles(self, images: UInt8, keys: Sequence[int]) -> list[Caption]:
-        """A caption per image.
+        """Return a caption per image.
 
         Args:
             images: uint8 [N, image_size, image_size, 3], R, G, B.
@@ -53,12 +58,8 @@ class TileCaptioner(Protocol):
         """
 
 
-class TileEmbedder(Protocol):
+class TileEmbedder(TileModel, Protocol):
     """What the pipeline needs of an embedder."""
-
-    @property
-    def model(self) -> str:
-        """``name@hash12`` of the bundle."""
 
     @property
     def hash(self) -> str:
@@ -68,34 +69,24 @@ class TileEmbedder(Protocol):
     def dim(self) -> int:
         """Length of an embedding."""
 
-    @property
-    def image_size(self) -> int:
-        """Side of the images it takes, in pixels."""
-
-    @property
-    def resample(self) -> str:
-        """Filter that brings tiles to that size, see ``rsedge.pixels.resize``."""
-
     def embed_images(self, images: UInt8) -> np.typing.NDArray[np.float32]:
-        """float32 [N, dim], unit length, for uint8 [N, image_size, image_size, 3]."""
+        """Return float32 [N, dim], unit length, for uint8 [N, image_size, image_size, 3]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Models:
     """The models that see each tile: a captioner, an embedder, or both.
 
-    Attributes:
-        captioner: Writes captions.
-        embedder: Makes embeddings.
-        dtype: What embeddings are kept as.
-
     Raises:
         OptionError: ``dtype`` is not known.
     """
 
     captioner: TileCaptioner | None = None
+    """Writes captions."""
     embedder: TileEmbedder | None = None
+    """Makes embeddings."""
     dtype: EmbeddingType = "float16"
+    """What embeddings are kept as."""
 
     def __post_init__(self) -> None:
         if self.captioner is None and self.embedder is None:
@@ -148,19 +139,16 @@ def _key(record: TileRecord) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is.
-
-    Attributes:
-        scene: Name of the scene in work, or the number of images.
-        tiles_done: Finished tiles of all scenes, ``tiles_resumed`` included.
-        tiles_total: Tiles of all scenes.
-        tiles_resumed: Tiles that an earlier, interrupted run had finished.
-    """
+    """How far a run is."""
 
     scene: str
+    """Name of the scene in work, or the number of images."""
     tiles_done: int
+    """Finished tiles of all scenes, ``tiles_resumed`` included."""
     tiles_total: int
+    """Tiles of all scenes."""
     tiles_resumed: int
+    """Tiles that an earlier, interrupted run had finished."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,17 +160,29 @@ class Outcome:
 
 
 class Work:
-    """The segments of several sources, numbered through."""
+    """The segments of several sources, numbered through.
+
+    Args:
+        sources: Where tiles come from.
+        models: What sees them.
+        progress: Called at the start of each source and after each segment.
+        clock: Times what is waited for tiles and for writing.
+    """
 
     def __init__(
-        self, sources: Sequence[Source], models: Models, progress: Callable[[Progress], None] | None = None
+        self,
+        sources: Sequence[Source],
+        models: Models,
+        progress: Callable[[Progress], None] | None = None,
+        clock: Clock = NO_CLOCK,
     ) -> None:
-        self.sources, self.models = sources, models
-        self.sizes = list(segment_sizes(sources))
+        self.sources, self.models, self.clock = sources, models, clock
+        lengths = map(len, sources)
+        self.sizes = [min(SEGMENT_TILES, n - first) for n in lengths for first in range(0, n, SEGMENT_TILES)]
         self._progress = progress or (lambda _: None)
 
     def fingerprint(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Everything that decides the results."""
+        """Return everything that decides the results."""
         return {
             **self.models.fingerprint(),
             "segment_tiles": SEGMENT_TILES,
@@ -191,7 +191,7 @@ class Work:
         }
 
     def segments(self, start: int = 0) -> Generator[list[TileResult], None, None]:
-        """The segments from number ``start`` on, reporting progress as the consumer comes back for more."""
+        """Yield the segments from number ``start`` on; report progress when the consumer comes back for more."""
         resumed = done = sum(self.sizes[:start])
         total = sum(self.sizes)
         for source in self.sources:
@@ -201,7 +201,9 @@ class Work:
                 continue
             self._progress(Progress(source.name, done, total, resumed))
             with closing(source.segments(start, self.models.sizes, self.models.model)) as segments:
-                for segment in segments:
+                for _ in range(start, count):
+                    with self.clock(WAIT):
+                        segment = next(segments)
                     yield self.models.see(segment)
                     done += len(segment)
                     self._progress(Progress(source.name, done, total, resumed))
@@ -225,46 +227,54 @@ def execute(work: Work, targets: Sequence[Target], *, overwrite: bool, settings:
         OutputError: A target exists, the journal belongs to another run or is in use, or something cannot be written.
         SceneError: A scene cannot be opened any more; the journal is kept.
     """
+    # 1. Check the targets; an existing one is refused unless a journal beside it may tell that the run wrote it.
     paths = [target.path for target in targets if target.path is not None]
-    counts: Counter[str] = Counter()
     for path in paths:
         check_target(path)
     existing = [path for path in paths if path.exists()] if not overwrite else []
     exists = "\n".join(
         f"{path} exists already: pass --overwrite to replace it, or choose another output" for path in existing
     )
-    if targets[0].path is None:
-        if existing:
-            raise OutputError(exists)
-        with closing(work.segments()) as segments:
-            _write(targets, segments, counts)
-        return Outcome(counts, 0)
-    journal_path = targets[0].path.with_name(f"{targets[0].path.name}.journal")
-    if existing and not journal_path.exists():
+    first = targets[0].path
+    journal_path = first and first.with_name(f"{first.name}.journal")
+    if existing and not (journal_path and journal_path.exists()):
         raise OutputError(exists)
-    with Journal.open(journal_path, work.fingerprint(settings), overwrite=overwrite) as journal:
-        # A whole journal beside an output is a run killed between the rename and the removal: finish it.
-        if existing and journal.finished < len(work.sizes):
-            raise OutputError(exists)
-        resumed = sum(work.sizes[: journal.finished])
-        _fill(journal, work)
-        _write(targets, journal.segments(), counts)
-        journal.remove()
+
+    with ExitStack() as stack:
+        journal, resumed = None, 0
+        if journal_path is None:
+            # 2. Without a journal: compute segments when they are written.
+            segments: Iterator[list[TileResult]] = stack.enter_context(closing(work.segments()))
+        else:
+            # 2. With one: a whole journal beside an output is a run killed between the rename and the removal.
+            journal = stack.enter_context(Journal.open(journal_path, work.fingerprint(settings), overwrite=overwrite))
+            if existing and journal.finished < len(work.sizes):
+                raise OutputError(exists)
+            resumed = sum(work.sizes[: journal.finished])
+            _fill(journal, work)
+            segments = journal.segments()
+
+        # 3. Write the segments to all targets; count records by status. Targets appear when the block ends well.
+        counts: Counter[str] = Counter()
+        with ExitStack() as outputs:
+            with work.clock(WRITE):
+                writers = [outputs.enter_context(target.open()) for target in targets]
+            for segment in segments:
+                counts.update(result.record.status for result in segment)
+                with work.clock(WRITE):
+                    for writer in writers:
+                        writer.write(segment)
+            with work.clock(WRITE):
+                outputs.close()
+
+        # 4. All is whole: remove the journal.
+        if journal:
+            journal.remove()
     return Outcome(counts, resumed)
 
 
-def _write(targets: Sequence[Target], segments: Iterator[list[TileResult]], counts: Counter[str]) -> None:
-    """Write segments to all targets, counting records by status."""
-    with ExitStack() as stack:
-        writers = [stack.enter_context(target.open()) for target in targets]
-        for segment in segments:
-            counts.update(result.record.status for result in segment)
-            for writer in writers:
-                writer.write(segment)
-
-
 def _fill(journal: Journal, work: Work) -> None:
-    """Append every segment that is missing; the disk is waited for while the next segment is computed."""
+    """Append every missing segment to the journal; compute the next one while the disk writes."""
     first = journal.finished
     with ThreadPoolExecutor(1, thread_name_prefix="rsedge-journal") as disk:
         written: Future[None] | None = None

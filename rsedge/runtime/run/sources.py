@@ -9,13 +9,13 @@ import hashlib
 import math
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, cast
 
 from rsedge.errors import OptionError, SceneError
 from rsedge.redaction import redact
@@ -37,17 +37,14 @@ _AHEAD_IMAGES = 96
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TileInput:
-    """A tile before a model has seen it.
-
-    Attributes:
-        record: Its record; ``status`` is ``ok`` where a model shall see it.
-        images: Its pixels in each size asked for, uint8 [size, size, 3]; empty if unreadable.
-        path: The file they come from, as the user named it.
-    """
+    """A tile before a model has seen it."""
 
     record: TileRecord
+    """Its record; ``status`` is ``ok`` where a model shall see it."""
     images: tuple[UInt8, ...]
+    """Its pixels in each size asked for, uint8 [size, size, 3]; empty if unreadable."""
     path: str
+    """The file they come from, as the user named it."""
 
 
 class Source(Protocol):
@@ -87,22 +84,19 @@ class ImageSource(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TileOptions:
-    """How a scene is cut and read; all but ``readers`` decide the result.
-
-    Attributes:
-        tile_size, overlap, edge: See ``TileGrid``.
-        max_nodata: Share of a tile's pixels that may lack data, or be pure black or white; no model sees tiles beyond
-            it, and empty ones.
-        max_cloud: Share of its pixels that may be cloud, where the scene has a cloud mask.
-        readers: Reading threads.
-    """
+    """How a scene is cut and read; all but ``readers`` decide the result."""
 
     tile_size: int = 224
     overlap: int = 0
     edge: Edge = "pad"
+    """See ``TileGrid``."""
     max_nodata: float = 0.5
+    """Share of a tile's pixels that may lack data, or be pure black or white; no model sees tiles beyond it, and
+    empty ones."""
     max_cloud: float = 0.8
+    """Share of its pixels that may be cloud, where the scene has a cloud mask."""
     readers: int = 2
+    """Reading threads."""
 
     def __post_init__(self) -> None:
         for name in ("max_nodata", "max_cloud"):
@@ -128,14 +122,15 @@ class Tiling(TypedDict, total=False):
 
 
 class SceneTiles:
-    """The tiles of a scene."""
+    """The tiles of a scene, or the first ``stop`` of them."""
 
-    def __init__(self, scene: Scene, options: TileOptions) -> None:
+    def __init__(self, scene: Scene, options: TileOptions, stop: int | None = None) -> None:
         self.name, self.warnings = scene.name, scene.warnings
         self._scene, self._options, self._grid = scene, options, options.grid(scene)
+        self._count = len(self._grid) if stop is None else min(stop, len(self._grid))
 
     def __len__(self) -> int:
-        return len(self._grid)
+        return self._count
 
     def identity(self) -> dict[str, Any]:
         """See ``Scene.identity``."""
@@ -154,6 +149,7 @@ class SceneTiles:
             resample=first.resample,
             also=others,
             start=start * SEGMENT_TILES,
+            stop=self._count,
             readers=self._options.readers,
         )
         with closing(pixels):
@@ -291,26 +287,17 @@ def _read_image(image: ImageSource, sizes: Sequence[ImageSize], model: str) -> T
 
 
 def make_sources(inputs: Sequence[Scene | ImageSource], options: TileOptions) -> list[Source]:
-    """A source per scene and per run of consecutive images, in order.
+    """Return a source per scene and per run of consecutive images, in order.
 
     Raises:
         OptionError: There is none, or an option does not fit a scene.
     """
     sources: list[Source] = []
-    images: list[ImageSource] = []
-
-    def close_run() -> None:
-        if images:
-            sources.append(ImageFiles(tuple(images), readers=options.readers))
-            images.clear()
-
-    for entry in inputs:
-        if isinstance(entry, Scene):
-            close_run()
-            sources.append(SceneTiles(entry, options))
+    for are_scenes, group in groupby(inputs, lambda entry: isinstance(entry, Scene)):
+        if are_scenes:
+            sources += [SceneTiles(cast("Scene", scene), options) for scene in group]
         else:
-            images.append(entry)
-    close_run()
+            sources.append(ImageFiles(cast("tuple[ImageSource, ...]", tuple(group)), readers=options.readers))
     if not sources:
         raise OptionError("no scene was given: pass at least one raster")
     return sources
@@ -330,10 +317,3 @@ def spare_scenes(scenes: Iterable[Scene], outputs: Iterable[Path]) -> None:
 def rounded(value: float | None) -> float | None:
     """4 decimals, as records keep them: enough to rank by, too few for the noise of another batch or device."""
     return None if value is None or not math.isfinite(value) else round(float(value), 4) + 0.0
-
-
-def segment_sizes(sources: Sequence[Source]) -> Iterator[int]:
-    """Tiles in each segment of all sources."""
-    for source in sources:
-        for start in range(0, len(source), SEGMENT_TILES):
-            yield min(SEGMENT_TILES, len(source) - start)

@@ -6,13 +6,12 @@ however little the file holds. PNG, JPEG and WebP are decoded from the top, some
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from rsedge.errors import SceneError
+from rsedge.host import memory_available
 from rsedge.runtime.scenes.reference import file_named
 
 Read = Callable[[int, int], bytes]
@@ -28,6 +27,7 @@ _MAX_TEXT = 2**16  # bytes of what a file says of its coordinate reference syste
 _MAX_BOXES = 1000
 _MAX_BLOCK_BYTES = 2**30
 _FROM_THE_TOP = 16  # formats without parts may have this many times fewer pixels
+_GUESSED_MEMORY = 4 * 2**30  # available, where the system does not tell
 _COPIES = 3  # of a block while it is decoded: GDAL's, its cache's, and ours
 
 _TIFF_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q", 6: "b", 8: "h", 9: "i", 17: "q"}
@@ -74,7 +74,8 @@ class Sizes:
             problems.append(f"{self.bands:,} bands, more than {MAX_BANDS:,}")
         if self.blocks > self.most_blocks:
             problems.append(f"{self.blocks:,} blocks, more than {self.most_blocks:,}: write larger ones")
-        most = min(_MAX_BLOCK_BYTES, _memory_available() // _COPIES)
+        available = memory_available()
+        most = min(_MAX_BLOCK_BYTES, (_GUESSED_MEMORY if available is None else available) // _COPIES)
         if self.block_bytes > most:
             problems.append(
                 f"blocks of {self.block_bytes / 2**30:.1f} GiB, more than {most / 2**30:.1f} GiB (a third of the free "
@@ -274,13 +275,3 @@ def _webp(head: bytes) -> Iterator[Sizes]:
         return
     # Decoded whole, and libwebp keeps as much again.
     yield Sizes(width=width, height=height, bands=4, blocks=1, block_bytes=width * height * 4 * 2, from_the_top=True)
-
-
-def _memory_available() -> int:
-    """Bytes that programs can still have; a guess where the system does not tell."""
-    try:
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
-    except OSError:
-        text = ""
-    found = re.search(r"^MemAvailable:\s+(\d+) kB$", text, re.MULTILINE)
-    return int(found[1]) * 1024 if found else 4 * 2**30

@@ -33,8 +33,8 @@ from rsedge.runtime.scenes.rendering import FLOATS, INTEGERS, PixelValues
 from rsedge.runtime.scenes.scene import Scene
 from rsedge.runtime.scenes.sidecars import mask_beside, unread_sidecars
 from rsedge.runtime.scenes.vrt import is_vrt, read_vrt
+from rsedge.texts import first_few
 
-_SHOWN = 8  # problems that are told in full
 _GDAL_NAME = re.compile(r"^(/vsi[a-z0-9]+/|[A-Za-z][A-Za-z0-9_]+:)")
 
 
@@ -150,8 +150,7 @@ def open_scenes(
         with noted(problems):
             scenes.append(open_scene(entry, SceneOptions(**options)))
     if problems:
-        more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
-        raise SceneError("\n".join([*problems[:_SHOWN], *more]))
+        raise SceneError("\n".join(first_few(problems)))
     return scenes
 
 

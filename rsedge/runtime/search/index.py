@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsedge.errors import OptionError
-from rsedge.runtime.diagnostics.machine import usable_cores
+from rsedge.host import usable_cores
 from rsedge.runtime.search import approximate as ann
 from rsedge.runtime.search.filters import Filters, RowFilter
 from rsedge.runtime.search.hits import Hit, read_records

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rsedge.errors import BackendError, BundleError
+from rsedge.runtime.engines.contract import parse_device
 from rsedge.runtime.engines.memory import is_out_of_memory
 from rsedge.runtime.engines.tensorrt.build import (
     BuildSettings,
@@ -26,16 +27,15 @@ from rsedge.runtime.engines.tensorrt.build import (
 from rsedge.runtime.engines.tensorrt.cache import EngineKey, EngineStore
 from rsedge.runtime.engines.tensorrt.context import LoadedEngine
 from rsedge.runtime.engines.tensorrt.cuda import Cuda, DeviceArray, find_device
-from rsedge.runtime.engines.tensorrt.graph import TrtGraph
+from rsedge.runtime.engines.tensorrt.graph import RowsGraph, TrtGraph
 from rsedge.runtime.engines.tensorrt.profiles import Limits, Profile, profiles
-from rsedge.runtime.engines.tensorrt.rows import RowsGraph
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from rsedge.bundle import Bundle
+    from rsedge.runtime.engines.contract import Array
     from rsedge.runtime.engines.tensorrt.build import Report
-    from rsedge.runtime.engines.tensorrt.cuda import Array
 
 _log = logging.getLogger("rsedge")
 
@@ -92,7 +92,7 @@ class TrtBackend:
         report: Report | None = None,
         capture: bool = True,
     ) -> None:
-        number = int(device.partition(":")[2] or 0)
+        number = parse_device(device)[1]
         if problem := tensorrt_problem(number, bundle.manifest.precision):
             raise BackendError(f"TensorRT cannot run {bundle.path.name}: {problem}")
         self.device = f"cuda:{number}"

@@ -33,15 +33,12 @@ _MOST_ERRORS = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildSettings:
-    """How much to search for fast kernels.
-
-    Attributes:
-        level: 0 (build fast) to 5 (search longest); TensorRT's default is 3.
-        workspace: Most bytes of scratch memory a kernel may take; None leaves it to TensorRT (all of the device).
-    """
+    """How much to search for fast kernels."""
 
     level: int = 3
+    """0 (build fast) to 5 (search longest); TensorRT's default is 3."""
     workspace: int | None = None
+    """Most bytes of scratch memory a kernel may take; None leaves it to TensorRT (all of the device)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.level <= 5:
@@ -52,18 +49,15 @@ class BuildSettings:
 
 @dataclass(frozen=True, slots=True)
 class BuildProgress:
-    """Where a build stands.
-
-    Attributes:
-        role: Graph that is built.
-        phase: What TensorRT calls what it does.
-        step, steps: Done and in all, of this phase.
-    """
+    """Where a build stands."""
 
     role: str
+    """Graph that is built."""
     phase: str
+    """What TensorRT calls what it does."""
     step: int
     steps: int
+    """Done and in all, of this phase."""
 
 
 Report = Callable[[BuildProgress], None]

@@ -38,29 +38,26 @@ Ranges = tuple[tuple[str, tuple[int, int, int]], ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineKey:
-    """All that decides whether an engine can be used.
-
-    Attributes:
-        role: Of the graph in its bundle.
-        graph_sha256: Of the ONNX file, which holds the precision's types too.
-        external_sha256: Of its external data files.
-        tensorrt: Version.
-        gpu: The device's name.
-        sm: Its compute capability.
-        multiprocessors: How many of them it has: the name is the same for boards, and power modes, that differ in it.
-        precision: Of the bundle.
-        profiles: The optimisation profiles.
-    """
+    """All that decides whether an engine can be used."""
 
     role: str
+    """Of the graph in its bundle."""
     graph_sha256: str
+    """Of the ONNX file, which holds the precision's types too."""
     external_sha256: tuple[str, ...]
+    """Of its external data files."""
     tensorrt: str
+    """Version."""
     gpu: str
+    """The device's name."""
     sm: str
+    """Its compute capability."""
     multiprocessors: int
+    """How many of them it has: the name is the same for boards, and power modes, that differ in it."""
     precision: str
+    """Of the bundle."""
     profiles: tuple[Ranges, ...]
+    """The optimisation profiles."""
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""

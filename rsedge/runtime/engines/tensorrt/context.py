@@ -10,23 +10,21 @@ from typing import TYPE_CHECKING, Any
 from rsedge.errors import BackendError
 
 if TYPE_CHECKING:
-    from rsedge.runtime.engines.tensorrt.cuda import Array, Cuda
+    from rsedge.runtime.engines.contract import Array
+    from rsedge.runtime.engines.tensorrt.cuda import Cuda
     from rsedge.runtime.engines.tensorrt.profiles import Profile
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedEngine:
-    """An engine in memory, and what it was built for.
-
-    Attributes:
-        engine: TensorRT's ``ICudaEngine``.
-        profiles: Its optimisation profiles.
-        errors: Gives what TensorRT said went wrong since it was last asked, or an empty string.
-    """
+    """An engine in memory, and what it was built for."""
 
     engine: Any
+    """TensorRT's ``ICudaEngine``."""
     profiles: list[Profile]
+    """Its optimisation profiles."""
     errors: Callable[[], str]
+    """Gives what TensorRT said went wrong since it was last asked, or an empty string."""
 
 
 class Context:

@@ -13,14 +13,15 @@ import math
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
 
 from rsedge.errors import BackendError
+from rsedge.runtime.engines.contract import Array
 
-Array = NDArray[Any]
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
 
 _OLD_DRIVER = 35  # cudaErrorInsufficientDriver
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
@@ -30,23 +31,20 @@ _STAGING = 1 << 20  # least page-locked memory for a direction: many small array
 
 @dataclass(frozen=True, slots=True)
 class DeviceInfo:
-    """A CUDA device.
-
-    Attributes:
-        number: Its index.
-        name: As the driver gives it, such as ``Orin``.
-        sm: Compute capability, such as ``8.7``.
-        multiprocessors: How many it has. Boards with the same name differ in this, and so do a board's power modes.
-        memory: Bytes in all.
-        integrated: Whether it shares the memory of the CPU, as on a Jetson.
-    """
+    """A CUDA device."""
 
     number: int
+    """Its index."""
     name: str
+    """As the driver gives it, such as ``Orin``."""
     sm: str
+    """Compute capability, such as ``8.7``."""
     multiprocessors: int
+    """How many it has. Boards with the same name differ in this, and so do a board's power modes."""
     memory: int
+    """Bytes in all."""
     integrated: bool
+    """Whether it shares the memory of the CPU, as on a Jetson."""
 
 
 def runtime_bindings() -> Any:
@@ -128,20 +126,17 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class DeviceArray:
-    """A dense array in device memory.
-
-    Attributes:
-        cuda: Where it is.
-        block: Its memory, which may be larger.
-        start: Where it begins in the block, bytes.
-        shape, dtype: As NumPy's.
-    """
+    """A dense array in device memory."""
 
     cuda: Cuda
+    """Where it is."""
     block: Block
+    """Its memory, which may be larger."""
     start: int
+    """Where it begins in the block, bytes."""
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    """As NumPy's."""
 
     @property
     def address(self) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rsedge.errors import OptionError
-from rsedge.runtime.decoding.decoder import CACHE_BUCKET
+from rsedge.runtime.engines.contract import CACHE_BUCKET
 
 if TYPE_CHECKING:
     from rsedge.bundle import Manifest, TensorSpec
@@ -33,17 +33,14 @@ _MOST_CANDIDATES = 3839  # of TensorRT's TopK
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What engines are made for.
-
-    Attributes:
-        images: Images computed together.
-        beams: Rows per image.
-        tokens: Longest caption.
-    """
+    """What engines are made for."""
 
     images: int = _IMAGES
+    """Images computed together."""
     beams: int = _BEAMS
+    """Rows per image."""
     tokens: int = _TOKENS
+    """Longest caption."""
 
     def __post_init__(self) -> None:
         problems = [

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 
 from rsedge.errors import SceneError
-from rsedge.texts import plain
+from rsedge.texts import plain, rfc3339
 
 OFFSET_TAGS = ("BOA_ADD_OFFSET", "RADIO_ADD_OFFSET")
 """Metadata of a band that say what is to be added to its digital numbers."""
@@ -185,5 +185,5 @@ def parse_time(text: str) -> str | None:
             when = datetime.strptime(text, pattern).replace(tzinfo=timezone.utc)
         except ValueError:
             continue
-        return when.isoformat(timespec="milliseconds" if when.microsecond else "seconds").replace("+00:00", "Z")
+        return rfc3339(when)
     return None

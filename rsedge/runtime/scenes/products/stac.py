@@ -31,12 +31,12 @@ from rsedge.runtime.scenes.products.stac_assets import (
     asset_bands,
     choose_bands,
 )
+from rsedge.texts import first_few, rfc3339
 
 _HEAD = 2**20  # how far into a file one looks for "stac_version"
 _LONGEST_NAME = 255
 _LARGEST_OFFSET = 2**16  # digital numbers have 16 bits
 _RASTERS = (".tif", ".tiff", ".jp2", ".vrt")
-_SHOWN = 8  # problems that are told in full
 
 
 def is_stac_url(url: str) -> bool:
@@ -186,10 +186,9 @@ def _products(document: _Document, base: str | None, access: Access) -> list[Pro
     if not document.is_stac:
         return []
     if problems:
-        more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
         raise SceneError(
             f"{document.source}: {len(problems)} of {document.count} items cannot be used\n  "
-            + "\n  ".join([*problems[:_SHOWN], *more])
+            + "\n  ".join(first_few(problems))
         )
     far = {file.path for product in products for file in _files(product) if remote.is_remote(file.path)}
     remote.check_allowed(sorted(far), allow=access.remote)
@@ -347,7 +346,7 @@ def _time(value: Any) -> str | None:
         when = datetime.fromisoformat(f"{day}T{clock}.{fraction[1:7]:0<6}{zone}").astimezone(timezone.utc)
     except (ValueError, OverflowError):
         return None
-    return when.isoformat(timespec="milliseconds" if when.microsecond else "seconds").replace("+00:00", "Z")
+    return rfc3339(when)
 
 
 def _files(product: Product) -> Iterator[BandFile]:
