@@ -30,7 +30,7 @@ COLUMN_OF = {room: column for rooms in ROWS for room, column in rooms}
 LAST = len(ROWS) - 1
 TORCH = {"training", "export", "evaluation"}
 
-WIDTH, HEIGHT, COLUMN, ROW, LEFT, TOP = 206, 94, 250, 146, 30, 62  # px
+WIDTH, HEIGHT, COLUMN, ROW, LEFT, TOP = 246, 94, 290, 146, 30, 62  # px
 FONT = "font-family='Helvetica,Arial,sans-serif'"
 
 
