@@ -29,6 +29,8 @@ MOST_HEADER_BYTES = 10 << 20
 SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.safetensors")
 """What a file with weights is called: a file of the folder itself, and no pickle."""
 
+_LAYERS = re.compile(r"(\w*_)?n?_?layers?")
+_MOST_LAYERS = 1000
 _IMPLEMENTATION = re.compile(r"_?(attn|experts)_implementation(_internal)?")
 
 
@@ -117,6 +119,8 @@ def setting_problems(values: dict[str, Any]) -> list[str]:
 
 def _setting_problems(values: dict[str, Any]) -> Iterator[str]:
     for name, value in values.items():
+        if _LAYERS.fullmatch(name) and isinstance(value, int) and value > _MOST_LAYERS:  # each is made before a weight
+            yield f"{CONFIG} says that {name} is {value}, at most {_MOST_LAYERS} are read: save the checkpoint again"
         if _IMPLEMENTATION.fullmatch(name):
             chosen = value.values() if isinstance(value, dict) else [value]
             if any("/" in str(one) for one in chosen):  # a repository of the hub, whose code is run
