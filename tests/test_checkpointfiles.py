@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import struct
 from pathlib import Path
@@ -141,6 +142,28 @@ def test_settings_that_make_no_model_are_an_error_of_the_checkpoint(folder, sect
     edit(folder / "config.json", **{section: {**config[section], **changes}})
     with pytest.raises(OptionError, match=says):
         load_pretrained(BlipForConditionalGeneration, ModelRecipe(init=str(folder)))
+
+
+@pytest.mark.parametrize("name", ["recipe.toml", "vocab.txt", "special_tokens_map.json", WEIGHTS])
+def test_a_link_out_of_a_checkpoint_is_refused(folder: Path, tmp_path: Path, name: str):
+    """Its text would be in the bundle, which is passed on: of the recipe as provenance, of a vocabulary as tokens."""
+    from transformers import BlipForConditionalGeneration
+
+    outside = tmp_path / "outside"
+    if (folder / name).exists():
+        (folder / name).rename(outside)
+    else:
+        outside.write_text('token = "a secret of the user"')
+    (folder / name).symlink_to(outside)
+    with pytest.raises(CheckpointError, match=f"{re.escape(name)} is a link that leads outside"):
+        export(folder, tmp_path / "x.rsedge")
+    with pytest.raises(OptionError, match=f"{re.escape(name)} is a link that leads outside"):
+        load_pretrained(BlipForConditionalGeneration, ModelRecipe(init=str(folder)))
+
+
+def test_a_recipe_that_is_a_pipe_is_not_waited_for(folder: Path, tmp_path: Path):
+    os.mkfifo(folder / "recipe.toml")
+    assert export(folder, tmp_path / "x.rsedge").manifest.provenance.recipe is None
 
 
 @pytest.mark.parametrize("text", ["[]", "[" * 100_000, "no JSON"])
