@@ -228,7 +228,7 @@ def of_input(names: Sequence[str]) -> Iterator[Path]:
         product = _product(path)
         if product is not None or path.is_dir():
             yield product or path
-            yield from _with_r20m(path)
+            yield from _r20m_beside(path)
         elif path.suffix.lower() in _WITH_FOLDER:
             yield path.parent
         else:
@@ -251,9 +251,8 @@ def _base(pattern: str) -> Path:
     return next(place for place in Path(pattern).absolute().parents if not glob.has_magic(str(place)))
 
 
-def _with_r20m(folder: Path) -> Iterator[Path]:
-    """Yield a folder, and ``R20m`` beside ``R10m``, unless that is a link, which may lead anywhere."""
-    yield folder
+def _r20m_beside(folder: Path) -> Iterator[Path]:
+    """Yield ``R20m`` beside a folder ``R10m``, unless it is a link, which may lead anywhere."""
     beside = folder.with_name("R20m")
     if folder.name == "R10m" and not beside.is_symlink():
         yield beside
@@ -281,6 +280,8 @@ def _listed(names: Sequence[str]) -> Iterator[Path]:
     """Yield the folders to list: for bands beside each other, and for patterns."""
     for name in names:
         if Path(name).is_file() and _LOOSE_BAND.search(Path(name).stem):
-            yield from _with_r20m(Path(name).resolve().parent)
+            folder = Path(name).resolve().parent
+            yield folder
+            yield from _r20m_beside(folder)
         elif glob.has_magic(name) and not Path(name).exists():
             yield _base(name)
