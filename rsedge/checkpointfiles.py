@@ -29,6 +29,8 @@ MOST_HEADER_BYTES = 10 << 20
 SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.safetensors")
 """What a file with weights is called: a file of the folder itself, and no pickle."""
 
+_LAYERS = re.compile(r"(\w*_)?n?_?layers?")
+_MOST_LAYERS = 1000
 _IMPLEMENTATION = re.compile(r"_?(attn|experts)_implementation(_internal)?")
 
 
@@ -38,6 +40,8 @@ def file_problems(path: Path) -> list[str]:
     Args:
         path: A file that need not be there; what it is follows from its name, see :data:`CHECKED`.
     """
+    if problem := _link_problem(path):
+        return [problem]
     if not path.exists():
         return []
     if not path.is_file():
@@ -62,9 +66,36 @@ def file_problems(path: Path) -> list[str]:
 
 
 def folder_problems(folder: Path) -> list[str]:
-    """:func:`file_problems` of every file in ``folder`` that it knows."""
+    """:func:`file_problems` of every file in ``folder`` that it knows, and :func:`link_problems`."""
     paths = [folder / name for name in CHECKED] + sorted(folder.glob("*.safetensors"))
-    return [problem for path in paths for problem in file_problems(path)]
+    problems = [problem for path in paths for problem in file_problems(path)]
+    return list(dict.fromkeys([*link_problems(folder), *problems]))
+
+
+def link_problems(folder: Path) -> list[str]:
+    """What in ``folder`` is a link to a file elsewhere, a sentence each: its text could end up in a bundle.
+
+    The cache of the hub is made of such links, to its own folder of blobs.
+    """
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        return [f"the folder cannot be listed ({error.strerror}): check its permissions"]
+    return [problem for path in paths if (problem := _link_problem(path))]
+
+
+def _link_problem(path: Path) -> str | None:
+    if not path.is_symlink():
+        return None
+    home = path.parent.resolve()
+    own = (home, home.parent.parent / "blobs") if home.parent.name == "snapshots" else (home,)
+    try:
+        real = path.resolve()
+    except (OSError, RuntimeError):  # a circle of links
+        real = Path()
+    if any(real.is_relative_to(place) for place in own):
+        return None
+    return f"{path.name} is a link that leads outside the folder: copy the checkpoint with 'cp -rL'"
 
 
 def source_problems(source: str, find: Callable[[str], Path | None]) -> list[str]:
@@ -117,6 +148,8 @@ def setting_problems(values: dict[str, Any]) -> list[str]:
 
 def _setting_problems(values: dict[str, Any]) -> Iterator[str]:
     for name, value in values.items():
+        if _LAYERS.fullmatch(name) and isinstance(value, int) and value > _MOST_LAYERS:  # each is made before a weight
+            yield f"{CONFIG} says that {name} is {value}, at most {_MOST_LAYERS} are read: save the checkpoint again"
         if _IMPLEMENTATION.fullmatch(name):
             chosen = value.values() if isinstance(value, dict) else [value]
             if any("/" in str(one) for one in chosen):  # a repository of the hub, whose code is run

@@ -44,7 +44,7 @@ def read_image_spec(path: Path, report: Callable[[str], None]) -> ImageSpec | No
         return None
     try:
         return _image_spec(values)
-    except (BundleError, KeyError, TypeError, ValueError) as error:
+    except (BundleError, ArithmeticError, KeyError, TypeError, ValueError) as error:
         report(
             f"{name} cannot be used ({error}): save the processor again with the settings that the model was trained "
             "with"
@@ -53,6 +53,8 @@ def read_image_spec(path: Path, report: Callable[[str], None]) -> ImageSpec | No
 
 
 def _image_spec(values: Mapping[str, Any]) -> ImageSpec:
+    if not isinstance(values, dict):
+        raise TypeError("its settings are no object")
     if values.get("do_pad"):
         raise ValueError("do_pad is set, which rsedge does not do")
     size = _edge(values["size"])

@@ -7,8 +7,9 @@ steps and the expressions that the models rsedge serves are made of, and no othe
 
 from __future__ import annotations
 
+import contextlib
 import string
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rsedge import jsonvalues
@@ -52,6 +53,20 @@ _LONGEST_TOKEN = 512
 _LONGEST_SETTING = 64  # text or list
 _LONGEST_WORD = 1000
 _LONGEST_CHARSMAP = 2 << 20  # that of SigLIP, in base64, has 320,000 characters
+
+
+@contextlib.contextmanager
+def no_panic(refusal: Callable[[str], Exception]) -> Iterator[None]:
+    """Raise what ``refusal`` makes of the reason in place of a panic of the ``tokenizers`` package.
+
+    A panic, which a broken table of a file brings about, is no Exception of Python's.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise refusal(str(error)) from error
 
 
 def tokenizer_problems(data: bytes) -> list[str]:

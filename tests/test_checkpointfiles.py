@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import struct
 from pathlib import Path
@@ -120,6 +121,77 @@ def test_code_beside_a_checkpoint_is_not_run_by_training(folder: Path, target: P
     assert open_tokenizer(folder) is not None
     assert (config_type(str(folder)), image_spec(str(folder)).size) == ("blip", 32)
     assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "says"),
+    [
+        ("vision_config", {"patch_size": 0}, "by zero"),
+        ("text_config", {"num_attention_heads": 0}, "by zero"),
+        ("text_config", {"hidden_size": "x"}, "hidden_size"),
+        ("text_config", {"hidden_act": "x"}, "x"),
+        # Of these it would make tensors by the hour, and some GB of them, before it compares them with the file.
+        ("text_config", {"num_hidden_layers": 200_000}, "at most 1000"),
+        ("text_config", {"vocab_size": 20_000_000}, "asks for .* weights"),
+    ],
+)
+def test_settings_that_make_no_model_are_an_error_of_the_checkpoint(folder, section, changes, says):
+    from transformers import BlipForConditionalGeneration
+
+    config = json.loads((folder / "config.json").read_text())
+    edit(folder / "config.json", **{section: {**config[section], **changes}})
+    with pytest.raises(OptionError, match=says):
+        load_pretrained(BlipForConditionalGeneration, ModelRecipe(init=str(folder)))
+
+
+@pytest.mark.parametrize("name", ["recipe.toml", "vocab.txt", "special_tokens_map.json", WEIGHTS])
+def test_a_link_out_of_a_checkpoint_is_refused(folder: Path, tmp_path: Path, name: str):
+    """Its text would be in the bundle, which is passed on: of the recipe as provenance, of a vocabulary as tokens."""
+    from transformers import BlipForConditionalGeneration
+
+    outside = tmp_path / "outside"
+    if (folder / name).exists():
+        (folder / name).rename(outside)
+    else:
+        outside.write_text('token = "a secret of the user"')
+    (folder / name).symlink_to(outside)
+    with pytest.raises(CheckpointError, match=f"{re.escape(name)} is a link that leads outside"):
+        export(folder, tmp_path / "x.rsedge")
+    with pytest.raises(OptionError, match=f"{re.escape(name)} is a link that leads outside"):
+        load_pretrained(BlipForConditionalGeneration, ModelRecipe(init=str(folder)))
+
+
+def test_a_recipe_that_is_a_pipe_is_not_waited_for(folder: Path, tmp_path: Path):
+    os.mkfifo(folder / "recipe.toml")
+    assert export(folder, tmp_path / "x.rsedge").manifest.provenance.recipe is None
+
+
+@pytest.mark.parametrize("text", ["[]", "[" * 100_000, "no JSON"])
+def test_a_configuration_that_is_none_is_an_error_of_the_checkpoint(folder: Path, text: str):
+    from rsedge.evaluation.checkpoints import open_checkpoint_captioner
+
+    (folder / "config.json").write_text(text)
+    with pytest.raises(OptionError, match=r"config\.json"):
+        open_checkpoint_captioner(str(folder), "stranger", "cpu", 1, {})
+
+
+def test_a_tokenizer_that_breaks_its_package_is_an_error_of_the_checkpoint(folder: Path, tmp_path: Path):
+    merged = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"], "continuing_subword_prefix": "##"}
+    edit(folder / "tokenizer.json", model=merged)
+    edit(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")  # which takes the file as it is
+    with pytest.raises(CheckpointError, match="tokenizer"):
+        export(folder, tmp_path / "x.rsedge")
+    with pytest.raises(OptionError, match="there is no tokenizer"):
+        open_tokenizer(folder)
+    edit(folder / "tokenizer_config.json", tokenizer_class={"a": 1})
+    with pytest.raises(OptionError, match="there is no tokenizer"):
+        open_tokenizer(folder)
+
+
+def test_a_tokenizer_that_fails_at_texts_is_not_exported(folder: Path, tmp_path: Path):
+    edit(folder / "tokenizer.json", model={"type": "BPE", "vocab": {"a": 0}, "merges": []})
+    with pytest.raises(CheckpointError, match="tokenizer"):
+        export(folder, tmp_path / "x.rsedge")
 
 
 def test_code_beside_a_checkpoint_is_not_run_by_evaluation(folder: Path, target: Path):

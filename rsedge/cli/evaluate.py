@@ -437,7 +437,7 @@ def _finish(
     text = json.dumps(values, ensure_ascii=False, allow_nan=False)
     if output is not None:
         try:
-            output.write_text(text + "\n", encoding="utf-8")
+            output.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")  # as JSON escapes it
         except OSError as error:
             raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
     say(text if as_json else "\n".join(lines))

@@ -223,12 +223,12 @@ def of_input(names: Sequence[str]) -> Iterator[Path]:
         path = Path(name).resolve()
         if not path.exists():
             if glob.has_magic(name):
-                yield from of_input(glob.glob(name, recursive=True))  # noqa: PTH207 - of any folder, absolute or not
+                yield from of_input(list(_matches(name)))
             continue
         product = _product(path)
         if product is not None or path.is_dir():
             yield product or path
-            yield path.with_name("R20m") if path.name == "R10m" else path
+            yield from _r20m_beside(path)
         elif path.suffix.lower() in _WITH_FOLDER:
             yield path.parent
         else:
@@ -236,6 +236,26 @@ def of_input(names: Sequence[str]) -> Iterator[Path]:
             for file in [path, *(Path(other) for other in (bands.files if bands else ()))]:
                 yield file
                 yield from _called_after(file)
+
+
+def _matches(pattern: str) -> Iterator[str]:
+    """Yield what a pattern matches, without links out of its folder: their targets were not named by the user."""
+    base = _base(pattern).resolve()
+    for name in glob.glob(pattern, recursive=True):  # noqa: PTH207 - of any folder, absolute or not
+        if Path(name).resolve().is_relative_to(base):
+            yield name
+
+
+def _base(pattern: str) -> Path:
+    """Return the folder in which a pattern begins."""
+    return next(place for place in Path(pattern).absolute().parents if not glob.has_magic(str(place)))
+
+
+def _r20m_beside(folder: Path) -> Iterator[Path]:
+    """Yield ``R20m`` beside a folder ``R10m``, unless it is a link, which may lead anywhere."""
+    beside = folder.with_name("R20m")
+    if folder.name == "R10m" and not beside.is_symlink():
+        yield beside
 
 
 def _product(path: Path) -> Path | None:
@@ -260,7 +280,8 @@ def _listed(names: Sequence[str]) -> Iterator[Path]:
     """Yield the folders to list: for bands beside each other, and for patterns."""
     for name in names:
         if Path(name).is_file() and _LOOSE_BAND.search(Path(name).stem):
-            yield Path(name).resolve().parent
-            yield Path(name).resolve().parent.with_name("R20m")
+            folder = Path(name).resolve().parent
+            yield folder
+            yield from _r20m_beside(folder)
         elif glob.has_magic(name) and not Path(name).exists():
-            yield next(place for place in Path(name).absolute().parents if not glob.has_magic(str(place)))
+            yield _base(name)

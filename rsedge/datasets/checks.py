@@ -125,6 +125,8 @@ def _caption_faults(record: Record, *, needed: bool) -> Iterator[str]:
         yield f"a caption is {wrong[0]!r}, expected text"
     elif any(not text.strip() for text in record.captions):
         yield "a caption is empty"
+    elif any("\ud800" <= letter <= "\udfff" for text in record.captions for letter in text):  # JSON can escape one
+        yield "a caption has half a character, which no file in UTF-8 can have"
     if (groups := record.paraphrases) is not None:
         whole = isinstance(groups, list) and all(isinstance(group, list) for group in groups)
         if not whole or not all(isinstance(text, str) and text.strip() for group in groups for text in group):

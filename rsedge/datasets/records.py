@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 FILE_COLUMNS = ("file_name", "filename", "image")
 CAPTION_COLUMNS = ("captions", "caption", "text", "sentences")
-_NUMBERED = re.compile(r"captions?_?(\d+)")
+_NUMBERED = re.compile(r"captions?_?(\d{1,9})")
 # File names that say nothing about what is in the set: the folder's name is the better one.
 _GENERIC = {"metadata", "captions", "annotations", "dataset", "data", "train", "training", "val", "valid", "validation"}
 _GENERIC |= {"dev", "test", "testing", "index", "labels"}

@@ -211,7 +211,7 @@ def _text(path: Path) -> str:
 def _write(path: Path, text: str) -> None:
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        draft.write_text(text, encoding="utf-8")
+        draft.write_text(text, encoding="utf-8", errors="backslashreplace")  # as JSON escapes half a character
         draft.replace(path)
     except OSError as error:
         draft.unlink(missing_ok=True)

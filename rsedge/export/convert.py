@@ -146,6 +146,6 @@ def _recipe(checkpoint: Checkpoint[Any]) -> dict[str, Any] | None:
     """The training recipe saved with the checkpoint, if any."""
     path = checkpoint.path / "recipe.toml"
     try:
-        return read_toml(path) if path.exists() else None
+        return read_toml(path) if path.is_file() else None  # a pipe would be waited for without end
     except OptionError as error:
         raise CheckpointError(checkpoint.source, [f"{error}; mend or delete it"]) from error

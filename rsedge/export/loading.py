@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rsedge.checkpointfiles import ADAPTER, file_problems, setting_problems
+from rsedge.checkpointfiles import ADAPTER, file_problems, link_problems, setting_problems
 from rsedge.errors import CheckpointError
 from rsedge.export.checkpoint import Checkpoint, ModelType, Settings
 from rsedge.export.models import blip, clip, clipcap
@@ -73,7 +73,7 @@ def load_checkpoint(source: str | Path, *, revision: str | None = None) -> Check
             no image processor.
     """
     path, commit = _locate(source, revision)
-    problems = file_problems(path / ADAPTER)
+    problems = list(dict.fromkeys([*link_problems(path), *file_problems(path / ADAPTER)]))
     report = problems.append
 
     # 1. The configuration.

@@ -15,7 +15,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers, processors
 
 from rsedge.errors import CheckpointError
-from rsedge.tokenizerfile import PUNCTUATION
+from rsedge.tokenizerfile import PUNCTUATION, no_panic
 
 # transformers' PreTrainedTokenizerBase.clean_up_tokenization, in its order.
 _CLEAN_UP = (
@@ -61,7 +61,16 @@ def export_tokenizer(checkpoint: str | Path, target: Path) -> Path:
     for replacements in steps:
         data["decoder"] = _followed_by(data["decoder"], replacements)
     text = json.dumps(data, ensure_ascii=False)
-    _check(str(checkpoint), source, tokenizers.Tokenizer.from_str(text))
+    try:
+        with no_panic(ValueError):
+            _check(str(checkpoint), source, tokenizers.Tokenizer.from_str(text))
+    except CheckpointError:
+        raise
+    except Exception as error:  # the package raises bare Exception for a file it cannot follow
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            str(checkpoint), [f"its tokenizer fails at a text ({reason}): save a plain tokenizer with its vocabulary"]
+        ) from error
     target.write_text(text, encoding="utf-8")
     return target
 
@@ -77,9 +86,10 @@ def _load(checkpoint: str | Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        source = AutoTokenizer.from_pretrained(
-            str(checkpoint), use_fast=True, local_files_only=True, trust_remote_code=False
-        )
+        with no_panic(ValueError):
+            source = AutoTokenizer.from_pretrained(
+                str(checkpoint), use_fast=True, local_files_only=True, trust_remote_code=False
+            )
     except Exception as error:  # transformers raises whatever its many readers raise
         reason = " ".join(str(error).split())
         raise CheckpointError(

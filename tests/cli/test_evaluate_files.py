@@ -234,3 +234,10 @@ def test_what_compare_refuses(files, capsys, options, message):
 def test_bootstrap_options_need_b(files, capsys):
     error = refused(capsys, "compare", files[0], "--resamples", 500, "--confidence", 0.9)
     assert "--resamples, --confidence need B" in error
+
+
+def test_half_a_character_is_written_as_json_escapes_it(tmp_path):
+    one = [Prediction("a\udcff.png", "a \ud800 road", ("a road",))]
+    for name in ("a.jsonl", "a.json"):
+        write_predictions(tmp_path / name, one)
+        assert list(read_predictions(tmp_path / name)) == one

@@ -415,6 +415,22 @@ def test_every_option_is_known_to_name_files_or_not():
     assert sorted(reading) == sorted(COMMANDS)
 
 
+def test_links_of_strangers_widen_nothing(tmp_path, monkeypatch):
+    """What lies beside an input or matches a pattern was not named by the user, and may be a link to anywhere."""
+    home = tmp_path / "home"
+    (tmp_path / "data" / "R10m").mkdir(parents=True)
+    home.mkdir()
+    monkeypatch.chdir(tmp_path / "data")
+    Path("R20m").symlink_to(home)
+    Path("link").symlink_to(home)
+    Path("scene.tif").touch()
+    for name in ("R10m", "*", "**"):
+        assert not [path for path in sandbox.of_input([name]) if path.resolve() == home], name
+    Path("R10m/x_B04.tif").touch()
+    assert not [path for path in sandbox._listed(["R10m/x_B04.tif"]) if path.resolve() == home]
+    assert tmp_path / "data" / "scene.tif" in set(sandbox.of_input(["*"]))
+
+
 def test_what_is_read_for_an_input(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a/scene.tif", "a/scene.tif.aux.xml", "a/scene.tfw", "a/scenery.tif", "a/item.json", "a/x.zip"):

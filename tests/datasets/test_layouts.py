@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from rsedge.datasets import load_examples, load_labelled
+from rsedge.datasets.checks import _caption_faults
+from rsedge.datasets.records import Record, caption_columns
 from rsedge.datasets.splits import Splitter
 from rsedge.errors import OptionError
 from tests.conftest import shared_data
@@ -414,3 +416,12 @@ def test_json_that_nests_too_deeply_is_said(tmp_path, name):
     (tmp_path / name).write_text("[" * 200_000, encoding="utf-8")
     with pytest.raises(OptionError, match="nests too deeply"):
         load_examples([tmp_path])
+
+
+def test_a_column_with_a_number_of_thousands_of_digits_is_no_caption_column():
+    assert caption_columns(["caption_1", "caption_" + "9" * 5000], "x.csv") == ("caption_1",)
+
+
+def test_a_caption_with_half_a_character_is_bad():
+    record = Record("line 1", "x.png", ("a \ud800 road",))
+    assert "half a character" in next(_caption_faults(record, needed=True))

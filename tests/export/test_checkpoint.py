@@ -227,12 +227,19 @@ def test_mean_and_std_say_what_the_processor_does(folder: Path, settings: dict[s
         ({"do_pad": True}, "do_pad is set"),
         ({"image_std": [0, 1, 1]}, "std must have one positive value"),
         ({"size": {}}, "cannot be used"),
+        ({"rescale_factor": 0}, "float division by zero"),
     ],
 )
 def test_an_image_processor_that_cannot_be_followed_is_refused(folder: Path, settings: dict[str, Any], message: str):
     edit_json(folder / "preprocessor_config.json", lambda values: values.update(settings))
     (problem,) = problems(folder)
     assert message in problem
+
+
+def test_image_processor_settings_are_an_object(folder: Path):
+    (folder / "processor_config.json").write_text('{"image_processor": [1]}')
+    (problem,) = problems(folder)
+    assert "its settings are no object" in problem
 
 
 # Refusals

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from rsedge.bundle import read_bundle
-from rsedge.errors import BackendError, OptionError
-from rsedge.runtime.engines.choose import choose_backend, open_bundle
+from rsedge.bundle import EmbeddingSpec, read_bundle
+from rsedge.errors import BackendError, BundleError, OptionError
+from rsedge.runtime.engines.choose import choose_backend, end_problems, open_bundle
 from rsedge.runtime.engines.tensorrt.backend import TrtBackend
 from rsedge.runtime.engines.tensorrt.profiles import Limits
 from tests.fake_cuda import FakeCuda
@@ -140,3 +143,44 @@ def test_engines_built_ahead_for_no_more_than_the_defaults_are_used(
     assert len(machine.trt.builds) == 3
     open_bundle(bundle_path, device="auto", threads=None, batch_size=4, usual=USUAL, beams=usual.num_beams + 1)
     assert len(machine.trt.builds) > 3
+
+
+def test_graphs_that_lack_what_a_captioner_asks_for_are_refused(bundle_path: Path, tmp_path: Path):
+    manifest = read_bundle(bundle_path).manifest
+    assert end_problems(manifest) == []
+    swapped = {**manifest.graphs, "vision": manifest.graphs["step"], "step": manifest.graphs["vision"]}
+    assert [problem[:23] for problem in end_problems(replace(manifest, graphs=swapped))] == [
+        "its graph vision lacks ",
+        "its graph step lacks le",
+    ]
+    folder = Path(shutil.copytree(bundle_path, tmp_path / "x.rsedge"))
+    (folder / "manifest.json").write_bytes(replace(manifest, graphs=swapped).to_json())
+    with pytest.raises(BundleError, match="its graph vision lacks pixels"):
+        open_bundle(folder, device="cpu", threads=1, batch_size=1, usual=USUAL)
+
+
+def test_embeddings_of_another_length_are_refused(bundle_path: Path):
+    manifest = read_bundle(bundle_path).manifest
+    embedding = replace(manifest, family="clip", decoder=None, tokens=None, embedding=EmbeddingSpec(dim=7))
+    assert end_problems(embedding) == ["its graph vision gives no embeddings of 7 numbers"]
+
+
+def test_a_graph_that_fails_is_an_error_of_the_bundle_and_prints_nothing(bundle_path: Path, capfd):
+    from rsedge.runtime.engines.ort import OrtBackend
+
+    graph = OrtBackend("cpu", threads=1).open(bundle_path / "vision.onnx")
+    with pytest.raises(BundleError, match=r"cannot run .*vision\.onnx"):
+        graph.run({"pixels": np.zeros((1, 3, 3, 3), np.uint8)}, ["cross_k.0"])
+    onnx = pytest.importorskip("onnx")
+    ends = [onnx.helper.make_tensor_value_info(name, kind, ["n"]) for name, kind in (("x", 1), ("i", 7), ("y", 1))]
+    node = onnx.helper.make_node("Gather", ["x", "i"], ["y"], name="\x1b]0;title\x07")
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph([node], "g", ends[:2], ends[2:]), opset_imports=[onnx.helper.make_opsetid("", 20)]
+    )
+    model.ir_version = 9
+    path = bundle_path.parent / "hostile.onnx"
+    onnx.save(model, path)
+    graph = OrtBackend("cpu", threads=1).open(path)
+    with pytest.raises(BundleError, match="out of data bounds"):
+        graph.run({"x": np.zeros(1, np.float32), "i": np.array([9])}, ["y"])
+    assert capfd.readouterr().err == ""

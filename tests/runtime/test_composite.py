@@ -105,6 +105,14 @@ def test_three_files_are_one_raster(tmp_path):
         assert np.array_equal(pixels[number], by_gdal(path, own, fine, "bilinear" if own is coarse else "nearest"))
 
 
+@pytest.mark.parametrize(("step", "left"), [(1e-300, 1e300), (1e-160, 1e300)])
+def test_geotransforms_without_a_common_grid_are_refused(tmp_path, step, left):
+    one, other = grid(left, left, step, 8, 8), grid(0, 0, 10, 8, 8)
+    paths = [write(tmp_path / f"{number}.tif", own) for number, own in enumerate((one, other, other))]
+    with pytest.raises(SceneError, match="no numbers bring together"):
+        Composite([BandFile(path=str(path)) for path in paths], None, LOCAL)
+
+
 def test_files_that_do_not_fit(tmp_path):
     on = grid(600000, 5100000, 10, 40, 30)
     path = write(tmp_path / "a.tif", on)

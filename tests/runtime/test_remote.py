@@ -252,6 +252,20 @@ def test_an_answer_that_trickles_is_given_up(server, monkeypatch):
         remote.fetch_bytes(server.url("item.json"), hosts=HERE, patience=Patience(attempts=1))
 
 
+def test_a_size_of_thousands_of_digits_is_unknown(tmp_path, monkeypatch):
+    (tmp_path / "a.tif").write_bytes(b"abc")
+    first = remote._first_byte
+
+    def answer(*arguments):
+        found = first(*arguments)
+        found.headers.replace_header("Content-Range", "bytes 0-0/" + "9" * 5000)
+        return found
+
+    monkeypatch.setattr(remote, "_first_byte", answer)
+    with serve(tmp_path) as server:
+        assert remote.remote_state(server.url("a.tif"), hosts=HERE, patience=QUICK)[2] is None
+
+
 def test_states_change_with_the_file_and_not_with_the_signature(tmp_path):
     file = tmp_path / "a.tif"
     file.write_bytes(b"abc")

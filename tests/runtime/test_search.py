@@ -271,6 +271,18 @@ def test_rows_that_take_no_room_in_the_file_are_not_believed(tmp_path, monkeypat
         Index.open(tmp_path / "b.parquet")
 
 
+@pytest.mark.parametrize(
+    "header", [b"\x1c" * 1024, b"\x15\x06\x25\x00\x55\x02\x00", b"\x15\x06\x21\x5c\x15\x02\x11\x00\x00"]
+)
+def test_a_page_header_of_other_types_is_left_to_pyarrow(header):
+    chunk = SimpleNamespace(
+        compression="UNCOMPRESSED", has_dictionary_page=False, physical_type="FLOAT", data_page_offset=4,
+        total_compressed_size=2**50,
+    )  # fmt: skip
+    metadata = SimpleNamespace(row_group=lambda _: SimpleNamespace(num_rows=1, column=lambda _: chunk))
+    assert find_pieces(io.BytesIO(b"PAR1" + header), metadata, 1, 0, 0, 8) is None
+
+
 @pytest.mark.parametrize("fields", [(2**40, 2**40, 2**40), (0, 0, -5), (8, -1, 1), (0, 0, 0)])
 def test_a_page_that_claims_other_rows_than_its_group_is_left_to_pyarrow(fields):
     def number(value):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import tokenizers
 
 from rsedge.errors import BundleError, OptionError
+from rsedge.tokenizerfile import no_panic
 
 LONGEST_TEXT = 10_000
 """Characters of the longest text that is encoded; a model reads some hundred at most."""
@@ -36,7 +36,7 @@ class Tokenizer:
             BundleError: The file is missing or is no ``tokenizer.json``.
         """
         try:
-            with _no_panic():
+            with no_panic(_broken):
                 backend = tokenizers.Tokenizer.from_str(Path(path).read_text(encoding="utf-8"))
         except Exception as error:  # the package raises bare Exception for a file it cannot parse
             raise BundleError(
@@ -59,23 +59,14 @@ class Tokenizer:
         """
         if len(text) > LONGEST_TEXT:
             raise OptionError(f"a text has {len(text)} characters, at most {LONGEST_TEXT} are read: shorten it")
-        with _no_panic():
+        with no_panic(_broken):
             return list(self._backend.encode(text).ids)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ``ids``; special tokens and ids the vocabulary does not have leave nothing behind."""
-        with _no_panic():
+        with no_panic(_broken):
             return self._backend.decode([int(token) for token in ids], skip_special_tokens=True)
 
 
-@contextlib.contextmanager
-def _no_panic() -> Iterator[None]:
-    """A panic of the package, which is no Exception of Python's, as a BundleError: a table of the file is broken."""
-    try:
-        yield
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":
-            raise
-        raise BundleError(
-            f"the bundle's tokenizer is broken ({error}): do not use this bundle, export again"
-        ) from error
+def _broken(reason: str) -> BundleError:
+    return BundleError(f"the bundle's tokenizer is broken ({reason}): do not use this bundle, export again")

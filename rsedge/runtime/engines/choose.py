@@ -6,11 +6,15 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rsedge.bundle import Bundle, read_bundle
-from rsedge.errors import BackendError, OptionError
+from rsedge.errors import BackendError, BundleError, OptionError
 from rsedge.runtime.engines.contract import Backend, parse_device
+from rsedge.texts import first_few
+
+if TYPE_CHECKING:
+    from rsedge.manifest import Manifest
 
 _log = logging.getLogger("rsedge")
 
@@ -71,6 +75,29 @@ def choose_backend(backend: str, device: str, precision: str) -> Choice:
     return Choice("onnxruntime", chosen, reason + without)
 
 
+def end_problems(manifest: Manifest) -> list[str]:
+    """Inputs and outputs that a runtime will ask a bundle's graphs for and that they lack, each a sentence."""
+    needed: dict[str, tuple[set[str], set[str]]] = {}
+    problems: list[str] = []
+    if manifest.embedding is not None:
+        needed = {"vision": ({"pixels"}, {"image_embeds"}), "text": ({"input_ids"}, {"text_embeds"})}
+    elif manifest.decoder is not None:
+        parts = range(manifest.decoder.layers)
+        caches = {kind: {f"{kind}_{part}.{layer}" for part in "kv" for layer in parts} for kind in ("self", "cross")}
+        inputs = {"tokens", "lengths", *caches["self"], *caches["cross"]}
+        needed = {"vision": ({"pixels"}, caches["cross"]), "step": (inputs, {"new_kv"})}
+    for role, (inputs, outputs) in needed.items():
+        graph = manifest.graphs.get(role)
+        if graph is None:  # a model for images only has no text graph; the others are missed when they are opened
+            continue
+        found = {tensor.name: tensor.shape for tensor in (*graph.inputs, *graph.outputs)}
+        if missing := sorted((inputs | outputs) - found.keys()):
+            problems.append(f"its graph {role} lacks {', '.join(first_few(missing))}")
+        elif manifest.embedding is not None and found[min(outputs)][1:] != (manifest.embedding.dim,):
+            problems.append(f"its graph {role} gives no embeddings of {manifest.embedding.dim} numbers")
+    return problems
+
+
 def open_bundle(
     path: str | Path,
     *,
@@ -110,6 +137,10 @@ def open_bundle(
     if batch_size is not None and batch_size < 1:
         raise OptionError(f"batch_size is {batch_size}, expected at least 1")
     bundle = read_bundle(path)
+    if problems := end_problems(bundle.manifest):
+        raise BundleError(
+            f"cannot use the bundle {path}: {'; '.join(first_few(problems))}; do not use this bundle, export again"
+        )
     choice = choose_backend(backend, device, bundle.manifest.precision)
     size = batch_size or default_batch_size(bundle.manifest, choice.device, usual)
     made: Backend | None = None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,13 +162,13 @@ class OrtBackend:
             session, capture = self._session(path, False), False
         if self.on_cuda and "CUDAExecutionProvider" not in session.get_providers():
             raise BackendError(f"onnxruntime {ort.__version__} did not start its CUDA provider for {path.name}")
-        return OrtGraph(self, session, captures=capture)
+        return OrtGraph(self, session, path, captures=capture)
 
     def _session(self, path: Path, capture: bool) -> Any:
         ort = self._ort
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # errors are raised; printed, they would hold names out of the file as they are
         providers: list[Any] = ["CPUExecutionProvider"]
         if self.on_cuda:
             settings = {"device_id": self._number, "arena_extend_strategy": "kSameAsRequested"}
@@ -178,6 +178,11 @@ class OrtBackend:
         # No fallback: ONNX Runtime would print, take its usual providers, and hide the reason.
         with self.undisturbed:
             return ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
+
+    @property
+    def version(self) -> str:
+        """Of ONNX Runtime."""
+        return str(self._ort.__version__)
 
     @property
     def place(self) -> tuple[str, int]:
@@ -219,14 +224,18 @@ class OrtGraph:
         captures: Whether runs at fixed addresses are captured as CUDA graphs.
     """
 
-    def __init__(self, backend: OrtBackend, session: Any, *, captures: bool = False) -> None:
-        self._backend, self._session, self.captures = backend, session, captures
+    def __init__(self, backend: OrtBackend, session: Any, path: Path, *, captures: bool = False) -> None:
+        self._backend, self._session, self._path, self.captures = backend, session, path, captures
         self._may_capture = captures
         self._device, self._number = backend.place
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
-        """Run on arrays of this machine's memory; on the CPU contiguous inputs are used where they lie."""
-        with self._backend.undisturbed:
+        """Run on arrays of this machine's memory; on the CPU contiguous inputs are used where they lie.
+
+        Raises:
+            BundleError: The graph does not take these inputs, or fails at them.
+        """
+        with self._backend.undisturbed, self._blamed():
             results: list[Array] = self._session.run(list(outputs), dict(feeds), self._options(None))
         return results
 
@@ -246,8 +255,11 @@ class OrtGraph:
 
         Returns:
             The ``host`` outputs as arrays and the ``device`` outputs as values, in the orders asked for.
+
+        Raises:
+            BundleError: As :meth:`run`.
         """
-        with self._backend.undisturbed:
+        with self._backend.undisturbed, self._blamed():
             binding = self.bind(feeds, {})
             for name in host:
                 binding.bind_output(name, "cpu")
@@ -283,12 +295,26 @@ class OrtGraph:
 
     def run_binding(self, binding: Any, graph_id: int) -> None:
         """Run a binding; as the CUDA graph of that number where graphs are captured."""
-        self._session.run_with_iobinding(binding, self._options(graph_id if self.captures else None))
+        with self._blamed():
+            self._session.run_with_iobinding(binding, self._options(graph_id if self.captures else None))
 
     def release_captured(self, graph_id: int) -> None:
         """Free a captured graph, where this ONNX Runtime can."""
         if hasattr(self._session, "release_captured_graph"):
             self._session.release_captured_graph(graph_id)
+
+    @contextmanager
+    def _blamed(self) -> Iterator[None]:
+        """What ONNX Runtime raises while the graph runs, as a BundleError, but for memory that ran out."""
+        try:
+            yield
+        except Exception as error:  # onnxruntime raises several unrelated types
+            if is_out_of_memory(error):
+                raise
+            raise BundleError(
+                f"onnxruntime {self._backend.version} cannot run {self._path}: {error}; where rsedge doctor finds no "
+                "fault, do not use this bundle, export again"
+            ) from error
 
     def _options(self, graph_id: int | None) -> Any:
         """Run options where a session captures graphs: without them it would capture, and replay, any run."""

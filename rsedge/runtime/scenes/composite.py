@@ -292,7 +292,9 @@ def _place(own: Grid, grid: Grid, name: str) -> tuple[float, float, float, float
     advice = "bring them together first, with gdalwarp"
     if own.crs != grid.crs:
         raise SceneError(f"{name} is in {_named(own.crs)} and the scene in {_named(grid.crs)}: {advice}")
-    to_grid = ~grid.transform @ own.transform
+    to_grid = None if grid.transform.is_degenerate else ~grid.transform @ own.transform
+    if to_grid is None or not all(map(math.isfinite, to_grid[:6])):
+        raise SceneError(f"{name} and the scene have geotransforms that no numbers bring together: {advice}")
     if max(abs(to_grid.b), abs(to_grid.d)) > 1e-9 or to_grid.a <= 0 or to_grid.e <= 0:
         raise SceneError(f"{name} is rotated or mirrored against the scene: {advice}")
     x, y = _exact(to_grid.c), _exact(to_grid.f)

@@ -49,6 +49,7 @@ _MOST_REDIRECTS = 5
 _AGAIN = frozenset({408, 429, 500, 502, 503, 504})
 _LONGEST_WAIT = 30.0  # seconds a host may ask us to wait
 _DOCUMENT_LIMIT = 64 * 2**20
+_MOST_DIGITS = 19  # of a size in bytes; Python refuses to read numbers of thousands
 # A request for a document may take so many times the timeout before it is given up although bytes trickle in.
 _TRICKLE = 6
 _LARGE_READ = 30  # the same for pixels: a row of blocks of a whole scene is 10 MB and more
@@ -231,7 +232,7 @@ def remote_state(path: str, *, hosts: Sequence[str] = (), patience: Patience = P
     answer = _first_byte(url, hosts, patience)
     total = (answer.headers.get("Content-Range") or "").rpartition("/")[2]
     changed = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
-    return [unsigned(url), changed, int(total) if total.isdecimal() else None]
+    return [unsigned(url), changed, int(total) if total.isdecimal() and len(total) <= _MOST_DIGITS else None]
 
 
 def _first_byte(url: str, hosts: Sequence[str], patience: Patience) -> _Answer:

@@ -80,7 +80,15 @@ def find_pieces(
             piece, at = _read_page(stream, at, first, rows - first, dim, itemsize, max_level)
             pieces.append(piece)
             first += piece.count
-    except (_OtherLayoutError, IndexError, KeyError, OSError):  # damage too: pyarrow says it better
+    except (
+        _OtherLayoutError,
+        LookupError,
+        OSError,
+        TypeError,
+        ValueError,
+        OverflowError,
+        RecursionError,
+    ):  # damage too: pyarrow says it better
         return None
     return pieces if first == rows and at <= end else None
 

@@ -10,8 +10,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from rsedge.checkpointfiles import source_problems
-from rsedge.errors import BackendError, OptionError
+from rsedge.checkpointfiles import CONFIG, file_problems, source_problems
+from rsedge.errors import BackendError, OptionError, RsedgeError
 from rsedge.preprocessor import read_image_spec
 
 if TYPE_CHECKING:
@@ -53,23 +53,46 @@ def load_pretrained(
         config = cls.config_class(
             **merge_config(cls.config_class, config.to_dict(), wanted.config if changes is None else changes)
         )
+        _check_size(cls, config, origin)
         model, report = cls.from_pretrained(
             origin, revision=revision, config=config, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except SafetensorError as error:
+        raise OptionError(f"the weights in {origin} are damaged ({error}): copy or download them again") from error
+    except RsedgeError:
+        raise
+    except Exception as error:  # a stranger's settings, and whatever the constructors raise at them
         reason = " ".join(str(error).split())[:300]
         raise OptionError(
             f"cannot start from {origin}: {reason}. Give a folder in Hugging Face layout with safetensors weights, "
             "or a hub id; without a network, set HF_HUB_OFFLINE=1 to use the cache"
         ) from error
-    except SafetensorError as error:
-        raise OptionError(f"the weights in {origin} are damaged ({error}): copy or download them again") from error
     if missing := sorted(report["missing_keys"]):
         raise OptionError(
             f"{origin} lacks {len(missing)} weights of {cls.__name__} ({', '.join(missing[:3])}, …): it is another "
             "kind of model"
         )
     return model.float()
+
+
+def _check_size(cls: Any, config: Any, origin: str) -> None:
+    """Refuse a folder whose configuration asks for more weights than its files can hold: all would be made first.
+
+    Raises:
+        OptionError: It does.
+    """
+    if not Path(origin).is_dir():
+        return
+    with torch.device("meta"):
+        empty = cls(config)
+    empty.tie_weights()
+    wanted = sum(tensor.numel() for tensor in empty.parameters())
+    stored = sum(file.stat().st_size for file in Path(origin).glob("*.safetensors"))
+    if wanted > stored:  # each takes a byte at least
+        raise OptionError(
+            f"cannot start from {origin}: its configuration asks for {wanted} weights, and its files have {stored} "
+            "bytes: it is another model's, or files are missing"
+        )
 
 
 def check_source(source: str | Path, revision: str | None = None) -> None:
@@ -94,9 +117,15 @@ def check_source(source: str | Path, revision: str | None = None) -> None:
 
 
 def config_type(source: str, revision: str | None = None) -> str:
-    """``model_type`` in the configuration of a folder or hub id."""
+    """``model_type`` in the configuration of a folder or hub id.
+
+    Raises:
+        OptionError: The folder's configuration cannot be used.
+    """
     from transformers import PretrainedConfig
 
+    if problems := file_problems(Path(source) / CONFIG):
+        raise OptionError(f"cannot open {source}: {'; '.join(problems)}")
     values, _ = PretrainedConfig.get_config_dict(source, revision=revision)
     return str(values.get("model_type"))
 

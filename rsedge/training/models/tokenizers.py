@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rsedge.errors import OptionError
+from rsedge.errors import OptionError, RsedgeError
 from rsedge.texts import first_line
+from rsedge.tokenizerfile import no_panic
 
 if TYPE_CHECKING:
     from rsedge.datasets.examples import CaptionData
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 FROM_CAPTIONS = "captions"
 """The value of ``model.tokenizer`` that asks for a learnt vocabulary."""
 
+_PROBE = "Two boats, parked in a harbour."
 _BERT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 _BLIP = ["[DEC]", "[ENC]"]
 _CLIP = ["<|startoftext|>", "<|endoftext|>"]
@@ -39,14 +41,19 @@ def open_tokenizer(source: str | Path, *, revision: str | None = None) -> Any:
 
     try:
         check_source(source, revision)
-        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+        with no_panic(ValueError):
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+            tokenizer.decode(tokenizer(_PROBE).input_ids)
+    except RsedgeError:
+        raise
+    except Exception as error:  # a stranger's files, and whatever transformers and tokenizers raise at them
         reason = first_line(error)
         raise OptionError(
             f"there is no tokenizer in {source} ({reason}): give a folder or a hub id that has one in "
             f"model.tokenizer, or "
             f"'{FROM_CAPTIONS}' to learn one"
         ) from error
+    return tokenizer
 
 
 def learn_wordpiece(captions: Iterable[str], size: int) -> Any:
