@@ -68,9 +68,11 @@ def guard_process() -> None:
     """Clean Python's own messages, warnings and the tracebacks of threads, with :func:`shown`.
 
     Messages of GDAL's own threads are discarded unless ``CPL_LOG`` names a file: GDAL prints them, addresses included,
-    on standard error itself. Important errors are raised as exceptions.
+    on standard error itself. Important errors are raised as exceptions. PROJ fetches no grid, whatever a coordinate
+    reference system asks for.
     """
     os.environ.setdefault("CPL_LOG", os.devnull)
+    os.environ["PROJ_NETWORK"] = "OFF"
     formatted = warnings.formatwarning
 
     def format_warning(*args: Any, **options: Any) -> str:

@@ -96,3 +96,9 @@ def test_debug_shows_where(monkeypatch, capsys, error, code):
 def test_an_unknown_command_is_a_usage_error(capsys):
     assert run(["captoin"]) == 2
     assert "captoin" in capsys.readouterr().err
+
+
+def test_proj_fetches_no_grid():
+    code = "import os; from rsedge.cli.main import main\ntry: main(['--version'])\nfinally: print(os.environ[NAME])"
+    done = python("-c", code.replace("NAME", "'PROJ_NETWORK'"), PROJ_NETWORK="ON")
+    assert done.stdout.split()[-1] == "OFF"
