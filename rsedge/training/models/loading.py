@@ -81,13 +81,14 @@ def _check_size(cls: Any, config: Any, origin: str) -> None:
     Raises:
         OptionError: It does.
     """
-    if not Path(origin).is_dir():
+    files = list(Path(origin).glob("*.safetensors")) if Path(origin).is_dir() else []
+    if not files:  # a hub id, or a folder without weights, which transformers names
         return
     with torch.device("meta"):
         empty = cls(config)
     empty.tie_weights()
     wanted = sum(tensor.numel() for tensor in empty.parameters())
-    stored = sum(file.stat().st_size for file in Path(origin).glob("*.safetensors"))
+    stored = sum(file.stat().st_size for file in files)
     if wanted > stored:  # each takes a byte at least
         raise OptionError(
             f"cannot start from {origin}: its configuration asks for {wanted} weights, and its files have {stored} "
