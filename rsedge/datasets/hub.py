@@ -7,6 +7,7 @@ splits, since that is what the library calls the whole of a set.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -92,32 +93,58 @@ def _check_data_files(folder: Path, source: str) -> None:
         OptionError: The card is damaged, or names a file that is not below the folder.
     """
     import yaml
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK  # the library's own, so that both see the same head
 
-    card = folder / "README.md"
+    for card in (folder / "README.md", folder / ".huggingface.yaml"):
+        try:
+            if not card.exists():
+                continue
+            text = _text_of(card, source)
+            if card.suffix == ".md":
+                text = match[2] if (match := REGEX_YAML_BLOCK.search(text)) else ""
+            stated = yaml.safe_load(text)
+        except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+            raise OptionError(f"{source}: {card} cannot be read: {error}") from error
+        _check_names(stated.get("configs") if isinstance(stated, dict) else None, card, source)
+
+
+def _check_saved(folder: Path, source: str) -> None:
+    """Refuse a saved set whose parts lie elsewhere, as :func:`_check_data_files`."""
+    places = [folder]
     try:
-        if not card.is_file():
-            return
-        with card.open("rb") as file:
-            text = file.read(_LARGEST_CARD + 1)
-        head = re.match(rb"\s*---\s*\n(.*?)\n---", text, re.DOTALL)
-        stated = yaml.safe_load(head[1]) if head else None
-    except (OSError, yaml.YAMLError, RecursionError) as error:
-        raise OptionError(f"{source}: {card} cannot be read: {error}") from error
-    if len(text) > _LARGEST_CARD:
-        raise OptionError(f"{source}: {card} has more than {_LARGEST_CARD} bytes: shorten it")
-    waiting: list[Any] = [stated.get("configs")] if isinstance(stated, dict) else []
-    named: list[str] = []
+        if (whole := folder / "dataset_dict.json").is_file():
+            splits = json.loads(_text_of(whole, source))["splits"]
+            _check_names(splits, whole, source)
+            places = [folder / split for split in splits]
+        for state in (place / "state.json" for place in places):
+            if state.exists():
+                _check_names(json.loads(_text_of(state, source))["_data_files"], state, source)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise OptionError(f"{source} cannot be loaded: {error}") from error
+
+
+def _text_of(file: Path, source: str) -> str:
+    if not file.is_file():
+        raise OptionError(f"{source}: {file} is no file")
+    with file.open("rb") as opened:
+        data = opened.read(_LARGEST_CARD + 1)
+    if len(data) > _LARGEST_CARD:
+        raise OptionError(f"{source}: {file} has more than {_LARGEST_CARD} bytes: shorten it")
+    return data.decode("utf-8-sig")
+
+
+def _check_names(stated: Any, card: Path, source: str) -> None:
+    waiting = [stated]
     while waiting:
         entry = waiting.pop()
         if isinstance(entry, dict):
             waiting += entry.values()
         elif isinstance(entry, list):
             waiting += entry
-        elif isinstance(entry, str):
-            named.append(entry)
-    for name in named:
-        if "://" in name or "::" in name or name.startswith(("/", "~", "\\")) or ".." in re.split(r"[/\\]", name):
-            raise OptionError(f"{source}: {card} names {name!r}, which is not below the folder: name files of the set")
+        elif isinstance(entry, str) and (
+            "://" in entry or "::" in entry or entry.startswith(("/", "~", "\\")) or ".." in re.split(r"[/\\]", entry)
+        ):
+            raise OptionError(f"{source}: {card} names {entry!r}, which is not below the folder: name files of the set")
 
 
 def read_saved(source: str, folder: Path) -> CaptionSet:
@@ -127,6 +154,7 @@ def read_saved(source: str, folder: Path) -> CaptionSet:
         OptionError: As :func:`read_hub`.
     """
     library = _library(source)
+    _check_saved(folder, source)
     try:
         loaded = library.load_from_disk(str(folder))
     except Exception as error:  # as above

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
@@ -149,3 +150,34 @@ def test_a_card_may_name_files_of_its_folder(tmp_path: Path):
     (folder / "part.csv").write_text("image,caption\nx.png,a field\n")
     (folder / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: '*.csv'\n---\n# Mine\n")
     hub._check_data_files(folder, "hf:mine")
+
+
+@pytest.mark.parametrize("file", ["README.md", ".huggingface.yaml"])
+@pytest.mark.parametrize(
+    "shape",
+    ["---\n{}\n---\n", "---\r{}\r---\n", "\u00a0---\n{}\n---\n", "\ufeff---\n{}\n---\n", "---\n---b: 1\n{}\n---\n"],
+)
+def test_a_card_hides_no_data_elsewhere(tmp_path: Path, monkeypatch, file: str, shape: str):
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("the library was asked"))
+    (folder := tmp_path / "mine").mkdir()
+    configs = f"configs: [{{config_name: default, data_files: {str(tmp_path / 'a.csv')!r}}}]"
+    text = shape.format(configs) if file == "README.md" else f"{configs}\n"
+    (folder / file).write_bytes(text.encode())
+    with pytest.raises(OptionError, match="which is not below the folder"):
+        hub.read_hub(f"hf:{folder}")
+
+
+def test_a_saved_set_names_no_parts_elsewhere(tmp_path: Path):
+    rows(["a.png"], text=["a secret"]).save_to_disk(tmp_path / "outside")
+    part = next((tmp_path / "outside").glob("*.arrow"))
+    for name in (str(part), f"../outside/{part.name}"):
+        folder = tmp_path / f"mine{len(name)}"
+        rows(["b.png"], text=["x"]).save_to_disk(folder)
+        state = json.loads((folder / "state.json").read_bytes())
+        (folder / "state.json").write_text(json.dumps({**state, "_data_files": [{"filename": name}]}))
+        with pytest.raises(OptionError, match="which is not below the folder"):
+            load_examples([folder])
+    (folder := tmp_path / "dict").mkdir()
+    (folder / "dataset_dict.json").write_text('{"splits": ["../outside"]}')
+    with pytest.raises(OptionError, match="which is not below the folder"):
+        load_examples([folder])
