@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 PREFIX = "hf:"
 _LARGEST_CARD = 2**20  # bytes
+# The head of a card, as huggingface_hub finds it: both must see the same.
+_HEAD = re.compile(r"^(\s*---(?:\r\n|\r|\n))([\S\s]*?)((?:\r\n|\r|\n)---[ \t]*(\r\n|\n|$))")
 _ID = re.compile(r"hf:(?P<path>[^@]+?)(?::(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?")
 
 
@@ -93,7 +95,6 @@ def _check_data_files(folder: Path, source: str) -> None:
         OptionError: The card is damaged, or names a file that is not below the folder.
     """
     import yaml
-    from huggingface_hub.repocard import REGEX_YAML_BLOCK  # the library's own, so that both see the same head
 
     for card in (folder / "README.md", folder / ".huggingface.yaml"):
         try:
@@ -101,7 +102,7 @@ def _check_data_files(folder: Path, source: str) -> None:
                 continue
             text = _text_of(card, source)
             if card.suffix == ".md":
-                text = match[2] if (match := REGEX_YAML_BLOCK.search(text)) else ""
+                text = match[2] if (match := _HEAD.search(text)) else ""
             stated = yaml.safe_load(text)
         except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
             raise OptionError(f"{source}: {card} cannot be read: {error}") from error
