@@ -224,8 +224,9 @@ def run(
         output: Path, whose suffix names the format, or ``-``.
         top: Classes a record names, the most probable first.
         raster: GeoTIFF of the one scene's classes, a pixel per tile; see
-        :func:`~rsedge.runtime.outputs.rasters.tile_cells`. beside: What else to make of the same records: a report, a
-        contact sheet, a style. format: Format, where the suffix does not name it.
+            :func:`~rsedge.runtime.outputs.rasters.tile_cells`.
+        beside: What else to make of the same records: a report, a contact sheet, a style.
+        format: Format, where the suffix does not name it.
         overwrite: Replace outputs, or a journal of another run.
         settings: What else decides the embeddings (the device), as JSON values: a journal with others is refused.
         progress: Called at the start and after each segment.

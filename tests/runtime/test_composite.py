@@ -11,6 +11,7 @@ from rasterio.enums import Resampling
 from rasterio.transform import from_origin
 from rasterio.windows import Window
 
+from rsedge import Scene
 from rsedge.errors import SceneError
 from rsedge.runtime.scenes.access import LOCAL
 from rsedge.runtime.scenes.composite import Composite, Grid, PlacedBand
@@ -124,3 +125,30 @@ def test_files_that_do_not_fit(tmp_path):
             Composite([BandFile(path=str(each)) for each in (path, path, third)], None, LOCAL)
     with pytest.raises(SceneError, match="no band 2"):
         Composite([BandFile(path=str(path)), BandFile(path=str(path), band=2), BandFile(path=str(path))], None, LOCAL)
+
+
+@pytest.mark.parametrize("place", ["inside", "beside"])
+def test_the_mask_of_a_file_is_that_of_all(tmp_path, place):
+    on = grid(600000, 5100000, 10, 40, 30)
+    paths = [write(tmp_path / f"{band}.tif", on, seed=number) for number, band in enumerate(("B04", "B03", "B02"))]
+    mask = np.full((30, 40), 255, np.uint8)
+    mask[:, :10] = 0
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=place == "inside"), rasterio.open(paths[1], "r+") as dataset:
+        dataset.write_mask(mask)
+    assert (tmp_path / "B03.tif.msk").exists() == (place == "beside")
+    scene = Scene.open(tmp_path)
+    with scene.reader() as reader:
+        assert np.array_equal(reader.read(0, 0, 30, 40)[1], mask == 0)
+    if place == "beside":
+        assert str(tmp_path / "B03.tif.msk") in scene.files
+        with Scene.open(tmp_path, resolution=20).reader() as reader:
+            assert np.array_equal(reader.read(0, 0, 15, 20)[1], mask[::2, ::2] == 0)
+
+
+def test_a_mask_beside_a_file_that_is_not_used_is_named(tmp_path):
+    on = grid(600000, 5100000, 10, 40, 30)
+    for band in ("B04", "B03", "B02"):
+        write(tmp_path / f"{band}.tif", on)
+    (tmp_path / "B02.tif.msk").write_text("<VRTDataset/>")
+    [warning] = [each for each in Scene.open(tmp_path).warnings if "mask" in each]
+    assert "B02.tif.msk is not used as a mask" in warning

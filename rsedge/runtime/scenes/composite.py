@@ -24,7 +24,7 @@ from rasterio.windows import Window
 from rsedge.errors import SceneError
 from rsedge.runtime.scenes import remote
 from rsedge.runtime.scenes.gdal import open_dataset
-from rsedge.runtime.scenes.sidecars import place_beside
+from rsedge.runtime.scenes.sidecars import mask_beside, place_beside
 
 if TYPE_CHECKING:
     from rasterio.transform import Affine
@@ -136,6 +136,7 @@ class Composite:
 
     Attributes:
         notes: Which bands are resampled, one clause each.
+        doubts: Masks beside the files that are not used, one line each.
         crs, transform, width, height, count, indexes, dtypes, nodatavals, scales, offsets, block_shapes, driver, files,
             descriptions, colorinterp, mask_flag_enums: As of a rasterio dataset; blocks and driver of the first file.
     """
@@ -185,8 +186,21 @@ class Composite:
             self.driver, self.name = opened[0].driver, names[0]
             self.files = [name for dataset in opened for name in dataset.files]
             self._overviews = [dataset.overviews(index + 1) for dataset, index in at]
-            masked = [MaskFlags.per_dataset in dataset.mask_flag_enums[index] for dataset, index in at]
-            self._masked = next((band for band, has in zip(self._bands, masked, strict=True) if has), None)
+            # The mask of the first file that has one: inside it, or beside it.
+            self._masked: PlacedBand | None = None
+            self._mask_file: tuple[BandFile, Any, Grid] | None = None
+            doubts = []
+            for band, dataset, part, own in zip(self._bands, opened, parts, grids, strict=True):
+                beside, doubt = mask_beside(part.path, dataset, access)
+                doubts += [doubt] if doubt else []
+                if self._masked is None and MaskFlags.per_dataset in dataset.mask_flag_enums[part.band - 1]:
+                    self._masked = band
+                elif self._masked is None and beside is not None:
+                    mask = stack.enter_context(open_dataset(beside.path, access))
+                    self._mask_file = beside, mask, own
+                    self._masked = PlacedBand(mask, beside.band, own, self.grid, beside.path)
+                    self.files.append(beside.path)
+            self.doubts = tuple(doubts)
             flags = [MaskFlags.per_dataset] if self._masked else [MaskFlags.all_valid]
             self.mask_flag_enums = (flags,) * 3
             self.notes = tuple(
@@ -246,6 +260,9 @@ class Composite:
             )
         self._bands = [PlacedBand(dataset, band.band, grid, grid, band.name) for band, dataset in opened.items()]
         self._masked = None  # the mask of a warped file is that of its no-data values
+        if self._mask_file is not None:
+            file, mask, own = self._mask_file
+            self._masked = PlacedBand(mask, file.band, own, grid, file.path)
         self.grid = grid
         return self
 
@@ -267,7 +284,8 @@ class Composite:
         """The mask of the first file that has one, uint8 [h, w], 0 without data."""
         out = np.full((int(window.height), int(window.width)), 255, np.uint8)
         if self._masked is not None:
-            self._masked.read(window, out, outside=0, resampling=Resampling.nearest, mask=True)
+            inside = self._mask_file is None
+            self._masked.read(window, out, outside=0, resampling=Resampling.nearest, mask=inside)
         return out
 
     def close(self) -> None:

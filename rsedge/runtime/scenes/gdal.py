@@ -37,11 +37,10 @@ SETTINGS = {
     "GDAL_PAM_ENABLED": "NO",
     "GDAL_VRT_ENABLE_PYTHON": "NO",
     "GDAL_VRT_ENABLE_RAWRASTERBAND": "NO",
-    "CPL_VSIL_CURL_ALLOWED_FILENAME": "none",  # nothing at all is fetched, whatever asks for it
 }
-"""GDAL's configuration while local rasters are opened and read."""
-
-_NO_NETWORK = frozenset({"CPL_VSIL_CURL_ALLOWED_FILENAME"})
+"""GDAL's configuration while rasters are opened and read."""
+# Nothing at all is fetched, whatever asks for it.
+_NO_NETWORK = {"CPL_VSIL_CURL_ALLOWED_FILENAME": "none"}
 _WARNING_FILTERS = threading.Lock()
 _SHOWN = 200  # characters of a name
 _NETWORK_NAME = re.compile(
@@ -69,10 +68,7 @@ class OwnVrt(str):
 
 def settings(access: Access = LOCAL) -> dict[str, str]:
     """GDAL's configuration for what may be touched; for ``rasterio.Env``, which holds for the thread that enters it."""
-    if not access.remote:
-        return SETTINGS
-    fetching = {name: value for name, value in SETTINGS.items() if name not in _NO_NETWORK}
-    return {**fetching, **remote.gdal_options()}
+    return {**SETTINGS, **(remote.gdal_options() if access.remote else _NO_NETWORK)}
 
 
 def open_dataset(target: str, access: Access = LOCAL, *, overview: int | None = None) -> Any:

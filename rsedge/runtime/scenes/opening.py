@@ -195,7 +195,8 @@ def _of_product(product: Product, options: SceneOptions) -> Scene:
     with Composite(bands, product.extent, options.access) as together:
         scene = _describe(product.source, bands[0].path, together, options, product)
         reason = "; ".join([scene.bands_reason, *together.notes])
-    return replace(scene, bands_reason=reason, parts=bands, extent=product.extent)
+        warnings = (*scene.warnings, *together.doubts)
+    return replace(scene, bands_reason=reason, parts=bands, extent=product.extent, warnings=warnings)
 
 
 def _resolve(source: str) -> str:
@@ -237,7 +238,8 @@ def _describe(
     ]
     nodata = tuple(value if value is not None and _fits(value, dtype) else None for value in declared)
     grid, resampled = _resample(Grid.of(dataset), options, source)
-    mask_file, doubt = mask_beside(target, dataset, options.access) if product is None else (None, None)
+    composite = isinstance(dataset, Composite)  # which has the masks of its files
+    mask_file, doubt = (None, None) if composite else mask_beside(target, dataset, options.access)
     mask_band = None if mask_file else _mask_band(dataset, choice.indexes)
     facts = known_facts(source, dataset, choice, product)
     rendering, why, doubts = choose_rendering(
@@ -273,7 +275,7 @@ def _describe(
         warnings=(
             *_georeference_warnings(source, dataset, grid),
             *((doubt,) if doubt else ()),
-            *unread_sidecars(target),
+            *(warning for part in dict.fromkeys(parts) for warning in unread_sidecars(part)),
             *(product.warnings if product else ()),
             *doubts,
         ),
