@@ -2,14 +2,14 @@
 
 A bundle is a directory ``NAME.rsedge`` with ``manifest.json``, ONNX graphs, ``tokenizer.json``, ``stac-item.json`` and
 ``README.md``. The manifest vouches for each graph and the tokenizer by size and SHA-256. :func:`read_bundle` trusts
-nothing else, and :func:`write_bundle` shows readers the whole bundle or none of it. Only the standard library is
-needed.
+nothing else, and :func:`write_bundle` shows readers the whole bundle or none of it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import hashlib
 import json
 import os
@@ -44,30 +44,10 @@ from rsedge.onnxfile import external_locations
 from rsedge.tokenizerfile import tokenizer_problems
 
 __all__ = [
-    "FORMAT_VERSION",
-    "MANIFEST",
-    "SUFFIX",
-    "Bundle",
-    "DType",
-    "DecoderSpec",
-    "EmbeddingSpec",
-    "Family",
-    "FileRef",
-    "GenerationDefaults",
-    "Graph",
-    "ImageSpec",
-    "Manifest",
-    "Precision",
-    "Provenance",
-    "TensorSpec",
-    "TokenSpec",
-    "cache_dir",
-    "describe_file",
-    "describe_graph",
-    "read_bundle",
-    "sha256_of",
-    "write_bundle",
-]
+    "FORMAT_VERSION", "MANIFEST", "SUFFIX", "Bundle", "DType", "DecoderSpec", "EmbeddingSpec", "Family", "FileRef",
+    "GenerationDefaults", "Graph", "ImageSpec", "Manifest", "Precision", "Provenance", "TensorSpec", "TokenSpec",
+    "cache_dir", "describe_file", "describe_graph", "read_bundle", "sha256_of", "write_bundle",
+]  # fmt: skip
 
 SUFFIX = ".rsedge"
 MANIFEST = "manifest.json"
@@ -79,18 +59,13 @@ _CHECKS = 1  # raised with every check of contents that is added, so that no old
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A bundle whose files have been checked.
-
-    Attributes:
-        path: The bundle directory, absolute.
-        manifest: What it says of itself.
-        hash: SHA-256 of the manifest's bytes, hexadecimal; since the manifest holds the hash of every file, it
-            names the model exactly.
-    """
+    """A bundle whose files have been checked."""
 
     path: Path
+    """The bundle directory, absolute."""
     manifest: Manifest
     hash: str
+    """SHA-256 of the manifest's bytes, hexadecimal: it holds the hash of every file, so it names the model exactly."""
 
     @property
     def hash12(self) -> str:
@@ -135,12 +110,9 @@ def describe_graph(
     root: Path, file: str, *, opset: int, inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]
 ) -> Graph:
     """The manifest entry of the ONNX file ``root / file``; its external data files are found in the file itself."""
-    ref = describe_file(root, file)
     external = sorted(beside(file, location) for location in external_locations(root / file))
     return Graph(
-        file=ref.file,
-        sha256=ref.sha256,
-        size=ref.size,
+        **dataclasses.asdict(describe_file(root, file)),
         opset=opset,
         inputs=tuple(inputs),
         outputs=tuple(outputs),
@@ -160,16 +132,16 @@ def cache_dir() -> Path:
 def read_bundle(path: str | Path) -> Bundle:
     """The bundle at ``path``, every file of it checked.
 
-    A file is hashed once and then trusted while its size, modification time and inode stay as they were; what was
-    checked is remembered in :func:`cache_dir`, where that can be written.
+    A file is hashed once and then trusted while its size, modification time and inode stay the same; the results are
+    kept in :func:`cache_dir`, where that can be written.
 
     Raises:
         BundleError: Listing everything wrong at once: no bundle there, a manifest of another format version or with
             impossible fields, files missing, cut short, altered or outside the bundle, external data not listed, a
             graph or tokenizer that rsedge could not have written.
 
-    Hard links are read like other files: package managers make them, and a link cannot be told from a file. It can only
-    lead to what the manifest has the hash of, and nothing is ever written through it.
+    Hard links are read like other files: package managers make them. They can only lead to what the manifest has the
+    hash of, and nothing is ever written through them.
     """
     path = Path(path)
     if not path.is_dir() or not (path / MANIFEST).is_file():
@@ -221,21 +193,17 @@ def _check_files(root: Path, manifest: Manifest, digest: str, known: Verified) -
         for graph in manifest.graphs.values():
             if not damaged & {ref.file for ref in graph.files}:
                 problems.update(dict.fromkeys(graph_problems(root, graph)))
-        tokenizer = manifest.tokenizer
-        if tokenizer is not None and tokenizer.file not in damaged:
-            problems.update(dict.fromkeys(_check_tokenizer(root, tokenizer)))
+        if (tokens := manifest.tokenizer) is None or tokens.file in damaged:
+            pass
+        elif tokens.size > jsonvalues.MOST_BYTES:
+            limit = f"at most {jsonvalues.MOST_BYTES} are read: do not use this bundle"
+            problems[f"{tokens.file} has {tokens.size} bytes, {limit}"] = None
+        else:
+            for problem in tokenizer_problems((root / tokens.file).read_bytes()):
+                problems[f"{tokens.file} {problem}: do not use this bundle, export again"] = None
     if not problems:
         verified[_CONTENTS] = contents
     return verified, list(problems)
-
-
-def _check_tokenizer(root: Path, ref: FileRef) -> list[str]:
-    if ref.size > jsonvalues.MOST_BYTES:
-        return [f"{ref.file} has {ref.size} bytes, at most {jsonvalues.MOST_BYTES} are read: do not use this bundle"]
-    return [
-        f"{ref.file} {problem}: do not use this bundle, export again"
-        for problem in tokenizer_problems((root / ref.file).read_bytes())
-    ]
 
 
 def _check_file(root: Path, ref: FileRef, known: Verified, verified: Verified) -> str:
@@ -267,10 +235,8 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-# What was verified: one small JSON file per bundle directory, so that two bundles never write the same one.
-
-
 def _verified_file(root: Path) -> Path:
+    """What was verified: one small JSON file per bundle directory, so that two bundles never write the same one."""
     return cache_dir() / "verified" / f"{hashlib.sha256(os.fsencode(root)).hexdigest()[:32]}.json"
 
 
@@ -338,14 +304,17 @@ def write_bundle(target: str | Path, build: Callable[[Path], Manifest], *, overw
         _, problems = _check_files(draft, manifest, digest, {})
         if problems:
             raise BundleError("\n".join(["the bundle to be written is not sound:", *problems]))
-        draft.chmod(0o777 & ~_umask())  # mkdtemp makes it private
-        _sync(draft)
+        os.umask(mask := os.umask(0))  # the only portable way to read it is to set it
+        draft.chmod(0o777 & ~mask)  # mkdtemp makes it private
+        for folder, _, files in os.walk(draft):
+            for name in (*files, ""):
+                _sync(Path(folder, name))
         _check_target(target, overwrite)  # the build may have taken minutes
         _put_in_place(draft, target)
     finally:
         # After an exchange this is the old bundle, after a plain rename it is gone, after a failure it is the draft.
         shutil.rmtree(draft, ignore_errors=True)
-    _sync_one(target.parent)
+    _sync(target.parent)
     return Bundle(path=target, manifest=manifest, hash=digest)
 
 
@@ -354,18 +323,14 @@ def _check_target(target: Path, overwrite: bool) -> None:
         raise OutputError(f"the folder {target.parent} does not exist: create it first")
     if not target.exists():
         return
-    if not _is_bundle(target):
+    try:
+        values = json.loads((target / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        values = None
+    if not isinstance(values, dict) or not {"format_version", "graphs"} <= values.keys():
         raise OutputError(f"{target} exists and is not a bundle: rsedge will not replace it; choose another name")
     if not overwrite:
         raise OutputError(f"{target} exists already: choose another name, or allow overwriting with --overwrite")
-
-
-def _is_bundle(path: Path) -> bool:
-    try:
-        values = json.loads((path / MANIFEST).read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(values, dict) and "format_version" in values and "graphs" in values
 
 
 def _put_in_place(draft: Path, target: Path) -> None:
@@ -397,20 +362,7 @@ def _exchange(first: Path, second: Path) -> bool:
     return bool(renameat2(at_fdcwd, os.fsencode(first), at_fdcwd, os.fsencode(second), exchange) == 0)
 
 
-def _umask() -> int:
-    mask = os.umask(0)  # the only portable way to read it is to set it
-    os.umask(mask)
-    return mask
-
-
-def _sync(root: Path) -> None:
-    for folder, _, files in os.walk(root):
-        for name in files:
-            _sync_one(Path(folder, name))
-        _sync_one(Path(folder))
-
-
-def _sync_one(path: Path) -> None:
+def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

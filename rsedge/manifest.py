@@ -11,13 +11,13 @@ import dataclasses
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
 from rsedge import jsonvalues
 from rsedge.errors import BundleError
-from rsedge.generation import GenerationDefaults as GenerationDefaults  # noqa: TC001 - from_json reads the hints
 
 FORMAT_VERSION = 1
 
@@ -43,29 +43,29 @@ _LARGEST_CACHE = 1 << 30  # numbers per image and row; BLIP large has 50 million
 _LARGEST_IMAGE = 4096
 _MOST_TOKENS = 1 << 22
 _LARGEST_NUMBER = 1e6
+MAX_BEAMS = 64
+_MOST_NEW_TOKENS = 1 << 17  # no decoder has as many positions
+_DEFAULT_NEW_TOKENS = 20  # what transformers generates where nothing else is said
 
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
-
-
-def _require(*checks: tuple[bool, str]) -> None:
-    """Raise one BundleError that holds the message of every check that is false."""
-    problems = [message for holds, message in checks if not holds]
-    if problems:
-        raise BundleError("; ".join(problems))
-
-
-def _is_sha256(text: str) -> bool:
-    return re.fullmatch(r"[0-9a-f]{64}", text) is not None
-
-
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 # Letters that mean themselves on every system, and to every loader: ONNX Runtime takes external data in a file called
 # "*/_ORT_MEM_ADDR_/*" from an address of memory.
 _CONFINED = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 
 
-def _is_confined(file: str) -> bool:
-    """Whether ``file`` is a plain relative path in canonical form, the same file on every system."""
-    return len(file) <= _LONGEST_NAME and _CONFINED.fullmatch(file) is not None
+def _require(*checks: tuple[object, str]) -> None:
+    """Raise one BundleError that holds the message of every check that is false."""
+    if problems := [message for holds, message in checks if not holds]:
+        raise BundleError("; ".join(problems))
+
+
+def _version(value: object) -> tuple[bool, str]:
+    """A check that this rsedge reads the format, for :func:`_require`."""
+    return type(value) is int and value == FORMAT_VERSION, (
+        f"format_version is {json.dumps(value)[:80]}, this rsedge reads {FORMAT_VERSION}: "
+        "export the checkpoint again with this rsedge, or install the rsedge that wrote the bundle"
+    )
 
 
 def _count(name: str, value: int, most: int) -> tuple[bool, str]:
@@ -101,11 +101,14 @@ class FileRef:
     def __post_init__(self) -> None:
         _require(
             (
-                _is_confined(self.file),
+                len(self.file) <= _LONGEST_NAME and _CONFINED.fullmatch(self.file),
                 f"file {self.file[:_LONGEST_NAME]!r} must be a plain relative path inside the bundle: up to "
                 f"{_LONGEST_NAME} letters, digits, '.', '_', '-' and '/'",
             ),
-            (_is_sha256(self.sha256), f"sha256 of {self.file!r} must be 64 lower-case hex digits, got {self.sha256!r}"),
+            (
+                _SHA256.fullmatch(self.sha256),
+                f"sha256 of {self.file!r} must be 64 lower-case hex digits, got {self.sha256!r}",
+            ),
             _count(f"size of {self.file!r}", self.size, _LARGEST_FILE),
         )
 
@@ -120,7 +123,7 @@ class TensorSpec:
 
     def __post_init__(self) -> None:
         _require(
-            (bool(self.name), "a tensor needs a name"),
+            (self.name, "a tensor needs a name"),
             _short("a tensor's name", self.name),
             (len(self.shape) <= 8, f"shape of {self.name!r} must have at most 8 axes, got {len(self.shape)}"),
             _short(f"dimensions of {self.name!r}", *(size for size in self.shape if isinstance(size, str))),
@@ -166,7 +169,7 @@ class Graph:
                 max(len(names), len(self.external_data)) <= _MOST_TENSORS,
                 f"{self.file!r} must have at most {_MOST_TENSORS} inputs, outputs and files",
             ),
-            (bool(self.inputs and self.outputs), f"{self.file!r} needs at least one input and one output"),
+            (self.inputs and self.outputs, f"{self.file!r} needs at least one input and one output"),
             (len(set(names)) == len(names), f"{self.file!r} names a tensor twice: {names}"),
         )
 
@@ -230,6 +233,81 @@ class TokenSpec:
                 for name, value in (("bos", self.bos), ("eos", self.eos), ("pad", self.pad))
             ),
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationDefaults:
+    """Decoding settings used where the caller gives none; each means what it means to ``transformers.generate``.
+
+    Attributes:
+        max_new_tokens, min_new_tokens: Counted without the start token, the end token included.
+        num_beams: Hypotheses kept per image; 1 is greedy search, or sampling with ``do_sample``.
+        length_penalty: Exponent of the length a beam's score is divided by.
+        early_stopping: ``True`` ends when ``num_beams`` captions are complete, ``False`` when a better one is
+            unlikely, ``"never"`` when none can come.
+        repetition_penalty: Above 1 makes tokens already present less likely; 1 does nothing.
+        no_repeat_ngram_size: No n-gram of this size occurs twice; 0 does nothing.
+        do_sample: Draw each token from the filtered distribution instead of searching.
+        temperature, top_k, top_p: The filter, applied in this order; ``top_k`` 0 and ``top_p`` 1 keep every token.
+    """
+
+    max_new_tokens: int
+    min_new_tokens: int = 0
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if problems := self.problems():
+            raise BundleError("; ".join(problems))
+
+    @staticmethod
+    def from_transformers(config: Mapping[str, Any], *, positions: int) -> GenerationDefaults:
+        """What ``generation_config.json`` says; there lengths count the start token, and sampling without a ``top_k``
+        keeps 50 tokens.
+
+        Args:
+            config: The file's object, empty where there is none.
+            positions: What the decoder has; no caption is longer.
+
+        Raises:
+            BundleError: Values that no caption can have.
+            TypeError: Values of the wrong kind.
+        """
+        names = ("num_beams", "length_penalty", "early_stopping", "repetition_penalty", "no_repeat_ngram_size")
+        given = {name: config[name] for name in names if config.get(name) is not None}
+        if config.get("do_sample"):
+            sampling = ("do_sample", "temperature", "top_k", "top_p")
+            given = {name: value for name, value in given.items() if name != "num_beams"}
+            given |= {"top_k": 50} | {name: config[name] for name in sampling if config.get(name) is not None}
+        longest = config.get("max_new_tokens") or (config.get("max_length") or _DEFAULT_NEW_TOKENS + 1) - 1
+        shortest = config.get("min_new_tokens") or max((config.get("min_length") or 1) - 1, 0)
+        return GenerationDefaults(max_new_tokens=min(longest, positions), min_new_tokens=shortest, **given)
+
+    def problems(self) -> list[str]:
+        """Every value that is not accepted, as a sentence."""
+        longest = self.max_new_tokens
+        checks = (
+            ("num_beams", 1 <= self.num_beams <= MAX_BEAMS, f"1 (greedy) to {MAX_BEAMS}"),
+            ("max_new_tokens", 1 <= longest <= _MOST_NEW_TOKENS, f"1 to {_MOST_NEW_TOKENS}"),
+            ("min_new_tokens", 0 <= self.min_new_tokens <= longest, f"0 to max_new_tokens ({longest})"),
+            ("early_stopping", self.early_stopping in (True, False, "never"), "True, False or 'never'"),
+            ("length_penalty", math.isfinite(self.length_penalty), "a finite number"),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "a finite number above 0"),
+            ("no_repeat_ngram_size", self.no_repeat_ngram_size >= 0, "0 (off) or more"),
+            ("temperature", 1e-3 <= self.temperature < math.inf, "a finite number, 0.001 or more"),
+            ("top_k", self.top_k >= 0, "0 (off) or more"),
+            ("top_p", 0 < self.top_p <= 1, "a share above 0 and at most 1"),
+        )
+        return [
+            f"{name} is {getattr(self, name)!r}, expected {accepted}" for name, holds, accepted in checks if not holds
+        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -320,13 +398,13 @@ class Provenance:
 
     def __post_init__(self) -> None:
         _require(
-            (bool(self.source), "provenance needs a source"),
+            (self.source, "provenance needs a source"),
             _short("provenance.source", self.source, most=_LONGEST_TEXT),
             _short("provenance.source_revision", self.source_revision or ""),
             _short("provenance.versions", *self.versions, *self.versions.values()),
             (len(self.versions) <= 100, f"provenance must name at most 100 versions, got {len(self.versions)}"),
             (len(self.exported_at) <= 100, "exported_at must be RFC 3339, at most 100 characters"),
-            (_is_sha256(self.source_sha256), f"source_sha256 must be 64 hex digits, got {self.source_sha256!r}"),
+            (_SHA256.fullmatch(self.source_sha256), f"source_sha256 must be 64 hex digits, got {self.source_sha256!r}"),
             (_is_rfc3339(self.exported_at), f"exported_at must be RFC 3339 with an offset, got {self.exported_at!r}"),
         )
 
@@ -370,13 +448,14 @@ class Manifest:
 
     def __post_init__(self) -> None:
         needed = ("tokens", "generation", "decoder", "tokenizer") if self.family in _CAPTIONERS else ("embedding",)
+        seen: dict[str, FileRef] = {}
         _require(
-            (_version_known(self.format_version), _version_message(self.format_version)),
+            _version(self.format_version),
             (
-                re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name) is not None,
+                re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name),
                 f"name must be 1 to 100 letters, digits, '.', '_' or '-', got {self.name!r}",
             ),
-            (bool(self.graphs), "graphs must not be empty"),
+            (self.graphs, "graphs must not be empty"),
             (len(self.graphs) <= _MOST_GRAPHS, f"graphs must be at most {_MOST_GRAPHS}, got {len(self.graphs)}"),
             (
                 all(re.fullmatch(r"[a-z][a-z0-9_]{0,49}", role) for role in self.graphs),
@@ -389,21 +468,17 @@ class Manifest:
                 or (self.tokenizer is not None and self.embedding.context_length is not None),
                 "a text graph needs a tokenizer and an embedding.context_length",
             ),
-            *self._one_hash_per_file(),
+            *(
+                (seen.setdefault(ref.file, ref) == ref, f"{ref.file!r} is listed with two different hashes or sizes")
+                for ref in self.files
+            ),
         )
-
-    def _one_hash_per_file(self) -> list[tuple[bool, str]]:
-        seen: dict[str, FileRef] = {}
-        return [
-            (seen.setdefault(ref.file, ref) == ref, f"{ref.file!r} is listed with two different hashes or sizes")
-            for ref in self.files
-        ]
 
     @property
     def files(self) -> tuple[FileRef, ...]:
         """Every file the manifest vouches for."""
-        graphs = tuple(ref for graph in self.graphs.values() for ref in graph.files)
-        return graphs if self.tokenizer is None else (*graphs, self.tokenizer)
+        graphs = (ref for graph in self.graphs.values() for ref in graph.files)
+        return (*graphs, *([self.tokenizer] if self.tokenizer else ()))
 
     def to_json(self) -> bytes:
         """The bytes of ``manifest.json``: UTF-8, indented, fields in declaration order, a newline at the end."""
@@ -426,22 +501,9 @@ class Manifest:
         if not isinstance(values, dict):
             raise BundleError("manifest.json must hold a JSON object")
         # Another version may differ in anything: its fields are not worth a complaint each.
-        version = values.get("format_version")
-        if not _version_known(version):
-            raise BundleError(_version_message(version))
+        _require(_version(values.get("format_version")))
         problems: list[str] = []
         manifest = jsonvalues.build(cls, values, "", problems.append)
         if manifest is None or problems:
             raise BundleError("\n".join(problems))
         return manifest
-
-
-def _version_known(version: object) -> bool:
-    return type(version) is int and version == FORMAT_VERSION
-
-
-def _version_message(version: object) -> str:
-    return (
-        f"format_version is {json.dumps(version)[:80]}, this rsedge reads {FORMAT_VERSION}: "
-        "export the checkpoint again with this rsedge, or install the rsedge that wrote the bundle"
-    )
