@@ -22,7 +22,7 @@ from pathlib import Path
 
 from rsedge import jsonvalues
 from rsedge.errors import BundleError, OptionError, OutputError
-from rsedge.graphcheck import beside, graph_problems
+from rsedge.graphcheck import beside, external_locations, graph_problems
 from rsedge.manifest import (
     FORMAT_VERSION,
     DecoderSpec,
@@ -40,7 +40,6 @@ from rsedge.manifest import (
     TokenSpec,
 )
 from rsedge.manifest import MOST_BYTES as MOST_MANIFEST_BYTES
-from rsedge.onnxfile import external_locations
 from rsedge.tokenizerfile import tokenizer_problems
 
 __all__ = [

@@ -33,7 +33,7 @@ from rsedge.bundle import (
     write_bundle,
 )
 from rsedge.errors import BundleError, OptionError, OutputError
-from rsedge.onnxfile import external_locations
+from rsedge.graphcheck import external_locations
 
 TOKENIZER = '{"model": {"type": "WordPiece", "vocab": {"a": 0}}}'
 

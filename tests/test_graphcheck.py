@@ -16,8 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 import rsedge
 from rsedge.bundle import Graph, TensorSpec, describe_graph, read_bundle
 from rsedge.errors import BundleError
-from rsedge.graphcheck import OPERATORS, graph_problems
-from rsedge.onnxfile import read_model
+from rsedge.graphcheck import OPERATORS, graph_problems, read_model
 
 BUILTIN = Path(rsedge.__file__).parent / "builtin"
 
@@ -299,7 +298,7 @@ def test_a_stretch_of_a_file_is_no_weight_of_a_thousand_tensors(tmp_path: Path):
 
 
 def test_fields_without_end_are_not_walked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("rsedge.onnxfile._MOST_FIELDS", 100)
+    monkeypatch.setattr("rsedge.graphcheck._MOST_FIELDS", 100)
     attribute = helper.make_attribute("ints", list(range(300)))
     node = NODE("MatMul", ["x", "w"], ["y"])
     node.attribute.append(attribute)
