@@ -72,7 +72,7 @@ def run_transformers(count: int) -> dict:
 
 def run_rsedge(precision: str, count: int) -> dict:
     from rsedge import Captioner
-    from rsedge.clock import CACHES, ENCODE, STEPS, StageClock
+    from rsedge.host import CACHES, ENCODE, STEPS, StageClock
 
     clock = StageClock()
     captioner = Captioner.load(common.bundle(precision), device="cpu", batch_size=BATCH, clock=clock)

@@ -48,7 +48,7 @@ def make(path: Path, name: str) -> Path:
     from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
     from rsedge.bundle import ImageSpec
-    from rsedge.preprocessor import write_image_spec
+    from rsedge.checkpointfiles import write_image_spec
     from rsedge.training.models.tokenizers import learn_clip_bpe
 
     kind, vision, text, dim = MODELS[name]

@@ -53,7 +53,7 @@ def captions(bundle: Path) -> TileCaptions:
 def measure_rounds(bundle: Path, side: int, rounds: int) -> dict[str, Any]:
     """Rounds of the model alone and the pipeline, over a scene of ``side`` × ``side`` px, a multiple of ``TILE``."""
     from rsedge import Scene
-    from rsedge.images import stack_images
+    from rsedge.pixels import stack_images
     from rsedge.runtime.run.pipeline import SEGMENT_TILES, run
     from rsedge.runtime.scenes.readahead import read_tiles
     from rsedge.runtime.scenes.tiles import TileGrid
@@ -179,7 +179,7 @@ def flatness(memory: Sequence[tuple[int, float]]) -> dict[str, Any]:
 def model_worker(bundle: Path, name: Path) -> None:
     """Caption the segment that a line names from memory, and tell how long that took."""
     from rsedge import Scene
-    from rsedge.images import stack_images
+    from rsedge.pixels import stack_images
     from rsedge.runtime.run.run import Models
     from rsedge.runtime.run.sources import SEGMENT_TILES, SceneTiles, TileOptions
 

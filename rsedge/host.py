@@ -1,10 +1,16 @@
-"""Cores and memory of this machine, and the memory of this process; None for what the system does not tell."""
+"""What a run has and takes: cores and memory of this machine, memory of this process, time of its stages.
+
+Sizes are None where the system does not tell them.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from contextlib import suppress
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 # psutil is imported at first use: counting cores, which every engine does, needs none of it. Without /proc it raises.
@@ -65,3 +71,45 @@ def load() -> float | None:
 
         return round(float(psutil.getloadavg()[0]), 2)
     return None
+
+
+WAIT, ENCODE, STEPS, CACHES, WRITE = "wait for tiles", "encode", "decode steps", "caches", "write"
+"""Stages of a tile. Where the encoder runs beside the decoder, as on CUDA, ``ENCODE`` is the time spent waiting."""
+
+
+class Clock:
+    """A clock that does nothing: ``with clock(ENCODE): …`` runs the block."""
+
+    def __call__(self, stage: str) -> AbstractContextManager[None]:  # noqa: ARG002 - StageClock uses it
+        """Return a context manager for a block of ``stage``."""
+        return nullcontext()
+
+
+NO_CLOCK = Clock()
+
+
+class StageClock(Clock):
+    """Time by stage, of one thread."""
+
+    seconds: Counter[str]
+    """Stage → time spent in it."""
+    calls: Counter[str]
+    """Stage → how often it was entered."""
+
+    def __init__(self) -> None:
+        self.seconds, self.calls = Counter(), Counter()
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Add the time of the block to ``stage``."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - begin  # type: ignore[assignment]  # Counter[str] is of int
+            self.calls[stage] += 1
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.seconds.clear()
+        self.calls.clear()

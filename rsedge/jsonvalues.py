@@ -1,17 +1,22 @@
-"""JSON objects → frozen dataclasses, led by their annotations, so that there is no second list of fields to forget.
+"""JSON of strangers: bounded before memory is taken, and built into frozen dataclasses led by their annotations.
 
-Files come from strangers, so :func:`parse` and :func:`read_object` bound what a file may hold before memory is taken.
+:func:`parse` and :func:`read_object` read a whole file, and :func:`build` makes a dataclass of it, so that there is no
+second list of fields to forget. ``json.loads`` needs up to 50 bytes of memory for one byte of text, so
+:func:`parse_json` reads no more than 2 MiB, and :func:`json_members` reads a collection of items, which may have
+64 MiB, item by item.
 """
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import dataclasses
 import difflib
 import json
 import math
+import re
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -23,8 +28,17 @@ MOST_BYTES = 64 << 20
 """Largest JSON file that is read: a tokenizer of 256,000 tokens takes 35 MB."""
 MOST_VALUES = 4_000_000
 """Most values in one file; parsed, they take about 300 MB."""
+LARGEST = MOST_BYTES
+"""Bytes that a document read item by item may have."""
 _DEEPEST = 32
 _LONGEST_NUMBER = 40
+
+_MOST_ELEMENTS = 10_000  # of the list that is read item by item
+_MOST_STREAMED = 2_500_000  # lists, objects and commas of the document, as many as 2,200 items of Sentinel-2 have
+_WINDOWS = (2**16, 2**21)  # bytes that are parsed at once; nearly every value fits the first
+_MOST_MEMBERS = 1000
+_BLANK = re.compile(rb"[ \t\r\n]*")
+_BOM = b"\xef\xbb\xbf"
 
 _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
 
@@ -71,11 +85,6 @@ def _convert(hint: Any, value: Any, where: str, report: Callable[[str], None]) -
     return None
 
 
-def _meant(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
 def build(cls: type[T], values: dict[str, Any], where: str, report: Callable[[str], None]) -> T | None:
     """A ``cls`` from a JSON object, or None after at least one report.
 
@@ -90,9 +99,10 @@ def build(cls: type[T], values: dict[str, Any], where: str, report: Callable[[st
     trouble: list[str] = []
     hints = get_type_hints(cls)
     fields = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    trouble += [
-        f"{prefix}{name} is not a field rsedge knows{_meant(name, fields)}" for name in values if name not in fields
-    ]
+    for name in values:
+        if name not in fields:
+            meant = "".join(f"; did you mean {near}?" for near in difflib.get_close_matches(name, fields, n=1))
+            trouble.append(f"{prefix}{name} is not a field rsedge knows{meant}")
     trouble += [
         f"{prefix}{name} is missing"
         for name, item in fields.items()
@@ -187,3 +197,117 @@ def read_object(path: Path, report: Callable[[str], None], remedy: str) -> dict[
         report(f"{path.name} must hold a JSON object: {remedy}")
         return None
     return values
+
+
+def parse_json(data: str | bytes) -> Any:
+    """Return the value of a small document.
+
+    Raises:
+        ValueError: It is no JSON, is nested too deeply, or has more than 2 MiB.
+    """
+    reader = _Reader(data)
+    reader.skip()
+    value = reader.value()
+    if reader.skip():
+        raise reader.error("Extra data")
+    return value
+
+
+def json_members(data: str | bytes, streamed: str) -> Iterator[tuple[str, Any]]:
+    """Yield the members of the object in a document: names and values, in order.
+
+    Args:
+        data: The document, UTF-8.
+        streamed: Name of a member that may be a long list: each of its elements is yielded alone, under this name.
+
+    Raises:
+        ValueError: The document is no JSON object, a value in it is nested too deeply or has more than 2 MiB, or there
+            are too many bytes, values, members or elements.
+    """
+    if len(data) > LARGEST:
+        raise ValueError(f"it has {len(data)} bytes, and at most {LARGEST} are read")
+    reader = _Reader(data)
+    if (values := sum(map(reader.data.count, (b"[", b"{", b",")))) > _MOST_STREAMED:
+        raise ValueError(f"it has about {values} values, and at most {_MOST_STREAMED} are read")
+    if reader.skip() != b"{":
+        reader.value()  # says what is wrong where it is no JSON
+        raise ValueError("it is no JSON object")
+    kept = 0
+    for count, _ in enumerate(reader.entries(b"}")):
+        name = reader.value()
+        if not isinstance(name, str):
+            raise reader.error("Expecting property name enclosed in double quotes")
+        if reader.skip() != b":":
+            raise reader.error("Expecting ':' delimiter")
+        reader.at += 1
+        start = reader.at
+        if reader.skip() == b"[" and name == streamed:
+            for number, _ in enumerate(reader.entries(b"]")):
+                if number == _MOST_ELEMENTS:
+                    raise ValueError(f"{name} has more than {_MOST_ELEMENTS} elements")
+                yield name, reader.value()
+        else:
+            value = reader.value()
+            kept += reader.at - start
+            if kept > _WINDOWS[-1] or count == _MOST_MEMBERS:
+                raise ValueError(f"what it holds beside {streamed} has more than {_WINDOWS[-1]} bytes, or is too much")
+            yield name, value
+    if reader.skip():
+        raise reader.error("Extra data")
+
+
+class _Reader:
+    """A document and where in it one is."""
+
+    def __init__(self, data: str | bytes) -> None:
+        data = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
+        self.data = data
+        self.at = len(_BOM) if data.startswith(_BOM) else 0
+
+    def skip(self) -> bytes:
+        """Go to the next byte that is no blank, and return it; empty at the end."""
+        self.at = _BLANK.match(self.data, self.at).end()  # type: ignore[union-attr]  # it matches nothing too
+        return self.data[self.at : self.at + 1]
+
+    def entries(self, close: bytes) -> Iterator[None]:
+        """Stop before each entry of the list or object that begins here; the caller reads the entry."""
+        self.at += 1
+        if self.skip() == close:
+            self.at += 1
+            return
+        while True:
+            yield
+            found = self.skip()
+            if found not in (b",", close) or not found:
+                raise self.error("Expecting ',' delimiter")
+            self.at += 1
+            if found == close:
+                return
+            self.skip()
+
+    def value(self) -> Any:
+        """Read the value that begins here."""
+        for size in _WINDOWS:
+            piece = self.data[self.at : self.at + size]
+            last = self.at + size >= len(self.data)
+            try:
+                # Not final where the piece may end within a letter.
+                text = codecs.getincrementaldecoder("utf-8")().decode(piece, final=last)
+                value, end = json.JSONDecoder().raw_decode(text)
+            except json.JSONDecodeError as error:
+                if last:
+                    self.at += len(text[: error.pos].encode())
+                    raise self.error(error.msg) from error
+                continue
+            except RecursionError as error:
+                raise ValueError("it is nested too deeply") from error
+            if end + 2 < len(text) or last:  # else a number may go on, as 1.5 does in 1.5e+3
+                self.at += end if text.isascii() else len(text[:end].encode())
+                return value
+        raise self.error(f"a value has more than {_WINDOWS[-1]} bytes")
+
+    def error(self, message: str) -> ValueError:
+        """What is wrong here."""
+        line = self.data.count(b"\n", 0, self.at) + 1
+        column = self.at - self.data.rfind(b"\n", 0, self.at)
+        return ValueError(f"{message}: line {line} column {column}")

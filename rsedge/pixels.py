@@ -1,19 +1,23 @@
-"""Pixel code shared by training and runtime: reflectance to 8-bit, and resizing. NumPy and Pillow only.
+"""Pixels into models and embeddings out of them, alike in training, evaluation and runtime. NumPy and Pillow only.
 
-A model must see at run time what it saw in training, so both worlds call these functions and nothing else.
+A model must see at run time what it saw in training, so all of them call these functions and nothing else.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from rsedge.errors import OptionError
+from rsedge.errors import BundleError, OptionError
+
+if TYPE_CHECKING:
+    from rsedge.bundle import Bundle
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -28,16 +32,14 @@ class ReflectanceRule:
     With the defaults this is how ESA renders the true-colour image of an L2A product without an offset
     (measured on one: within 1 grey level wherever the TCI is neither resampled across saturation nor clipped).
 
-    Attributes:
-        boa_offset: Added to every DN first: -1000 for processing baseline 04.00 and later, else 0.
-        full_scale: DN, after the offset, that becomes 255: 2500 is a reflectance of 0.25.
-
     Raises:
         OptionError: ``boa_offset`` is positive, or ``full_scale`` is not.
     """
 
     boa_offset: int = 0
+    """Added to every DN first: -1000 for processing baseline 04.00 and later, else 0."""
     full_scale: int = 2500
+    """DN, after the offset, that becomes 255: 2500 is a reflectance of 0.25."""
 
     def __post_init__(self) -> None:
         if not -_DN_VALUES < self.boa_offset <= 0:
@@ -100,3 +102,69 @@ def resize(image: UInt8, size: int, resample: str = "bicubic") -> UInt8:
     if image.shape[:2] == (size, size):
         return image
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling[resample.upper()]))
+
+
+def fitting_images(images: npt.NDArray[Any], size: int, resample: str) -> UInt8:
+    """``images`` [B, H, W, 3] as uint8 [B, size, size, 3].
+
+    Raises:
+        OptionError: Images of another shape or type.
+    """
+    images = np.asarray(images)
+    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
+        raise OptionError(
+            f"images are {images.dtype} {list(images.shape)}, expected uint8 [B, H, W, 3]; "
+            "for one image pass image[None]"
+        )
+    if 0 in images.shape[1:3]:
+        raise OptionError(f"images are {images.shape[1]} x {images.shape[2]} pixels: there is nothing to see")
+    if images.shape[1:3] == (size, size):
+        return images
+    resized = [resize(image, size, resample) for image in images]
+    return np.array(resized, np.uint8).reshape(len(images), size, size, 3)
+
+
+def stack_images(images: Sequence[UInt8]) -> UInt8:
+    """Images, uint8 [H, W, 3] of one size, as a contiguous batch uint8 [B, H, W, 3].
+
+    Tiles come plane after plane in memory; ``np.stack`` would keep them so.
+    """
+    batch = np.empty((len(images), *images[0].shape), np.uint8)
+    for into, image in zip(batch, images, strict=True):
+        for channel in range(3):  # several times as fast as all at once
+            into[..., channel] = image[..., channel]
+    return batch
+
+
+def check_image_spec(bundle: Bundle) -> None:
+    """Refuse a bundle made for pixels this runtime does not make.
+
+    Raises:
+        BundleError: Other bands, or another reflectance rule.
+    """
+    image = bundle.manifest.image
+    rule, known = image.reflectance.get("full_scale"), ReflectanceRule().full_scale
+    if image.bands != ("red", "green", "blue"):
+        raise BundleError(f"{bundle.path} sees the bands {', '.join(image.bands)}; this rsedge reads red, green, blue")
+    if rule not in (None, known):
+        raise BundleError(f"{bundle.path} was made for reflectance with full scale {rule}; this rsedge uses {known}")
+
+
+def unit_rows(vectors: npt.NDArray[np.floating[Any]], what: str) -> npt.NDArray[np.float32]:
+    """Each row over its length, float32.
+
+    Args:
+        vectors: Float [N, D].
+        what: What they are embeddings of, for the message.
+
+    Raises:
+        OptionError: A row is zero or not finite: no direction, hence no similarity.
+    """
+    values = np.asarray(vectors, np.float64)
+    length = np.linalg.norm(values, axis=-1, keepdims=True)
+    if bad := np.flatnonzero(~(np.isfinite(length) & (length > 0))).tolist():
+        raise OptionError(
+            f"{len(bad)} of {len(values)} {what} embeddings are zero or not finite, the first is number {bad[0]}: "
+            "the model is broken, or overflows in this precision"
+        )
+    return np.asarray(values / length, np.float32)

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from transformers import GPT2Tokenizer
 
+from rsedge.checkpointfiles import write_image_spec
 from rsedge.manifest import ImageSpec
-from rsedge.preprocessor import write_image_spec
 from rsedge.training.models.clipcap_model import ClipCapConfig, ClipCapModel
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -11,7 +11,7 @@ import torch
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
 from rsedge.bundle import ImageSpec
-from rsedge.preprocessor import write_image_spec
+from rsedge.checkpointfiles import write_image_spec
 from rsedge.training.models.tokenizers import learn_clip_bpe
 
 CAPTIONS = (

@@ -313,7 +313,7 @@ def open_scenes(names: Sequence[str], outputs: Iterable[Path | str | None] = (),
 
 def standard_input(names: Sequence[str]) -> str | None:
     """Read standard input if ``names`` contains ``-``, else return None."""
-    from rsedge.jsontext import LARGEST
+    from rsedge.jsonvalues import LARGEST
 
     return sys.stdin.read(LARGEST + 1) if "-" in names else None
 

@@ -49,8 +49,8 @@ def save_config(ctx: click.Context, output: Path, resolved: Mapping[str, Any]) -
 
 def _unsigned(value: Any) -> Any:
     """Return a text, a path or a tuple of them without credentials, and any other value unchanged."""
-    from rsedge.redaction import redact
     from rsedge.runtime.scenes.remote import is_remote, unsigned
+    from rsedge.texts import redact
 
     if isinstance(value, (tuple, list)):
         return tuple(map(_unsigned, value))

@@ -14,8 +14,7 @@ from typing import Any
 
 import click
 
-from rsedge.redaction import redact
-from rsedge.texts import plain
+from rsedge.texts import plain, redact
 
 
 def say(text: str, *, err: bool = False, nl: bool = True) -> None:

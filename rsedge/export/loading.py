@@ -12,14 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rsedge.checkpointfiles import ADAPTER, file_problems, link_problems, setting_problems
+from rsedge.checkpointfiles import ADAPTER, file_problems, link_problems, read_image_spec, setting_problems
 from rsedge.errors import CheckpointError
 from rsedge.export.checkpoint import Checkpoint, ModelType, Settings
 from rsedge.export.models import blip, clip, clipcap
 from rsedge.export.vocabulary import vocabulary_ids
 from rsedge.export.weights import Weights, find_tensors, hash_files
 from rsedge.jsonvalues import read_object
-from rsedge.preprocessor import read_image_spec
 
 if TYPE_CHECKING:
     from rsedge.export.weights import Report, StoredTensor

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rsedge.errors import OptionError
 from rsedge.metrics.retrieval import TIE, lost_rows
-from rsedge.vectors import unit_rows
+from rsedge.pixels import unit_rows
 
 Floats = NDArray[np.floating[Any]]
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from rsedge.clock import CACHES, ENCODE, NO_CLOCK, STEPS, Clock
 from rsedge.errors import BundleError, OptionError
-from rsedge.images import check_image_spec, fitting_images
+from rsedge.host import CACHES, ENCODE, NO_CLOCK, STEPS, Clock
+from rsedge.pixels import check_image_spec, fitting_images
 from rsedge.runtime.decoding.decoder import REFILL, Decoder
 from rsedge.runtime.decoding.options import DecodingOptions, DecodingOverrides
 from rsedge.runtime.decoding.search import make_search

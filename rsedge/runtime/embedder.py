@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rsedge.clock import ENCODE, NO_CLOCK, Clock
 from rsedge.errors import BundleError, OptionError
-from rsedge.images import check_image_spec, fitting_images
+from rsedge.host import ENCODE, NO_CLOCK, Clock
+from rsedge.pixels import check_image_spec, fitting_images
 from rsedge.runtime.decoding.tokenizer import Tokenizer
 from rsedge.runtime.engines.choose import open_bundle
 from rsedge.runtime.engines.memory import smaller_batch

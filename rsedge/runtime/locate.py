@@ -18,7 +18,7 @@ import numpy as np
 from rasterio.errors import RasterioError
 
 from rsedge.errors import OptionError
-from rsedge.images import stack_images
+from rsedge.pixels import stack_images
 from rsedge.runtime.classify import TextImageEmbedder, need_scale, softmax
 from rsedge.runtime.outputs.rasters import Cells, write_heat
 from rsedge.runtime.run.run import Progress

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsedge.errors import OptionError
-from rsedge.vectors import unit_rows
+from rsedge.pixels import unit_rows
 
 Floats = NDArray[np.floating[Any]]
 

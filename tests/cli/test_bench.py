@@ -12,8 +12,8 @@ import pytest
 
 from rsedge import host
 from rsedge.cli.main import run
-from rsedge.clock import CACHES, ENCODE, STEPS, StageClock
 from rsedge.errors import OptionError, OutputError, SceneError
+from rsedge.host import CACHES, ENCODE, STEPS, StageClock
 from rsedge.runtime.captioner import Captioner, TileCaptions
 from rsedge.runtime.diagnostics.benchmark import BenchmarkReport, benchmark
 from rsedge.runtime.scenes.scene import Scene

@@ -26,9 +26,9 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from rsedge.checkpointfiles import read_image_spec
 from rsedge.cli.import_rsdix import command
 from rsedge.errors import OptionError, OutputError, RsedgeError
-from rsedge.preprocessor import read_image_spec
 from rsedge.training.models.clipcap_model import ClipCapModel
 from rsedge.training.models.tokenizers import learn_byte_bpe, learn_clip_bpe
 

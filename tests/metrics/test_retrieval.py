@@ -9,7 +9,7 @@ import pytest
 
 from rsedge.errors import OptionError
 from rsedge.metrics.retrieval import TIE, chance_retrieval, retrieval_scores
-from rsedge.vectors import unit_rows
+from rsedge.pixels import unit_rows
 
 
 def case(seed: int, images: int = 23, width: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

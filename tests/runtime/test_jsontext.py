@@ -8,8 +8,8 @@ import string
 
 import pytest
 
-from rsedge import jsontext
-from rsedge.jsontext import json_members, parse_json
+from rsedge import jsonvalues
+from rsedge.jsonvalues import json_members, parse_json
 from rsedge.runtime.scenes.products.stac import read_if_stac
 from tests.measured import measure
 
@@ -44,7 +44,7 @@ def test_values_are_those_of_json(document, options):
         assert parse_json(data) == document
 
 
-@pytest.mark.parametrize("size", [jsontext._WINDOWS[0] + extra for extra in (-2, -1, 0, 1, 2, 9)])
+@pytest.mark.parametrize("size", [jsonvalues._WINDOWS[0] + extra for extra in (-2, -1, 0, 1, 2, 9)])
 def test_a_number_is_whole_wherever_the_piece_ends(size):
     number = "1." + "0" * (size - 3) + "e"
     for text in (number + "1", number + "+1", number + "-25"):
@@ -54,7 +54,7 @@ def test_a_number_is_whole_wherever_the_piece_ends(size):
 
 @pytest.mark.parametrize("cut", [1, 2, 3])
 def test_a_letter_of_several_bytes_may_stand_where_the_piece_ends(cut):
-    text = "x" * (jsontext._WINDOWS[0] - 1 - cut) + "😀" + "y" * 9
+    text = "x" * (jsonvalues._WINDOWS[0] - 1 - cut) + "😀" + "y" * 9
     assert collected(json.dumps({"features": [text]}, ensure_ascii=False)) == {"features": [text]}
 
 
@@ -101,7 +101,7 @@ def test_limits(monkeypatch):
         collected('{"features": [' + ",".join(["[" + "0," * 399_999 + "0]"] * 8) + "]}")
     with pytest.raises(ValueError, match="more than 10000 elements"):
         collected('{"features": [' + "1," * 10_000 + "1]}")
-    monkeypatch.setattr(jsontext, "LARGEST", 10)
+    monkeypatch.setattr(jsonvalues, "LARGEST", 10)
     with pytest.raises(ValueError, match="it has 13 bytes, and at most 10 are read"):
         collected('{"a": "1234"}')
 

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from rsedge import host
 from rsedge.bundle import read_bundle
-from rsedge.clock import CACHES, ENCODE, STEPS, WAIT, WRITE, StageClock
 from rsedge.errors import OptionError, SceneError
-from rsedge.images import stack_images
+from rsedge.host import CACHES, ENCODE, STEPS, WAIT, WRITE, StageClock
+from rsedge.pixels import stack_images
 from rsedge.runtime.captioner import Captioner
 from rsedge.runtime.demo.scene import repeat_scene, write_scene
 from rsedge.runtime.diagnostics.benchmark_report import BatchRate, BenchmarkReport, Spread, Stage, this_machine

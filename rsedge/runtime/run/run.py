@@ -14,9 +14,9 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rsedge.clock import NO_CLOCK, WAIT, WRITE, Clock
 from rsedge.errors import OptionError, OutputError
-from rsedge.images import stack_images
+from rsedge.host import NO_CLOCK, WAIT, WRITE, Clock
+from rsedge.pixels import stack_images
 from rsedge.runtime.outputs.files import check_target
 from rsedge.runtime.outputs.records import EMBEDDING_TYPES, Caption, Embedding, EmbeddingType, TileRecord, TileResult
 from rsedge.runtime.run.journal import Journal

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, cast
 
 from rsedge.errors import OptionError, SceneError
-from rsedge.redaction import redact
 from rsedge.runtime.outputs.records import Status, TileRecord
 from rsedge.runtime.scenes.products.sentinel2 import printable
 from rsedge.runtime.scenes.readahead import ImageSize, TilePixels, read_tiles, resize_all
 from rsedge.runtime.scenes.scene import Scene
 from rsedge.runtime.scenes.tiles import Edge, TileGrid
+from rsedge.texts import redact
 
 if TYPE_CHECKING:
     from rsedge.pixels import UInt8

@@ -22,8 +22,7 @@ import numpy.typing as npt
 from rasterio.errors import RasterioError
 
 from rsedge.errors import OptionError
-from rsedge.images import stack_images
-from rsedge.pixels import UInt8, resize
+from rsedge.pixels import UInt8, resize, stack_images
 from rsedge.runtime.scenes.pieces import Lane, Pieces, cache_bytes, is_high
 
 if TYPE_CHECKING:

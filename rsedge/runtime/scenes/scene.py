@@ -21,7 +21,6 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from rsedge.errors import SceneError
-from rsedge.redaction import redact
 from rsedge.runtime.scenes import remote
 from rsedge.runtime.scenes.access import LOCAL, Access
 from rsedge.runtime.scenes.clouds import CloudReader
@@ -30,7 +29,7 @@ from rsedge.runtime.scenes.footprints import footprints
 from rsedge.runtime.scenes.gdal import open_dataset
 from rsedge.runtime.scenes.gdal import settings as gdal_settings
 from rsedge.runtime.scenes.rendering import FastRule
-from rsedge.texts import plain
+from rsedge.texts import plain, redact
 
 if TYPE_CHECKING:
     from rsedge.pixels import ReflectanceRule, UInt8

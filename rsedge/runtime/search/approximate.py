@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from rsedge.errors import BackendError, OptionError
-from rsedge.jsontext import parse_json
+from rsedge.jsonvalues import parse_json
 from rsedge.runtime.outputs.files import open_file
 
 if TYPE_CHECKING:

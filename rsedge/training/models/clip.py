@@ -13,9 +13,9 @@ from torch.func import functional_call
 from torch.nn.functional import normalize
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
+from rsedge.checkpointfiles import write_image_spec
 from rsedge.errors import BackendError, OptionError
 from rsedge.manifest import ImageSpec
-from rsedge.preprocessor import write_image_spec
 from rsedge.texts import first_line
 from rsedge.training.losses import ExponentialAverage, RsdixLoss
 from rsedge.training.models import tokenizers

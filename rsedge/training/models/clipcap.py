@@ -17,9 +17,9 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from rsedge.checkpointfiles import write_image_spec
 from rsedge.errors import OptionError
 from rsedge.manifest import ImageSpec
-from rsedge.preprocessor import write_image_spec
 from rsedge.runtime.decoding.options import DecodingOptions
 from rsedge.training.models import tokenizers
 from rsedge.training.models.clipcap_decode import generate

@@ -10,9 +10,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from rsedge.checkpointfiles import CONFIG, file_problems, source_problems
+from rsedge.checkpointfiles import CONFIG, file_problems, read_image_spec, source_problems
 from rsedge.errors import BackendError, OptionError, RsedgeError
-from rsedge.preprocessor import read_image_spec
 
 if TYPE_CHECKING:
     from rsedge.manifest import ImageSpec

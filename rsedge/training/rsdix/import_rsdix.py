@@ -19,9 +19,9 @@ from typing import Any, get_args
 from transformers import AutoTokenizer, GenerationConfig
 
 from rsedge.bundle import sha256_of
+from rsedge.checkpointfiles import write_image_spec
 from rsedge.errors import OptionError, OutputError, RsedgeError
 from rsedge.manifest import ImageSpec
-from rsedge.preprocessor import write_image_spec
 from rsedge.texts import first_line
 from rsedge.training.models.clipcap_decode import DEFAULTS
 from rsedge.training.models.clipcap_model import ClipCapModel

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rsedge.errors import SceneError
-from rsedge.jsontext import LARGEST, json_members
+from rsedge.jsonvalues import LARGEST, json_members
 from rsedge.runtime.scenes import remote
 from rsedge.runtime.scenes.access import LOCAL, Access
 from rsedge.runtime.scenes.products.product import BandFile, Product
