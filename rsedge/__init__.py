@@ -26,18 +26,9 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 __all__ = [
-    "Caption",
-    "Captioner",
-    "Classifier",
-    "Embedder",
-    "Index",
-    "Scene",
-    "TileRecord",
-    "__version__",
-    "benchmark",
-    "locate",
-    "open_scenes",
-]
+    "Caption", "Captioner", "Classifier", "Embedder", "Index", "Scene", "TileRecord", "__version__", "benchmark",
+    "locate", "open_scenes",
+]  # fmt: skip
 
 _HOMES = {
     "Caption": "rsedge.runtime.outputs.records",

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +58,18 @@ def file_problems(path: Path) -> list[str]:
         return [f"{path.name} is no file: save the checkpoint again"]
     if path.name == ADAPTER:
         return [f"{ADAPTER} makes it an adapter of another model: merge it into that model and save the whole"]
+    size = path.stat().st_size
     if path.suffix == ".safetensors":
-        return list(_header_problems(path))
-    if path.stat().st_size > jsonvalues.MOST_BYTES:
-        return [f"{path.name} has {path.stat().st_size} bytes, at most {jsonvalues.MOST_BYTES} are read"]
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+        if size >= 8 and length <= min(size - 8, MOST_HEADER_BYTES):
+            return []
+        return [
+            f"{path.name} is cut short or not a safetensors file: its header needs {length + 8} bytes, the file has "
+            f"{size}, and at most {MOST_HEADER_BYTES} are read; download it again or save the checkpoint again"
+        ]
+    if size > jsonvalues.MOST_BYTES:
+        return [f"{path.name} has {size} bytes, at most {jsonvalues.MOST_BYTES} are read"]
     if path.name == TOKENIZER:
         return [f"{path.name} {problem}: save a plain tokenizer" for problem in tokenizer_problems(path.read_bytes())]
     if path.name in VOCABULARIES:
@@ -127,47 +135,32 @@ def source_problems(source: str, find: Callable[[str], Path | None]) -> list[str
     return problems
 
 
-def _index_problems(values: dict[str, Any]) -> Iterator[str]:
+def _index_problems(values: dict[str, Any]) -> list[str]:
     places = values.get("weight_map")
     if not isinstance(places, dict):
-        yield f"{INDEX} has no weight_map: save the checkpoint again"
-        return
-    for name in sorted({str(place) for place in places.values()}):
-        if not SHARD.fullmatch(name):
-            yield (
-                f"{INDEX} names {name[:200]!r}, which is not a safetensors file of the folder itself: save the "
-                "checkpoint again"
-            )
-
-
-def _header_problems(path: Path) -> Iterator[str]:
-    with path.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-    size = path.stat().st_size
-    if size < 8 or length > min(size - 8, MOST_HEADER_BYTES):
-        yield (
-            f"{path.name} is cut short or not a safetensors file: its header needs {length + 8} bytes, the file has "
-            f"{size}, and at most {MOST_HEADER_BYTES} are read; download it again or save the checkpoint again"
-        )
+        return [f"{INDEX} has no weight_map: save the checkpoint again"]
+    wrong = [name for name in sorted({str(place) for place in places.values()}) if not SHARD.fullmatch(name)]
+    what = "which is not a safetensors file of the folder itself: save the checkpoint again"
+    return [f"{INDEX} names {name[:200]!r}, {what}" for name in wrong]
 
 
 def setting_problems(values: dict[str, Any]) -> list[str]:
     """What a ``config.json`` would make transformers do beyond building the model, each a sentence."""
-    return list(dict.fromkeys(_setting_problems(values)))
-
-
-def _setting_problems(values: dict[str, Any]) -> Iterator[str]:
+    found = []
     for name, value in values.items():
         if _LAYERS.fullmatch(name) and isinstance(value, int) and value > _MOST_LAYERS:  # each is made before a weight
-            yield f"{CONFIG} says that {name} is {value}, at most {_MOST_LAYERS} are read: save the checkpoint again"
+            limit = f"at most {_MOST_LAYERS} are read: save the checkpoint again"
+            found.append(f"{CONFIG} says that {name} is {value}, {limit}")
         if _IMPLEMENTATION.fullmatch(name):
             chosen = value.values() if isinstance(value, dict) else [value]
             if any("/" in str(one) for one in chosen):  # a repository of the hub, whose code is run
-                yield f"{CONFIG} asks for the kernel {str(value)[:200]!r}, which rsedge never runs: delete {name}"
+                kernel = f"{str(value)[:200]!r}, which rsedge never runs: delete {name}"
+                found.append(f"{CONFIG} asks for the kernel {kernel}")
         elif name == "quantization_config" and value is not None:
-            yield f"{CONFIG} says that its weights are quantized, which rsedge cannot read: save it dequantized"
+            found.append(f"{CONFIG} says that its weights are quantized, which rsedge cannot read: save it dequantized")
         elif isinstance(value, dict):
-            yield from _setting_problems(value)
+            found += setting_problems(value)
+    return list(dict.fromkeys(found))
 
 
 def read_image_spec(path: Path, report: Callable[[str], None]) -> ImageSpec | None:
@@ -177,12 +170,11 @@ def read_image_spec(path: Path, report: Callable[[str], None]) -> ImageSpec | No
         The settings without a reflectance rule, which no processor states; None after at least one report, each a
         sentence with its remedy.
     """
-    values: dict[str, Any] | None = None
-    if (path / "processor_config.json").is_file():
-        nested = jsonvalues.read_object(path / "processor_config.json", report, "save the processor again")
-        values = (nested or {}).get("image_processor")
-    name = "processor_config.json" if values is not None else "preprocessor_config.json"
+    name, values = "processor_config.json", None
+    if (path / name).is_file():
+        values = (jsonvalues.read_object(path / name, report, "save the processor again") or {}).get("image_processor")
     if values is None:
+        name = "preprocessor_config.json"
         if not (path / name).is_file():
             report(
                 "it has no image processor (preprocessor_config.json, or image_processor in processor_config.json): "

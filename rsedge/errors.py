@@ -1,18 +1,6 @@
 """Every error rsedge raises on purpose, as one tree; knows nothing of click.
 
-::
-
-    RsedgeError            exit code 1   something failed; the message says what and what to do next
-    ├── OptionError        exit code 2   a value the caller chose is not accepted
-    ├── SceneError                       a raster cannot be opened, or it is unclear what its RGB is
-    ├── BundleError                      a bundle is damaged, unsafe, or of another format version
-    ├── CheckpointError                  a checkpoint cannot be exported; lists every reason at once
-    ├── ParityError                      an exported graph strays from torch beyond its tolerance
-    ├── OutputError                      an output exists already, or cannot be written
-    ├── BackendError                     a device or backend was asked for and cannot be used
-    └── SandboxError                     confinement was asked for and cannot be had, or ended a run
-
-Messages name the value, what is accepted, and the next step. ``exit_code`` is what the command line ends with.
+Messages name the value, what is accepted, and the next step.
 """
 
 from __future__ import annotations
@@ -24,6 +12,7 @@ class RsedgeError(Exception):
     """Root of the tree. ``str(error)`` is the whole message for the user."""
 
     exit_code = 1
+    """What the command line ends with."""
 
 
 class OptionError(RsedgeError):
@@ -41,11 +30,8 @@ class BundleError(RsedgeError):
 
 
 class CheckpointError(RsedgeError):
-    """A checkpoint cannot be exported.
-
-    Args:
-        source: The checkpoint as the user named it.
-        problems: Every reason, each a full sentence with its remedy.
+    """The checkpoint ``source``, as the user named it, cannot be exported; each of ``problems`` is a full sentence with
+    its remedy.
     """
 
     def __init__(self, source: str, problems: Sequence[str]) -> None:

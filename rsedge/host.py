@@ -9,12 +9,12 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import Any, TypeVar
 
-# psutil is imported at first use: counting cores, which every engine does, needs none of it. Without /proc it raises.
-_UNTOLD = (ImportError, OSError, AttributeError)
+T = TypeVar("T")
 
 
 def usable_cores() -> int:
@@ -23,31 +23,28 @@ def usable_cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-def memory_total() -> int | None:
-    """Return the bytes of memory of this machine."""
-    with suppress(*_UNTOLD):
+def _told(measure: Callable[[Any], T]) -> T | None:
+    """What psutil measures; imported at first use, since counting cores, which every engine does, needs none of it."""
+    with suppress(ImportError, OSError, AttributeError):  # without /proc it raises
         import psutil
 
-        return int(psutil.virtual_memory().total)
+        return measure(psutil)
     return None
+
+
+def memory_total() -> int | None:
+    """Return the bytes of memory of this machine."""
+    return _told(lambda psutil: int(psutil.virtual_memory().total))
 
 
 def memory_available() -> int | None:
     """Return the bytes that programs can have, with what the system would give back from its file cache."""
-    with suppress(*_UNTOLD):
-        import psutil
-
-        return int(psutil.virtual_memory().available)
-    return None
+    return _told(lambda psutil: int(psutil.virtual_memory().available))
 
 
 def memory_now() -> int | None:
     """Return the resident memory of this process, bytes."""
-    with suppress(*_UNTOLD):
-        import psutil
-
-        return int(psutil.Process().memory_info().rss)
-    return None
+    return _told(lambda psutil: int(psutil.Process().memory_info().rss))
 
 
 def memory_peak() -> int | None:
@@ -66,11 +63,7 @@ def forget_memory_peak() -> None:
 
 def load() -> float | None:
     """Return the load of the last minute: above 0 where programs are at work."""
-    with suppress(*_UNTOLD):
-        import psutil
-
-        return round(float(psutil.getloadavg()[0]), 2)
-    return None
+    return _told(lambda psutil: round(float(psutil.getloadavg()[0]), 2))
 
 
 WAIT, ENCODE, STEPS, CACHES, WRITE = "wait for tiles", "encode", "decode steps", "caches", "write"

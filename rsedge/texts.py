@@ -80,8 +80,7 @@ def in_a_line(items: Iterable[Any], most: int = 5) -> str:
 
 def in_lines(items: Iterable[Any], most: int = 20) -> list[str]:
     """A line for each of the first items, and one for how many more there are, all indented."""
-    listed = [f"  {item}" for item in items]
-    return [*listed[:most], f"  and {len(listed) - most} more"] if len(listed) > most else listed
+    return [f"  {line}" for line in first_few([str(item) for item in items], most)]
 
 
 def escape_hidden(source: str) -> str:
@@ -89,11 +88,11 @@ def escape_hidden(source: str) -> str:
 
     Halves of surrogate pairs have no escape and become U+FFFD.
     """
-    return "\n".join(_HIDDEN.sub(_escape, line) for line in source.split("\n"))
 
+    def escape(match: re.Match[str]) -> str:
+        return "\N{REPLACEMENT CHARACTER}" if "\ud800" <= match[0] <= "\udfff" else f"\\U{ord(match[0]):08x}"
 
-def _escape(match: re.Match[str]) -> str:
-    return "\N{REPLACEMENT CHARACTER}" if "\ud800" <= match[0] <= "\udfff" else f"\\U{ord(match[0]):08x}"
+    return "\n".join(_HIDDEN.sub(escape, line) for line in source.split("\n"))
 
 
 HIDDEN = "***"
@@ -137,8 +136,12 @@ _SHORTEST = 8  # characters; shorter values stand in ordinary text by chance
 
 def redact(text: str) -> str:
     """``text`` with every credential that can be told replaced by ``***``."""
-    for secret in sorted({form for value in _secrets() for form in _forms(value)}, key=len, reverse=True):
-        text = text.replace(secret, HIDDEN)
+    forms: set[str] = set()
+    for secret in _secrets():  # as it is, and as it stands in URLs, in JSON and in what Python shows of an object
+        quoted = quote(secret, safe="", errors="surrogateescape")
+        forms |= {secret, quoted, json.dumps(secret)[1:-1], repr(secret)[1:-1]}
+    for form in sorted(forms, key=len, reverse=True):
+        text = text.replace(form, HIDDEN)
     for pattern, shown in _PATTERNS:
         text = pattern.sub(shown, text)
     return text
@@ -162,11 +165,3 @@ def _secrets() -> Iterator[str]:
             if "USERPWD" in upper:
                 found += [value.partition(":")[2], base64.b64encode(value.encode("utf-8", "replace")).decode("ascii")]
         yield from (secret for secret in found if len(secret) >= _SHORTEST)
-
-
-def _forms(secret: str) -> Iterator[str]:
-    """As it is, and as it stands in URLs, in JSON and in what Python shows of an object."""
-    yield secret
-    yield quote(secret, safe="", errors="surrogateescape")
-    yield json.dumps(secret)[1:-1]
-    yield repr(secret)[1:-1]

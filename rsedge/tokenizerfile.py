@@ -17,32 +17,18 @@ from rsedge import jsonvalues
 PUNCTUATION = "[" + "".join(f"\\{mark}" for mark in string.punctuation) + "]"
 """What SigLIP's tokenizer takes out of a text."""
 _CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-EXPRESSIONS = frozenset(
-    (
-        r"\s+",
-        r"\A\s+",
-        r"\s+\z",
-        r"[\s▁]+",
-        " {2,}",
-        PUNCTUATION,
-        _CLIP_WORDS,
-        rf"<\|startoftext\|>|<\|endoftext\|>|{_CLIP_WORDS}",
-    )
-)
+EXPRESSIONS = frozenset({
+    r"\s+", r"\A\s+", r"\s+\z", r"[\s▁]+", " {2,}", PUNCTUATION,
+    _CLIP_WORDS, rf"<\|startoftext\|>|<\|endoftext\|>|{_CLIP_WORDS}",
+})  # fmt: skip
 """Every regular expression a tokenizer may hold; each takes time in proportion to the text."""
 
 _PARTS = {"version", "truncation", "padding", "added_tokens", "model"}
 # Part → the name of its list in a Sequence, and the steps it may have.
 _STEPS = {
-    "normalizer": (
-        "normalizers",
-        {"BertNormalizer", "NFC", "NFKC", "Lowercase", "Strip", "Precompiled", "Replace"},
-    ),
+    "normalizer": ("normalizers", {"BertNormalizer", "NFC", "NFKC", "Lowercase", "Strip", "Precompiled", "Replace"}),
     "pre_tokenizer": ("pretokenizers", {"BertPreTokenizer", "ByteLevel", "Metaspace", "Split"}),
-    "post_processor": (
-        "processors",
-        {"BertProcessing", "ByteLevel", "RobertaProcessing", "TemplateProcessing"},
-    ),
+    "post_processor": ("processors", {"BertProcessing", "ByteLevel", "RobertaProcessing", "TemplateProcessing"}),
     "decoder": ("decoders", {"ByteLevel", "Fuse", "Metaspace", "Replace", "Strip", "WordPiece"}),
 }
 _MODELS = {"BPE", "Unigram", "WordPiece"}
@@ -113,27 +99,23 @@ def _step_problems(step: Any, known: set[str]) -> Iterator[str]:
     if charsmap is not None and not (isinstance(charsmap, str) and len(charsmap) <= _LONGEST_CHARSMAP):
         yield "a table of characters that is too large"
     if kind in ("Replace", "Split"):
-        yield from _pattern_problems(step)
+        pattern, content = step.get("pattern"), step.get("content", "")
+        if not isinstance(pattern, dict) or len(pattern) != 1:
+            yield "a pattern of an unknown kind"
+            return
+        ((sort, text),) = pattern.items()
+        if sort == "Regex" and text not in EXPRESSIONS:
+            yield f"the regular expression {str(text)[:80]!r}, which rsedge never writes"
+        elif sort not in ("Regex", "String") or not isinstance(text, str) or not 0 < len(text) <= 256:
+            yield f"the pattern {str(text)[:80]!r}"
+        elif not isinstance(content, str) or len(content) > (1 if sort == "Regex" else len(text)):
+            yield f"a replacement of {str(text)[:80]!r} by something longer, which can grow without end"
     if kind == "TemplateProcessing":
         for name in ("single", "pair"):
             pieces = step.get(name)
             texts = [piece for piece in pieces if "Sequence" in piece] if isinstance(pieces, list) else []
             if len(texts) > (2 if name == "pair" else 1):  # it would make ten texts of one
                 yield "a template that repeats the text"
-
-
-def _pattern_problems(step: dict[str, Any]) -> Iterator[str]:
-    pattern = step.get("pattern")
-    if not isinstance(pattern, dict) or len(pattern) != 1:
-        yield "a pattern of an unknown kind"
-        return
-    (kind, text), content = next(iter(pattern.items())), step.get("content", "")
-    if kind == "Regex" and text not in EXPRESSIONS:
-        yield f"the regular expression {str(text)[:80]!r}, which rsedge never writes"
-    elif kind not in ("Regex", "String") or not isinstance(text, str) or not 0 < len(text) <= 256:
-        yield f"the pattern {str(text)[:80]!r}"
-    elif not isinstance(content, str) or len(content) > (1 if kind == "Regex" else len(text)):
-        yield f"a replacement of {str(text)[:80]!r} by something longer, which can grow without end"
 
 
 def _plain(value: Any) -> Iterator[str]:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+from rsedge.datasets.examples import SPLIT_WORDS, split_named
 from rsedge.datasets.images import FileImage, decode
-from rsedge.datasets.records import CaptionSet, Record, caption_columns, captions_in, column
-from rsedge.datasets.splits import SPLIT_WORDS, split_named
+from rsedge.datasets.tables import CaptionSet, Record, caption_columns, captions_in, column
 from rsedge.errors import OptionError, SceneError
 
 if TYPE_CHECKING:

@@ -19,16 +19,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from rsedge import jsonvalues
 from rsedge.datasets import hub, tables
-from rsedge.datasets.examples import BadRecord
+from rsedge.datasets.examples import split_named
 from rsedge.datasets.images import SUFFIXES
-from rsedge.datasets.records import CaptionSet, Record, set_name
-from rsedge.datasets.splits import split_named
+from rsedge.datasets.tables import CaptionSet, Record
 from rsedge.errors import OptionError
 from rsedge.texts import in_a_line
 
@@ -37,19 +37,20 @@ ACCEPTED = (
     "a folder with metadata.jsonl, .csv or .parquet, a set saved by datasets, and hf:OWNER/NAME"
 )
 _IMAGE_FOLDER = re.compile(r"image|img|photo", re.IGNORECASE)
+# File names that say nothing about what is in the set: the folder's name is the better one.
+_GENERIC = {
+    "metadata", "captions", "annotations", "dataset", "data", "train", "training", "val", "valid", "validation", "dev",
+    "test", "testing", "index", "labels",
+}  # fmt: skip
 _NUMBERED_NAME = re.compile(r"(?P<label>.*[^\W\d_].*?)[ _-]?\d+")
 
 
-@dataclass(frozen=True, slots=True)
-class _Table:
-    """One table of a set."""
+class _Table(NamedTuple):
+    """One table of a set: its file, the folder of images that its names are relative to, its split."""
 
     path: Path
-    """The file."""
     prefix: str = ""
-    """Folder its file names are relative to, within the image folder."""
     split: str | None = None
-    """Of its records that state none."""
 
 
 def read_set(source: str) -> CaptionSet:
@@ -100,7 +101,13 @@ def read_classes(source: str) -> CaptionSet | None:
         records.append(Record(relative.as_posix(), relative.as_posix(), (), split, label or None))
     if all(record.split is None for record in records):
         records = [replace(record, split="test") for record in records]
-    return CaptionSet(source, set_name(path), path.resolve(), tuple(records), (path,))
+    return CaptionSet(source, _set_name(path), path.resolve(), tuple(records), (path,))
+
+
+def _set_name(path: Path) -> str:
+    """What a set read from ``path`` is called: its file or folder, or the folder around a file with a generic name."""
+    path = path.absolute()
+    return path.parent.name or path.stem if path.is_file() and path.stem.lower() in _GENERIC else path.stem
 
 
 def label_of(record: Record) -> str | None:
@@ -147,31 +154,28 @@ def _read_file(source: str, path: Path, images: Path | None) -> CaptionSet:
         values = jsonvalues.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise OptionError(f"{path} cannot be read as JSON: {error}") from error
-    name = set_name(path)
-    bad: list[BadRecord] = []
-
-    def report(where: str, reason: str) -> None:
-        bad.append(BadRecord(source, where, reason))
-
+    name = _set_name(path)
+    faults: tables.Faults = []
     if isinstance(values, list):
-        records = tables.records_of(tables.rows_of_list(values, report), source, report)
+        entries = [(f"entry {number}", entry) for number, entry in enumerate(values)]
+        faults += [(where, "it is no JSON object") for where, entry in entries if not isinstance(entry, dict)]
+        rows = [(where, entry) for where, entry in entries if isinstance(entry, dict)]
+        records = tables.records_of(rows, source, faults)
     elif isinstance(values, dict) and isinstance(values.get("images"), list) and "annotations" not in values:
-        records = tables.read_karpathy(values["images"], report)
+        records = tables.read_karpathy(values["images"], faults)
         stated = values.get("dataset")
         name = stated if isinstance(stated, str) and stated else name
     else:
         held = f"an object with {in_a_line(values, 8)}" if isinstance(values, dict) else "no list of images"
         raise OptionError(f"{source} is {held}: Karpathy JSON has images, each with its sentences; {ACCEPTED}")
-    return CaptionSet(source, name, path.resolve(), tuple(records), folders, tuple(bad))
+    return CaptionSet(source, name, path.resolve(), tuple(records), folders, faults)
 
 
 def _read_tables(source: str, path: Path, parts: Sequence[_Table], folders: tuple[Path, ...]) -> CaptionSet:
     records: list[Record] = []
-    bad: list[BadRecord] = []
+    faults: tables.Faults = []
     for part in parts:
-        found, unusable = tables.read_table(part.path, source)
-        bad += unusable
-        for record in found:
+        for record in tables.read_table(part.path, source, faults):
             name = part.prefix + record.name if isinstance(record.name, str) and record.name else record.name
             records.append(replace(record, name=name, split=record.split or part.split))
     if all(record.split is None for record in records):
@@ -179,7 +183,7 @@ def _read_tables(source: str, path: Path, parts: Sequence[_Table], folders: tupl
         within = [split_named(str(record.name).partition("/")[0]) for record in records]
         if any(within):
             records = [replace(record, split=split) for record, split in zip(records, within, strict=True)]
-    return CaptionSet(source, set_name(path), path.resolve(), tuple(records), folders, tuple(bad))
+    return CaptionSet(source, _set_name(path), path.resolve(), tuple(records), folders, faults)
 
 
 def _image_folders(folder: Path, images: Path | None) -> tuple[Path, ...]:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from rsedge.datasets import load_examples, load_labelled
-from rsedge.datasets.checks import _caption_faults
-from rsedge.datasets.records import Record, caption_columns
-from rsedge.datasets.splits import Splitter
+from rsedge.datasets.examples import Splitter
+from rsedge.datasets.layouts import _caption_faults
+from rsedge.datasets.tables import Record, caption_columns
 from rsedge.errors import OptionError
 from tests.conftest import shared_data
 from tests.datasets.builders import CAPTIONS, SPLITS, images, json_lines, karpathy, pixels, table

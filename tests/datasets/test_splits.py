@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsedge.datasets.splits import SPLIT_WORDS, Splitter, split_named, subset, uniform, wanted_splits
+from rsedge.datasets.examples import SPLIT_WORDS, Splitter, split_named, subset, uniform, wanted_splits
 from rsedge.errors import OptionError
 
 KEYS = [f"set/{number}.jpg" for number in range(20_000)]
