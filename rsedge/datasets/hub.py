@@ -32,21 +32,16 @@ _ID = re.compile(r"hf:(?P<path>[^@]+?)(?::(?P<config>[\w.-]+))?(?:@(?P<revision>
 
 @dataclass(frozen=True, slots=True)
 class RowImage:
-    """The image in a row of a ``datasets`` set, as an :class:`~rsedge.datasets.examples.ImageSource`.
-
-    Attributes:
-        rows: A ``datasets.Dataset`` whose ``column`` is not decoded; pickled, it is a reference to its files.
-        row: Which of them.
-        column: With the image.
-        name: What messages call it.
-        roots: Folders below which files lie that the set may name; their links are followed.
-    """
+    """The image in a row of a ``datasets`` set, as an :class:`~rsedge.datasets.examples.ImageSource`."""
 
     rows: Any
+    """A ``datasets.Dataset`` whose ``column`` is not decoded; pickled, it is a reference to its files."""
     row: int
     column: str
     name: str
+    """For messages."""
     roots: tuple[Path, ...]
+    """Folders below which files lie that the set may name; their links are followed."""
 
     def read(self) -> UInt8:
         """The image, uint8 [H, W, 3], RGB.
@@ -89,11 +84,7 @@ def read_hub(source: str) -> CaptionSet:
 
 
 def _check_data_files(folder: Path, source: str) -> None:
-    """Refuse a folder whose card names data elsewhere: the library would read any file and any URL it names.
-
-    Raises:
-        OptionError: The card is damaged, or names a file that is not below the folder.
-    """
+    """Refuse a folder whose card names data elsewhere: the library would read any file and any URL it names."""
     import yaml
 
     for card in (folder / "README.md", folder / ".huggingface.yaml"):
@@ -107,21 +98,6 @@ def _check_data_files(folder: Path, source: str) -> None:
         except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
             raise OptionError(f"{source}: {card} cannot be read: {error}") from error
         _check_names(stated.get("configs") if isinstance(stated, dict) else None, card, source)
-
-
-def _check_saved(folder: Path, source: str) -> None:
-    """Refuse a saved set whose parts lie elsewhere, as :func:`_check_data_files`."""
-    places = [folder]
-    try:
-        if (whole := folder / "dataset_dict.json").is_file():
-            splits = json.loads(_text_of(whole, source))["splits"]
-            _check_names(splits, whole, source)
-            places = [folder / split for split in splits]
-        for state in (place / "state.json" for place in places):
-            if state.exists():
-                _check_names(json.loads(_text_of(state, source))["_data_files"], state, source)
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise OptionError(f"{source} cannot be loaded: {error}") from error
 
 
 def _text_of(file: Path, source: str) -> str:
@@ -154,8 +130,18 @@ def read_saved(source: str, folder: Path) -> CaptionSet:
     Raises:
         OptionError: As :func:`read_hub`.
     """
-    library = _library(source)
-    _check_saved(folder, source)
+    library, places = _library(source), [folder]
+    try:
+        # Its parts must not lie elsewhere either.
+        if (whole := folder / "dataset_dict.json").is_file():
+            splits = json.loads(_text_of(whole, source))["splits"]
+            _check_names(splits, whole, source)
+            places = [folder / split for split in splits]
+        for state in (place / "state.json" for place in places):
+            if state.exists():
+                _check_names(json.loads(_text_of(state, source))["_data_files"], state, source)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise OptionError(f"{source} cannot be loaded: {error}") from error
     try:
         loaded = library.load_from_disk(str(folder))
     except Exception as error:  # as above
@@ -179,23 +165,18 @@ def _library(source: str) -> Any:
 
 
 def _caption_set(source: str, name: str, path: Path, loaded: Any) -> CaptionSet:
+    from datasets import config
+
     parts: Mapping[str | None, Any] = loaded if isinstance(loaded, dict) else {None: loaded}
     if unknown := [word for word in parts if word is not None and split_named(word) is None]:
         raise OptionError(f"{source} has unknown splits {', '.join(map(str, unknown))}: accepted are {SPLIT_WORDS}")
     if set(parts) == {"train"}:
         parts = {None: parts["train"]}
-    roots = _roots(path)
+    # Where its image files may lie: in its own folder, and where the library puts what it fetches.
+    fetched = [config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, config.EXTRACTED_DATASETS_PATH]
+    roots = tuple(Path(name).absolute() for name in ([path] if path.is_dir() else []) + fetched)
     records = [record for word, rows in parts.items() for record in _records(source, word, rows, roots)]
     return CaptionSet(source, name, path, tuple(records))
-
-
-def _roots(path: Path) -> tuple[Path, ...]:
-    """Where the image files of a set may lie: in its own folder, and where the library puts what it fetches."""
-    from datasets import config
-
-    names = [config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, config.EXTRACTED_DATASETS_PATH]
-    own = [path.absolute()] if path.is_dir() else []
-    return (*own, *(Path(name).absolute() for name in names))
 
 
 def _records(source: str, split: str | None, rows: Any, roots: tuple[Path, ...]) -> list[Record]:
@@ -209,19 +190,24 @@ def _records(source: str, split: str | None, rows: Any, roots: tuple[Path, ...])
     texts = caption_columns(others, source)
     file = column(others, ("file_name", "filename"), "image file", source)
     rows = rows.cast_column(image, datasets.Image(decode=False))
-    names = [str(name) for name in rows[file]] if file else _stored_names(rows, image)
-    if names is None:
-        names = [f"{split or 'row'}-{number:06d}" for number in range(len(rows))]
+    if file:
+        names = [str(name) for name in rows[file]]
+    else:  # those kept with the images, where every image has one of its own
+        names = []
+        for batch in rows.select_columns([image]).with_format("arrow").iter(batch_size=1000):
+            paths = batch.column(image).combine_chunks().field("path").to_pylist()
+            names += [PurePath(path).name if path else "" for path in paths]
+        if not all(names) or len(set(names)) < len(names):
+            names = [f"{split or 'row'}-{number:06d}" for number in range(len(rows))]
     classes = rows.features.get("label")
     records = []
     for number, row in enumerate(rows.select_columns(others) if others else [{}] * len(rows)):
         label = row.get("label")
         if isinstance(classes, datasets.ClassLabel) and label is not None:
             label = classes.int2str(label)
-        where = f"{names[number]} (row {number} of {split})" if split else f"{names[number]} (row {number})"
         records.append(
             Record(
-                where=where,
+                where=f"{names[number]} (row {number}{f' of {split}' if split else ''})",
                 name=names[number],
                 captions=captions_in(row, texts),
                 split=row.get("split", split),
@@ -231,12 +217,3 @@ def _records(source: str, split: str | None, rows: Any, roots: tuple[Path, ...])
             )
         )
     return records
-
-
-def _stored_names(rows: Any, image: str) -> list[str] | None:
-    """The file names kept with the images, where every image has one of its own."""
-    paths: list[Any] = []
-    for batch in rows.select_columns([image]).with_format("arrow").iter(batch_size=1000):
-        paths += batch.column(image).combine_chunks().field("path").to_pylist()
-    names = [PurePath(path).name if path else "" for path in paths]
-    return names if all(names) and len(set(names)) == len(names) else None

@@ -79,28 +79,24 @@ def decode(content: bytes, name: str) -> UInt8:
 
 def _read_picture(stream: BinaryIO, name: str) -> UInt8 | None:
     """The picture in ``stream``, or None where it is none of ``PICTURES``."""
+    kind = ""
     try:
-        image = Image.open(stream, formats=PICTURES)
-    except UnidentifiedImageError:
-        return None
-    except Exception as error:  # Pillow's decoders raise whatever they stumble over
-        raise SceneError(f"{name} cannot be decoded: {error}") from error
-    try:
-        with image:
+        with Image.open(stream, formats=PICTURES) as image:
+            kind = f" ({image.format})"
             _check_size(*image.size, 1, name)
             return _rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError as error:
+        if not kind:
+            return None
+        raise SceneError(f"{name} cannot be decoded{kind}: {error}") from error
     except SceneError:
         raise
-    except Exception as error:
-        raise SceneError(f"{name} cannot be decoded ({image.format}): {error}") from error
+    except Exception as error:  # Pillow's decoders raise whatever they stumble over
+        raise SceneError(f"{name} cannot be decoded{kind}: {error}") from error
 
 
 def _check_size(width: int, height: int, itemsize: int, name: str) -> None:
-    """Refuse an image that takes too much memory as a whole; ``itemsize`` is of a value, in bytes.
-
-    Raises:
-        SceneError: It does.
-    """
+    """Refuse an image that takes too much memory as a whole; ``itemsize`` is of a value, in bytes."""
     if width * height * itemsize > MOST_BYTES:
         raise SceneError(
             f"{name} has {width} x {height} px of {8 * itemsize} bits, and at most {MOST_BYTES // itemsize} px are "

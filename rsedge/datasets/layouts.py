@@ -70,17 +70,8 @@ def load_examples(
             used: a missing image, no caption, an undecodable file, an unknown split, a file named twice or outside the
             folder. All of them are listed at once.
     """
-    return _load(
-        _read_all([str(source) for source in sources], read_set),
-        splitter=Splitter(seed, fractions),
-        limit=limit,
-        splits=splits,
-        skip_bad=skip_bad,
-        paraphrases=paraphrases,
-        check=check,
-        progress=progress,
-        label=None,
-    )
+    sets = _read_all([str(source) for source in sources], read_set)
+    return _load(sets, None, Splitter(seed, fractions), limit, splits, skip_bad, paraphrases, check, progress)
 
 
 def load_labelled(
@@ -105,18 +96,8 @@ def load_labelled(
     Raises:
         OptionError: As :func:`load_examples`, and where an image has no class.
     """
-    data = _load(
-        _read_all([str(source)], lambda name: read_classes(name) or read_set(name)),
-        splitter=Splitter(seed, fractions),
-        limit=limit,
-        splits=splits,
-        skip_bad=skip_bad,
-        paraphrases=None,
-        check=check,
-        progress=progress,
-        label=label_of,
-    )
-    return data.examples
+    sets = _read_all([str(source)], lambda name: read_classes(name) or read_set(name))
+    return _load(sets, label_of, Splitter(seed, fractions), limit, splits, skip_bad, None, check, progress).examples
 
 
 def _read_all(sources: Sequence[str], read: Callable[[str], CaptionSet]) -> list[CaptionSet]:
@@ -139,11 +120,7 @@ def _read_all(sources: Sequence[str], read: Callable[[str], CaptionSet]) -> list
 
 
 def _tell_apart(sets: Sequence[CaptionSet]) -> list[CaptionSet]:
-    """The sets with distinct names: those that share one get as much of their paths as tells them apart.
-
-    Raises:
-        OptionError: One set is given twice.
-    """
+    """The sets with distinct names: those that share one get as much of their paths as tells them apart."""
     paths = [item.path for item in sets]
     if twice := [item.source for item in sets if paths.count(item.path) > 1]:
         raise OptionError(f"{' and '.join(twice)} are one set: name every set once")
@@ -165,7 +142,7 @@ def _tail(path: Path, depth: int) -> str:
 
 def _load(
     sets: Sequence[CaptionSet],
-    *,
+    label: Callable[[Record], str | None] | None,
     splitter: Splitter,
     limit: int | None,
     splits: Sequence[str],
@@ -173,7 +150,6 @@ def _load(
     paraphrases: Path | None,
     check: bool,
     progress: Callable[[str], None] | None,
-    label: Callable[[Record], str | None] | None,
 ) -> CaptionData:
     wanted = wanted_splits(splits)
     if limit is not None and limit < 1:
@@ -182,7 +158,7 @@ def _load(
     bad: list[BadRecord] = []
     source_of: dict[str, str] = {}
     for caption_set in sets:
-        found, unusable = _read_examples(caption_set, splitter=splitter, splits=wanted, label=label)
+        found, unusable = _read_examples(caption_set, label, splitter, wanted)
         examples += found
         bad += unusable
         source_of.update((example.key, caption_set.source) for example in found)
@@ -213,10 +189,9 @@ def _load(
 
 def _read_examples(
     caption_set: CaptionSet,
-    *,
+    label: Callable[[Record], str | None] | None,
     splitter: Splitter,
     splits: frozenset[Split],
-    label: Callable[[Record], str | None] | None = None,
 ) -> tuple[list[Example], list[BadRecord]]:
     """The usable records of the wanted splits as examples, and the others of these splits.
 
@@ -305,20 +280,15 @@ def _caption_faults(record: Record, *, needed: bool) -> Iterator[str]:
 
 
 def _image_folder(caption_set: CaptionSet, names: Sequence[str]) -> Path | None:
-    """The folder that has most of the images, the first of several; None where none is needed.
-
-    Raises:
-        OptionError: No folder has any.
-    """
+    """The folder that has most of the images, the first of several; None where none is needed."""
     if not names:
         return None
     sample = names[:: -(-len(names) // _SEARCHED)]
     hits = {folder: sum((folder / name).is_file() for name in sample) for folder in caption_set.folders}
     best = max(hits, key=lambda folder: hits[folder])
     if not hits[best]:
-        where = in_a_line(hits, 8)
         raise OptionError(
-            f"{caption_set.source}: no image of it, such as {names[0]}, is in {where}; "
+            f"{caption_set.source}: no image of it, such as {names[0]}, is in {in_a_line(hits, 8)}; "
             f"name the folder of its images: {caption_set.source.partition('@')[0]}@FOLDER"
         )
     return best

@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from rsedge import jsonvalues
 from rsedge.errors import OptionError
@@ -75,24 +75,21 @@ def _place(values: Any, known: Collection[str], by_file: dict[str, list[str]]) -
     """The key a line is for; ValueError says why there is none."""
     if not isinstance(values, dict):
         raise ValueError("it is no JSON object")
-    captions: Any = values.get("captions")
-    groups: Any = values.get("paraphrases")
-    if not _texts(captions) or not isinstance(groups, list) or not all(_texts(group) for group in groups):
+    captions, groups = values.get("captions"), values.get("paraphrases")
+    if not _texts(captions) or not isinstance(groups, list) or not all(map(_texts, groups)):
         raise ValueError("it needs captions, a list of texts, and paraphrases, a list of such lists")
     if len(groups) != len(captions):
         raise ValueError(f"it has {len(captions)} captions, but paraphrases of {len(groups)}")
     if "key" in values:
-        key = values["key"]
-        if key not in known:
-            raise ValueError(f"there is no image {key!r} in the data")
-        return str(key)
+        if values["key"] not in known:
+            raise ValueError(f"there is no image {values['key']!r} in the data")
+        return str(values["key"])
     keys = by_file.get(str(values.get("filename")), [])
     if len(keys) != 1:
-        raise ValueError(
-            f"the file name {values.get('filename')!r} is that of {len(keys)} images in the data: give key"
-        )
+        name = values.get("filename")
+        raise ValueError(f"the file name {name!r} is that of {len(keys)} images in the data: give key")
     return keys[0]
 
 
-def _texts(values: Any) -> bool:
+def _texts(values: Any) -> TypeGuard[list[str]]:
     return isinstance(values, list) and all(isinstance(text, str) and text.strip() for text in values)
