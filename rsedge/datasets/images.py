@@ -85,13 +85,11 @@ def _read_picture(stream: BinaryIO, name: str) -> UInt8 | None:
             kind = f" ({image.format})"
             _check_size(*image.size, 1, name)
             return _rgb(ImageOps.exif_transpose(image))
-    except UnidentifiedImageError as error:
-        if not kind:
-            return None
-        raise SceneError(f"{name} cannot be decoded{kind}: {error}") from error
     except SceneError:
         raise
     except Exception as error:  # Pillow's decoders raise whatever they stumble over
+        if isinstance(error, UnidentifiedImageError) and not kind:
+            return None
         raise SceneError(f"{name} cannot be decoded{kind}: {error}") from error
 
 

@@ -9,10 +9,9 @@ from zlib import crc32
 from rsedge.errors import OptionError
 from rsedge.evaluation.batches import Progress, read_blocks
 from rsedge.evaluation.predictions import Prediction
-from rsedge.metrics.baselines import consensus_caption, most_frequent_caption
 from rsedge.metrics.captions import CaptionScores, score_captions
 from rsedge.metrics.compare import Comparison, compare_scores
-from rsedge.metrics.text import TextStatistics, text_statistics
+from rsedge.metrics.text import TextStatistics, consensus_caption, most_frequent_caption, text_statistics
 from rsedge.texts import in_a_line
 
 if TYPE_CHECKING:

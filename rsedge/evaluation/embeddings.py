@@ -9,8 +9,13 @@ import numpy as np
 
 from rsedge.errors import OptionError
 from rsedge.evaluation.batches import Progress, read_blocks
-from rsedge.metrics.retrieval import RetrievalScores, chance_retrieval, retrieval_scores
-from rsedge.metrics.zero_shot import ZeroShotScores, zero_shot_scores
+from rsedge.metrics.retrieval import (
+    RetrievalScores,
+    ZeroShotScores,
+    chance_retrieval,
+    retrieval_scores,
+    zero_shot_scores,
+)
 from rsedge.runtime.prompts import TEMPLATES, class_embeddings
 
 if TYPE_CHECKING:

@@ -12,9 +12,12 @@ RSDiX reports (it scores one image at a time and averages), for BLEU a different
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from importlib.util import find_spec
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -22,8 +25,8 @@ from numpy.typing import NDArray
 
 from rsedge.errors import BackendError, OptionError
 from rsedge.metrics import java
-from rsedge.metrics.similarity import sbert_problem, sbert_similarity
 from rsedge.metrics.tokens import TokenizerName, check_tokenizer, describe_tokenizer, packages_problem, tokenize
+from rsedge.texts import first_line
 
 Floats = NDArray[np.float64]
 
@@ -31,29 +34,24 @@ METRICS = ("bleu", "meteor", "rouge_l", "cider_d", "spice", "sbert")
 """What can be asked for: ``bleu`` gives ``bleu_1`` to ``bleu_4``, ``sbert`` gives ``sbert_sim`` and ``sbert_max``."""
 
 _NGRAMS = 4
-_UNTOKENIZED = "the sentence model's own"
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Score:
-    """One metric over a set of images.
-
-    Attributes:
-        metric: Its name, such as ``bleu_4``.
-        value: Of the corpus; 0 to 1, CIDEr-D 0 to 10, Sentence-BERT similarities -1 to 1.
-        per_image: float64 [N].
-        library, version: What computed it.
-        tokenizer: What cut captions into words.
-        per_corpus: Whether ``value`` is something else than the mean over images.
-    """
+    """One metric over a set of images."""
 
     metric: str
+    """Its name, such as ``bleu_4``."""
     value: float
+    """Of the corpus; 0 to 1, CIDEr-D 0 to 10, Sentence-BERT similarities -1 to 1."""
     per_image: Floats
+    """float64 [N]."""
     library: str
     version: str
+    """What computed it."""
     tokenizer: str
     per_corpus: bool = False
+    """Whether ``value`` is something else than the mean over images."""
 
     @property
     def mean_of_images(self) -> float:
@@ -141,6 +139,9 @@ def score_captions(
     check_tokenizer(tokenizer)
     chosen, missing = _choose(metrics, sbert, tokenizer)
     texts, cut = _checked(predictions, references, tokenizer)
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
 
     hypotheses = {index: [text] for index, text in enumerate(texts)}
     answers = dict(enumerate(cut))
@@ -158,14 +159,14 @@ def score_captions(
     counts = None
     for metric in chosen:
         if metric == "bleu":
-            values, each = _scorer("bleu.bleu", "Bleu", _NGRAMS).compute_score(answers, hypotheses, verbose=0)
+            values, each = Bleu(_NGRAMS).compute_score(answers, hypotheses, verbose=0)
             counts = bleu_counts(texts, cut)
             for n in range(_NGRAMS):
                 add(f"bleu_{n + 1}", values[n], each[n], per_corpus=True)
         elif metric == "rouge_l":
-            add("rouge_l", *_scorer("rouge.rouge", "Rouge").compute_score(answers, hypotheses))
+            add("rouge_l", *Rouge().compute_score(answers, hypotheses))
         elif metric == "cider_d":
-            add("cider_d", *_scorer("cider.cider", "Cider").compute_score(answers, hypotheses))
+            add("cider_d", *Cider().compute_score(answers, hypotheses))
         elif metric == "meteor":
             add("meteor", *java.meteor(texts, cut), per_corpus=True)
         elif metric == "spice":
@@ -176,7 +177,7 @@ def score_captions(
             about = {
                 "library": f"sentence-transformers ({sbert})",
                 "version": version("sentence-transformers"),
-                "tokenizer": _UNTOKENIZED,
+                "tokenizer": "the sentence model's own",
             }
             add("sbert_sim", mean.mean(), mean, **about)
             add("sbert_max", best.mean(), best, **about)
@@ -267,7 +268,71 @@ def _checked(
     return found, cut
 
 
-def _scorer(module: str, name: str, *arguments: Any) -> Any:
-    from importlib import import_module
+def sbert_problem(model: str | None) -> str | None:
+    """Why the similarity cannot be computed and what to do, or None where it can."""
+    if not model:
+        return "Sentence-BERT similarity needs a model: name a folder or hub id with sbert"
+    if find_spec("sentence_transformers") is None:
+        return "Sentence-BERT similarity needs sentence-transformers: pip install 'rsedge[sbert]'"
+    return None
 
-    return getattr(import_module(f"pycocoevalcap.{module}"), name)(*arguments)
+
+def sbert_similarity(
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    *,
+    model: str,
+    device: str = "cpu",
+    batch_size: int = 64,
+) -> tuple[Floats, Floats]:
+    """Cosine of each prediction with its references.
+
+    The mean over references, averaged over images, is what aac-metrics calls SBERT-sim and RSDiX reports.
+
+    Args:
+        predictions: Raw text, one per image.
+        references: At least one raw text per image.
+        model: Folder of a sentence-transformers model, or a hub id.
+        device: As torch names it.
+        batch_size: Texts embedded together.
+
+    Returns:
+        Mean and largest cosine over the references of each image, float64 [N] each; 0 for an empty prediction.
+
+    Raises:
+        BackendError: sentence-transformers is missing, or the device cannot be used.
+        OptionError: There is no such model, sizes differ, or a prediction has no reference.
+    """
+    if len(predictions) != len(references) or not all(references):
+        raise OptionError(
+            f"{len(predictions)} predictions for {len(references)} groups of references: give one text each, and at "
+            "least one reference"
+        )
+    if problem := sbert_problem(model):
+        raise BackendError(problem)
+    # Read once, when the libraries below are first imported; a user's own value stands.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        encoder = SentenceTransformer(model, device=device)
+    except (OSError, ValueError) as error:
+        reason = first_line(error)
+        raise OptionError(
+            f"{model} is no Sentence-BERT model ({reason}): give a folder saved by sentence-transformers, or a hub id "
+            "such as sentence-transformers/paraphrase-TinyBERT-L6-v2"
+        ) from error
+    except (AssertionError, RuntimeError) as error:  # torch without CUDA asserts
+        raise BackendError(
+            f"{model} cannot be loaded on {device} ({error}): try another device, such as cpu"
+        ) from error
+
+    texts = list(dict.fromkeys([*predictions, *(text for group in references for text in group)]))  # each once
+    embedded = encoder.encode(texts, batch_size=batch_size, normalize_embeddings=True, show_progress_bar=False)
+    vectors, row = np.asarray(embedded, np.float64), {text: index for index, text in enumerate(texts)}
+    owner = np.repeat(np.arange(len(predictions)), [len(group) for group in references])
+    theirs = vectors[[row[text] for group in references for text in group]]
+    cosines = np.einsum("ij,ij->i", vectors[[row[text] for text in predictions]][owner], theirs)
+    cosines[np.array([not text.strip() for text in predictions])[owner]] = 0.0
+    starts = [0, *accumulate(len(group) for group in references)][:-1]
+    return np.add.reduceat(cosines, starts) / np.bincount(owner), np.maximum.reduceat(cosines, starts)

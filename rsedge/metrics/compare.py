@@ -18,33 +18,27 @@ _BLOCK = 2**22  # elements of a block of resampling weights
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """One metric of A and of B on the same images.
-
-    Attributes:
-        metric: Its name.
-        a, b, difference: Values of A and B, and B - A.
-        statistic: What was resampled: ``corpus`` for BLEU, whose counts are added up anew for each sample;
-            ``mean of images`` for the rest, METEOR too, whose corpus value cannot be had from its images' scores.
-        low, high: Ends of the bootstrap interval of the difference (percentiles).
-        confidence: Of the interval.
-        t_test_p, wilcoxon_p: Two-sided p-values over images' scores, paired; 1 where no image differs, and the
-            t-test's is 0 where all differ by the same.
-        better, worse, equal: Images for which B scores higher, lower, the same.
-    """
+    """One metric of A and of B on the same images."""
 
     metric: str
     a: float
     b: float
     difference: float
+    """B - A."""
     statistic: str
+    """What was resampled: ``corpus`` for BLEU, whose counts are added up anew for each sample; ``mean of images`` for the
+    rest, METEOR too, whose corpus value cannot be had from its images' scores."""
     low: float
     high: float
+    """Ends of the bootstrap interval of the difference (percentiles)."""
     confidence: float
     t_test_p: float
     wilcoxon_p: float
+    """Two-sided, paired; 1 where no image differs, and the t-test's is 0 where all differ by the same."""
     better: int
     worse: int
     equal: int
+    """Images for which B scores higher, lower, the same."""
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
@@ -66,6 +60,10 @@ def compare_scores(
     Raises:
         OptionError: Different images, fewer than two, no metric in common, or a value that is not accepted.
     """
+
+    def origin(score: Score) -> str:
+        return f"{score.library} {score.version} ({score.tokenizer})"
+
     problems = []
     if a.images != b.images or a.images < 2:
         problems.append(f"A has {a.images} images and B {b.images}: a paired test needs the same images, at least two")
@@ -75,7 +73,7 @@ def compare_scores(
     problems += [
         f"{name} was computed with {first} for A and {second} for B: score both with the same"
         for name in shared
-        if (first := _origin(a[name])) != (second := _origin(b[name]))
+        if (first := origin(a[name])) != (second := origin(b[name]))
     ]
     if resamples < 100:
         problems.append(f"resamples is {resamples}, expected at least 100")
@@ -104,15 +102,16 @@ def compare_scores(
     return {name: _comparison(a[name], b[name], np.percentile(sampled[name], tails), confidence) for name in shared}
 
 
-def _origin(score: Score) -> str:
-    return f"{score.library} {score.version} ({score.tokenizer})"
-
-
 def _comparison(a: Score, b: Score, ends: Floats, confidence: float) -> Comparison:
+    from scipy import stats
+
     corpus = a.metric.startswith("bleu_")
     first, second = (score.value if corpus else score.mean_of_images for score in (a, b))
     change = np.round(b.per_image - a.per_image, 12)  # equal scores may differ in their last bits
-    t_test, wilcoxon = _p_values(change)
+    t_test = wilcoxon = 1.0
+    if change.any():
+        t_test = 0.0 if np.ptp(change) == 0 else float(stats.ttest_1samp(change, 0.0).pvalue)
+        wilcoxon = float(stats.wilcoxon(change).pvalue)
     return Comparison(
         metric=a.metric,
         a=first,
@@ -128,12 +127,3 @@ def _comparison(a: Score, b: Score, ends: Floats, confidence: float) -> Comparis
         worse=int((change < 0).sum()),
         equal=int((change == 0).sum()),
     )
-
-
-def _p_values(change: Floats) -> tuple[float, float]:
-    from scipy import stats
-
-    if not change.any():
-        return 1.0, 1.0
-    t_test = 0.0 if np.ptp(change) == 0 else float(stats.ttest_1samp(change, 0.0).pvalue)
-    return t_test, float(stats.wilcoxon(change).pvalue)

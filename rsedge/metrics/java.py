@@ -21,6 +21,10 @@ _GET_SPICE = (
     "http://nlp.stanford.edu/software/stanford-corenlp-full-2015-12-09.zip (about half a gigabyte) and puts "
     f"{' and '.join(_SPICE_MODELS)} into"
 )
+_OPENED = (
+    "java.lang", "java.util", "java.util.concurrent", "java.math", "java.net", "java.text", "java.io", "java.nio",
+    "sun.nio.ch",
+)  # fmt: skip
 
 
 def java_problem() -> str | None:
@@ -31,12 +35,10 @@ def java_problem() -> str | None:
 def spice_problem() -> str | None:
     """Why SPICE cannot be computed and what to do, or None where it can. Nothing is ever downloaded here."""
     folder = _package() / "spice" / "lib"
-    missing = [name for name in _SPICE_MODELS if not (folder / name).is_file()]
-    problems = [java_problem() or ""]
-    if missing:
-        problems.append(
-            f"SPICE needs Stanford CoreNLP's models, which pycocoevalcap does not hold: {_GET_SPICE} {folder}"
-        )
+    problems = [java_problem()]
+    if not all((folder / name).is_file() for name in _SPICE_MODELS):
+        need = "SPICE needs Stanford CoreNLP's models, which pycocoevalcap does not hold"
+        problems.append(f"{need}: {_GET_SPICE} {folder}")
     return "; ".join(filter(None, problems)) or None
 
 
@@ -111,32 +113,14 @@ def spice(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> tu
         given.write_text(json.dumps(items), encoding="utf-8")
         Path(scratch, "cache").mkdir()
         # Its serialiser looks into java.lang and more, which Java 16 and later forbid unless told otherwise.
-        opened = [f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in _OPENED] if _java_version() > 8 else []
+        told = subprocess.run(["java", "-version"], capture_output=True, text=True, check=False).stderr
+        modern = (major := re.search(r'version "(?:1\.)?(\d+)', told)) is not None and int(major[1]) > 8
+        opened = [f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in _OPENED] if modern else []
         command = ["java", *opened, "-Xmx8G", "-jar", "spice-1.0.jar", str(given), "-cache", f"{scratch}/cache"]
         _run([*command, "-out", str(result), "-subset", "-silent"], cwd=folder)
         found = {item["image_id"]: item["scores"]["All"]["f"] for item in json.loads(result.read_bytes())}
     each = [float(found[index] or 0) for index in range(len(items))]
     return sum(each) / len(each), each
-
-
-_OPENED = (
-    "java.lang",
-    "java.util",
-    "java.util.concurrent",
-    "java.math",
-    "java.net",
-    "java.text",
-    "java.io",
-    "java.nio",
-    "sun.nio.ch",
-)
-
-
-def _java_version() -> int:
-    """The major version: 8 for 1.8."""
-    told = subprocess.run(["java", "-version"], capture_output=True, text=True, check=False).stderr
-    found = re.search(r'version "(?:1\.)?(\d+)', told)
-    return int(found[1]) if found else 0
 
 
 def _package() -> Path:

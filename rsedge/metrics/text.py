@@ -1,8 +1,9 @@
-"""What captions look like as text: how long, how rich, how varied."""
+"""Captions as text: how long, rich and varied they are, and the fixed captions that any model must beat."""
 
 from __future__ import annotations
 
-from collections import Counter
+import math
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, pstdev
@@ -16,31 +17,26 @@ from rsedge.metrics.tokens import TokenizerName, tokenize
 class TextStatistics:
     """Length, vocabulary and variety of captions. Captions that are equal word for word count as the same.
 
-    Attributes:
-        captions: How many.
-        empty: How many have no word.
-        words: All words together.
-        words_mean, words_sd, words_min, words_max: Words per caption; the deviation is the population's.
-        vocabulary: Different words.
-        unseen_share: Share of the words that are not in the known captions; None where none were given.
-        distinct: Different captions.
-        distinct_share: ``distinct`` over ``captions``.
-        most_frequent: The caption given most often; of several the first in the alphabet.
-        most_frequent_share: Share of the captions that are it.
+    ``words_mean`` to ``words_max`` are words per caption; ``vocabulary`` and ``distinct`` count different words and
+    captions.
     """
 
     captions: int
     empty: int
+    """Captions without a word."""
     words: int
     words_mean: float
     words_sd: float
+    """Of the population."""
     words_min: int
     words_max: int
     vocabulary: int
     unseen_share: float | None
+    """Share of the words that are not in the known captions; None where none were given."""
     distinct: int
     distinct_share: float
     most_frequent: str
+    """Of several the first in the alphabet."""
     most_frequent_share: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -66,17 +62,16 @@ def text_statistics(
     texts = tokenize(captions, tokenizer)
     lengths = [len(text.split()) for text in texts]
     counts = Counter(word for text in texts for word in text.split())
-    total = sum(lengths)
     unseen = None
     if known is not None:
         seen = {word for text in tokenize(list(known), tokenizer) for word in text.split()}
-        unseen = sum(count for word, count in counts.items() if word not in seen) / max(total, 1)
+        unseen = sum(count for word, count in counts.items() if word not in seen) / max(sum(lengths), 1)
     variety = Counter(texts)
     text, count = min(variety.items(), key=lambda item: (-item[1], item[0]))
     return TextStatistics(
         captions=len(texts),
         empty=lengths.count(0),
-        words=total,
+        words=sum(lengths),
         words_mean=fmean(lengths),
         words_sd=pstdev(lengths),
         words_min=min(lengths),
@@ -88,3 +83,48 @@ def text_statistics(
         most_frequent=text,
         most_frequent_share=count / len(texts),
     )
+
+
+def most_frequent_caption(captions: Sequence[str], *, tokenizer: TokenizerName = "treebank") -> str:
+    """The caption that occurs most often, word for word, as it was first written; of several the first in the alphabet.
+
+    Raises:
+        OptionError: There is no caption with a word in it.
+    """
+    counts, written = _distinct(captions, tokenizer)
+    return written[min(counts, key=lambda text: (-counts[text], text))]
+
+
+def consensus_caption(captions: Sequence[str], *, tokenizer: TokenizerName = "treebank") -> str:
+    """The caption most like all others: the largest mean cosine of its words' counts with those of every caption.
+
+    One pass over the captions: the mean of cosines is the product with the mean of the unit vectors.
+
+    Raises:
+        OptionError: There is no caption with a word in it.
+    """
+    counts, written = _distinct(captions, tokenizer)
+    vectors = {}
+    mean: defaultdict[str, float] = defaultdict(float)
+    for text, times in counts.items():
+        words = Counter(text.split())
+        length = math.sqrt(sum(count * count for count in words.values()))
+        vectors[text] = {word: count / length for word, count in words.items()}
+        for word, value in vectors[text].items():
+            mean[word] += times * value
+    closeness = {
+        text: math.fsum(value * mean[word] for word, value in vector.items()) for text, vector in vectors.items()
+    }
+    return written[min(closeness, key=lambda text: (-closeness[text], text))]
+
+
+def _distinct(captions: Sequence[str], tokenizer: TokenizerName) -> tuple[Counter[str], dict[str, str]]:
+    """How often each different caption with a word in it occurs, tokenized, and how it was first written."""
+    texts = tokenize(captions, tokenizer)
+    counts = Counter(text for text in texts if text)
+    if not counts:
+        raise OptionError(f"none of {len(captions)} captions has a word in it: a baseline needs training captions")
+    written: dict[str, str] = {}
+    for text, caption in zip(texts, captions, strict=True):
+        written.setdefault(text, caption)
+    return counts, written

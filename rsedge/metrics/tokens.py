@@ -37,7 +37,15 @@ def tokenize(captions: Sequence[str], tokenizer: TokenizerName = "treebank") -> 
 
     # Lower-casing makes brackets -lrb-, which the list, in capitals, keeps: so does pycocoevalcap.
     distinct = list(dict.fromkeys(captions))  # caption sets repeat themselves: a third of RSICD's are different
-    found = ptb_tokens(distinct) if tokenizer == "ptb" else _treebank(distinct)
+    if tokenizer == "ptb":
+        found = ptb_tokens(distinct)
+    else:
+        from nltk.tokenize import NLTKWordTokenizer
+
+        cut = NLTKWordTokenizer().tokenize
+        # It takes a full stop off the end only, so it is given one sentence at a time.
+        split = [_SENTENCE_END.split(caption.translate(_QUOTES)) for caption in distinct]
+        found = [[word.lower() for text in texts for word in cut(text, convert_parentheses=True)] for texts in split]
     dropped = frozenset(PUNCTUATIONS)
     words = [" ".join(token for token in tokens if token not in dropped) for tokens in found]
     known = dict(zip(distinct, words, strict=True))
@@ -63,18 +71,3 @@ def describe_tokenizer(tokenizer: TokenizerName) -> str:
     if tokenizer == "ptb":
         return "Stanford PTBTokenizer 3.4.1, lower case, no punctuation"
     return f"nltk NLTKWordTokenizer {version('nltk')}, lower case, no punctuation"
-
-
-def _treebank(captions: Sequence[str]) -> list[list[str]]:
-    from nltk.tokenize import NLTKWordTokenizer
-
-    # It takes a full stop off the end only, so it is given one sentence at a time.
-    tokenizer = NLTKWordTokenizer()
-    return [
-        [
-            token.lower()
-            for sentence in _SENTENCE_END.split(caption.translate(_QUOTES))
-            for token in tokenizer.tokenize(sentence, convert_parentheses=True)
-        ]
-        for caption in captions
-    ]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rsedge.errors import OptionError
-from rsedge.metrics.baselines import consensus_caption, most_frequent_caption
+from rsedge.metrics.text import consensus_caption, most_frequent_caption
 
 CAPTIONS = ["Two roads.", "a river near a bridge .", "two  roads", "many trees", "A river near a bridge", "two roads ."]
 

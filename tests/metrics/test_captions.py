@@ -16,7 +16,7 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
 from rsedge.errors import BackendError, OptionError
-from rsedge.metrics import java, similarity, tokens
+from rsedge.metrics import captions, java, tokens
 from rsedge.metrics.captions import METRICS, CaptionScores, Score, corpus_bleu, score_captions
 from rsedge.metrics.tokens import tokenize
 from tests.conftest import shared_data
@@ -222,7 +222,7 @@ def test_what_is_named_must_be_had(monkeypatch):
     assert [line.split(":")[0] for line in lines] == ["meteor", "spice", "sbert", "tokenizer ptb"]
     with pytest.raises(BackendError, match="tokenizer ptb: there is no java"):
         score_captions(PREDICTIONS, REFERENCES, metrics=["bleu"], tokenizer="ptb")
-    monkeypatch.setattr(similarity, "find_spec", lambda name: None)
+    monkeypatch.setattr(captions, "find_spec", lambda name: None)
     with pytest.raises(BackendError, match=r"sbert: .*pip install 'rsedge\[sbert\]'"):
         score_captions(PREDICTIONS, REFERENCES, sbert="somewhere")
     monkeypatch.setattr(tokens, "find_spec", lambda name: None)

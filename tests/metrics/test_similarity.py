@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from rsedge.errors import BackendError, OptionError
-from rsedge.metrics.captions import score_captions
-from rsedge.metrics.similarity import sbert_similarity
+from rsedge.metrics.captions import sbert_similarity, score_captions
 from tests.metrics.cases import PREDICTIONS, REFERENCES, WORDS
 
 pytest.importorskip("sentence_transformers", reason="the similarity needs the extra sbert")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rsedge.errors import OptionError
-from rsedge.metrics.zero_shot import zero_shot_scores
+from rsedge.metrics.retrieval import zero_shot_scores
 
 LABELS = ("river", "forest", "port", "road")
 
