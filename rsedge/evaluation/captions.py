@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from rsedge.errors import OptionError
-from rsedge.evaluation.batches import Progress, read_blocks
+from rsedge.evaluation.interfaces import Progress, read_blocks
 from rsedge.evaluation.predictions import Prediction
 from rsedge.metrics.captions import CaptionScores, score_captions
 from rsedge.metrics.compare import Comparison, compare_scores
@@ -39,10 +39,8 @@ class CaptionReport:
     """How good predicted captions are."""
 
     scores: CaptionScores
-    """Of the predictions."""
     predictions: TextStatistics
     references: TextStatistics
-    """What both look like."""
     baselines: dict[str, Baseline]
     """``most_frequent`` and ``consensus`` training caption; none without training captions."""
     failed: dict[str, str]
@@ -112,26 +110,19 @@ def score_predictions(
     texts = [prediction.caption for prediction in predictions]
     references = [prediction.references for prediction in predictions]
 
-    def score(captions: Sequence[str], chosen: Sequence[str] | None) -> CaptionScores:
-        return score_captions(captions, references, metrics=chosen, tokenizer=tokenizer, sbert=sbert, device=device)
+    def score(captions: Sequence[str]) -> CaptionScores:
+        return score_captions(captions, references, metrics=metrics, tokenizer=tokenizer, sbert=sbert, device=device)
 
-    scores = score(texts, metrics)
-    known = list(training_captions)
-    fixed = {}
-    if known:
-        fixed = {
-            "most_frequent": most_frequent_caption(known, tokenizer=tokenizer),
-            "consensus": consensus_caption(known, tokenizer=tokenizer),
-        }
+    scores = score(texts)
+    known = list(training_captions) or None
+    rivals = {"most_frequent": most_frequent_caption, "consensus": consensus_caption} if known else {}
+    fixed = {name: choose(known or [], tokenizer=tokenizer) for name, choose in rivals.items()}
     return CaptionReport(
         scores=scores,
-        predictions=text_statistics(texts, known=known or None, tokenizer=tokenizer),
-        references=text_statistics(
-            [text for group in references for text in group], known=known or None, tokenizer=tokenizer
-        ),
+        predictions=text_statistics(texts, known=known, tokenizer=tokenizer),
+        references=text_statistics([text for group in references for text in group], known=known, tokenizer=tokenizer),
         baselines={
-            name: Baseline(caption=caption, scores=score([caption] * len(texts), metrics))
-            for name, caption in fixed.items()
+            name: Baseline(caption=caption, scores=score([caption] * len(texts))) for name, caption in fixed.items()
         },
         failed={prediction.key: prediction.error for prediction in predictions if prediction.error is not None},
     )
@@ -174,19 +165,11 @@ def compare_predictions(
     if differing:
         problems.append(f"{len(differing)} images have other references in A than in B: {in_a_line(differing)}")
     if problems:
-        raise OptionError(
-            "a paired test needs the same images and references:\n" + "\n".join(f"  {text}" for text in problems)
-        )
-    scores = [
-        score_captions(
-            [side[key].caption for key in first],
-            [side[key].references for key in first],
-            metrics=metrics,
-            tokenizer=tokenizer,
-            sbert=sbert,
-            device=device,
-        )
-        for side in (first, second)
-    ]
-    found = compare_scores(scores[0], scores[1], resamples=resamples, confidence=confidence, seed=seed)
-    return found, scores[0], scores[1]
+        raise OptionError("\n  ".join(["a paired test needs the same images and references:", *problems]))
+
+    def score(side: dict[str, Prediction]) -> CaptionScores:
+        captions, references = [side[key].caption for key in first], [side[key].references for key in first]
+        return score_captions(captions, references, metrics=metrics, tokenizer=tokenizer, sbert=sbert, device=device)
+
+    scores = score(first), score(second)
+    return compare_scores(*scores, resamples=resamples, confidence=confidence, seed=seed), *scores

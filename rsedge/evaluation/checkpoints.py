@@ -37,11 +37,9 @@ def open_checkpoint_captioner(
         OptionError: It is no captioner, or options do not fit.
     """
     kind = _kind(path)
-    if kind == "blip":
-        return _Blip(path, name, device, batch_size, options)
-    if kind == "clipcap":
-        return _ClipCap(path, name, device, batch_size, options)
-    raise OptionError(f"{name} is a {kind} model, which writes no captions: give a BLIP or CLIPCap checkpoint")
+    if kind not in ("blip", "clipcap"):
+        raise OptionError(f"{name} is a {kind} model, which writes no captions: give a BLIP or CLIPCap checkpoint")
+    return (_Blip if kind == "blip" else _ClipCap)(path, name, device, batch_size, options)
 
 
 class _Checkpoint:
@@ -117,9 +115,8 @@ class _ClipCap(_Checkpoint):
         config = self._model.config
         room = config.text_config.n_positions - config.prefix_length + 1  # the last token is not run
         longest = min(DEFAULTS.max_new_tokens, room)
-        self._options = DecodingOptions.resolve(
-            GenerationDefaults(max_new_tokens=longest, num_beams=DEFAULTS.num_beams), options
-        )
+        defaults = GenerationDefaults(max_new_tokens=longest, num_beams=DEFAULTS.num_beams)
+        self._options = DecodingOptions.resolve(defaults, options)
         self.info = replace(self.info, options=asdict(self._options))
 
     @torch.no_grad()
@@ -130,13 +127,9 @@ class _ClipCap(_Checkpoint):
         texts: list[str] = []
         for pixels in self._batches(images):
             embeddings = self._model.embed_images(pixels)
-            rows = slice(len(texts), len(texts) + len(pixels))
-            found = generate(
-                self._model,
-                embeddings,
-                self._options,
-                keys=keys[rows] if keys is not None else range(rows.start, rows.stop),
-            )
+            rows = range(len(images))[len(texts) : len(texts) + len(pixels)]
+            seeds = rows if keys is None else [keys[row] for row in rows]
+            found = generate(self._model, embeddings, self._options, keys=seeds)
             texts += [self._tokenizer.decode(caption.token_ids, skip_special_tokens=True).strip() for caption in found]
         return texts
 
@@ -164,8 +157,7 @@ class CheckpointEmbedder(_Checkpoint):
         """Float32 [N, D] of unit length."""
         from rsedge.training.models.clip import embed_pixels
 
-        rows = [_unit(embed_pixels(self._model, pixels)) for pixels in self._batches(images)]
-        return np.concatenate(rows)
+        return np.concatenate([_unit(embed_pixels(self._model, pixels)) for pixels in self._batches(images)])
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -202,5 +194,4 @@ def _kind(path: str) -> str:
     try:
         return config_type(path)
     except (OSError, ValueError) as error:
-        reason = first_line(error)
-        raise OptionError(f"cannot open {path}: {reason}") from error
+        raise OptionError(f"cannot open {path}: {first_line(error)}") from error

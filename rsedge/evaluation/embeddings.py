@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rsedge.errors import OptionError
-from rsedge.evaluation.batches import Progress, read_blocks
+from rsedge.evaluation.interfaces import Progress, read_blocks
 from rsedge.metrics.retrieval import (
     RetrievalScores,
     ZeroShotScores,
@@ -32,9 +32,8 @@ class ZeroShotReport:
     """Zero-shot classification of a data set."""
 
     scores: ZeroShotScores
-    """Top-k, per class, confusion."""
     templates: tuple[str, ...]
-    """The prompts' templates."""
+    """Of the prompts."""
     failed: dict[str, str]
     """Key → why an image has no embedding; counted as wrong."""
 
@@ -48,12 +47,10 @@ class RetrievalReport:
     """Retrieval between the images and captions of a data set."""
 
     scores: RetrievalScores
-    """Both ways."""
     chance: RetrievalScores
     """What random embeddings score on average."""
     images: int
     captions: int
-    """How many there are."""
     failed: dict[str, str]
     """Key → why an image has no embedding; its queries count as misses."""
 
@@ -76,9 +73,8 @@ def classes_of(source: str, split: str) -> list[str]:
     """
     from rsedge.datasets.layouts import load_labelled
 
-    return sorted(
-        {str(example.label) for example in load_labelled(source, splits=(split,), skip_bad=True, check=False)}
-    )
+    examples = load_labelled(source, splits=(split,), skip_bad=True, check=False)
+    return sorted({str(example.label) for example in examples})
 
 
 def evaluate_zero_shot(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+
+    from rsedge.runtime.captioner import Captioner
+    from rsedge.runtime.embedder import Embedder
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(?<!\.rsedge)")  # and not the bundle that is missing
 
@@ -99,19 +103,12 @@ class _BundleCaptioner:
         self._captioner = Captioner.load(path, device=device, threads=threads, batch_size=batch_size)
         self._options = options
         settled = self._captioner.options(**options)  # refused before the images are read
-        self.info = ModelInfo(
-            self._captioner.model,
-            "bundle",
-            path,
-            self._captioner.device,
-            self._captioner.bundle.manifest.precision,
-            asdict(settled),
-        )
+        precision = self._captioner.bundle.manifest.precision
+        self.info = ModelInfo(self._captioner.model, "bundle", path, self._captioner.device, precision, asdict(settled))
 
     def caption(self, images: Sequence[UInt8], *, keys: Sequence[int] | None = None) -> list[str]:
         """As :class:`CaptionModel`."""
-        size, resample = self._captioner.image_size, self._captioner.resample
-        stack = np.stack([resize(image, size, resample) for image in images])
+        stack = _stack(images, self._captioner)
         return [caption.text for caption in self._captioner.caption(stack, keys=keys, **self._options)]
 
 
@@ -125,19 +122,20 @@ class _BundleEmbedder:
 
     def embed_images(self, images: Sequence[UInt8]) -> NDArray[np.float32]:
         """As :class:`EmbeddingModel`."""
-        size, resample = self._embedder.image_size, self._embedder.resample
-        return self._embedder.embed_images(np.stack([resize(image, size, resample) for image in images]))
+        return self._embedder.embed_images(_stack(images, self._embedder))
 
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """As :class:`EmbeddingModel`."""
         return self._embedder.embed_texts(texts)
 
 
-def _need_torch(threads: int | None) -> None:
-    import importlib.util
+def _stack(images: Sequence[UInt8], model: Captioner | Embedder) -> UInt8:
+    """uint8 [B, S, S, 3], of the size that ``model`` takes."""
+    return np.stack([resize(image, model.image_size, model.resample) for image in images])
 
-    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
-    if missing:
+
+def _need_torch(threads: int | None) -> None:
+    if missing := [name for name in ("torch", "transformers") if find_spec(name) is None]:
         raise BackendError(
             f"evaluating a checkpoint needs {' and '.join(missing)}: pip install 'rsedge[train]', or export it and "
             "evaluate the bundle"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,25 +98,20 @@ def read_predictions(path: str | Path) -> tuple[Prediction, ...]:
     path = Path(path)
     if path.suffix.lower() == ".json":
         return _from_coco(path)
-    text = _text(path)
     found: list[Prediction] = []
     problems: list[str] = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
+    for number, line in enumerate(_text(path).split("\n"), 1):
         try:
-            values = jsonvalues.loads(line)
-            found.append(_prediction(values))
-        except (OptionError, ValueError) as error:
+            if line.strip():
+                found.append(_prediction(jsonvalues.loads(line)))
+        except (OptionError, ValueError) as error:  # noqa: PERF203 - a line takes far longer
             problems.append(f"line {number}: {error}")
     problems += [f"{key} is there {n} times" for key, n in Counter(p.key for p in found).items() if n > 1]
     if not found and not problems:
         problems.append("it is empty")
     if problems:
-        raise OptionError(
-            f"{path} is no file of predictions; a line is {{'key': …, 'caption': …, 'references': […]}}:\n"
-            + "\n".join(in_lines(problems))
-        )
+        head = f"{path} is no file of predictions; a line is {{'key': …, 'caption': …, 'references': […]}}:"
+        raise OptionError("\n".join([head, *in_lines(problems)]))
     return tuple(found)
 
 
@@ -131,16 +126,10 @@ def with_references(
     """
     known = {prediction.key: prediction for prediction in predictions}
     if strange := [key for key in known if key not in references]:
-        raise OptionError(
-            f"{len(strange)} of {len(known)} predictions are of images that are not in this data and split:\n"
-            + "\n".join(in_lines(strange))
-        )
-    return tuple(
-        Prediction(key, known[key].caption, tuple(texts), known[key].error)
-        if key in known
-        else Prediction(key, "", tuple(texts), _ABSENT)
-        for key, texts in references.items()
-    )
+        head = f"{len(strange)} of {len(known)} predictions are of images that are not in this data and split:"
+        raise OptionError("\n".join([head, *in_lines(strange)]))
+    found = {key: Prediction(key, "", error=_ABSENT) for key in references} | known
+    return tuple(replace(found[key], references=tuple(texts)) for key, texts in references.items())
 
 
 def _prediction(values: Any) -> Prediction:

@@ -22,14 +22,13 @@ def caption_lines(report: CaptionReport) -> list[str]:
     rows = [
         [
             metric,
-            _number(score.value),
-            _number(score.mean_of_images),
-            *(_number(report.baselines[name].scores[metric].value) for name in names),
+            f"{score.value:.4f}",
+            f"{score.mean_of_images:.4f}",
+            *(f"{report.baselines[name].scores[metric].value:.4f}" for name in names),
             f"{score.library} {score.version}; {score.tokenizer}",
         ]
         for metric, score in report.scores.scores.items()
     ]
-    ours, theirs = report.predictions, report.references
     text = [
         ["", "captions", "words", "sd", "vocabulary", "unseen words", "distinct", "most frequent"],
         *(
@@ -43,7 +42,7 @@ def caption_lines(report: CaptionReport) -> list[str]:
                 f"{part.distinct_share:.1%}",
                 f"{part.most_frequent_share:.1%}",
             ]
-            for name, part in (("predictions", ours), ("references", theirs))
+            for name, part in (("predictions", report.predictions), ("references", report.references))
         ),
     ]
     missing = [f"{metric} left out: {reason}" for metric, reason in report.scores.missing.items()]
@@ -53,7 +52,7 @@ def caption_lines(report: CaptionReport) -> list[str]:
 def zero_shot_lines(report: ZeroShotReport) -> list[str]:
     """Top-k accuracy, and the classes that went worst."""
     scores = report.scores
-    rows = [["top-" + str(k), f"{value:.4f}"] for k, value in scores.top.items()]
+    rows = [[f"top-{k}", f"{value:.4f}"] for k, value in scores.top.items()]
     rows += [["mean per class", f"{scores.mean_per_class:.4f}"], ["chance", f"{1 / len(scores.labels):.4f}"]]
     worst = sorted(scores.per_class.items(), key=lambda item: (item[1], item[0]))[:_WORST]
     listed = ", ".join(f"{label} {share:.0%}" for label, share in worst)
@@ -86,8 +85,8 @@ def comparison_lines(found: Mapping[str, Comparison]) -> list[str]:
     rows = [
         [
             name,
-            _number(item.a),
-            _number(item.b),
+            f"{item.a:.4f}",
+            f"{item.b:.4f}",
             f"{item.difference:+.4f}",
             f"{item.low:+.4f} to {item.high:+.4f}",
             f"{item.t_test_p:.2g}",
@@ -123,7 +122,3 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
             cells[-1] = row[-1]
         lines.append("  ".join(cells).rstrip())
     return lines
-
-
-def _number(value: float) -> str:
-    return f"{value:.4f}"

@@ -26,8 +26,8 @@ class Comparison:
     difference: float
     """B - A."""
     statistic: str
-    """What was resampled: ``corpus`` for BLEU, whose counts are added up anew for each sample; ``mean of images`` for the
-    rest, METEOR too, whose corpus value cannot be had from its images' scores."""
+    """What was resampled: ``corpus`` for BLEU, whose counts are added up anew for each sample; ``mean of images`` for
+    the rest, METEOR too, whose corpus value cannot be had from its images' scores."""
     low: float
     high: float
     """Ends of the bootstrap interval of the difference (percentiles)."""
