@@ -77,11 +77,7 @@ class Bundle:
         return f"{self.manifest.name}@{self.hash12}"
 
     def graph_path(self, name: str) -> Path:
-        """The ONNX file of the graph ``name``.
-
-        Raises:
-            BundleError: There is no such graph; the message lists those there are.
-        """
+        """The ONNX file of the graph ``name``; BundleError, which lists the graphs there are, where it is missing."""
         graph = self.manifest.graphs.get(name)
         if graph is None:
             raise BundleError(f"{self.path} has no graph {name!r}; it has {', '.join(self.manifest.graphs)}")
@@ -89,11 +85,7 @@ class Bundle:
 
     @property
     def tokenizer_path(self) -> Path:
-        """The ``tokenizer.json``.
-
-        Raises:
-            BundleError: The bundle has none.
-        """
+        """The ``tokenizer.json``; BundleError where the bundle has none."""
         if self.manifest.tokenizer is None:
             raise BundleError(f"{self.path} has no tokenizer: it is a {self.manifest.family} bundle for images only")
         return self.path / self.manifest.tokenizer.file
@@ -132,15 +124,13 @@ def read_bundle(path: str | Path) -> Bundle:
     """The bundle at ``path``, every file of it checked.
 
     A file is hashed once and then trusted while its size, modification time and inode stay the same; the results are
-    kept in :func:`cache_dir`, where that can be written.
+    kept in :func:`cache_dir`, where that can be written. Hard links are read like other files: package managers make
+    them. They can only lead to what the manifest has the hash of, and nothing is ever written through them.
 
     Raises:
         BundleError: Listing everything wrong at once: no bundle there, a manifest of another format version or with
             impossible fields, files missing, cut short, altered or outside the bundle, external data not listed, a
             graph or tokenizer that rsedge could not have written.
-
-    Hard links are read like other files: package managers make them. They can only lead to what the manifest has the
-    hash of, and nothing is ever written through them.
     """
     path = Path(path)
     if not path.is_dir() or not (path / MANIFEST).is_file():
@@ -272,7 +262,7 @@ def _save_verified(root: Path, verified: Verified) -> None:
 
 
 def write_bundle(target: str | Path, build: Callable[[Path], Manifest], *, overwrite: bool = False) -> Bundle:
-    """Write a bundle so that ``target`` is at every moment absent, the old bundle, or the whole new one.
+    """Write a bundle so that ``target`` is at every moment absent, the old bundle, or the whole new one, and return it.
 
     Args:
         target: The bundle directory; its name ends in ``.rsedge`` and its parent exists.
@@ -284,8 +274,6 @@ def write_bundle(target: str | Path, build: Callable[[Path], Manifest], *, overw
         OptionError: The name does not end in ``.rsedge``.
         OutputError: ``target`` exists, is not a bundle, or cannot be written.
         BundleError: ``build`` returned a manifest that its files do not bear out.
-
-    Whatever is raised, by ``build`` too, nothing new stays on disk and the old bundle stays whole.
     """
     target = Path(target)
     if not target.name.endswith(SUFFIX) or target.name == SUFFIX:

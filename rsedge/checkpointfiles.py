@@ -47,8 +47,7 @@ PROCESSORS = {"blip": "BlipImageProcessor", "clip": "CLIPImageProcessor", "sigli
 def file_problems(path: Path) -> list[str]:
     """Everything that keeps one file of a checkpoint from being given to transformers, each a sentence with its name.
 
-    Args:
-        path: A file that need not be there; what it is follows from its name, see :data:`CHECKED`.
+    The file need not be there; what it is follows from its name, see :data:`CHECKED`.
     """
     if problem := _link_problem(path):
         return [problem]
@@ -117,12 +116,10 @@ def _link_problem(path: Path) -> str | None:
 
 
 def source_problems(source: str, find: Callable[[str], Path | None]) -> list[str]:
-    """Problems of a folder, or of the hub id ``source``.
+    """Problems of the folder ``source``, or of the hub id, if there is no such folder.
 
-    Args:
-        source: Folder or hub id; a folder of that name wins.
-        find: File name → where the file of the hub id is, or None where it has none. An OSError or ValueError, for a
-            hub that cannot be reached or an id that is none, ends the search: what opens the files next says it better.
+    ``find`` locates a file of the hub id by name, None where it has none. Its OSError or ValueError, for a hub that
+    cannot be reached or an id that is none, ends the search: what opens the files next says it better.
     """
     if Path(source).is_dir():
         return folder_problems(Path(source))
@@ -166,9 +163,8 @@ def setting_problems(values: dict[str, Any]) -> list[str]:
 def read_image_spec(path: Path, report: Callable[[str], None]) -> ImageSpec | None:
     """The image processor's settings in the folder ``path``, from the file transformers would prefer.
 
-    Returns:
-        The settings without a reflectance rule, which no processor states; None after at least one report, each a
-        sentence with its remedy.
+    They are without a reflectance rule, which no processor states. None after at least one report, each a sentence with
+    its remedy.
     """
     name, values = "processor_config.json", None
     if (path / name).is_file():

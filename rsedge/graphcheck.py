@@ -145,10 +145,7 @@ class Model:
 def graph_problems(root: Path, graph: Graph) -> list[str]:
     """Everything that keeps a graph from being loaded, each a sentence.
 
-    Args:
-        root: The bundle's directory, with the graph's file and its external data, both of the sizes and hashes that the
-            manifest gives.
-        graph: What the manifest says of it.
+    The bundle's directory ``root`` has the graph's file and its external data, of the sizes and hashes in the manifest.
     """
     try:
         model = read_model(root / graph.file)
@@ -267,10 +264,8 @@ def read_model(path: Path) -> Model:
 
 
 def external_locations(path: Path) -> frozenset[str]:
-    """The ``location`` of every tensor of the ONNX file ``path`` that is kept in another file, as written there.
-
-    Raises:
-        BundleError: As :func:`read_model`.
+    """The ``location`` of every tensor of the ONNX file ``path`` that is kept in another file, as written there;
+    BundleError as :func:`read_model`.
     """
     return frozenset(
         tensor.external["location"] for tensor in read_model(path).initializers if tensor.external is not None

@@ -86,14 +86,14 @@ def _convert(hint: Any, value: Any, where: str, report: Callable[[str], None]) -
 
 
 def build(cls: type[T], values: dict[str, Any], where: str, report: Callable[[str], None]) -> T | None:
-    """A ``cls`` from a JSON object, or None after at least one report.
+    """A ``cls`` from a JSON object, or None after at least one report, each a sentence that names the field.
 
     Args:
         cls: A dataclass whose fields are text, numbers, truth values, literals, dataclasses of this kind,
             ``tuple[X, ...]``, ``dict[str, X]`` or ``Any``; it raises BundleError or OptionError on impossible values.
         values: The JSON object.
         where: Path of the object in the file, empty for the whole.
-        report: Called once per problem with a sentence that names the field.
+        report: Called once per problem.
     """
     prefix = f"{where}." if where else ""
     trouble: list[str] = []
@@ -124,11 +124,7 @@ def build(cls: type[T], values: dict[str, Any], where: str, report: Callable[[st
 
 
 def parse(data: bytes, *, most_values: int = MOST_VALUES) -> Any:
-    """The values that the JSON text ``data`` holds.
-
-    Args:
-        data: The text, as bytes.
-        most_values: Values it may hold; counted from its commas and brackets, before any is made.
+    """The values of a JSON text; they are counted from its commas and brackets before any is made.
 
     Raises:
         ValueError: It is no JSON, is not UTF-8, holds more values, nests deeper than 32, or holds a number that is not
@@ -157,8 +153,7 @@ def parse(data: bytes, *, most_values: int = MOST_VALUES) -> Any:
 def loads(data: str | bytes) -> Any:
     """``json.loads`` for texts of any size that are trusted to fit the memory, but not to be well made.
 
-    Raises:
-        ValueError: It is no JSON, or nests deeper than Python can follow.
+    ValueError where it is no JSON, or nests deeper than Python can follow.
     """
     try:
         return json.loads(data)
@@ -200,11 +195,7 @@ def read_object(path: Path, report: Callable[[str], None], remedy: str) -> dict[
 
 
 def parse_json(data: str | bytes) -> Any:
-    """Return the value of a small document.
-
-    Raises:
-        ValueError: It is no JSON, is nested too deeply, or has more than 2 MiB.
-    """
+    """Return the value of a small document; ValueError where it is no JSON, nested too deeply, or above 2 MiB."""
     reader = _Reader(data)
     reader.skip()
     value = reader.value()
@@ -214,11 +205,9 @@ def parse_json(data: str | bytes) -> Any:
 
 
 def json_members(data: str | bytes, streamed: str) -> Iterator[tuple[str, Any]]:
-    """Yield the members of the object in a document: names and values, in order.
+    """Yield the members of the object in a UTF-8 document: names and values, in order.
 
-    Args:
-        data: The document, UTF-8.
-        streamed: Name of a member that may be a long list: each of its elements is yielded alone, under this name.
+    Each element of the member ``streamed``, if that is a list, is yielded alone, under this name.
 
     Raises:
         ValueError: The document is no JSON object, a value in it is nested too deeply or has more than 2 MiB, or there

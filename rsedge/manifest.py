@@ -86,12 +86,8 @@ def _short(name: str, *texts: str, most: int = _LONGEST_NAME) -> tuple[bool, str
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileRef:
-    """A file of the bundle, named relative to the bundle directory with ``/``.
-
-    Attributes:
-        file: Relative path, without ``..``.
-        sha256: 64 lower-case hexadecimal digits.
-        size: Bytes.
+    """A file of the bundle: a path relative to the bundle directory, with ``/`` and without ``..``, the SHA-256 as 64
+    lower-case hexadecimal digits, the size in bytes.
     """
 
     file: str
@@ -142,13 +138,12 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Graph:
-    """One ONNX file of the bundle, and every file its tensors may come from.
+    """One ONNX file of the bundle, named as in :class:`FileRef`, and every file its tensors may come from.
 
     Attributes:
-        file, sha256, size: As in :class:`FileRef`; ``file`` ends in ``.onnx``.
-        external_data: Files with tensors of this graph; the graph may name no other.
         opset: Version of the default ONNX operator set.
         inputs, outputs: In graph order.
+        external_data: Files with tensors of this graph; the graph may name no other.
     """
 
     file: str
@@ -185,8 +180,8 @@ class ImageSpec:
 
     Attributes:
         size: Height and width of the graph's input, pixels.
-        resample: Filter that brings a tile to ``size``.
         mean, std: Per band, in units of 8-bit value / 255; the graph applies them itself.
+        resample: Filter that brings a tile to ``size``.
         bands: What the channels are, in order.
         reflectance: The reflectance → 8-bit rule: ``full_scale`` (DN at 255), ``boa_offset`` (DN), ``formula`` (text).
     """
@@ -269,12 +264,10 @@ class GenerationDefaults:
 
     @staticmethod
     def from_transformers(config: Mapping[str, Any], *, positions: int) -> GenerationDefaults:
-        """What ``generation_config.json`` says; there lengths count the start token, and sampling without a ``top_k``
-        keeps 50 tokens.
+        """The settings in the object of ``generation_config.json``, empty where there is none.
 
-        Args:
-            config: The file's object, empty where there is none.
-            positions: What the decoder has; no caption is longer.
+        There lengths count the start token, and sampling without a ``top_k`` keeps 50 tokens. No caption is longer than
+        the decoder's ``positions``.
 
         Raises:
             BundleError: Values that no caption can have.
@@ -383,9 +376,9 @@ class Provenance:
     Attributes:
         source: Checkpoint folder or Hugging Face id, as given.
         source_sha256: Hash over the checkpoint's weight files.
-        source_revision: Commit on the hub, or None for a local folder.
         exported_at: RFC 3339 date and time.
         versions: Library → version, of the exporting environment.
+        source_revision: Commit on the hub, or None for a local folder.
         recipe: The training recipe, where the checkpoint carries one.
     """
 
@@ -488,11 +481,8 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: bytes) -> Manifest:
-        """The manifest in ``data``.
-
-        Raises:
-            BundleError: One line per problem: not JSON, an unknown ``format_version``, unknown or missing fields,
-                wrong types, impossible values.
+        """The manifest in ``data``; BundleError has a line per problem: not JSON, an unknown ``format_version``,
+        unknown or missing fields, wrong types, impossible values.
         """
         try:
             values = jsonvalues.parse(data, most_values=_MOST_VALUES)

@@ -51,10 +51,8 @@ class ReflectanceRule:
             raise OptionError(f"full_scale is {self.full_scale}, expected 1 to {_DN_VALUES - 1}: pass 2500 for L2A")
 
     def apply(self, dn: npt.NDArray[np.uint16] | npt.NDArray[np.int16]) -> UInt8:
-        """8-bit values, 1 to 255, for digital numbers of any shape; negative ones (int16) become 1.
-
-        Raises:
-            TypeError: ``dn`` is neither uint16 nor int16.
+        """8-bit values, 1 to 255, for digital numbers of any shape; negative ones (int16) become 1. TypeError where
+        they are neither uint16 nor int16.
         """
         if dn.dtype == np.int16:
             dn = np.maximum(dn, 0).astype(np.uint16)
@@ -89,15 +87,11 @@ def _table(boa_offset: int, full_scale: int) -> UInt8:
 
 
 def resize(image: UInt8, size: int, resample: str = "bicubic") -> UInt8:
-    """The image as a square of ``size`` pixels, by one of Pillow's filters, as image processors of transformers do it.
+    """The image, uint8 [H, W, 3], as [size, size, 3], by one of Pillow's filters, as image processors of transformers
+    do it.
 
-    Args:
-        image: uint8 [H, W, 3].
-        size: Height and width of the result in pixels.
-        resample: ``nearest``, ``bilinear``, ``bicubic`` (what BLIP and CLIP were trained with) or ``lanczos``.
-
-    Returns:
-        uint8 [size, size, 3]; ``image`` itself where it has that size already.
+    ``resample`` is ``nearest``, ``bilinear``, ``bicubic`` (what BLIP and CLIP were trained with) or ``lanczos``. An
+    image of that size already is returned as it is.
     """
     if image.shape[:2] == (size, size):
         return image
@@ -105,11 +99,7 @@ def resize(image: UInt8, size: int, resample: str = "bicubic") -> UInt8:
 
 
 def fitting_images(images: npt.NDArray[Any], size: int, resample: str) -> UInt8:
-    """``images`` [B, H, W, 3] as uint8 [B, size, size, 3].
-
-    Raises:
-        OptionError: Images of another shape or type.
-    """
+    """``images`` [B, H, W, 3] as uint8 [B, size, size, 3]; OptionError where they have another shape or type."""
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
         raise OptionError(
@@ -137,11 +127,7 @@ def stack_images(images: Sequence[UInt8]) -> UInt8:
 
 
 def check_image_spec(bundle: Bundle) -> None:
-    """Refuse a bundle made for pixels this runtime does not make.
-
-    Raises:
-        BundleError: Other bands, or another reflectance rule.
-    """
+    """Refuse with BundleError a bundle made for other bands or another reflectance rule than this runtime has."""
     image = bundle.manifest.image
     rule, known = image.reflectance.get("full_scale"), ReflectanceRule().full_scale
     if image.bands != ("red", "green", "blue"):
@@ -151,14 +137,10 @@ def check_image_spec(bundle: Bundle) -> None:
 
 
 def unit_rows(vectors: npt.NDArray[np.floating[Any]], what: str) -> npt.NDArray[np.float32]:
-    """Each row over its length, float32.
+    """Each row of float [N, D] over its length, float32.
 
-    Args:
-        vectors: Float [N, D].
-        what: What they are embeddings of, for the message.
-
-    Raises:
-        OptionError: A row is zero or not finite: no direction, hence no similarity.
+    ``what`` they are embeddings of stands in the message of the OptionError that a row raises which is zero or not
+    finite: it has no direction, hence no similarity.
     """
     values = np.asarray(vectors, np.float64)
     length = np.linalg.norm(values, axis=-1, keepdims=True)

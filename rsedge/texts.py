@@ -38,11 +38,7 @@ def plain(text: str, *, lines: bool = False) -> str:
     """Text in one line of visible characters: ends of lines and tabs become spaces, what is hidden becomes U+FFFD.
 
     Control characters, bidirectional controls, characters without width, tags and surrogates are hidden. Each character
-    is replaced by one, so positions stay.
-
-    Args:
-        text: Any string.
-        lines: Whether line feeds stay.
+    is replaced by one, so positions stay. With ``lines``, line feeds stay.
     """
     if text.isascii() and text.isprintable():
         return text

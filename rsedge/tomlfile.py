@@ -17,11 +17,7 @@ else:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The table in ``path``.
-
-    Raises:
-        OptionError: The file is not there or is not TOML; says where.
-    """
+    """The table in ``path``; OptionError, with the place, where it is missing or not TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

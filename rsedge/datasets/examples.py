@@ -44,11 +44,7 @@ class ImageSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One image with all its captions.
-
-    Raises:
-        OptionError: A field breaks one of the rules above.
-    """
+    """One image with all its captions. Fields that break the rules below raise OptionError."""
 
     key: str
     """``<set>/<relative file name>``, the same whatever the order of files or the machine."""
@@ -102,11 +98,7 @@ class BadRecord:
 
 @dataclass(frozen=True, slots=True)
 class CaptionData:
-    """What one or several caption sets hold.
-
-    Raises:
-        OptionError: Two examples have the same key.
-    """
+    """What one or several caption sets hold; OptionError where two examples have the same key."""
 
     examples: tuple[Example, ...]
     """Ordered by key, so that neither files nor file systems decide the order."""
@@ -123,11 +115,7 @@ class CaptionData:
             keys.add(example.key)
 
     def split(self, name: str) -> tuple[Example, ...]:
-        """The examples of one split, perhaps none.
-
-        Raises:
-            OptionError: There is no such split.
-        """
+        """The examples of one split, perhaps none; OptionError where there is no such split."""
         if name not in SPLITS:
             raise OptionError(f"there is no split {name!r}, expected {', '.join(SPLITS)}")
         return tuple(example for example in self.examples if example.split == name)
@@ -156,11 +144,7 @@ def split_named(word: object) -> Split | None:
 
 @dataclass(frozen=True, slots=True)
 class Splitter:
-    """Places images without a split of their own.
-
-    Raises:
-        OptionError: The fractions are not three that add up to 1.
-    """
+    """Places images without a split of their own; OptionError where the fractions are not three that add up to 1."""
 
     seed: int = 0
     """Another seed, another split."""
@@ -197,11 +181,7 @@ def uniform(purpose: str, seed: int, key: str) -> float:
 
 
 def wanted_splits(splits: Sequence[str]) -> frozenset[Split]:
-    """``splits`` checked.
-
-    Raises:
-        OptionError: There are none, or one is no split.
-    """
+    """``splits`` checked; OptionError where there are none, or one is no split."""
     if isinstance(splits, str) or not splits or any(name not in SPLITS for name in splits):
         raise OptionError(f"splits are {splits!r}: give some of {', '.join(SPLITS)}")
     return frozenset(name for name in SPLITS if name in splits)

@@ -44,11 +44,7 @@ class RowImage:
     """Folders below which files lie that the set may name; their links are followed."""
 
     def read(self) -> UInt8:
-        """The image, uint8 [H, W, 3], RGB.
-
-        Raises:
-            SceneError: There is none, it is damaged, or its RGB cannot be told.
-        """
+        """The image, uint8 [H, W, 3], RGB; SceneError where there is none, it is damaged, or its RGB is unclear."""
         cell = self.rows[self.row][self.column] or {}
         if cell.get("bytes") is not None:
             return decode(cell["bytes"], self.name)
@@ -125,11 +121,7 @@ def _check_names(stated: Any, card: Path, source: str) -> None:
 
 
 def read_saved(source: str, folder: Path) -> CaptionSet:
-    """The set that ``save_to_disk`` wrote into ``folder``.
-
-    Raises:
-        OptionError: As :func:`read_hub`.
-    """
+    """The set that ``save_to_disk`` wrote into ``folder``; OptionError as :func:`read_hub`."""
     library, places = _library(source), [folder]
     try:
         # Its parts must not lie elsewhere either.

@@ -56,14 +56,8 @@ class FileImage:
 
 
 def decode(content: bytes, name: str) -> UInt8:
-    """The image in an image file's ``content``, uint8 [H, W, 3], RGB.
-
-    Args:
-        content: The whole file.
-        name: What messages call it.
-
-    Raises:
-        SceneError: As :meth:`FileImage.read`.
+    """The image in an image file's ``content``, uint8 [H, W, 3], RGB; SceneError, with ``name``, as
+    :meth:`FileImage.read`.
     """
     picture = _read_picture(BytesIO(content), name)
     if picture is not None:

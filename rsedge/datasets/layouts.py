@@ -51,7 +51,7 @@ def load_examples(
     """Read one or several caption sets.
 
     A set's own splits come first; without such, each image is placed by a hash of the seed and its key (see
-    :mod:`rsedge.datasets.splits`), so that all its captions are on one side.
+    :mod:`rsedge.datasets.examples`), so that all its captions are on one side.
 
     Args:
         sources: ``FILE``, ``FILE@FOLDER`` (with the folder of its images), ``FOLDER`` or ``hf:OWNER/NAME``; see
@@ -66,9 +66,9 @@ def load_examples(
         progress: Told what takes a while.
 
     Raises:
-        OptionError: A set cannot be read, its layout cannot be told, an option is out of range, or records cannot be
-            used: a missing image, no caption, an undecodable file, an unknown split, a file named twice or outside the
-            folder. All of them are listed at once.
+        OptionError: Listing all at once: a set cannot be read, its layout is unclear, an option is out of range, or
+            records cannot be used: a missing image, no caption, an undecodable file, an unknown split, a file named
+            twice or outside the folder.
     """
     sets = _read_all([str(source) for source in sources], read_set)
     return _load(sets, None, Splitter(seed, fractions), limit, splits, skip_bad, paraphrases, check, progress)
@@ -87,14 +87,10 @@ def load_labelled(
 ) -> tuple[Example, ...]:
     """Read images with a class each, for zero-shot classification.
 
-    Args:
-        source: A folder with one folder a class, or with files named ``class_number.ext``; or a caption set whose
-            records have a ``label`` or such file names (captions are kept, but not needed).
-        seed, fractions, limit, splits, skip_bad, check, progress: As in :func:`load_examples`. The images of a folder
-            without folders for splits are all for testing.
-
-    Raises:
-        OptionError: As :func:`load_examples`, and where an image has no class.
+    ``source`` is a folder with one folder a class, or with files named ``class_number.ext``, all for testing unless
+    folders around them are splits; or a caption set whose records have a ``label`` or such file names (captions are
+    kept, but not needed). Other arguments and errors as :func:`load_examples`; OptionError too where an image has no
+    class.
     """
     sets = _read_all([str(source)], lambda name: read_classes(name) or read_set(name))
     return _load(sets, label_of, Splitter(seed, fractions), limit, splits, skip_bad, None, check, progress).examples

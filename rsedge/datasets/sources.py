@@ -54,10 +54,8 @@ class _Table(NamedTuple):
 
 
 def read_set(source: str) -> CaptionSet:
-    """The records of a caption set, not checked yet.
-
-    Raises:
-        OptionError: There is no such source, its layout cannot be told, or it cannot be read.
+    """The records of a caption set, not checked yet; OptionError where it is missing, unreadable or of an unclear
+    layout.
     """
     if source.startswith(hub.PREFIX):
         return hub.read_hub(source)
@@ -81,10 +79,8 @@ def read_set(source: str) -> CaptionSet:
 def read_classes(source: str) -> CaptionSet | None:
     """The images of a folder with one folder a class or files named ``class_number.ext``; None if it has annotations.
 
-    Folders around the classes are splits where they are named so; without such, all images are for testing.
-
-    Raises:
-        OptionError: The folder has no images.
+    Folders around the classes are splits where they are named so; without such, all images are for testing. OptionError
+    where the folder has no images.
     """
     path = Path(source).expanduser()
     if not path.is_dir() or _candidates(source, path, None):

@@ -67,11 +67,7 @@ class CaptionSet:
 
 
 def column(columns: Iterable[str], candidates: Sequence[str], purpose: str, source: str) -> str | None:
-    """The one of ``candidates`` among ``columns``, or None.
-
-    Raises:
-        OptionError: There are several.
-    """
+    """The one of ``candidates`` among ``columns``, or None; OptionError where there are several."""
     present = [name for name in candidates if name in set(columns)]
     if len(present) > 1:
         raise OptionError(f"{source}: both {' and '.join(present)} may be the {purpose}: keep one of them")
@@ -81,10 +77,7 @@ def column(columns: Iterable[str], candidates: Sequence[str], purpose: str, sour
 def caption_columns(columns: Iterable[str], source: str) -> tuple[str, ...]:
     """The columns with captions: one of ``CAPTION_COLUMNS``, or numbered ones such as ``caption_0`` in their order.
 
-    Empty where there are none but a ``label``.
-
-    Raises:
-        OptionError: There is neither, or it is unclear which.
+    Empty where there are none but a ``label``; OptionError where there is neither, or it is unclear which.
     """
     columns = list(columns)
     if (name := column(columns, CAPTION_COLUMNS, "captions", source)) is not None:
@@ -109,11 +102,7 @@ def captions_in(row: Mapping[str, Any], columns: Sequence[str]) -> tuple[Any, ..
 
 
 def records_of(rows: Rows, source: str, faults: Faults) -> list[Record]:
-    """The records of rows.
-
-    Raises:
-        OptionError: No column, or more than one, can be the file name or the captions.
-    """
+    """The records of rows; OptionError where no column, or more than one, can be the file name or the captions."""
     rows = list(rows)
     if not rows:
         return []
@@ -154,11 +143,7 @@ def records_of(rows: Rows, source: str, faults: Faults) -> list[Record]:
 
 
 def read_table(path: Path, source: str, faults: Faults) -> list[Record]:
-    """The records of a table by its suffix.
-
-    Raises:
-        OptionError: The file cannot be read, or it is unclear which column is what.
-    """
+    """The records of a table by its suffix; OptionError where it is unreadable, or unclear which column is what."""
     try:
         rows = list(READERS[path.suffix.lower()](path, faults))
     except (OSError, ValueError) as error:

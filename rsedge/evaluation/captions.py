@@ -59,14 +59,11 @@ class CaptionReport:
 def predict_captions(
     model: CaptionModel, examples: Sequence[Example], *, skip_bad: bool = False, progress: Progress | None = None
 ) -> tuple[Prediction, ...]:
-    """A prediction per example, in order.
+    """A prediction per example, in order, with the example's captions as references.
 
-    Args:
-        model: As :func:`rsedge.evaluation.models.open_captioner` gives it. Sampling is seeded by the example's key, so
-            that an image's caption does not depend on which others are evaluated.
-        examples: With their captions, which become the references.
-        skip_bad: Give an image that cannot be read an empty caption and an error, instead of failing.
-        progress: Told how far it is.
+    Sampling is seeded by the example's key, so that an image's caption does not depend on which others are evaluated.
+    ``skip_bad`` and ``progress`` as for :func:`rsedge.evaluation.interfaces.read_blocks`; with ``skip_bad`` an image
+    that cannot be read has an empty caption and an error.
 
     Raises:
         OptionError: Images cannot be read, or there are none.
@@ -92,15 +89,10 @@ def score_predictions(
     device: str = "cpu",
     training_captions: Sequence[str] = (),
 ) -> CaptionReport:
-    """Score predictions against their references.
+    """Score predictions against their references, of which each has at least one.
 
-    Args:
-        predictions: Each with at least one reference.
-        metrics, tokenizer, sbert, device: As for :func:`rsedge.metrics.captions.score_captions`.
-        training_captions: What the baselines are taken from, and what words count as seen; none: no baselines.
-
-    Raises:
-        OptionError, BackendError: As there.
+    The baselines are taken from ``training_captions``, whose words count as seen; without any there are no baselines.
+    Other arguments and errors as for :func:`rsedge.metrics.captions.score_captions`.
     """
     if bare := [prediction.key for prediction in predictions if not prediction.references]:
         raise OptionError(
@@ -142,10 +134,8 @@ def compare_predictions(
 ) -> tuple[dict[str, Comparison], CaptionScores, CaptionScores]:
     """Score two sets of predictions, and test the difference B - A in pairs of images.
 
-    Args:
-        a, b: Of the same images with the same references, in any order.
-        metrics, tokenizer, sbert, device: As for :func:`rsedge.metrics.captions.score_captions`.
-        resamples, confidence, seed: As for :func:`rsedge.metrics.compare.compare_scores`.
+    They are of the same images with the same references, in any order. Other arguments as for
+    :func:`rsedge.metrics.captions.score_captions` and :func:`rsedge.metrics.compare.compare_scores`.
 
     Returns:
         Metric → comparison, and the scores of A and of B.

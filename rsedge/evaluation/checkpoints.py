@@ -31,11 +31,7 @@ if TYPE_CHECKING:
 def open_checkpoint_captioner(
     path: str, name: str, device: str, batch_size: int, options: dict[str, Any]
 ) -> CaptionModel:
-    """The BLIP or CLIPCap captioner in ``path``.
-
-    Raises:
-        OptionError: It is no captioner, or options do not fit.
-    """
+    """The BLIP or CLIPCap captioner in ``path``; OptionError where it is no captioner, or options do not fit."""
     kind = _kind(path)
     if kind not in ("blip", "clipcap"):
         raise OptionError(f"{name} is a {kind} model, which writes no captions: give a BLIP or CLIPCap checkpoint")
@@ -135,11 +131,7 @@ class _ClipCap(_Checkpoint):
 
 
 class CheckpointEmbedder(_Checkpoint):
-    """The CLIP or SigLIP model in ``path``.
-
-    Raises:
-        OptionError: It is another kind of model.
-    """
+    """The CLIP or SigLIP model in ``path``; OptionError where it is another kind of model."""
 
     def __init__(self, path: str, name: str, device: str, batch_size: int) -> None:
         from transformers import CLIPModel, SiglipModel

@@ -67,9 +67,7 @@ class RetrievalReport:
 
 def classes_of(source: str, split: str) -> list[str]:
     """The classes of a whole split, sorted, for a part of it: fewer images make the test smaller, not easier.
-
-    Raises:
-        OptionError: The split cannot be read.
+    OptionError where the split cannot be read.
     """
     from rsedge.datasets.layouts import load_labelled
 
@@ -89,12 +87,12 @@ def evaluate_zero_shot(
     """Classify images by the prompt that is nearest.
 
     Args:
-        model: As :func:`rsedge.evaluation.models.open_embedder` gives it.
+        model: Embeds prompts and images.
         examples: Each with a ``label``.
         labels: The classes to choose from, as the labels spell them; None takes those that occur, sorted.
         templates: Each with ``{category}``; the prompts of a class are averaged.
         skip_bad: Count an image that cannot be read as wrong, instead of failing.
-        progress: Told how far it is.
+        progress: As for :func:`rsedge.evaluation.interfaces.read_blocks`.
 
     Raises:
         OptionError: An image has no class, or one that is not among ``labels``; a template is bad; images cannot be
@@ -122,13 +120,8 @@ def evaluate_zero_shot(
 def evaluate_retrieval(
     model: EmbeddingModel, examples: Sequence[Example], *, skip_bad: bool = False, progress: Progress | None = None
 ) -> RetrievalReport:
-    """Find captions by image and images by caption.
-
-    Args:
-        model: As :func:`rsedge.evaluation.models.open_embedder` gives it.
-        examples: Each with at least one caption.
-        skip_bad: Count the queries of an image that cannot be read as misses, instead of failing.
-        progress: Told how far it is.
+    """Find captions by image and images by caption; with ``skip_bad`` the queries of an image that cannot be read are
+    misses.
 
     Raises:
         OptionError: An image has no caption, or images cannot be read.

@@ -71,18 +71,12 @@ class EmbeddingModel(Protocol):
 def read_blocks(
     examples: Sequence[Example], *, skip_bad: bool, progress: Progress | None = None
 ) -> Iterator[tuple[list[int], list[UInt8], dict[int, str]]]:
-    """The images of ``examples`` in order, block by block.
-
-    Args:
-        examples: To read.
-        skip_bad: Go on where an image cannot be read, and say so, instead of failing at the end of its block.
-        progress: Told after each block.
-
-    Yields:
-        Indices of the images that could be read, these images, and for the others index → why not.
+    """Yield the images of ``examples`` in order, block by block: indices of the images that could be read, these
+    images, and for the others index → why not. ``progress`` is called after each block.
 
     Raises:
-        OptionError: There is no example, or images of a block cannot be read; all of the block are listed.
+        OptionError: There is no example, or without ``skip_bad`` images of a block cannot be read; all of the block are
+            listed.
     """
     if not examples:
         raise OptionError("there is no image to evaluate: choose another split, or give more data")

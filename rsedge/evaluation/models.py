@@ -28,8 +28,7 @@ _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(?<!\.rsedge)")  # and not the bund
 def locate(source: str | Path) -> tuple[Kind, str]:
     """What ``source`` is, and where: a run folder stands for its best checkpoint, what is no folder is a hub id.
 
-    Raises:
-        OptionError: A folder that holds none of them, or no folder and no hub id either.
+    OptionError where it is none of them.
     """
     path = Path(source)
     if not path.exists():

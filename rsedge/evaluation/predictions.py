@@ -24,11 +24,7 @@ _ABSENT = "there is no prediction of this image"
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a model said of one image.
-
-    Raises:
-        OptionError: The key is empty.
-    """
+    """What a model said of one image; OptionError where the key is empty."""
 
     key: str
     """Of the example."""
@@ -50,10 +46,8 @@ class Prediction:
 
 
 def check_outputs(*paths: Path | None) -> None:
-    """Refuse now what could not be written after an hour of work.
-
-    Raises:
-        OutputError: A path is in a folder that is not there.
+    """Refuse now, with OutputError, paths in folders that are not there: they could not be written after an hour of
+    work.
     """
     if wrong := [path for path in paths if path is not None and not path.parent.is_dir()]:
         raise OutputError("\n".join(f"cannot write {path}: there is no folder {path.parent}" for path in wrong))
@@ -61,10 +55,7 @@ def check_outputs(*paths: Path | None) -> None:
 
 def write_predictions(path: str | Path, predictions: Sequence[Prediction]) -> None:
     """Write JSON lines, or for a name that ends in ``.json`` COCO's results, with the references as COCO annotations
-    beside them in ``NAME.references.json``. Nothing is left half written.
-
-    Raises:
-        OutputError: It cannot be written.
+    beside them in ``NAME.references.json``. Nothing is left half written; OutputError where it cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() == ".json":
@@ -119,10 +110,7 @@ def with_references(
     predictions: Sequence[Prediction], references: Mapping[str, Sequence[str]]
 ) -> tuple[Prediction, ...]:
     """The predictions against other references, in the order of these. An image without a prediction gets an empty
-    one with an error: it counts.
-
-    Raises:
-        OptionError: A prediction is of an image that has no references.
+    one with an error: it counts. OptionError where a prediction is of an image that has no references.
     """
     known = {prediction.key: prediction for prediction in predictions}
     if strange := [key for key in known if key not in references]:

@@ -285,19 +285,10 @@ def sbert_similarity(
     device: str = "cpu",
     batch_size: int = 64,
 ) -> tuple[Floats, Floats]:
-    """Cosine of each prediction with its references.
+    """Mean and largest cosine of each prediction with its references, float64 [N] each; 0 for an empty prediction.
 
-    The mean over references, averaged over images, is what aac-metrics calls SBERT-sim and RSDiX reports.
-
-    Args:
-        predictions: Raw text, one per image.
-        references: At least one raw text per image.
-        model: Folder of a sentence-transformers model, or a hub id.
-        device: As torch names it.
-        batch_size: Texts embedded together.
-
-    Returns:
-        Mean and largest cosine over the references of each image, float64 [N] each; 0 for an empty prediction.
+    The mean over references, averaged over images, is what aac-metrics calls SBERT-sim and RSDiX reports. ``model`` is
+    a folder of sentence-transformers or a hub id, ``device`` as torch names it.
 
     Raises:
         BackendError: sentence-transformers is missing, or the device cannot be used.

@@ -50,12 +50,8 @@ def compare_scores(
 ) -> dict[str, Comparison]:
     """Metric → comparison, for the metrics that both have; images must stand in the same order in both.
 
-    Args:
-        a, b: Scores of two predictions for the same images and references.
-        resamples: Bootstrap samples, each of as many images as there are, drawn with replacement; every metric is
-            computed on the same ones.
-        confidence: Of the intervals, above 0 and below 1.
-        seed: Of the samples.
+    Every metric is computed on the same ``resamples`` bootstrap samples, each of as many images as there are, drawn
+    with replacement. ``confidence`` of the intervals is above 0 and below 1.
 
     Raises:
         OptionError: Different images, fewer than two, no metric in common, or a value that is not accepted.

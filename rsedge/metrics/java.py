@@ -43,13 +43,11 @@ def spice_problem() -> str | None:
 
 
 def ptb_tokens(captions: Sequence[str]) -> list[list[str]]:
-    """Stanford's PTB tokens of each caption, lower-cased, punctuation still there.
+    """Stanford's PTB tokens of each caption, lower-cased, punctuation still there; BackendError where Java is missing
+    or fails.
 
     The jar, version 3.4.1, and its flags are those of pycocoevalcap's ``PTBTokenizer``, which would write temporary
     files into the installed package and read anything but ASCII by the locale.
-
-    Raises:
-        BackendError: There is no Java, or it fails.
     """
     if problem := java_problem():
         raise BackendError(f"the PTB tokenizer runs in Java, and {problem}; or choose the tokenizer treebank")
@@ -66,10 +64,8 @@ def ptb_tokens(captions: Sequence[str]) -> list[list[str]]:
 
 
 def meteor(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, list[float]]:
-    """METEOR 1.5 (English, normalised) of tokenized captions: of the corpus, and of each image.
-
-    Raises:
-        BackendError: There is no Java, or it fails.
+    """METEOR 1.5 (English, normalised) of tokenized captions: of the corpus, and of each image. BackendError where Java
+    is missing or fails.
     """
     if problem := java_problem():
         raise BackendError(f"METEOR runs in Java, and {problem}")
@@ -98,10 +94,8 @@ def spice(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> tu
     """SPICE 1.0 of tokenized captions: the mean F-score, and that of each image.
 
     The jar is pycocoevalcap's; its cache and files live in a temporary folder, not in the installed package. An image
-    whose captions have no proposition at all has no F-score; it counts as 0.
-
-    Raises:
-        BackendError: Java or the CoreNLP models are missing, or it fails.
+    whose captions have no proposition at all has no F-score; it counts as 0. BackendError where Java or the CoreNLP
+    models are missing, or it fails.
     """
     if problem := spice_problem():
         raise BackendError(problem)

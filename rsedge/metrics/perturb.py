@@ -24,15 +24,10 @@ PERTURBATIONS = {
 
 
 def perturb(captions: Sequence[str], kind: str, *, seed: int = 0) -> list[str]:
-    """The captions spoilt in one way; words are what stands between spaces. One word is never left out.
+    """The captions, one per image, spoilt in one way of :data:`PERTURBATIONS`; words are what stands between spaces.
 
-    Args:
-        captions: One per image.
-        kind: One of :data:`PERTURBATIONS`.
-        seed: Equal seeds give equal results, whatever other kinds are asked for.
-
-    Raises:
-        OptionError: No such perturbation, or a single image where another's caption is asked for.
+    One word is never left out. Equal seeds give equal results, whatever other kinds are asked for. OptionError where
+    there is no such perturbation, or a single image where another's caption is asked for.
     """
     if kind not in PERTURBATIONS:
         raise OptionError(f"there is no perturbation {kind!r}; there are {', '.join(PERTURBATIONS)}")
@@ -74,14 +69,9 @@ def sensitivity(
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Perturbation → metric → ``value`` after it, and ``kept``, its share of the original value (None where that is 0).
 
-    Args:
-        predictions, references: As for :func:`rsedge.metrics.captions.score_captions`.
-        metrics, tokenizer, sbert, device: As there.
-        seed: Of the perturbations.
-        original: Scores of the predictions as they are, where they are known already.
-
-    Raises:
-        OptionError, BackendError: As there; OptionError too where ``original`` is of other images or metrics.
+    ``original`` are the scores of the predictions as they are, where they are known already. Other arguments and errors
+    as for :func:`rsedge.metrics.captions.score_captions`; OptionError too where ``original`` is of other images or
+    metrics.
     """
 
     def score(captions: Sequence[str]) -> CaptionScores:

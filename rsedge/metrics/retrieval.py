@@ -38,7 +38,7 @@ class Direction:
     Attributes:
         recall: k → share of queries with a right answer among the first k.
         median_rank: From 1; None where it does not follow from chance alone.
-        queries: How many, those without an embedding included.
+        queries: Those without an embedding included.
     """
 
     recall: dict[int, float]
@@ -134,11 +134,8 @@ def retrieval_scores(
 
 
 def chance_retrieval(captions_per_image: Sequence[int], *, ks: Sequence[int] = KS) -> RetrievalScores:
-    """What random embeddings score on average, exactly: of M texts in random order, c of them right,
-    the first k hold none with probability C(M - c, k) / C(M, k).
-
-    Raises:
-        OptionError: There is no image, or one without a caption.
+    """What random embeddings score on average, exactly: of M texts in random order, c of them right, the first k hold
+    none with probability C(M - c, k) / C(M, k). OptionError where there is no image, or one without a caption.
     """
     if not len(captions_per_image) or min(captions_per_image) < 1:
         raise OptionError("chance needs at least one image, and at least one caption of each")
@@ -156,11 +153,7 @@ def chance_retrieval(captions_per_image: Sequence[int], *, ks: Sequence[int] = K
 
 
 def lost_rows(failed: Sequence[int], count: int) -> NDArray[np.bool_]:
-    """Bool [count], true at the rows named.
-
-    Raises:
-        OptionError: There is no such row.
-    """
+    """Bool [count], true at the rows named; OptionError where there is no such row."""
     if wrong := [row for row in failed if not 0 <= row < count]:
         raise OptionError(f"failed names row {wrong[0]}, expected 0 to {count - 1}")
     lost = np.zeros(count, bool)
@@ -179,7 +172,7 @@ class ZeroShotScores:
 
     Attributes:
         labels: The classes, in the order of ``confusion``.
-        images: How many were classified, failed ones included.
+        images: Failed ones included.
         top: k → share of images whose class is among the k nearest.
         per_class: Class → share of its images that are right at 1; only classes that have images.
         confusion: int64 [C, C + 1], rows the truth, columns the answer; the last column counts failed images.
@@ -221,12 +214,9 @@ def zero_shot_scores(
     """Top-k accuracy, pessimistic: a class as similar as the right one, as in retrieval, comes before it.
 
     Args:
-        images: float [N, D]; the rows of ``failed`` do not matter.
-        classes: float [C, D], one row per label.
-        truth: The class of each image.
-        labels: The classes.
-        failed: Images without an embedding: wrong at every k.
-        ks: Those not below the number of classes are left out, as they would be 1 whatever the model.
+        images: float [N, D]; the rows of ``failed``, images without an embedding, do not matter: they are wrong at
+            every k. classes: float [C, D], one row per label. truth: The class of each image, one of ``labels``. ks:
+            Those not below the number of classes are left out, as they would be 1 whatever the model.
 
     Raises:
         OptionError: Sizes differ, there is no image, a class occurs twice, or an image is of one not among the labels.

@@ -49,13 +49,7 @@ def text_statistics(
 ) -> TextStatistics:
     """Statistics of ``captions``, in words as the metrics count them (lower case, no punctuation).
 
-    Args:
-        captions: At least one.
-        known: Captions whose words are not unseen, as a rule those of the training split.
-        tokenizer: ``treebank`` or ``ptb``.
-
-    Raises:
-        OptionError: There is no caption.
+    Words of ``known`` captions, as a rule those of the training split, are not unseen. OptionError without a caption.
     """
     if not captions:
         raise OptionError("there is no caption to describe: give at least one")
@@ -87,9 +81,7 @@ def text_statistics(
 
 def most_frequent_caption(captions: Sequence[str], *, tokenizer: TokenizerName = "treebank") -> str:
     """The caption that occurs most often, word for word, as it was first written; of several the first in the alphabet.
-
-    Raises:
-        OptionError: There is no caption with a word in it.
+    OptionError where no caption has a word in it.
     """
     counts, written = _distinct(captions, tokenizer)
     return written[min(counts, key=lambda text: (-counts[text], text))]
@@ -98,10 +90,8 @@ def most_frequent_caption(captions: Sequence[str], *, tokenizer: TokenizerName =
 def consensus_caption(captions: Sequence[str], *, tokenizer: TokenizerName = "treebank") -> str:
     """The caption most like all others: the largest mean cosine of its words' counts with those of every caption.
 
-    One pass over the captions: the mean of cosines is the product with the mean of the unit vectors.
-
-    Raises:
-        OptionError: There is no caption with a word in it.
+    One pass over the captions: the mean of cosines is the product with the mean of the unit vectors. OptionError where
+    no caption has a word in it.
     """
     counts, written = _distinct(captions, tokenizer)
     vectors = {}

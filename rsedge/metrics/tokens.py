@@ -21,10 +21,8 @@ _QUOTES = str.maketrans({"\u2019": "'", "\u2018": "`", "\u201c": '"', "\u201d": 
 def tokenize(captions: Sequence[str], tokenizer: TokenizerName = "treebank") -> list[str]:
     """Each caption as lower-case words with a space between them, punctuation dropped as pycocoevalcap drops it.
 
-    Args:
-        captions: Any text; an empty one stays empty.
-        tokenizer: ``ptb`` is Stanford's in Java, what the field reports with. ``treebank`` is nltk's, the same rules in
-            Python: on the 49,140 captions of RSICD it differs for 2.
+    ``ptb`` is Stanford's in Java, what the field reports with. ``treebank`` is nltk's, the same rules in Python: on the
+    49,140 captions of RSICD it differs for 2.
 
     Raises:
         OptionError: There is no such tokenizer.
