@@ -23,10 +23,9 @@ from pathlib import Path
 from rsedge import jsonvalues
 from rsedge.errors import BundleError, OptionError, OutputError
 from rsedge.graphcheck import beside, external_locations, graph_problems
+from rsedge.manifest import MOST_BYTES as MOST_MANIFEST_BYTES
 from rsedge.manifest import (
-    FORMAT_VERSION,
     DecoderSpec,
-    DType,
     EmbeddingSpec,
     Family,
     FileRef,
@@ -34,17 +33,15 @@ from rsedge.manifest import (
     Graph,
     ImageSpec,
     Manifest,
-    Precision,
     Provenance,
     TensorSpec,
     TokenSpec,
 )
-from rsedge.manifest import MOST_BYTES as MOST_MANIFEST_BYTES
 from rsedge.tokenizerfile import tokenizer_problems
 
 __all__ = [
-    "FORMAT_VERSION", "MANIFEST", "SUFFIX", "Bundle", "DType", "DecoderSpec", "EmbeddingSpec", "Family", "FileRef",
-    "GenerationDefaults", "Graph", "ImageSpec", "Manifest", "Precision", "Provenance", "TensorSpec", "TokenSpec",
+    "MANIFEST", "SUFFIX", "Bundle", "DecoderSpec", "EmbeddingSpec", "Family", "FileRef",
+    "GenerationDefaults", "Graph", "ImageSpec", "Manifest", "Provenance", "TensorSpec", "TokenSpec",
     "cache_dir", "describe_file", "describe_graph", "read_bundle", "sha256_of", "write_bundle",
 ]  # fmt: skip
 

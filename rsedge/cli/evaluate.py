@@ -324,7 +324,7 @@ def compare(
     from rsedge.evaluation.predictions import check_outputs, read_predictions
     from rsedge.evaluation.tables import comparison_lines, sensitivity_lines
     from rsedge.metrics.captions import score_captions
-    from rsedge.metrics.perturb import sensitivity as spoil
+    from rsedge.metrics.compare import sensitivity as spoil
 
     check_outputs(output)
     first, chosen = read_predictions(a), _names(metrics)

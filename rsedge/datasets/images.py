@@ -117,14 +117,19 @@ def _read_raster(target: str, name: str) -> UInt8:
     try:
         scene = open_raster(target, SceneOptions())
     except SceneError as error:
-        if (bands := _usual_bands(target)) is None:
+        try:
+            scene = open_raster(target, SceneOptions(bands=(1, 1, 1)))
+        except SceneError:
             raise SceneError(f"{name} is no image that rsedge reads: {str(error).replace(target, name)}") from error
-        if not bands:
+        usual = {3: (1, 2, 3), 1: (1, 1, 1)}
+        if scene.dtype == "uint16":
+            usual |= dict.fromkeys(_SENTINEL2_BANDS, (4, 3, 2))
+        if scene.band_count not in usual:
             raise SceneError(
                 f"{name}: it is unclear which of its bands are red, green and blue; write these alone: "
                 f"gdal_translate -b R -b G -b B {name} rgb.tif"
             ) from error
-        scene = open_raster(target, SceneOptions(bands=bands))
+        scene = open_raster(target, SceneOptions(bands=usual[scene.band_count]))
     _check_size(scene.width, scene.height, np.dtype(scene.dtype).itemsize, name)
     try:
         with scene.reader() as reader:
@@ -132,18 +137,3 @@ def _read_raster(target: str, name: str) -> UInt8:
     except RasterioError as error:
         cause = error.__cause__ or error  # rasterio's own message only says where to look
         raise SceneError(f"{name} cannot be decoded ({scene.driver}): {str(cause).replace(target, name)}") from error
-
-
-def _usual_bands(target: str) -> tuple[int, ...] | None:
-    """The bands of a raster that does not name its own: empty where there is no custom, None where it is unusable."""
-    from rsedge.runtime.scenes.opening import SceneOptions, open_raster
-
-    try:
-        scene = open_raster(target, SceneOptions(bands=(1, 1, 1)))
-    except SceneError:
-        return None
-    if scene.band_count == 3:
-        return 1, 2, 3
-    if scene.band_count == 1:
-        return 1, 1, 1
-    return (4, 3, 2) if scene.dtype == "uint16" and scene.band_count in _SENTINEL2_BANDS else ()

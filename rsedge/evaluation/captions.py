@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from rsedge.datasets.examples import Example
     from rsedge.evaluation.interfaces import CaptionModel
-    from rsedge.metrics.tokens import TokenizerName
+    from rsedge.metrics.text import TokenizerName
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

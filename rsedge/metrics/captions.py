@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from rsedge.errors import BackendError, OptionError
 from rsedge.metrics import java
-from rsedge.metrics.tokens import TokenizerName, check_tokenizer, describe_tokenizer, packages_problem, tokenize
+from rsedge.metrics.text import TokenizerName, check_tokenizer, describe_tokenizer, packages_problem, tokenize
 from rsedge.texts import first_line
 
 Floats = NDArray[np.float64]
@@ -127,7 +127,7 @@ def score_captions(
         references: For each image at least one text with a word in it. One without any, such as the lone full stops
             in RSICD, counts as a reference that nothing matches, as it does in pycocoevalcap.
         metrics: Some of :data:`METRICS`. None takes all that can be computed here and says why the others cannot.
-        tokenizer: ``treebank`` or ``ptb``; see :func:`rsedge.metrics.tokens.tokenize`.
+        tokenizer: ``treebank`` or ``ptb``; see :func:`rsedge.metrics.text.tokenize`.
         sbert: Folder or hub id of a Sentence-BERT model; aac-metrics and RSDiX use
             ``sentence-transformers/paraphrase-TinyBERT-L6-v2``.
         device: Where the Sentence-BERT model runs, as torch names it.

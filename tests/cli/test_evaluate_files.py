@@ -12,7 +12,7 @@ from scipy import stats
 from rsedge.cli.main import run
 from rsedge.evaluation.predictions import Prediction, read_predictions, write_predictions
 from rsedge.metrics.captions import score_captions
-from rsedge.metrics.perturb import PERTURBATIONS, perturb
+from rsedge.metrics.compare import PERTURBATIONS, perturb
 from tests.training.tiny import caption_data, write_set
 
 METRICS = ["--metrics", "bleu,rouge_l"]

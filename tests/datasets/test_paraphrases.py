@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rsedge.datasets import load_examples
-from rsedge.datasets.paraphrases import to_line
+from rsedge.datasets.layouts import to_line
 from rsedge.errors import OptionError
 from tests.datasets.builders import CAPTIONS, images, json_lines, karpathy
 

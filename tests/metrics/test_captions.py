@@ -16,9 +16,9 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
 from rsedge.errors import BackendError, OptionError
-from rsedge.metrics import captions, java, tokens
+from rsedge.metrics import captions, java
 from rsedge.metrics.captions import METRICS, CaptionScores, Score, corpus_bleu, score_captions
-from rsedge.metrics.tokens import tokenize
+from rsedge.metrics.text import tokenize
 from tests.conftest import shared_data
 from tests.metrics.cases import PREDICTIONS, REFERENCES, random_captions
 
@@ -225,7 +225,7 @@ def test_what_is_named_must_be_had(monkeypatch):
     monkeypatch.setattr(captions, "find_spec", lambda name: None)
     with pytest.raises(BackendError, match=r"sbert: .*pip install 'rsedge\[sbert\]'"):
         score_captions(PREDICTIONS, REFERENCES, sbert="somewhere")
-    monkeypatch.setattr(tokens, "find_spec", lambda name: None)
+    monkeypatch.setattr("rsedge.metrics.text.find_spec", lambda name: None)
     with pytest.raises(BackendError, match=r"pip install 'rsedge\[evaluate\]'"):
         score_captions(PREDICTIONS, REFERENCES)
 

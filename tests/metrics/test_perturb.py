@@ -9,7 +9,7 @@ import pytest
 
 from rsedge.errors import OptionError
 from rsedge.metrics.captions import score_captions
-from rsedge.metrics.perturb import PERTURBATIONS, perturb, sensitivity
+from rsedge.metrics.compare import PERTURBATIONS, perturb, sensitivity
 from tests.metrics.cases import random_captions
 
 _, CAPTIONS, REFERENCES = random_captions(6, 200)

@@ -9,8 +9,8 @@ import shutil
 import pytest
 
 from rsedge.errors import BackendError, OptionError
-from rsedge.metrics import java, tokens
-from rsedge.metrics.tokens import TOKENIZERS, describe_tokenizer, tokenize
+from rsedge.metrics import java, text
+from rsedge.metrics.text import TOKENIZERS, describe_tokenizer, tokenize
 from tests.conftest import shared_data
 
 needs_java = pytest.mark.skipif(not shutil.which("java"), reason="the PTB tokenizer runs in Java, which is not here")
@@ -87,6 +87,6 @@ def test_ptb_without_java(monkeypatch):
 
 
 def test_without_the_extra(monkeypatch):
-    monkeypatch.setattr(tokens, "find_spec", lambda name: None)
+    monkeypatch.setattr(text, "find_spec", lambda name: None)
     with pytest.raises(BackendError, match=r"need nltk and pycocoevalcap: pip install 'rsedge\[evaluate\]'"):
         tokenize(["a"])

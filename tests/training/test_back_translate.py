@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rsedge.datasets.examples import Example
-from rsedge.datasets.paraphrases import attach_paraphrases
+from rsedge.datasets.layouts import attach_paraphrases
 from rsedge.errors import BackendError, OptionError, OutputError
 from rsedge.training.data import back_translate as module
 from rsedge.training.data.back_translate import BackTranslation, Translator, back_translate

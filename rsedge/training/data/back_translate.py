@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from rsedge.datasets.paraphrases import to_line
+from rsedge.datasets.layouts import to_line
 from rsedge.errors import BackendError, OptionError, OutputError
 from rsedge.runtime.outputs.files import check_target, sync_folder
 from rsedge.training.models.loading import check_source, torch_device
