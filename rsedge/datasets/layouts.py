@@ -104,23 +104,16 @@ def _read_all(sources: Sequence[str], read: Callable[[str], CaptionSet]) -> list
     """All sets, with distinct names; what is wrong with any is said of all."""
     if not sources:
         raise OptionError("no caption set is named: give at least one")
+    sets: list[CaptionSet] = []
     problems: list[str] = []
-
-    def attempt(source: str) -> list[CaptionSet]:
+    for source in sources:
         try:
-            return [read(source)]
-        except OptionError as error:
+            sets.append(read(source))
+        except OptionError as error:  # noqa: PERF203 - reading a set takes far longer
             problems.append(str(error))
-            return []
-
-    sets = [caption_set for source in sources for caption_set in attempt(source)]
     if problems:
         raise OptionError("\n".join(problems))
-    return _tell_apart(sets)
-
-
-def _tell_apart(sets: Sequence[CaptionSet]) -> list[CaptionSet]:
-    """The sets with distinct names: those that share one get as much of their paths as tells them apart."""
+    # Sets that share a name get as much of their paths as tells them apart.
     paths = [item.path for item in sets]
     if twice := [item.source for item in sets if paths.count(item.path) > 1]:
         raise OptionError(f"{' and '.join(twice)} are one set: name every set once")

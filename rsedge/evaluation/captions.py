@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
@@ -15,8 +16,6 @@ from rsedge.metrics.text import TextStatistics, consensus_caption, most_frequent
 from rsedge.texts import in_a_line
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from rsedge.datasets.examples import Example
     from rsedge.evaluation.interfaces import CaptionModel
     from rsedge.metrics.text import TokenizerName

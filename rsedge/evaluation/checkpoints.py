@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +24,6 @@ from rsedge.training.models.tokenizers import open_tokenizer
 from rsedge.training.recipe import ModelRecipe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from numpy.typing import NDArray
 
 
@@ -39,18 +38,16 @@ def open_checkpoint_captioner(
 
 
 class _Checkpoint:
-    def __init__(self, path: str, name: str, device: str, batch_size: int) -> None:
+    def __init__(self, cls: Any, path: str, name: str, device: str, batch_size: int) -> None:
         self._batch_size, self._device = batch_size, torch_device(device)
         self.info = ModelInfo(name, "checkpoint", path, self._device)
         self._image = image_spec(path)
         self._tokenizer = open_tokenizer(path)
-
-    def _load(self, cls: Any, path: str) -> Any:
         # Weights load in a moment: a bar would only stand in the way of what is printed. Set back after, for notebooks.
         shown = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()
         try:
-            return load_pretrained(cls, ModelRecipe(init=path)).eval().to(self._device)
+            self._model: Any = load_pretrained(cls, ModelRecipe(init=path)).eval().to(self._device)
         finally:
             if shown:
                 logging.enable_progress_bar()
@@ -64,8 +61,7 @@ class _Blip(_Checkpoint):
     def __init__(self, path: str, name: str, device: str, batch_size: int, options: dict[str, Any]) -> None:
         from transformers import BlipForConditionalGeneration
 
-        super().__init__(path, name, device, batch_size)
-        self._model = self._load(BlipForConditionalGeneration, path)
+        super().__init__(BlipForConditionalGeneration, path, name, device, batch_size)
         positions = self._model.config.text_config.max_position_embeddings
         file = Path(path) / "generation_config.json"
         try:
@@ -106,8 +102,7 @@ class _ClipCap(_Checkpoint):
         from rsedge.training.models.clipcap_decode import DEFAULTS
         from rsedge.training.models.clipcap_model import ClipCapModel
 
-        super().__init__(path, name, device, batch_size)
-        self._model = self._load(ClipCapModel, path)
+        super().__init__(ClipCapModel, path, name, device, batch_size)
         config = self._model.config
         room = config.text_config.n_positions - config.prefix_length + 1  # the last token is not run
         longest = min(DEFAULTS.max_new_tokens, room)
@@ -139,8 +134,7 @@ class CheckpointEmbedder(_Checkpoint):
         kind = _kind(path)
         if kind not in ("clip", "siglip"):
             raise OptionError(f"{name} is a {kind} model, which does not embed: give a CLIP or SigLIP checkpoint")
-        super().__init__(path, name, device, batch_size)
-        self._model = self._load(CLIPModel if kind == "clip" else SiglipModel, path)
+        super().__init__(CLIPModel if kind == "clip" else SiglipModel, path, name, device, batch_size)
         # SigLIP was trained on texts of one length, its padding seen like any other token.
         self._padding = "max_length" if kind == "siglip" else "longest"
 

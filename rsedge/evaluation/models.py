@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,8 +16,6 @@ from rsedge.evaluation.interfaces import CaptionModel, EmbeddingModel, Kind, Mod
 from rsedge.pixels import UInt8, resize
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
     from rsedge.runtime.captioner import Captioner

@@ -8,16 +8,14 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rsedge import jsonvalues
 from rsedge.errors import OptionError, OutputError
 from rsedge.texts import in_lines
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 _ABSENT = "there is no prediction of this image"
 

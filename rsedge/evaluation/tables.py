@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from rsedge.evaluation.captions import CaptionReport
     from rsedge.evaluation.embeddings import RetrievalReport, ZeroShotReport
     from rsedge.metrics.compare import Comparison
