@@ -111,11 +111,7 @@ def refuse_handler(name: str) -> None:
 
 
 def refuse_gdal_name(name: str, *, what: str) -> None:
-    """Refuse a name that GDAL takes for something other than a file or a URL.
-
-    Args:
-        name: As it stands in an input.
-        what: How a message calls it.
+    """Refuse a name in an input that GDAL takes for something other than a file or a URL; ``what`` is for messages.
 
     Raises:
         SceneError: It is one.
@@ -123,3 +119,12 @@ def refuse_gdal_name(name: str, *, what: str) -> None:
     if match := _GDAL_NAME.search(name):
         shown = plain(match[0])
         raise SceneError(f"{what} holds {shown!r}, a name of GDAL's own, and an input may name files only: pass a file")
+
+
+def is_plain_xml(data: bytes) -> bool:
+    """Whether XML has no document type, so no entities that could grow, and is in UTF-8, as all that is read is.
+
+    Parsers refuse encodings in which ASCII letters are others, and those of two bytes have zeros: so bytes can be
+    compared.
+    """
+    return b"<!DOCTYPE" not in data and b"\0" not in data

@@ -75,7 +75,7 @@ def open_dataset(target: str, access: Access = LOCAL, *, overview: int | None = 
     """Open a raster to read, for the thread that calls.
 
     Args:
-        target: Path of a file, a subdataset of a TIFF, a member of a zip as ``ZipFiles.gdal_path`` names it, a file in
+        target: Path of a file, a subdataset of a TIFF, a member of a zip as ``read_safe`` names it, a file in
             memory, a name of GDAL's on the network, or an :class:`OwnVrt`.
         access: What may be touched.
         overview: Level of an overview inside the file that is opened in place of the full raster, from 0.

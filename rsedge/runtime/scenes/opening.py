@@ -20,16 +20,14 @@ from rasterio.transform import Affine
 from rsedge.errors import OptionError, SceneError
 from rsedge.runtime.scenes import remote
 from rsedge.runtime.scenes.access import MAX_PIXELS, Access, refuse_handler
-from rsedge.runtime.scenes.bands import BandChoice, explicit_bands, find_bands, unclear_bands, unusable_type
 from rsedge.runtime.scenes.catalog import find, find_one, noted
 from rsedge.runtime.scenes.clouds import CloudSource
 from rsedge.runtime.scenes.composite import Composite, Grid
-from rsedge.runtime.scenes.facts import choose_rendering, known_facts
+from rsedge.runtime.scenes.facts import choose_bands, choose_rendering, known_facts
 from rsedge.runtime.scenes.gdal import SUBDATASET, open_dataset
 from rsedge.runtime.scenes.headers import MAX_SIDE
 from rsedge.runtime.scenes.products.product import BandFile, Product
-from rsedge.runtime.scenes.products.sentinel2 import choose_subdataset
-from rsedge.runtime.scenes.rendering import FLOATS, INTEGERS, PixelValues
+from rsedge.runtime.scenes.rendering import FLOATS, PixelValues
 from rsedge.runtime.scenes.scene import Scene
 from rsedge.runtime.scenes.sidecars import mask_beside, unread_sidecars
 from rsedge.runtime.scenes.vrt import is_vrt, read_vrt
@@ -179,7 +177,17 @@ def open_raster(source: str, options: SceneOptions, target: str | None = None) -
     with open_dataset(target, access) as dataset:
         if dataset.count > 0:
             return _describe(source, target, dataset, options, files=files)
-        with open_dataset(choose_subdataset(source, dataset.subdatasets), access) as subdataset:
+        names = dataset.subdatasets
+        if not names:
+            raise SceneError(
+                f"{source} has neither bands nor subdatasets: pass a raster with red, green and blue bands"
+            )
+        if len(names) > 1:
+            listed = "".join(f"\n  {name}" for name in names)
+            raise SceneError(
+                f"{source} holds {len(names)} subdatasets and it is unclear which to read; pass one of:{listed}"
+            )
+        with open_dataset(names[0], access) as subdataset:
             return _describe(source, target, subdataset, options)
 
 
@@ -230,7 +238,7 @@ def _describe(
     """The scene for an open dataset; reports everything that is wrong at once. ``files`` are those behind a VRT."""
     parts = [target] if product is None else [*(file.path for file in product.bands.values())]
     far = {name for name in parts if remote.is_remote(name)}
-    choice, dtype = _choose_bands(source, dataset, options, product)
+    choice, dtype = choose_bands(source, dataset, product, options.bands)
     if options.nodata is not None:
         _check_nodata(options.nodata, dtype)
     declared = [
@@ -281,27 +289,6 @@ def _describe(
         ),
     )
     return _with_clouds(scene, dataset, options, product)
-
-
-def _choose_bands(source: str, dataset: Any, options: SceneOptions, product: Product | None) -> tuple[BandChoice, str]:
-    """The bands to read, and their type."""
-    colours = [colour.name for colour in dataset.colorinterp]
-    if product is not None:
-        same = len({file.path for file in product.bands.values()}) == 1
-        indexes = tuple(product.bands[role].band for role in ("red", "green", "blue")) if same else (1, 2, 3)
-        choice: BandChoice | None = BandChoice(indexes, product.reason)
-    elif options.bands is not None:
-        choice = explicit_bands(options.bands, dataset.count)
-    else:
-        choice = find_bands(dataset.descriptions, colours, dataset.dtypes)
-    dtypes = {dataset.dtypes[index - 1] for index in (choice.indexes if choice else dataset.indexes)}
-    dtype = dataset.dtypes[(choice.indexes[0] if choice else 1) - 1]
-    problems = [] if choice else [unclear_bands(dataset.descriptions, colours)]
-    if len(dtypes) > 1 or dtype not in ("uint8", *INTEGERS, *FLOATS):
-        problems.append(unusable_type(source, dtypes, choice))
-    if choice is None or problems:
-        raise SceneError(f"{source}: " + "; ".join(problems))
-    return choice, dtype
 
 
 def _with_clouds(scene: Scene, dataset: Any, options: SceneOptions, product: Product | None) -> Scene:

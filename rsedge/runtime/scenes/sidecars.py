@@ -17,6 +17,7 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.transform import Affine
 
 from rsedge.errors import SceneError
+from rsedge.runtime.scenes.access import is_plain_xml
 from rsedge.runtime.scenes.gdal import open_dataset
 from rsedge.runtime.scenes.products.product import BandFile
 from rsedge.runtime.scenes.reference import parse_reference
@@ -73,7 +74,7 @@ def place_beside(name: str) -> tuple[Any, Affine | None]:
         beside = Path(f"{name}.aux.xml")
         if beside.is_file() and _lies_beside(beside) and beside.stat().st_size <= _LARGEST:
             text = beside.read_bytes()
-            if b"<!DOCTYPE" not in text and b"\0" not in text:
+            if is_plain_xml(text):
                 root = ElementTree.fromstring(text)
                 stated = (root.findtext("SRS") or "").strip()
                 transform = _affine((root.findtext("GeoTransform") or "").split(","))

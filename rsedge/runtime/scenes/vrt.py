@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 from rsedge.errors import SceneError
-from rsedge.runtime.scenes.access import Access, refuse_gdal_name
+from rsedge.runtime.scenes.access import Access, is_plain_xml, refuse_gdal_name
 from rsedge.runtime.scenes.gdal import OwnVrt, open_dataset
 from rsedge.runtime.scenes.reference import WKT, file_named
 
@@ -55,7 +55,7 @@ def read_vrt(path: Path, access: Access) -> tuple[OwnVrt, tuple[str, ...]]:
         if path.stat().st_size > _LARGEST:
             raise SceneError(f"{path} has more than {_LARGEST >> 20} MiB: make a GeoTIFF of it with gdal_translate")
         text = path.read_bytes()
-        if b"<!DOCTYPE" in text or b"\0" in text:
+        if not is_plain_xml(text):
             raise SceneError(f"{path} declares a document type, or is not in UTF-8, as no VRT is")
         root = ElementTree.fromstring(text)
     except OSError as error:

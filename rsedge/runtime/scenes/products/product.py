@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,16 +72,15 @@ class Product:
     product_id: str | None = None
     mgrs_tile: str | None = None
     files: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def paths(self) -> list[str]:
+        """What GDAL opens for its bands and its scene classification."""
+        return [file.path for file in (*self.bands.values(), self.scl) if file]
 
     def at(self, paths: Mapping[str, str]) -> Product:
         """The product with files at other paths: ``paths`` has those that differ."""
-
-        def moved(file: BandFile) -> BandFile:
-            return replace(file, path=paths.get(file.path, file.path))
-
-        return replace(
-            self,
-            bands={colour: moved(file) for colour, file in self.bands.items()},
-            scl=moved(self.scl) if self.scl else None,
-        )
+        bands = {colour: replace(file, path=paths.get(file.path, file.path)) for colour, file in self.bands.items()}
+        scl = replace(self.scl, path=paths.get(self.scl.path, self.scl.path)) if self.scl else None
+        return replace(self, bands=bands, scl=scl)
