@@ -97,6 +97,11 @@ LOCAL = Access()
 """Files alone, within the default limits."""
 
 
+def shortened(name: str, most: int = 200) -> str:
+    """A name for a message, cut off behind ``most`` characters."""
+    return name if len(name) <= most else f"{name[:most]}…"
+
+
 def refuse_handler(name: str) -> None:
     """Refuse a name of GDAL's that a user typed, unless it is one that reads over the network, and nothing inside.
 
