@@ -4,7 +4,7 @@ file from the next.
 Nothing remote is touched unless the user allows it. GDAL reads pixels by byte ranges; documents and states are asked
 for with urllib, so that a dead host, a refusal or a missing file is told in our words before GDAL says "not recognized"
 and remembers so for the life of the process. Redirects are followed there, each host is judged
-(:mod:`rsedge.runtime.scenes.addresses`), and GDAL opens what they lead to. GDAL 3.10 follows up to 10 redirects itself
+(:mod:`rsedge.runtime.scenes.access`), and GDAL opens what they lead to. GDAL 3.10 follows up to 10 redirects itself
 and has no setting against it: what a host answers GDAL after it answered us is not judged.
 
 Object stores are read as GDAL reads them, with its own chain of credentials (``AWS_ACCESS_KEY_ID`` …, ``AWS_PROFILE``,
@@ -31,7 +31,7 @@ from urllib.parse import parse_qs, quote, unquote, urldefrag, urljoin, urlsplit,
 
 from rsedge.errors import OptionError, SceneError
 from rsedge.redaction import SECRET_FIELD, redact
-from rsedge.runtime.scenes.addresses import checked_opener, host_of, refuse_inner
+from rsedge.runtime.scenes.access import checked_opener, host_of, refuse_inner
 
 _FILE_SYSTEMS = {"s3": "/vsis3/", "gs": "/vsigs/", "az": "/vsiaz/", "oss": "/vsioss/", "swift": "/vsiswift/"}
 _NETWORK = re.compile(
@@ -54,6 +54,10 @@ _MOST_DIGITS = 19  # of a size in bytes; Python refuses to read numbers of thous
 _TRICKLE = 6
 _LARGE_READ = 30  # the same for pixels: a row of blocks of a whole scene is 10 MB and more
 
+_BUCKETS = (
+    "set AWS_NO_SIGN_REQUEST=YES for a public bucket, AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for a "
+    "private one, AWS_REQUEST_PAYER=requester where the reader pays"
+)
 _SIGNATURE = re.compile(SECRET_FIELD, re.IGNORECASE)
 _AZURE = frozenset(
     {"se", "sp", "sv", "sr", "st", "spr", "sip", "skoid", "sktid", "skt", "ske", "sks", "skv", "ss", "srt"}
@@ -165,7 +169,7 @@ def gdal_options(patience: Patience = PATIENCE) -> dict[str, str]:
 def fetch_bytes(
     url: str, *, hosts: Sequence[str] = (), limit: int = _DOCUMENT_LIMIT, patience: Patience = PATIENCE
 ) -> bytes:
-    """The document at an http or https URL.
+    """The document at an http or https URL, of at most ``limit`` bytes.
 
     Args:
         url: Where it is.
@@ -174,7 +178,7 @@ def fetch_bytes(
         patience: For the host.
 
     Raises:
-        SceneError: It cannot be had, has more than ``limit`` bytes, or its host or one in a redirect is not allowed.
+        SceneError: It cannot be had, has more bytes, or its host or one in a redirect is not allowed.
     """
     return _ask(url, limit, patience, hosts).body
 
@@ -276,12 +280,6 @@ def read_problem(path: str, error: Exception) -> SceneError:
     return _problem(path, said, "check the address and the network")
 
 
-_BUCKETS = (
-    "set AWS_NO_SIGN_REQUEST=YES for a public bucket, AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for a "
-    "private one, AWS_REQUEST_PAYER=requester where the reader pays"
-)
-
-
 @dataclass(frozen=True, slots=True)
 class _Answer:
     url: str  # after redirects
@@ -352,8 +350,9 @@ def _attempt(url: str, limit: int, timeout: float, hosts: Sequence[str], headers
         error.close()
         if error.code in _REDIRECTS and (target := error.headers.get("Location")):
             return _redirected(url, target)
-        again = error.code in _AGAIN
-        raise _AttemptError(_refused(url, error.code), again=again, wait=_asked_wait(error.headers)) from error
+        asked = error.headers.get("Retry-After") or ""
+        wait = min(float(asked), _LONGEST_WAIT) if asked.isdecimal() else None
+        raise _AttemptError(_refused(url, error.code), again=error.code in _AGAIN, wait=wait) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = error.reason if isinstance(error, URLError) and isinstance(error.reason, Exception) else error
         raise _failed(url, reason, timeout) from error
@@ -377,46 +376,38 @@ def _redirected(url: str, target: str) -> str:
     return urlunsplit(after)
 
 
-def _asked_wait(headers: Message) -> float | None:
-    seconds = headers.get("Retry-After") or ""
-    return min(float(seconds), _LONGEST_WAIT) if seconds.isdecimal() else None
-
-
 def _failed(url: str, reason: Exception, timeout: float) -> _AttemptError:
     """What went wrong short of an answer."""
-    network = "check the address and the network (proxies come from HTTPS_PROXY and NO_PROXY)"
+    remedy, again = "check the address and the network (proxies come from HTTPS_PROXY and NO_PROXY)", True
     if isinstance(reason, TimeoutError):
-        return _AttemptError(_problem(url, f"its host did not answer within {timeout:g} s", network), again=True)
-    if isinstance(reason, ssl.SSLCertVerificationError):
+        what = f"its host did not answer within {timeout:g} s"
+    elif isinstance(reason, ssl.SSLCertVerificationError):
+        what, again = f"its certificate is not trusted ({reason.verify_message})", False
         remedy = "check the address; SSL_CERT_FILE names certificates to trust"
-        return _AttemptError(
-            _problem(url, f"its certificate is not trusted ({reason.verify_message})", remedy), again=False
-        )
-    if isinstance(reason, socket.gaierror):
-        again = reason.errno == socket.EAI_AGAIN
-        return _AttemptError(_problem(url, f"its host is not known ({reason.strerror})", network), again=again)
-    again = isinstance(reason, (OSError, http.client.RemoteDisconnected, http.client.IncompleteRead))
-    text = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason) or type(reason).__name__
-    return _AttemptError(_problem(url, f"the connection failed ({text})", network), again=again)
+    elif isinstance(reason, socket.gaierror):
+        what, again = f"its host is not known ({reason.strerror})", reason.errno == socket.EAI_AGAIN
+    else:
+        again = isinstance(reason, (OSError, http.client.RemoteDisconnected, http.client.IncompleteRead))
+        told = reason.strerror if isinstance(reason, OSError) else None
+        what = f"the connection failed ({told or str(reason) or type(reason).__name__})"
+    return _AttemptError(_problem(url, what, remedy), again=again)
 
 
 def _refused(path: str, status: int) -> SceneError:
     meaning = http.client.responses.get(status, "")
-    what = f"its host answered HTTP {status}{f' ({meaning})' if meaning else ''}"
+    remedy = "open the address in a browser, or download the file first"
     if status in (401, 403):
-        if "/vsis3" in path or path.startswith("s3:"):
-            return _problem(path, what, _BUCKETS)
-        return _problem(
-            path,
-            what,
+        remedy = (
             "pass a URL that is signed, or a STAC item whose hrefs are (planetary_computer.sign does so for Planetary "
-            "Computer); rsedge signs nothing and takes no alternate hrefs",
+            "Computer); rsedge signs nothing and takes no alternate hrefs"
         )
-    if status in (404, 410):
-        return _problem(path, what, "check the address")
-    if status in _AGAIN:
-        return _problem(path, what, "the host is busy or down: try again later")
-    return _problem(path, what, "open the address in a browser, or download the file first")
+        if "/vsis3" in path or path.startswith("s3:"):
+            remedy = _BUCKETS
+    elif status in (404, 410):
+        remedy = "check the address"
+    elif status in _AGAIN:
+        remedy = "the host is busy or down: try again later"
+    return _problem(path, f"its host answered HTTP {status}{f' ({meaning})' if meaning else ''}", remedy)
 
 
 def _problem(path: str, what: str, remedy: str) -> SceneError:

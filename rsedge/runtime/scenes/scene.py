@@ -317,7 +317,7 @@ class SceneReader:
         count = height * width * len(bands)
         if self._stored.size < count:
             self._stored = np.empty(count, self._scene.dtype)
-        stored = self._stored[:count].reshape(len(bands), height, width)
+        stored: npt.NDArray[Any] = self._stored[:count].reshape(len(bands), height, width)
         self._dataset.read(bands, window=window, out=stored)
         flat = stored.reshape(-1)
         extremes = (flat.min(), flat.max())
@@ -326,7 +326,7 @@ class SceneReader:
         if stored.dtype.kind == "f" and not np.isfinite(extremes).all():
             empty = ~np.isfinite(stored).all(axis=0)
         if self._impossible is not None and not extremes[0] >= self._impossible:
-            empty = _either(empty, np.all(stored < self._impossible, axis=0, keepdims=True)[0])
+            empty = _either(empty, np.all(stored < self._impossible, axis=0))
         for values in self._empty:
             empty = _either(empty, _where(stored, values, extremes))
         empty = _either(empty, self._masked(window))
