@@ -75,11 +75,7 @@ def support() -> Support:
 
 
 def require_support() -> Support:
-    """What this machine offers.
-
-    Raises:
-        SandboxError: No process can be confined to files here.
-    """
+    """What this machine offers; SandboxError where no process can be confined to files here."""
     found = support()
     if found.problem:
         raise SandboxError(f"the sandbox cannot be had: {found.problem}; run without --sandbox, or on another machine")
@@ -170,11 +166,7 @@ def of_interpreter() -> Iterator[str | Path]:
 
 
 def _leave_network() -> None:
-    """Move into a network of this process's own, in which there is nothing.
-
-    Raises:
-        OSError: The kernel, or who runs it, does not allow that.
-    """
+    """Move into a network of this process's own, in which there is nothing; OSError where that is not allowed."""
     user, group = os.getuid(), os.getgid()
     library = ctypes.CDLL(None, use_errno=True)
     if library.unshare(ctypes.c_int(_NEW_USER | _NEW_NETWORK)) != 0:

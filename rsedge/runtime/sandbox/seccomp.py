@@ -86,10 +86,7 @@ def can_filter() -> bool:
 def refuse_calls() -> None:
     """Refuse, for good, sockets, new processes and the other calls listed above, with EPERM.
 
-    It holds for this thread, threads it starts later, and processes it starts.
-
-    Raises:
-        OSError: The kernel refused; ask :func:`can_filter` first.
+    It holds for this thread, threads it starts later, and processes it starts. OSError where the kernel refuses.
     """
     code = program(platform.machine(), os.getpid())
     no_new_privileges()
