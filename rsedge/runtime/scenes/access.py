@@ -50,11 +50,7 @@ _TRANSLATED = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """What inputs may reach.
-
-    Raises:
-        OptionError: ``max_pixels`` is below 1, a root is no folder, or a host is none.
-    """
+    """What inputs may reach; OptionError where ``max_pixels`` is below 1, a root is no folder, or a host is none."""
 
     remote: bool = False
     """Whether anything may be read over the network."""
@@ -121,10 +117,8 @@ def shortened(name: str, most: int = 200) -> str:
 
 
 def refuse_handler(name: str) -> None:
-    """Refuse a name of GDAL's that a user typed, unless it is one that reads over the network, and nothing inside.
-
-    Raises:
-        SceneError: It is ``/vsizip/``, ``/vsitar/`` or another.
+    """Refuse, with SceneError, a name of GDAL's that a user typed, but those that read over the network, nothing
+    inside.
     """
     if re.match(r"/vsi", name, re.IGNORECASE) and not _NETWORK_HANDLER.fullmatch(name):
         raise SceneError(
@@ -134,11 +128,7 @@ def refuse_handler(name: str) -> None:
 
 
 def refuse_gdal_name(name: str, *, what: str) -> None:
-    """Refuse a name in an input that GDAL takes for something other than a file or a URL; ``what`` is for messages.
-
-    Raises:
-        SceneError: It is one.
-    """
+    """Refuse, with SceneError, a name in an input that GDAL takes for other than a file or a URL; ``what`` is shown."""
     if match := _GDAL_NAME.search(name):
         shown = plain(match[0])
         raise SceneError(f"{what} holds {shown!r}, a name of GDAL's own, and an input may name files only: pass a file")
@@ -147,8 +137,7 @@ def refuse_gdal_name(name: str, *, what: str) -> None:
 def is_plain_xml(data: bytes) -> bool:
     """Whether XML has no document type, so no entities that could grow, and is in UTF-8, as all that is read is.
 
-    Parsers refuse encodings in which ASCII letters are others, and those of two bytes have zeros: so bytes can be
-    compared.
+    Parsers refuse encodings with other ASCII letters, and those of two bytes have zeros: so bytes can be compared.
     """
     return b"<!DOCTYPE" not in data and b"\0" not in data
 
@@ -157,10 +146,8 @@ def is_plain_xml(data: bytes) -> bool:
 
 
 def host_of(url: str) -> str:
-    """Return the host and port of a URL, such as ``example.com:443``.
-
-    Raises:
-        SceneError: It has none that is understood.
+    """Return the host and port of a URL, such as ``example.com:443``; SceneError where it has none that is
+    understood.
     """
     parts = urlsplit(url)
     place = parts.netloc.rpartition("@")[2]
@@ -192,14 +179,11 @@ def is_inner(address: str) -> bool:
 
 
 def refuse_literal(place: str, hosts: Sequence[str]) -> None:
-    """Refuse a host that is by its spelling of this machine or its network; no name is looked up.
+    """Refuse, with SceneError, a host that is by its spelling of this machine or its network; no name is looked up.
 
     Args:
         place: See :func:`host_of`.
         hosts: What may be reached whatever its address, as ``host`` or ``host:port``.
-
-    Raises:
-        SceneError: It is one, and ``hosts`` does not have it.
     """
     host = urlsplit(f"//{place}").hostname or ""
     bare = host.rstrip(".")
@@ -217,15 +201,7 @@ def refuse_literal(place: str, hosts: Sequence[str]) -> None:
 def refuse_inner(place: str, hosts: Sequence[str]) -> list[Any]:
     """Look a host up, and refuse it where one of its addresses is of this machine or its network.
 
-    Args:
-        place, hosts: See :func:`refuse_literal`.
-
-    Returns:
-        What ``socket.getaddrinfo`` found.
-
-    Raises:
-        SceneError: It has such an address, and ``hosts`` does not have it.
-        OSError: It is not known.
+    Returns what ``socket.getaddrinfo`` found; OSError where the host is not known. See :func:`refuse_literal`.
     """
     parts = urlsplit(f"//{place}")
     refuse_literal(place, hosts)
@@ -241,9 +217,6 @@ def checked_opener(url: str, hosts: Sequence[str]) -> urllib.request.OpenerDirec
 
     A connection is made to an address that :func:`refuse_inner` accepts. Behind a proxy of the environment the names
     are the proxy's to look up, so that spellings alone are judged there.
-
-    Raises:
-        SceneError: As :func:`refuse_literal`.
     """
     refuse_literal(host_of(url), hosts)
     parts = urlsplit(url)

@@ -103,11 +103,7 @@ def _of_path(path: Path, name: str, access: Access, suffixes: Collection[str]) -
 
 
 def find_one(name: str, *, access: Access = LOCAL) -> str | Product:
-    """The one scene that ``name`` stands for.
-
-    Raises:
-        SceneError: There are several, or as :func:`find`.
-    """
+    """The one scene that ``name`` stands for; SceneError where there are several, or as :func:`find`."""
     found = find(name, access=access)
     if len(found) > 1:
         names = in_a_line((entry.name if isinstance(entry, Product) else entry for entry in found), _SHOWN)
@@ -141,10 +137,7 @@ def walk(
     such as a pipe.
 
     Links are followed, also out of the folder: the user named it, and what they lead to is opened as if it was named.
-
-    Raises:
-        SceneError: A folder cannot be listed, links lead to one too often, or folders lie in each other too deep; or as
-            :func:`find`.
+    SceneError where a folder cannot be listed, links lead to one too often, or folders lie in each other too deep.
     """
     visits = Counter() if visits is None else visits
     real = folder.resolve()

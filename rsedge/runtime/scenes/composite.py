@@ -43,17 +43,11 @@ _CLOUD_NAMES = {"scl": "scene classification", "mask": "cloud mask"}
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Where the pixels of a raster lie.
+    """Where the pixels of a raster lie."""
 
-    Attributes:
-        crs: rasterio CRS, or None.
-        transform: Affine from (column, row) to map coordinates.
-        width, height: In pixels.
-    """
-
-    crs: Any
-    transform: Affine
-    width: int
+    crs: Any  # rasterio CRS, or None
+    transform: Affine  # Affine from (column, row) to map coordinates
+    width: int  # and height: in pixels
     height: int
 
     @classmethod
@@ -82,8 +76,7 @@ class PlacedBand:
     def __init__(self, dataset: Any, band: int, own: Grid, grid: Grid, name: str) -> None:
         """Args: an open dataset, the number of its band, its grid, the scene's grid, how messages call the file.
 
-        Raises:
-            SceneError: It has no such band, bands of another type than scenes have, or lies on another grid.
+        SceneError where it has no such band, a type that scenes do not have, or lies on another grid.
         """
         if not 1 <= band <= dataset.count:
             raise SceneError(f"{name} has {dataset.count} bands and no band {band}: name another file")
@@ -116,17 +109,16 @@ class PlacedBand:
     def read(
         self, window: Window, out: npt.NDArray[Any], *, outside: float = 0, resampling: Resampling, mask: bool = False
     ) -> None:
-        """Read a window of the grid.
+        """Read a window of the grid, in whole pixels, into ``out`` [h, w].
 
         Args:
-            window: In whole pixels of the grid.
-            out: [h, w], filled; ``outside`` where the file has no pixels.
+            window: Of the grid.
+            out: Filled; ``outside`` where the file has no pixels.
             outside: See ``out``.
-            resampling: Where its pixels are of another size.
+            resampling: Where the pixels of the file are of another size.
             mask: Read the mask of the band (uint8, 0 without data) in place of its values.
 
-        Raises:
-            rasterio.errors.RasterioError: The pixels cannot be read.
+        RasterioError where the pixels cannot be read.
         """
         read = self.dataset.read_masks if mask else self.dataset.read
         if self.fits:
@@ -181,16 +173,13 @@ class Composite:
     def __init__(
         self, parts: Sequence[BandFile], extent: Extent | None, access: Access, overview: int | None = None
     ) -> None:
-        """Open the files.
+        """Open the files; SceneError where one cannot be opened, or their grids cannot be brought together.
 
         Args:
             parts: Files of red, green and blue.
             extent: Where files lie that do not say so themselves.
             access: What they may touch.
             overview: Level of the overviews inside the files that are read in place of their full rasters.
-
-        Raises:
-            SceneError: A file cannot be opened, or they do not lie on grids that can be brought together.
         """
         with ExitStack() as stack:
             opened = [stack.enter_context(open_dataset(part.path, access, overview=overview)) for part in parts]
@@ -269,11 +258,7 @@ class Composite:
         self._lie_on(grid)
 
     def read(self, indexes: Sequence[int], *, window: Window, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
-        """Bands [K, h, w] of a window of the grid, in the files' type.
-
-        Raises:
-            rasterio.errors.RasterioError: The pixels cannot be read.
-        """
+        """Bands [K, h, w] of a window of the grid, in the files' type; RasterioError where they cannot be read."""
         if out is None:
             out = np.empty((len(indexes), int(window.height), int(window.width)), self.dtypes[0])
         for plane, index in zip(out, indexes, strict=True):
@@ -306,21 +291,14 @@ class Composite:
 
 @dataclass(frozen=True, slots=True)
 class CloudSource:
-    """Where the clouds of a scene are known from.
+    """Where the clouds of a scene are known from."""
 
-    Attributes:
-        kind: ``scl``: classes 8, 9 and 10 are cloud and 0 is no data; ``mask``: what is not 0 is cloud.
-        file: The raster.
-        grid: Of the scene.
-        extent: Where a file lies that does not say so itself.
-        access: What it may touch.
-    """
-
+    # ``scl``: classes 8, 9 and 10 are cloud and 0 is no data; ``mask``: what is not 0 is cloud
     kind: Literal["scl", "mask"]
     file: BandFile
-    grid: Grid
-    extent: Extent | None
-    access: Access
+    grid: Grid  # of the scene
+    extent: Extent | None  # where a file lies that does not say so itself
+    access: Access  # what it may touch
 
     def describe(self) -> str:
         """For people."""
@@ -328,11 +306,7 @@ class CloudSource:
 
 
 class CloudReader:
-    """Reads windows of a cloud source; belongs to one thread.
-
-    Raises:
-        SceneError: The raster cannot be opened, holds no whole numbers, or lies on no grid that fits.
-    """
+    """Reads windows of a cloud source; belongs to one thread. SceneError where the raster does not fit the scene."""
 
     def __init__(self, source: CloudSource) -> None:
         name = remote.unsigned(source.file.path)

@@ -53,17 +53,11 @@ _IMPOSSIBLE, _IMPOSSIBLE_SHARE = -300, 0.02
 
 @dataclass(frozen=True, slots=True)
 class BandChoice:
-    """The bands to read and why.
+    """The bands to read and why."""
 
-    Attributes:
-        indexes: 1-based band numbers of red, green and blue; a single one for a palette.
-        reason: Why, as one clause.
-        palette: True where the one band holds indexes into a colour table.
-    """
-
-    indexes: tuple[int, ...]
-    reason: str
-    palette: bool = False
+    indexes: tuple[int, ...]  # 1-based band numbers of red, green and blue; a single one for a palette
+    reason: str  # why, as one clause
+    palette: bool = False  # true where the one band holds indexes into a colour table
 
 
 def choose_bands(
@@ -77,9 +71,7 @@ def choose_bands(
         product: Its product, or None.
         wanted: Numbers of red, green and blue as the user gave them, or None.
 
-    Raises:
-        SceneError: It is unclear which bands are red, green and blue, or they are of a type that is not read.
-        OptionError: ``wanted`` are not three numbers of bands.
+    SceneError where that is unclear or their type is not read, OptionError where ``wanted`` are not three bands.
     """
     descriptions, colours = dataset.descriptions, [colour.name for colour in dataset.colorinterp]
     choice: BandChoice | None
@@ -159,30 +151,18 @@ def _by_role(roles: Sequence[str | None]) -> tuple[int, ...] | None:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What metadata and names say.
+    """What metadata and names say."""
 
-    Attributes:
-        datetime: Acquisition time, RFC 3339 in UTC, or None.
-        product_id, mgrs_tile: See ``Product``.
-        boa_offset: What is to be added to digital numbers, or None where nothing says so.
-        offset_reason: Where that comes from.
-        quantification: Digital numbers per unit of reflectance.
-    """
-
-    datetime: str | None
-    product_id: str | None
+    datetime: str | None  # acquisition time, RFC 3339 in UTC, or None
+    product_id: str | None  # and mgrs_tile: see ``Product``
     mgrs_tile: str | None
-    boa_offset: int | None
-    offset_reason: str
-    quantification: float
+    boa_offset: int | None  # what is to be added to digital numbers, or None where nothing says so
+    offset_reason: str  # where that comes from
+    quantification: float  # digital numbers per unit of reflectance
 
 
 def known_facts(source: str, dataset: Any, choice: BandChoice, product: Product | None) -> Facts:
-    """What the product, else the raster's own metadata, else its name says.
-
-    Raises:
-        SceneError: The bands declare offsets that differ.
-    """
+    """What the product, else the raster's own metadata, else its name says; SceneError where bands differ in offset."""
     name = ProductName.parse(product.product_id or product.name if product else Path(source).name)
     baseline = (product.baseline if product else None) or (name.baseline if name else None)
     offset, why, quantification = None, "nothing declares one", None
@@ -246,8 +226,7 @@ def choose_rendering(
         values: What floats are, as the user gave it, or None.
         source: What the user named, for messages.
 
-    Raises:
-        OptionError: ``boa_offset`` or ``values`` do not fit the raster.
+    OptionError where an option does not fit the raster.
     """
     # 1. Do the options fit?
     dtype = dataset.dtypes[choice.indexes[0] - 1]

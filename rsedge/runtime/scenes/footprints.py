@@ -129,20 +129,13 @@ def _warp(source: Any, target: Any, x: Floats, y: Floats, together: int) -> tupl
 
 
 class _Sides(NamedTuple):
-    """Pieces of sides, each with the two points that cut it in three.
+    """Pieces of sides, each with the two points that cut it in three."""
 
-    Attributes:
-        tile: [N] number of the tile.
-        s: [N, 4] where the points are on its ring.
-        lon, lat: [N, 4] the points; longitudes are continuous along a piece.
-        stray: [N] how far the footprint may stray from the points, degrees of latitude.
-    """
-
-    tile: Ints
-    s: Floats
-    lon: Floats
+    tile: Ints  # [N] number of the tile
+    s: Floats  # [N, 4] where the points are on its ring
+    lon: Floats  # and lat: [N, 4] the points; longitudes are continuous along a piece
     lat: Floats
-    stray: Floats
+    stray: Floats  # [N] how far the footprint may stray from the points, degrees of latitude
 
     def where(self, chosen: npt.NDArray[np.bool_]) -> _Sides:
         """Some of them."""

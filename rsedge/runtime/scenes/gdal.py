@@ -140,16 +140,13 @@ def open_dataset(target: str, access: Access = LOCAL, *, overview: int | None = 
 
 
 def judge_header(read: Read, name: str, access: Access = LOCAL, *, places: bool = True) -> None:
-    """Refuse a raster by its first bytes, before GDAL sees it.
+    """Refuse a raster by its first bytes, before GDAL sees it; SceneError where it is refused or cannot be read.
 
     Args:
-    read: Reads parts of it.
-    name: What messages call it.
-    access: Its limits.
-    places: See :func:`rsedge.runtime.scenes.headers.declared_sizes`.
-
-    Raises:
-    SceneError: Its sizes are beyond the limits, its coordinate reference system names files, or it cannot be read.
+        read: Reads parts of it.
+        name: What messages call it.
+        access: Its limits.
+        places: See :func:`rsedge.runtime.scenes.headers.declared_sizes`.
     """
     try:
         for sizes in declared_sizes(read, places=places):

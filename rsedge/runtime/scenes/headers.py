@@ -90,9 +90,8 @@ def declared_sizes(read: Read, *, places: bool = True) -> Iterator[Sizes]:
         places: Whether what a JP2 states in the way of GeoTIFF is judged, too, wherever in the file it does.
 
     Raises:
-        ValueError: A file has more directories, entries or boxes than any raster, its JPEG 2000 codestream does not
-            begin with its sizes, or its coordinate reference system names a file. GDAL and PROJ would go through all
-            of it when they open the file.
+        ValueError: It has more directories, entries or boxes than any raster, its codestream does not begin with its
+            sizes, or its coordinate reference system names a file. GDAL and PROJ would go through all of it.
     """
     start = read(0, 16)
     try:

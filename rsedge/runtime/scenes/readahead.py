@@ -74,15 +74,10 @@ class TilePixels:
 
 @dataclass(frozen=True, slots=True)
 class ImageSize:
-    """What a model wants to see.
+    """What a model wants to see."""
 
-    Attributes:
-        size: Side in pixels.
-        resample: Filter that brings pixels to it, see ``rsedge.pixels.resize``.
-    """
-
-    size: int
-    resample: str = "bicubic"
+    size: int  # side in pixels
+    resample: str = "bicubic"  # filter that brings pixels to it, see ``rsedge.pixels.resize``
 
     def of(self, image: UInt8) -> UInt8:
         """The image, uint8 [H, W, 3], as uint8 [size, size, 3]."""

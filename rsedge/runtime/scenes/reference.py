@@ -59,11 +59,7 @@ def file_named(text: str) -> str | None:
 
 
 def parse_reference(text: str) -> CRS:
-    """The reference system that a text of a stranger states.
-
-    Raises:
-        ValueError: It is neither WKT nor ``EPSG:…``, names a file, or PROJ cannot make anything of it.
-    """
+    """The reference system that a text of a stranger states; ValueError where it is none, or names a file."""
     if not WKT.match(text):
         raise ValueError("it is neither WKT nor EPSG:…")
     if found := file_named(text):
@@ -79,10 +75,8 @@ def parse_reference(text: str) -> CRS:
 
 
 def check_reference(crs: Any) -> None:
-    """Refuse a reference system (rasterio CRS) that names files, as PROJ understood it.
-
-    Raises:
-        ValueError: It does, or it cannot be written as a text, or describes no body.
+    """Refuse, with ValueError, a reference system (rasterio CRS) that as PROJ understood it names files or has no
+    text.
     """
     written: list[str | None] = []
     for version in ("WKT2_2019", None):

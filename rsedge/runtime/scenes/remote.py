@@ -68,11 +68,10 @@ _AZURE = frozenset(
 class Patience:
     """How long to wait for a host.
 
-    Attributes:
-        attempts: How often something is asked for, at least once; what may pass is asked for again: HTTP 408, 429, 500,
-            502, 503, 504, and connections that fail.
-        delay: Seconds before the second attempt; doubled before each further one.
-        timeout: Seconds without an answer, or with less than 1 kB/s, after which an attempt has failed.
+    attempts: How often something is asked for, at least once; again after HTTP 408, 429, 500, 502, 503, 504, and
+        connections that fail.
+    delay: Seconds before the second attempt; doubled before each further one.
+    timeout: Seconds without an answer, or with less than 1 kB/s, after which an attempt has failed.
     """
 
     attempts: int = 3
@@ -96,11 +95,7 @@ def is_remote(name: str) -> bool:
 
 
 def check_allowed(names: Iterable[str], *, allow: bool) -> None:
-    """Refuse what is remote where the user has not allowed it.
-
-    Raises:
-        OptionError: Something is remote and ``allow`` is False; all of it is named.
-    """
+    """Refuse what is remote where the user has not allowed it; OptionError names all of it."""
     remote = [] if allow else [unsigned(name) for name in names if is_remote(name)]
     if remote:
         verb = "is" if len(remote) == 1 else "are"
@@ -114,9 +109,7 @@ def gdal_path(url: str) -> str:
     """What GDAL opens for a URL; a name that is GDAL's already stays as it is.
 
     Query strings stay, as signed URLs need them; spaces and letters beyond ASCII are escaped, which libcurl asks for.
-
-    Raises:
-        SceneError: The scheme is not one of http, https, ftp, s3, gs, az, oss and swift, or a bucket has no such name.
+    SceneError where the scheme is not one of http, https, ftp, s3, gs, az, oss and swift, or a bucket has no such name.
     """
     if "://" not in url or url.startswith("/vsi"):
         return url
@@ -169,7 +162,7 @@ def gdal_options(patience: Patience = PATIENCE) -> dict[str, str]:
 def fetch_bytes(
     url: str, *, hosts: Sequence[str] = (), limit: int = _DOCUMENT_LIMIT, patience: Patience = PATIENCE
 ) -> bytes:
-    """The document at an http or https URL, of at most ``limit`` bytes.
+    """The document at an http or https URL.
 
     Args:
         url: Where it is.
@@ -189,19 +182,10 @@ def named_hosts(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def gdal_target(path: str, *, hosts: Sequence[str] = (), patience: Patience = PATIENCE) -> str:
-    """What GDAL opens for a remote file after redirects, all of whose hosts were judged.
+    """What GDAL opens for a remote file after redirects, all of whose hosts were judged; see :func:`fetch_bytes`.
 
-    Args:
-        path: URL, or GDAL's name with one in it.
-        hosts: See :func:`fetch_bytes`.
-        patience: For the host.
-
-    Returns:
-        GDAL's name. Where redirects lead to a URL with a signature, that of ``path``: signatures end while a scene is
-        read, and GDAL asks for a new one in time.
-
-    Raises:
-        SceneError: As :func:`remote_state`.
+    Where redirects lead to a URL with a signature, it is the name of ``path``: signatures end while a scene is read,
+    and GDAL asks for a new one in time.
     """
     if re.match(r"ftp://|/vsicurl/ftp://", path, re.IGNORECASE):  # not ours to ask
         url = re.sub(r"^/vsicurl/", "", path)
@@ -221,14 +205,7 @@ def remote_state(path: str, *, hosts: Sequence[str] = (), patience: Patience = P
 
     Asked for with a range of one byte and not with HEAD: signed URLs refuse HEAD, and this tells too whether the host
     answers ranges at all. Of an object store GDAL alone has the credentials; its name has to do there.
-
-    Args:
-        path: URL, or what ``gdal_path`` made of it.
-        hosts: See :func:`fetch_bytes`.
-        patience: For the host.
-
-    Raises:
-        SceneError: The file cannot be had, the host does not answer ranges, or it or one in a redirect is not allowed.
+    SceneError where the file cannot be had, the host does not answer ranges, or a host is not allowed.
     """
     url = _web_url(path)
     if url is None:
@@ -264,12 +241,7 @@ def unsigned(name: str) -> str:
 
 
 def read_problem(path: str, error: Exception) -> SceneError:
-    """The error for a remote file that GDAL could not open or read, with what to do about it.
-
-    Args:
-        path: What GDAL was to open.
-        error: What rasterio raised.
-    """
+    """The error for a remote file that GDAL could not open or read (what rasterio raised), with what to do about it."""
     said = " ".join(str(error).split())
     if match := re.search(r"HTTP response code: (\d{3})", said):
         return _refused(path, int(match[1]))
@@ -424,11 +396,7 @@ def _web_url(path: str) -> str | None:
 
 
 def _escaped(url: str) -> str:
-    """A URL in ASCII without its fragment; what is escaped stays so.
-
-    Raises:
-        SceneError: It is none.
-    """
+    """A URL in ASCII without its fragment; what is escaped stays so. SceneError where it is none."""
     try:
         parts = urlsplit(urldefrag(url).url)
         host = parts.netloc if parts.netloc.isascii() else unquote(parts.netloc).encode("idna").decode("ascii")

@@ -29,16 +29,12 @@ _AT_ONCE = 2**18
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """From stored pixels to 8-bit.
+    """From stored pixels to 8-bit."""
 
-    Attributes:
-        values: What the numbers are: ``reflectance`` from 0 to 1, ``dn`` (reflectance times 10,000), or ``colours``
-            from 0 to 255.
-        rule: From digital numbers to 8-bit; None for colours.
-    """
-
+    # what the numbers are: ``reflectance`` from 0 to 1, ``dn`` (reflectance times 10,000), or ``colours`` from 0
+    # to 255
     values: PixelValues
-    rule: ReflectanceRule | None
+    rule: ReflectanceRule | None  # from digital numbers to 8-bit; None for colours
 
     def apply(self, stored: npt.NDArray[Any]) -> UInt8:
         """8-bit values of the same shape; what is not finite gives any."""

@@ -163,10 +163,8 @@ class Scene:
         return Grid(self.crs, self.transform, self.width, self.height)
 
     def identity(self) -> dict[str, Any]:
-        """What decides the pixels: the files as they are now and every option. JSON values only.
-
-        Raises:
-            SceneError: A file is gone.
+        """What decides the pixels: the files as they are now and every option. JSON values; SceneError if one is
+        gone.
         """
         try:
             states = [Path(name).stat() for name in self.files]
@@ -193,10 +191,7 @@ class Scene:
         }
 
     def footprints(self, tiles: Sequence[Tile]) -> list[dict[str, Any] | None]:
-        """WGS 84 geometry of the covered part of each tile; None where the scene has no georeference.
-
-        See ``rsedge.runtime.scenes.footprints.footprints``.
-        """
+        """WGS 84 geometry of the covered part of each tile; None where the scene has no georeference."""
         if not self._has_place:
             return [None] * len(tiles)
         with rasterio.Env(**gdal_settings()):
@@ -207,10 +202,8 @@ class Scene:
         return rasterio.Env(**gdal_settings(self.access), **settings)
 
     def reader(self) -> SceneReader:
-        """A reader with a dataset handle of its own; close it, or use it as a context manager.
-
-        Raises:
-            SceneError: The raster cannot be opened any more.
+        """A reader with a dataset handle of its own; close it, or use it in a ``with`` block. SceneError if a file is
+        gone.
         """
         return SceneReader(self)
 
@@ -234,11 +227,7 @@ class Pixels(NamedTuple):
 
 
 def open_pixels(scene: Scene) -> Any:
-    """The open raster of a scene as stored: a rasterio dataset, or a composite; close it.
-
-    Raises:
-        SceneError: It cannot be opened any more.
-    """
+    """The open raster of a scene as stored: a rasterio dataset, or a composite; close it. SceneError if it is gone."""
     if scene.parts:
         return Composite(scene.parts, scene.extent, scene.access, scene.overview)
     return open_dataset(scene.path, scene.access, overview=scene.overview)
@@ -296,10 +285,9 @@ class SceneReader:
         self._planes = np.empty(0, np.uint8)
 
     def read(self, row_off: int, col_off: int, height: int, width: int) -> tuple[UInt8, Mask]:
-        """The colours of a window inside the scene, and where there is no data, bool [h, w]; see :class:`Pixels`.
+        """The colours of a window inside the scene, uint8 [h, w, 3], and where there is no data, bool [h, w].
 
-        Raises:
-            rasterio.errors.RasterioError: The pixels cannot be read.
+        Errors are those of :meth:`read_pixels`.
         """
         pixels = self.read_pixels(row_off, col_off, height, width)
         empty = np.zeros((height, width), np.bool_) if pixels.empty is None else pixels.empty

@@ -80,10 +80,8 @@ def mask_beside(target: str, dataset: Any, access: Access) -> tuple[BandFile | N
 
 
 def place_beside(name: str) -> tuple[Any, Affine | None]:
-    """The coordinate reference system and the geotransform that files beside a raster state; None each where none does.
-
-    Args:
-        name: Path of a raster that says nothing of its place itself.
+    """The reference system and the geotransform that files beside a raster state which has none; None each where none
+    does.
     """
     path = Path(name)
     crs, transform = None, None
@@ -153,15 +151,8 @@ def is_vrt(path: Path) -> bool:
 def read_vrt(path: Path, access: Access) -> tuple[OwnVrt, tuple[str, ...]]:
     """Read a VRT and write it anew, with its sources as absolute paths.
 
-    Args:
-        path: Of the VRT.
-        access: What it may touch.
-
-    Returns:
-        What :func:`rsedge.runtime.scenes.gdal.open_dataset` opens, and the files it takes its pixels from.
-
-    Raises:
-        SceneError: It is damaged, holds elements other than plain windows of files, or names a file that it may not.
+    Returns what :func:`rsedge.runtime.scenes.gdal.open_dataset` opens, and the files it takes its pixels from.
+    SceneError where it is damaged, holds elements other than plain windows of files, or names a file that it may not.
     """
     try:
         if path.stat().st_size > _LARGEST_VRT:

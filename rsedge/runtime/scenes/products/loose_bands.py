@@ -68,11 +68,7 @@ def read_loose_bands(source: str | os.PathLike[str], *, access: Access = LOCAL) 
 
 
 def sibling_bands(path: str | os.PathLike[str], *, access: Access = LOCAL) -> Product | None:
-    """The acquisition of a file that is its red, green or blue band; None for another file, or where one is missing.
-
-    Raises:
-        SceneError: The folder cannot be listed, or a link leads out of it.
-    """
+    """The acquisition of a file that is its red, green or blue band; None for another, or where one is missing."""
     file = Path(path)
     band = _Band.of(file) if file.is_file() else None
     if band is None or band.band not in _COLOURS.values():

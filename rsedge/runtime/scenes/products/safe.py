@@ -306,11 +306,7 @@ class _Reading:
 
 
 class _Folder:
-    """Metadata and granules below a folder that is, or holds, a product.
-
-    Raises:
-        SceneError: It cannot be listed, or links lead out of it.
-    """
+    """Metadata and granules below a folder that is, or holds, a product; SceneError where links lead out of it."""
 
     def __init__(self, folder: Path, access: Access) -> None:
         self._folder = folder.resolve()
@@ -354,9 +350,8 @@ class _Folder:
 class _Zip:
     """What a zip holds, by its central directory; close its ``archive``.
 
-    Raises:
-        SceneError: It is no whole zip, has more than any product, or members whose names lead elsewhere or are there
-            twice, so that two programs could read different ones.
+    SceneError where it is no whole zip, has more than any product, or members whose names lead elsewhere or are there
+    twice, so that two programs could read different ones.
     """
 
     def __init__(self, path: Path) -> None:

@@ -60,23 +60,14 @@ _OPERATIONAL = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProductName:
-    """What the name of a Sentinel-2 product, granule, band file or catalogue item says; None where it says nothing.
+    """What the name of a Sentinel-2 product, granule, band file or catalogue item says; None where it says nothing."""
 
-    Attributes:
-        mission: ``S2A`` to ``S2D``.
-        level: ``L1C`` or ``L2A``.
-        datetime: Acquisition, RFC 3339 in UTC; midnight where the name has the day alone.
-        baseline: Processing baseline, such as ``05.09``.
-        mgrs_tile: Such as ``05VNK``, the zone always in two digits.
-        product_id: The part that identifies the product, without ``.SAFE``.
-    """
-
-    mission: str | None = None
-    level: str | None = None
-    datetime: str | None = None
-    baseline: str | None = None
-    mgrs_tile: str | None = None
-    product_id: str | None = None
+    mission: str | None = None  # ``S2A`` to ``S2D``
+    level: str | None = None  # ``L1C`` or ``L2A``
+    datetime: str | None = None  # acquisition, RFC 3339 in UTC; midnight where the name has the day alone
+    baseline: str | None = None  # processing baseline, such as ``05.09``
+    mgrs_tile: str | None = None  # such as ``05VNK``, the zone always in two digits
+    product_id: str | None = None  # the part that identifies the product, without ``.SAFE``
 
     @classmethod
     def parse(cls, text: str) -> ProductName | None:
@@ -117,27 +108,17 @@ class ProductName:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProductMetadata:
-    """The product metadata (``MTD_MSIL2A.xml`` and its like).
+    """The product metadata (``MTD_MSIL2A.xml`` and its like)."""
 
-    Attributes:
-        level: ``L1C`` or ``L2A``.
-        product_id: Name of the product without ``.SAFE``, or None.
-        baseline: Processing baseline, such as ``05.09``, or None.
-        datetime: When the datatake began, RFC 3339 in UTC, or None.
-        quantification: Digital numbers per unit of reflectance, or None.
-        offsets: B04, B03, B02 → what is to be added to their digital numbers; empty where no offset is listed.
-        images: Names of the image files, without suffix; before 2017 without folders.
-        tiles: MGRS tiles of the granules listed.
-    """
-
-    level: str
-    product_id: str | None
-    baseline: str | None
-    datetime: str | None
-    quantification: float | None
+    level: str  # ``L1C`` or ``L2A``
+    product_id: str | None  # name of the product without ``.SAFE``, or None
+    baseline: str | None  # processing baseline, such as ``05.09``, or None
+    datetime: str | None  # when the datatake began, RFC 3339 in UTC, or None
+    quantification: float | None  # digital numbers per unit of reflectance, or None
+    # B04, B03, B02 → what is to be added to their digital numbers; empty where no offset is listed
     offsets: Mapping[str, int]
-    images: frozenset[str]
-    tiles: frozenset[str]
+    images: frozenset[str]  # names of the image files, without suffix; before 2017 without folders
+    tiles: frozenset[str]  # MGRS tiles of the granules listed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,11 +131,7 @@ class GranuleMetadata:
 
 
 def product_metadata(data: bytes, where: str) -> ProductMetadata:
-    """Read product metadata.
-
-    Raises:
-        SceneError: It is no XML, has a document type, is of no L1C or L2A product, or holds numbers that are none.
-    """
+    """Read product metadata; SceneError where they are no XML, of no L1C or L2A product, or have false numbers."""
     fields = _Fields(data, where)
     level = re.match(r"Level-?(1C|2A)", fields.root)
     if not level:
@@ -198,11 +175,7 @@ def product_metadata(data: bytes, where: str) -> ProductMetadata:
 
 
 def granule_metadata(data: bytes, where: str) -> GranuleMetadata:
-    """Read the metadata of a granule.
-
-    Raises:
-        SceneError: It is no XML, or has a document type.
-    """
+    """Read the metadata of a granule; SceneError where they are no XML, or have a document type."""
     fields = _Fields(data, where)
     name = ProductName.parse(fields.text("TILE_ID_2A", "TILE_ID") or "")
     # Its ground, by its grid at 10 m, where that is told in full.
@@ -278,13 +251,10 @@ def _number(text: str) -> float | None:
 
 
 def baseline_offset(baseline: str) -> int | None:
-    """What is to be added to the digital numbers of products of a processing baseline, L1C and L2A alike.
+    """What is to be added to the digital numbers of products of a processing baseline (``05.09``), L1C and L2A alike.
 
     -1000 from 04.00 on, 0 before; None for 99.99, which Sen2Cor writes where users run it themselves, whatever the
-    product it made the result from.
-
-    Raises:
-        ValueError: ``baseline`` is not of the form ``05.09``.
+    product it made the result from. ValueError where it is no baseline.
     """
     if not re.fullmatch(r"\d{2}\.\d{2}", baseline):
         raise ValueError(f"{baseline!r} is no processing baseline: expected two digits, a point, and two digits")

@@ -50,10 +50,7 @@ def is_stac_url(url: str) -> bool:
 def read_if_stac(source: str, *, access: Access = LOCAL) -> list[Product] | None:
     """The acquisitions in a file, or None where it holds no STAC item; the file is parsed once.
 
-    A damaged file that names ``stac_version`` counts as STAC.
-
-    Raises:
-        SceneError, OptionError: As :func:`read_stac`.
+    A damaged file that names ``stac_version`` counts as STAC. Errors are those of :func:`read_stac`.
     """
     file = Path(source)
     if file.suffix.lower() not in (".json", ".geojson") or not file.is_file():
@@ -316,33 +313,20 @@ def _time(value: Any) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class _AssetBand:
-    """A band of an asset, as its metadata describe it.
+    """A band of an asset, as its metadata describe it."""
 
-    Attributes:
-        key, href: Of the asset.
-        number: Of the band in the asset, from 1.
-        colour: ``red``, ``green``, ``blue`` or None.
-        scl: Whether it is the scene classification of Sen2Cor.
-        metres: Size of a pixel, or None.
-        jp2: Whether it is JPEG 2000, which is slow to read in parts.
-        visual: Whether it is of a picture for people.
-        count: Bands in the asset.
-        scale, offset: reflectance = digital number · scale + offset; None where not stated.
-        dtype: As STAC calls it, or empty.
-    """
-
-    key: str
+    key: str  # and href: of the asset
     href: str
-    number: int
-    colour: str | None
-    scl: bool
-    metres: float | None
-    jp2: bool
-    visual: bool
-    count: int
-    scale: float | None
+    number: int  # of the band in the asset, from 1
+    colour: str | None  # ``red``, ``green``, ``blue`` or None
+    scl: bool  # whether it is the scene classification of Sen2Cor
+    metres: float | None  # size of a pixel, or None
+    jp2: bool  # whether it is JPEG 2000, which is slow to read in parts
+    visual: bool  # whether it is of a picture for people
+    count: int  # bands in the asset
+    scale: float | None  # and offset: reflectance = digital number · scale + offset; None where not stated
     offset: float | None
-    dtype: str
+    dtype: str  # as STAC calls it, or empty
 
     @property
     def order(self) -> tuple[float, bool, int]:
@@ -412,20 +396,14 @@ def _choose_bands(bands: Sequence[_AssetBand], *, visual: bool) -> dict[str, _As
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where hrefs of an item lead.
+    """Where hrefs of an item lead."""
 
-    Attributes:
-        base: File or URL of the document, or None.
-        alone: Whether the item is the only one of its document, so that files beside it are its own; those of others
-            lie in folders called by their ids.
-        link: The item's ``self`` link, or None.
-        access: What assets may be.
-    """
-
-    base: str | None
+    base: str | None  # file or URL of the document, or None
+    # whether the item is the only one of its document, so that files beside it are its own; those of others lie
+    # in folders called by their ids
     alone: bool
-    link: str | None
-    access: Access
+    link: str | None  # the item's ``self`` link, or None
+    access: Access  # what assets may be
 
     @property
     def folder(self) -> Path:
@@ -433,11 +411,7 @@ class _Place:
         return Path(self.base).parent if self.base and not remote.is_remote(self.base) else Path()
 
     def resolve(self, href: str) -> str:
-        """A path below the item's folder or a root, or a URL.
-
-        Raises:
-            SceneError: The href is unusable or not allowed, or leads to a file that is not there.
-        """
+        """A path below the item's folder or a root, or a URL; SceneError where it may not be, or is not there."""
         if not href or not href.isprintable():
             raise SceneError(f"the href {_as_text(href)[:_LONGEST_HREF]!r} is none")
         if len(href) > _LONGEST_HREF:
@@ -493,10 +467,8 @@ class _Place:
         return _checked_url(url)
 
     def beside(self, hrefs: Iterable[str], item: str) -> list[str] | None:
-        """The files of the same names as remote hrefs that lie beside the item, if all do.
-
-        Raises:
-            SceneError: They are links that lead out of the item's folder.
+        """The files of the same names as remote hrefs that lie beside the item, if all do; SceneError for links
+        elsewhere.
         """
         if not self.base or remote.is_remote(self.base):
             return None
