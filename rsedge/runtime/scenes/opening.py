@@ -38,36 +38,25 @@ _GDAL_NAME = re.compile(r"^(/vsi[a-z0-9]+/|[A-Za-z][A-Za-z0-9_]+:)")
 class SceneOptions:
     """How scenes are opened; what is None is told from the scene.
 
-    Attributes:
-        bands: Numbers of red, green and blue, from 1.
-        boa_offset: Added to digital numbers, see ``ReflectanceRule``.
-        nodata: Value that means no data, in place of what the file declares.
-        pixel_values: What floats are, see ``Rendering``.
-        scl: Raster of Sen2Cor's scene classification.
-        cloud_mask: Raster in which what is not 0 is cloud.
-        resolution: Size of a pixel in units of the coordinate reference system; the scene is resampled to it.
-        allow_remote: Whether rasters may be read over the network.
-        allow_hosts: Hosts with local or private addresses that redirects and STAC items may name.
-        allow_roots: Folders that STAC items, products and VRTs may name files of, beside their own.
-        allow_vrt: Whether a VRT may be opened.
-        max_pixels: Pixels that a raster may declare.
 
     Raises:
         OptionError: Two cloud masks, a resolution that is not above 0, or limits that are none.
     """
 
-    bands: Sequence[int] | None = None
-    boa_offset: int | None = None
-    nodata: float | None = None
-    pixel_values: PixelValues | None = None
-    scl: str | os.PathLike[str] | None = None
-    cloud_mask: str | os.PathLike[str] | None = None
+    bands: Sequence[int] | None = None  # numbers of red, green and blue, from 1
+    boa_offset: int | None = None  # added to digital numbers, see ``ReflectanceRule``
+    nodata: float | None = None  # value that means no data, in place of what the file declares
+    pixel_values: PixelValues | None = None  # what floats are, see ``Rendering``
+    scl: str | os.PathLike[str] | None = None  # raster of Sen2Cor's scene classification
+    cloud_mask: str | os.PathLike[str] | None = None  # raster in which what is not 0 is cloud
+    # size of a pixel in units of the coordinate reference system; the scene is resampled to it
     resolution: float | None = None
-    allow_remote: bool = False
-    allow_hosts: Sequence[str] = ()
+    allow_remote: bool = False  # whether rasters may be read over the network
+    allow_hosts: Sequence[str] = ()  # hosts with local or private addresses that redirects and STAC items may name
+    # folders that STAC items, products and VRTs may name files of, beside their own
     allow_roots: Sequence[str | os.PathLike[str]] = ()
-    allow_vrt: bool = False
-    max_pixels: int = MAX_PIXELS
+    allow_vrt: bool = False  # whether a VRT may be opened
+    max_pixels: int = MAX_PIXELS  # pixels that a raster may declare
 
     @property
     def access(self) -> Access:

@@ -47,24 +47,18 @@ _PIXELS_AT_ONCE = 2**20
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TilePixels:
-    """The pixels of one tile.
+    """The pixels of one tile."""
 
-    Attributes:
-        tile: Which one.
-        images: Per size asked for uint8 [size, size, 3], 0 where there is no data or the tile hangs over; empty if
-            unreadable. Plane after plane in memory where they were not resized: see ``rsedge.images``.
-        nodata_fraction: Share of the covered source pixels without data, or None if unreadable.
-        fill_fraction: Share of them that are pure black or white although they have data, or None if unreadable.
-        cloud_fraction: Share of those with data that are cloud, or None if unreadable, all without data, or unknown.
-        error: Why it is unreadable, as one line, or None.
-    """
-
-    tile: Tile
+    tile: Tile  # which one
+    # per size asked for uint8 [size, size, 3], 0 where there is no data or the tile hangs over; empty if
+    # unreadable. Plane after plane in memory where they were not resized: see ``rsedge.images``.
     images: tuple[UInt8, ...]
-    nodata_fraction: float | None
+    nodata_fraction: float | None  # share of the covered source pixels without data, or None if unreadable
+    # share of them that are pure black or white although they have data, or None if unreadable
     fill_fraction: float | None = None
+    # share of those with data that are cloud, or None if unreadable, all without data, or unknown
     cloud_fraction: float | None = None
-    error: str | None = None
+    error: str | None = None  # why it is unreadable, as one line, or None
 
     @property
     def image(self) -> UInt8 | None:

@@ -43,70 +43,41 @@ class Scene:
     """A raster with known RGB. Made by ``Scene.open``; usable as a context manager, though it holds nothing open.
 
     Texts that people read are made plain (:func:`rsedge.texts.plain`), without credentials.
-
-    Attributes:
-        name: File name without the suffix (of the product, for a SAFE folder).
-        path: What the gate opens; of several files the first.
-        source: The file behind it (of a SAFE folder, the product metadata).
-        width, height: Size in pixels.
-        crs: rasterio CRS, or None.
-        transform: Affine from (column, row) to map coordinates.
-        dtype: NumPy name of the bands' type.
-        rendering: How pixels become 8-bit.
-        rendering_reason: Why so, as one clause.
-        bands: 1-based numbers of red, green and blue; a single one for a palette.
-        bands_reason: Why these.
-        datetime: Acquisition time, RFC 3339 in UTC, or None.
-        nodata: Per band of ``bands`` the value that means no data, or None.
-        mask_band: Number of the alpha band, 0 for a mask of the whole dataset, or None.
-        block_shape: Height and width of the blocks the file is stored in.
-        band_count: Bands in the file, used or not.
-        driver: GDAL's name of the format.
-        files: The files on disk its pixels and metadata come from.
-        remote: What else they come from, as GDAL names it.
-        product_id: Identifier of the product, or None.
-        mgrs_tile: Tile in the Military Grid Reference System, or None.
-        clouds: Where its clouds are known from, or None.
-        resampled: Name of the resampling that brings it to its size, or None where it is read as stored.
-        parts: Files of red, green and blue where these are several; empty where ``path`` has all bands.
-        extent: Where parts lie that do not say so themselves.
-        mask_file: Raster beside the file (``.msk``) that is 0 where there is no data, or None.
-        overview: Level of the overview that is read in place of the full raster, or None.
-        access: What its files may touch.
-        warnings: What the user should know although the scene can be read.
     """
 
-    name: str
-    path: str
-    source: str
-    width: int
+    name: str  # file name without the suffix (of the product, for a SAFE folder)
+    path: str  # what the gate opens; of several files the first
+    source: str  # the file behind it (of a SAFE folder, the product metadata)
+    width: int  # and height: size in pixels
     height: int
-    crs: Any
-    transform: Any
-    dtype: str
-    bands: tuple[int, ...]
-    bands_reason: str
-    datetime: str | None
-    rendering: Rendering
-    rendering_reason: str
-    nodata: tuple[float | None, ...]
-    mask_band: int | None
+    crs: Any  # rasterio CRS, or None
+    transform: Any  # Affine from (column, row) to map coordinates
+    dtype: str  # NumPy name of the bands' type
+    bands: tuple[int, ...]  # 1-based numbers of red, green and blue; a single one for a palette
+    bands_reason: str  # why these
+    datetime: str | None  # acquisition time, RFC 3339 in UTC, or None
+    rendering: Rendering  # how pixels become 8-bit
+    rendering_reason: str  # why so, as one clause
+    nodata: tuple[float | None, ...]  # per band of ``bands`` the value that means no data, or None
+    mask_band: int | None  # number of the alpha band, 0 for a mask of the whole dataset, or None
     palette: bool
-    block_shape: tuple[int, int]
-    band_count: int
-    driver: str
-    files: tuple[str, ...]
-    remote: tuple[str, ...] = ()
-    product_id: str | None = None
-    mgrs_tile: str | None = None
-    clouds: CloudSource | None = None
+    block_shape: tuple[int, int]  # height and width of the blocks the file is stored in
+    band_count: int  # bands in the file, used or not
+    driver: str  # GDAL's name of the format
+    files: tuple[str, ...]  # the files on disk its pixels and metadata come from
+    remote: tuple[str, ...] = ()  # what else they come from, as GDAL names it
+    product_id: str | None = None  # identifier of the product, or None
+    mgrs_tile: str | None = None  # tile in the Military Grid Reference System, or None
+    clouds: CloudSource | None = None  # where its clouds are known from, or None
+    # name of the resampling that brings it to its size, or None where it is read as stored
     resampled: str | None = None
+    # files of red, green and blue where these are several; empty where ``path`` has all bands
     parts: tuple[BandFile, ...] = ()
-    extent: Extent | None = None
-    mask_file: BandFile | None = None
-    overview: int | None = None
-    access: Access = LOCAL
-    warnings: tuple[str, ...] = ()
+    extent: Extent | None = None  # where parts lie that do not say so themselves
+    mask_file: BandFile | None = None  # raster beside the file (``.msk``) that is 0 where there is no data, or None
+    overview: int | None = None  # level of the overview that is read in place of the full raster, or None
+    access: Access = LOCAL  # what its files may touch
+    warnings: tuple[str, ...] = ()  # what the user should know although the scene can be read
 
     def __post_init__(self) -> None:
         for name in ("name", "bands_reason", "rendering_reason", "datetime", "product_id", "mgrs_tile"):
