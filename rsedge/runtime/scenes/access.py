@@ -52,16 +52,11 @@ _TRANSLATED = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff
 class Access:
     """What inputs may reach; OptionError where ``max_pixels`` is below 1, a root is no folder, or a host is none."""
 
-    remote: bool = False
-    """Whether anything may be read over the network."""
-    hosts: Sequence[str] = ()
-    """Hosts with local, loopback, link-local or private addresses that redirects and items may name."""
-    roots: Sequence[Path] = ()
-    """Folders beside an input's own that it may name files of."""
-    vrt: bool = False
-    """Whether a VRT may be opened."""
-    max_pixels: int = MAX_PIXELS
-    """Pixels that a raster may declare."""
+    remote: bool = False  # whether anything may be read over the network
+    hosts: Sequence[str] = ()  # with local, loopback, link-local or private addresses that redirects and items may name
+    roots: Sequence[Path] = ()  # folders beside an input's own that it may name files of
+    vrt: bool = False  # whether a VRT may be opened
+    max_pixels: int = MAX_PIXELS  # pixels that a raster may declare
 
     def __post_init__(self) -> None:
         problems = []

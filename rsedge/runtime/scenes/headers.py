@@ -45,13 +45,10 @@ class Sizes:
     width: int
     height: int
     bands: int
-    blocks: int
-    """Number of blocks (tiles or strips) that are kept track of."""
-    block_bytes: int
-    """Decoded size of one block."""
+    blocks: int  # tiles or strips that are kept track of
+    block_bytes: int  # decoded size of one
     most_blocks: int = _MAX_BLOCKS
-    from_the_top: bool = False
-    """Whether its last pixel can only be decoded after all others."""
+    from_the_top: bool = False  # whether its last pixel can only be decoded after all others
 
     def check(self, name: str, max_pixels: int) -> None:
         """Refuse what would fill the memory or never end; SceneError names all that is beyond its limit."""

@@ -73,16 +73,12 @@ class ImageSize:
     size: int  # side in pixels
     resample: str = "bicubic"  # filter that brings pixels to it, see ``rsedge.pixels.resize``
 
-    def of(self, image: UInt8) -> UInt8:
-        """The image, uint8 [H, W, 3], as uint8 [size, size, 3]."""
-        return resize(image, self.size, self.resample)
-
 
 def resize_all(image: UInt8, sizes: Sequence[ImageSize]) -> tuple[UInt8, ...]:
     """An image in every size, made once where two are the same."""
     if any(image.shape[:2] != (size.size, size.size) for size in sizes):
         [image] = stack_images([image])  # Pillow takes five times as long over planes
-    made = {size: size.of(image) for size in dict.fromkeys(sizes)}
+    made = {size: resize(image, size.size, size.resample) for size in dict.fromkeys(sizes)}
     return tuple(made[size] for size in sizes)
 
 

@@ -10,7 +10,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -313,18 +313,16 @@ class _Folder:
         self._access = access
         self._read = 0
         try:
-            self.names = frozenset(self._listing())
+            # A folder that unpacking put around the product is looked into, and nothing else: it may be anybody's.
+            names = set()
+            for root in (self._folder, *(path for path in self._folder.glob("*.[Ss][Aa][Ff][Ee]") if path.is_dir())):
+                for inside in (root, root / "GRANULE"):
+                    self._confined(inside)  # before it is walked
+                found = (*root.glob("*.[Xx][Mm][Ll]"), *(root / "GRANULE").rglob("*.*"))
+                names.update(path.relative_to(self._folder).as_posix() for path in found if path.is_file())
+            self.names = frozenset(names)
         except OSError as error:
             raise SceneError(f"{folder} cannot be listed: {error.strerror}; check its permissions") from error
-
-    def _listing(self) -> Iterator[str]:
-        # A folder that unpacking put around the product is looked into, and nothing else: it may be anybody's.
-        for root in (self._folder, *(path for path in self._folder.glob("*.[Ss][Aa][Ff][Ee]") if path.is_dir())):
-            for folder in (root, root / "GRANULE"):
-                self._confined(folder)  # before it is walked
-            for path in (*root.glob("*.[Xx][Mm][Ll]"), *(root / "GRANULE").rglob("*.*")):
-                if path.is_file():
-                    yield path.relative_to(self._folder).as_posix()
 
     def _confined(self, path: Path) -> Path:
         name = path.relative_to(self._folder).as_posix()
