@@ -314,7 +314,7 @@ class _Folder:
         self._read = 0
         try:
             # A folder that unpacking put around the product is looked into, and nothing else: it may be anybody's.
-            names = set()
+            names: set[str] = set()
             for root in (self._folder, *(path for path in self._folder.glob("*.[Ss][Aa][Ff][Ee]") if path.is_dir())):
                 for inside in (root, root / "GRANULE"):
                     self._confined(inside)  # before it is walked
