@@ -234,7 +234,7 @@ def _grid(scene: Any) -> Any:
 
 def run_worker(name: str, side: str, threads: str) -> None:
     from rsedge import Scene
-    from rsedge.runtime.scenes.pieces import cache_bytes
+    from rsedge.runtime.scenes.readahead import cache_bytes
 
     os.environ["GDAL_NUM_THREADS"] = "1"
     case = CASES[name]
@@ -295,8 +295,7 @@ def stages(scene: Any) -> dict[str, float]:
         (reader, "resize_all", "resize"),
         (queue, "_fill", "rest"),
         (queue, "_enter", "rest"),
-        (queue, "_leave", "rest"),
-        (queue, "_cut", "rest"),
+        (queue, "_finish", "rest"),
     ):
         setattr(owner, name, timed(getattr(owner, name), stage))
     made = scene_reader.SceneReader.__init__

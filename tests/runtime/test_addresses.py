@@ -11,9 +11,8 @@ import pytest
 import rasterio
 
 from rsedge.errors import OptionError, SceneError
-from rsedge.runtime.scenes import addresses, remote
-from rsedge.runtime.scenes.access import Access
-from rsedge.runtime.scenes.addresses import host_of, is_inner, refuse_inner, refuse_literal
+from rsedge.runtime.scenes import access, remote
+from rsedge.runtime.scenes.access import Access, host_of, is_inner, refuse_inner, refuse_literal
 from rsedge.runtime.scenes.products.stac import read_stac
 from rsedge.runtime.scenes.remote import Patience
 from rsedge.runtime.scenes.scene import Scene
@@ -339,7 +338,7 @@ def test_five_redirects_are_followed_and_no_more(server):
 
 def test_credentials_stay_with_their_host(server, other, monkeypatch):
     sent = []
-    real = addresses.urllib.request.Request
+    real = access.urllib.request.Request
 
     def request(url, headers):
         sent.append((url, headers.get("Authorization")))

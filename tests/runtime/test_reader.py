@@ -252,7 +252,7 @@ def test_every_pixel_is_read_once_in_whole_blocks(tmp_path, monkeypatch, layout,
 
 
 def test_blocks_higher_than_memory_allows_are_read_in_slices(tmp_path, monkeypatch):
-    monkeypatch.setattr("rsedge.runtime.scenes.pieces._HIGHEST_PIECE", 40)
+    monkeypatch.setattr("rsedge.runtime.scenes.readahead._HIGHEST_PIECE", 40)
     path = make(tmp_path, "one-strip")
     scene = Scene.open(path)
     held = []

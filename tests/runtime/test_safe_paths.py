@@ -15,10 +15,10 @@ import rasterio
 from rsedge.errors import SceneError
 from rsedge.runtime.scenes.access import Access
 from rsedge.runtime.scenes.catalog import find
-from rsedge.runtime.scenes.products import safe_files
+from rsedge.runtime.scenes.products import safe
 from rsedge.runtime.scenes.products.loose_bands import read_loose_bands
 from rsedge.runtime.scenes.products.safe import is_safe, read_safe
-from rsedge.runtime.scenes.products.safe_metadata import granule_metadata, product_metadata
+from rsedge.runtime.scenes.products.sentinel2 import granule_metadata, product_metadata
 from tests import scenes
 from tests.measured import measure
 from tests.safe_products import SafeProduct, write_safe, zip_safe
@@ -242,7 +242,7 @@ def test_the_members_are_counted_whatever_the_end_says(tmp_path):
 def test_many_granules_and_much_metadata(copy, l2a, monkeypatch):
     for number in range(3):
         shutil.copytree(copy / l2a.granule, copy / f"GRANULE/more{number}")
-    monkeypatch.setattr(safe_files, "_LARGEST_SUM", 3000)
+    monkeypatch.setattr(safe, "_LARGEST_SUM", 3000)
     with pytest.raises(SceneError, match="its metadata have more than"):
         read_safe(copy)
     monkeypatch.undo()

@@ -15,7 +15,7 @@ from rsedge import host
 from rsedge.bundle import read_bundle
 from rsedge.errors import BackendError
 from rsedge.runtime.demo.scene import compose_tile
-from rsedge.runtime.scenes.pieces import cache_bytes
+from rsedge.runtime.scenes.readahead import cache_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

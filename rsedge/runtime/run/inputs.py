@@ -23,7 +23,7 @@ from rsedge.runtime.scenes.catalog import STDIN, find
 from rsedge.runtime.scenes.composite import Grid
 from rsedge.runtime.scenes.gdal import open_dataset
 from rsedge.runtime.scenes.remote import is_remote
-from rsedge.runtime.scenes.vrt import is_vrt
+from rsedge.runtime.scenes.sidecars import is_vrt
 from rsedge.texts import first_few
 
 if TYPE_CHECKING:

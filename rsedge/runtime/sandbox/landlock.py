@@ -94,7 +94,21 @@ def restrict_files(rules: Iterable[tuple[Path, Files]], *, abi: int) -> None:
     handle = _call(_CREATE_RULESET, ctypes.byref(ruleset), ctypes.c_size_t(size), ctypes.c_uint32(0))
     try:
         for path, access in rules:
-            _allow(handle, path, access & known)
+            try:
+                place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            except OSError:
+                continue
+            try:
+                rights = known if stat.S_ISDIR(os.fstat(place).st_mode) else known & _OF_FILES
+                if granted := access & rights:
+                    rule = ctypes.byref(_Beneath(allowed=granted, handle=place))
+                    _call(_ADD_RULE, ctypes.c_int(handle), ctypes.c_int(_PATH_BENEATH), rule, ctypes.c_uint32(0))
+            except OSError as error:
+                # Pipes and sockets have no path that a rule could name; open descriptors are not restricted anyway.
+                if error.errno != errno.EBADFD:
+                    raise
+            finally:
+                os.close(place)
         no_new_privileges()
         _call(_RESTRICT_SELF, ctypes.c_int(handle), ctypes.c_uint32(0))
     finally:
@@ -102,50 +116,17 @@ def restrict_files(rules: Iterable[tuple[Path, Files]], *, abi: int) -> None:
 
 
 def no_new_privileges() -> None:
-    """Give up, for good, what set-user-id programs would add: only then may a process confine itself.
-
-    Raises:
-        OSError: The kernel refused.
-    """
+    """Give up, for good, what set-user-id programs would add: only then may a process confine itself."""
     prctl(_SET_NO_NEW_PRIVS, 1, 0)
 
 
 def prctl(option: int, first: int, second: int | object) -> None:
-    """Linux's call of this name, with its remaining arguments 0.
-
-    Raises:
-        OSError: The kernel refused.
-    """
+    """Linux's call of this name, with its remaining arguments 0; OSError where the kernel refuses."""
     library = ctypes.CDLL(None, use_errno=True)
     zero = ctypes.c_ulong(0)
     value = ctypes.c_ulong(second) if isinstance(second, int) else second
     if library.prctl(ctypes.c_int(option), ctypes.c_ulong(first), value, zero, zero) != 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-
-def _allow(ruleset: int, path: Path, access: Files) -> None:
-    try:
-        handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except OSError:
-        return
-    try:
-        if not stat.S_ISDIR(os.fstat(handle).st_mode):
-            access &= _OF_FILES
-        if access:
-            rule = _Beneath(allowed=access, handle=handle)
-            _call(
-                _ADD_RULE,
-                ctypes.c_int(ruleset),
-                ctypes.c_int(_PATH_BENEATH),
-                ctypes.byref(rule),
-                ctypes.c_uint32(0),
-            )
-    except OSError as error:
-        # Pipes and sockets have no path that a rule could name; as open descriptors they are not restricted anyway.
-        if error.errno != errno.EBADFD:
-            raise
-    finally:
-        os.close(handle)
 
 
 def _call(number: int, *arguments: object) -> int:

@@ -36,15 +36,10 @@ _GPU_FACTS = ("/proc/driver/nvidia", "/proc/devices", "/proc/modules", "/sys/bus
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Support:
-    """What this machine offers to confine a process with.
+    """What this machine offers to confine a process with."""
 
-    Attributes:
-        landlock: Version of the kernel's interface to Landlock, 0 where there is none.
-        seccomp: Whether calls can be filtered.
-    """
-
-    landlock: int
-    seccomp: bool
+    landlock: int  # version of the kernel's interface to Landlock, 0 where there is none
+    seccomp: bool  # whether calls can be filtered
 
     @property
     def problem(self) -> str | None:
@@ -58,15 +53,10 @@ class Support:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Confinement:
-    """What holds from now on.
+    """What holds from now on."""
 
-    Attributes:
-        holds: What was given up, and by which means, a phrase each.
-        missing: What this kernel could not take away, a phrase each.
-    """
-
-    holds: tuple[str, ...]
-    missing: tuple[str, ...]
+    holds: tuple[str, ...]  # what was given up, and by which means, a phrase each
+    missing: tuple[str, ...]  # what this kernel could not take away, a phrase each
 
 
 def support() -> Support:
@@ -75,11 +65,7 @@ def support() -> Support:
 
 
 def require_support() -> Support:
-    """What this machine offers.
-
-    Raises:
-        SandboxError: No process can be confined to files here.
-    """
+    """What this machine offers; SandboxError where no process can be confined to files here."""
     found = support()
     if found.problem:
         raise SandboxError(f"the sandbox cannot be had: {found.problem}; run without --sandbox, or on another machine")
@@ -170,11 +156,7 @@ def of_interpreter() -> Iterator[str | Path]:
 
 
 def _leave_network() -> None:
-    """Move into a network of this process's own, in which there is nothing.
-
-    Raises:
-        OSError: The kernel, or who runs it, does not allow that.
-    """
+    """Move into a network of this process's own, in which there is nothing; OSError where that is not allowed."""
     user, group = os.getuid(), os.getgid()
     library = ctypes.CDLL(None, use_errno=True)
     if library.unshare(ctypes.c_int(_NEW_USER | _NEW_NETWORK)) != 0:

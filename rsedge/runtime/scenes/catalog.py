@@ -10,18 +10,19 @@ import glob
 import logging
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from rsedge.errors import SceneError
 from rsedge.runtime.scenes import remote
-from rsedge.runtime.scenes.access import LOCAL, Access, refuse_handler
+from rsedge.runtime.scenes.access import LOCAL, Access, refuse_handler, shortened
 from rsedge.runtime.scenes.gdal import open_dataset
 from rsedge.runtime.scenes.products.loose_bands import read_loose_bands, sibling_bands
 from rsedge.runtime.scenes.products.product import Product
 from rsedge.runtime.scenes.products.safe import is_safe, read_safe
 from rsedge.runtime.scenes.products.stac import is_stac_url, read_if_stac, read_stac
+from rsedge.texts import in_a_line
 
 _log = logging.getLogger("rsedge")
 
@@ -32,10 +33,7 @@ _RESOLUTIONS = ("R10m", "R20m", "R60m")  # where a product keeps the bands that 
 _DOCUMENTS = frozenset({".json", ".geojson"})
 _DEEPEST = 100  # folders in each other
 _MOST_VISITS = 100
-_SHOWN = 8  # problems that are told in full
-
-
-_LONGEST_SHOWN = 200  # characters of a name
+_SHOWN = 8  # names in a message
 
 
 def find(
@@ -66,14 +64,24 @@ def find(
     try:
         path.exists()
     except OSError as error:
-        shown = name if len(name) <= _LONGEST_SHOWN else f"{name[:_LONGEST_SHOWN]}…"
-        raise SceneError(f"{shown} cannot be looked at: {error.strerror}; check the path") from error
+        raise SceneError(f"{shortened(name)} cannot be looked at: {error.strerror}; check the path") from error
     if _is_device(path):
         raise SceneError(f"{name} is a device, a pipe or a socket, and rsedge reads files: write it to a file first")
     if not path.exists() and glob.has_magic(name):
-        return _of_pattern(name, access, suffixes)
-    if (products := _products(path, access)) is not None:
-        return list(products)
+        matches = sorted(_matches(name))
+        if not matches:
+            raise SceneError(f"{name} matches no file: check the pattern")
+        return [entry for match in matches for entry in find(match, access=access, suffixes=suffixes)]
+    return _of_path(path, name, access, suffixes)
+
+
+def _of_path(path: Path, name: str, access: Access, suffixes: Collection[str]) -> list[str | Product]:
+    if is_safe(path):
+        return list(read_safe(path, access=access))
+    if (described := read_if_stac(os.fspath(path), access=access)) is not None:
+        return list(described)
+    if path.is_file() and (product := sibling_bands(path, access=access)) is not None:
+        return [product]
     if path.is_dir():
         found = list(walk(path, suffixes, access=access))
         if not found:
@@ -84,24 +92,22 @@ def find(
         return found
     if path.suffix.lower() == ".zip" and path.is_file():
         return list(read_safe(path, access=access))  # says what it lacks
-    if path.suffix.lower() in _DOCUMENTS and path.is_file() and not _is_raster(name):
-        raise SceneError(
-            f"{name} is neither a raster nor STAC with an item in it: pass an item or a collection of items"
-        )
+    if path.suffix.lower() in _DOCUMENTS and path.is_file():
+        try:
+            open_dataset(name).close()
+        except SceneError:
+            raise SceneError(
+                f"{name} is neither a raster nor STAC with an item in it: pass an item or a collection of items"
+            ) from None
     return [name]
 
 
 def find_one(name: str, *, access: Access = LOCAL) -> str | Product:
-    """The one scene that ``name`` stands for.
-
-    Raises:
-        SceneError: There are several, or as :func:`find`.
-    """
+    """The one scene that ``name`` stands for; SceneError where there are several, or as :func:`find`."""
     found = find(name, access=access)
     if len(found) > 1:
-        names = ", ".join(entry.name if isinstance(entry, Product) else entry for entry in found[:_SHOWN])
-        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-        raise SceneError(f"{name} holds {len(found)} scenes ({names}{more}): open them with open_scenes, or name one")
+        names = in_a_line((entry.name if isinstance(entry, Product) else entry for entry in found), _SHOWN)
+        raise SceneError(f"{name} holds {len(found)} scenes ({names}): open them with open_scenes, or name one")
     return found[0]
 
 
@@ -131,10 +137,7 @@ def walk(
     such as a pipe.
 
     Links are followed, also out of the folder: the user named it, and what they lead to is opened as if it was named.
-
-    Raises:
-        SceneError: A folder cannot be listed, links lead to one too often, or folders lie in each other too deep; or as
-            :func:`find`.
+    SceneError where a folder cannot be listed, links lead to one too often, or folders lie in each other too deep.
     """
     visits = Counter() if visits is None else visits
     real = folder.resolve()
@@ -168,8 +171,8 @@ def walk(
             yield os.fspath(entry)
 
 
-def _own_products(folder: Path, entries: Sequence[Path], access: Access) -> list[Product]:
-    """Those of the folder's own files: STAC items, else band files beside each other."""
+def _own_products(folder: Path, entries: list[Path], access: Access) -> list[Product]:
+    """The products of the files in a folder: STAC items, else band files beside each other."""
     described: list[Product] = []
     for path in entries:
         if path.name.startswith(".") or path.suffix.lower() not in _DOCUMENTS:
@@ -180,32 +183,6 @@ def _own_products(folder: Path, entries: Sequence[Path], access: Access) -> list
         for problem in problems:  # it may describe the result of an earlier run
             _log.warning("Warning: left out: %s", problem)
     return described or read_loose_bands(folder, access=access)
-
-
-def _products(path: Path, access: Access) -> list[Product] | None:
-    """What a single file or folder comes down to, or None where it is no product."""
-    if is_safe(path):
-        return read_safe(path, access=access)
-    if (described := read_if_stac(os.fspath(path), access=access)) is not None:
-        return described
-    if path.is_file() and (product := sibling_bands(path, access=access)) is not None:
-        return [product]
-    return None
-
-
-def _is_raster(name: str) -> bool:
-    try:
-        open_dataset(name).close()
-    except SceneError:
-        return False
-    return True
-
-
-def _of_pattern(pattern: str, access: Access, suffixes: Collection[str]) -> list[str | Product]:
-    matches = sorted(_matches(pattern))
-    if not matches:
-        raise SceneError(f"{pattern} matches no file: check the pattern")
-    return [entry for match in matches for entry in find(match, access=access, suffixes=suffixes)]
 
 
 def _matches(pattern: str) -> Iterator[str]:
@@ -223,7 +200,4 @@ def _matches(pattern: str) -> Iterator[str]:
             for path in base.glob("/".join(below))
             if hidden or not any(part.startswith(".") for part in path.relative_to(base).parts)
         )
-    for name in found:
-        path = Path(name)
-        if path.is_file() or path.is_dir():
-            yield name
+    return (name for name in found if Path(name).is_file() or Path(name).is_dir())

@@ -1,4 +1,4 @@
-"""Bands of several files on one grid, read as one raster; and masks on the grid of a scene.
+"""Bands of several files on one grid, read as one raster; and clouds and masks on the grid of a scene.
 
 Each file is opened by the gate and read directly: GDAL's own way, a VRT, would open the files a second time, with
 every driver there is.
@@ -10,8 +10,7 @@ import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -35,20 +34,20 @@ if TYPE_CHECKING:
 _TYPES = ("uint8", "uint16", "int16", "float32", "float64")
 _COLOURS = ("red", "green", "blue")
 
+Mask = npt.NDArray[np.bool_]
+
+_SCL_CLOUDS, _SCL_NO_DATA = (8, 9, 10), 0  # cloud of medium and of high probability, thin cirrus
+_OUTSIDE = {"scl": 255, "mask": 0}  # where the file has no pixels: neither cloud nor without data
+_CLOUD_NAMES = {"scl": "scene classification", "mask": "cloud mask"}
+
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Where the pixels of a raster lie.
+    """Where the pixels of a raster lie."""
 
-    Attributes:
-        crs: rasterio CRS, or None.
-        transform: Affine from (column, row) to map coordinates.
-        width, height: In pixels.
-    """
-
-    crs: Any
-    transform: Affine
-    width: int
+    crs: Any  # rasterio CRS, or None
+    transform: Affine  # Affine from (column, row) to map coordinates
+    width: int  # and height: in pixels
     height: int
 
     @classmethod
@@ -64,6 +63,12 @@ class Grid:
                 transform = beside or transform
         return cls(crs, transform, dataset.width, dataset.height)
 
+    def warp(self, dataset: Any, own: Grid, resampling: Resampling, **options: Any) -> WarpedVRT:
+        """An open dataset whose grid is ``own`` as one on this grid."""
+        options |= {"src_crs": own.crs, "src_transform": own.transform, "resampling": resampling}
+        options |= {"crs": self.crs, "transform": self.transform, "width": self.width, "height": self.height}
+        return WarpedVRT(dataset, **options)
+
 
 class PlacedBand:
     """One band of an open dataset, or its mask, read by windows of a scene's grid; belongs to one thread."""
@@ -71,8 +76,7 @@ class PlacedBand:
     def __init__(self, dataset: Any, band: int, own: Grid, grid: Grid, name: str) -> None:
         """Args: an open dataset, the number of its band, its grid, the scene's grid, how messages call the file.
 
-        Raises:
-            SceneError: It has no such band, bands of another type than scenes have, or lies on another grid.
+        SceneError where it has no such band, a type that scenes do not have, or lies on another grid.
         """
         if not 1 <= band <= dataset.count:
             raise SceneError(f"{name} has {dataset.count} bands and no band {band}: name another file")
@@ -84,24 +88,37 @@ class PlacedBand:
         self.dataset, self.band, self.name = dataset, band, name
         self.dtype = dataset.dtypes[band - 1]
         self.size = own.width, own.height
-        self.left, self.top, self.across, self.down = _place(own, grid, name)
-        self.fits = (self.left, self.top, self.across, self.down) == (0, 0, own.width, own.height) == (
-            0, 0, grid.width, grid.height)  # fmt: skip
+        # Where the file lies in the pixels of the grid.
+        advice = "bring them together first, with gdalwarp"
+        if own.crs != grid.crs:
+            of_file, of_scene = (
+                each.crs.to_string() if each.crs else "no coordinate reference system" for each in (own, grid)
+            )
+            raise SceneError(f"{name} is in {of_file} and the scene in {of_scene}: {advice}")
+        to_grid = None if grid.transform.is_degenerate else ~grid.transform @ own.transform
+        if to_grid is None or not all(map(math.isfinite, to_grid[:6])):
+            raise SceneError(f"{name} and the scene have geotransforms that no numbers bring together: {advice}")
+        if max(abs(to_grid.b), abs(to_grid.d)) > 1e-9 or to_grid.a <= 0 or to_grid.e <= 0:
+            raise SceneError(f"{name} is rotated or mirrored against the scene: {advice}")
+        place = (to_grid.c, to_grid.f, to_grid.a * own.width, to_grid.e * own.height)
+        self.left, self.top, self.across, self.down = left, top, across, down = tuple(map(_exact, place))
+        if left >= grid.width or top >= grid.height or left + across <= 0 or top + down <= 0:
+            raise SceneError(f"{name} lies beside the scene and covers no pixel of it: name another file")
+        self.fits = (left, top, across, down) == (0, 0, *self.size) == (0, 0, grid.width, grid.height)
 
     def read(
         self, window: Window, out: npt.NDArray[Any], *, outside: float = 0, resampling: Resampling, mask: bool = False
     ) -> None:
-        """Read a window of the grid.
+        """Read a window of the grid, in whole pixels, into ``out`` [h, w].
 
         Args:
-            window: In whole pixels of the grid.
-            out: [h, w], filled; ``outside`` where the file has no pixels.
+            window: Of the grid.
+            out: Filled; ``outside`` where the file has no pixels.
             outside: See ``out``.
-            resampling: Where its pixels are of another size.
+            resampling: Where the pixels of the file are of another size.
             mask: Read the mask of the band (uint8, 0 without data) in place of its values.
 
-        Raises:
-            rasterio.errors.RasterioError: The pixels cannot be read.
+        RasterioError where the pixels cannot be read.
         """
         read = self.dataset.read_masks if mask else self.dataset.read
         if self.fits:
@@ -129,14 +146,21 @@ def _covered(first: int, count: int, start: float, length: float, own: int) -> t
     return slice(begin - first, end - first), max(0.0, (begin - start) * scale), min(float(own), (end - start) * scale)
 
 
+def _exact(value: float) -> float:
+    """Without the noise of dividing coordinates, which would make GDAL resample what fits."""
+    return float(round(value)) if abs(value - round(value)) < 1e-6 else value
+
+
 class Composite:
     """Red, green and blue from files of one coordinate reference system, on the grid of the finest.
 
     Has of rasterio's datasets what describing and reading a scene needs. Belongs to one thread; close it.
 
     Attributes:
+        parts: The files.
         notes: Which bands are resampled, one clause each.
         doubts: Masks beside the files that are not used, one line each.
+        grid: Of the finest file, or the one it was brought to.
         crs, transform, width, height, count, indexes, dtypes, nodatavals, scales, offsets, block_shapes, driver, files,
             descriptions, colorinterp, mask_flag_enums: As of a rasterio dataset; blocks and driver of the first file.
     """
@@ -149,28 +173,25 @@ class Composite:
     def __init__(
         self, parts: Sequence[BandFile], extent: Extent | None, access: Access, overview: int | None = None
     ) -> None:
-        """Open the files.
+        """Open the files; SceneError where one cannot be opened, or their grids cannot be brought together.
 
         Args:
             parts: Files of red, green and blue.
             extent: Where files lie that do not say so themselves.
             access: What they may touch.
             overview: Level of the overviews inside the files that are read in place of their full rasters.
-
-        Raises:
-            SceneError: A file cannot be opened, or they do not lie on grids that can be brought together.
         """
         with ExitStack() as stack:
             opened = [stack.enter_context(open_dataset(part.path, access, overview=overview)) for part in parts]
             names = [remote.unsigned(part.path) for part in parts]
             grids = [Grid.of(dataset, extent) for dataset in opened]
-            self.grid = min(grids, key=lambda grid: abs(grid.transform.a))
+            self.parts = tuple(parts)
+            self._lie_on(min(grids, key=lambda grid: abs(grid.transform.a)))
             self._bands = [
                 PlacedBand(dataset, part.band, own, self.grid, name)
                 for dataset, part, own, name in zip(opened, parts, grids, names, strict=True)
             ]
-            dtypes = {band.dtype for band in self._bands}
-            if len(dtypes) > 1:
+            if len({band.dtype for band in self._bands}) > 1:
                 found = ", ".join(f"{band.name} {band.dtype}" for band in self._bands)
                 raise SceneError(
                     f"the bands have different types ({found}): convert them to one, with gdal_translate -ot"
@@ -201,8 +222,7 @@ class Composite:
                     self._masked = PlacedBand(mask, beside.band, own, self.grid, beside.path)
                     self.files.append(beside.path)
             self.doubts = tuple(doubts)
-            flags = [MaskFlags.per_dataset] if self._masked else [MaskFlags.all_valid]
-            self.mask_flag_enums = (flags,) * 3
+            self.mask_flag_enums = ([MaskFlags.per_dataset if self._masked else MaskFlags.all_valid],) * 3
             self.notes = tuple(
                 f"{colour} was resampled from {abs(own.transform.a):g} to {abs(self.grid.transform.a):g} map units"
                 for colour, own in zip(_COLOURS, grids, strict=True)
@@ -210,26 +230,6 @@ class Composite:
             )
             self._extent = extent
             self._stack = stack.pop_all()
-
-    @property
-    def crs(self) -> Any:
-        """Of the grid."""
-        return self.grid.crs
-
-    @property
-    def transform(self) -> Affine:
-        """Of the grid."""
-        return self.grid.transform
-
-    @property
-    def width(self) -> int:
-        """In pixels."""
-        return self.grid.width
-
-    @property
-    def height(self) -> int:
-        """In pixels."""
-        return self.grid.height
 
     def tags(self, band: int = 0, ns: str | None = None) -> dict[str, str]:  # noqa: ARG002
         """Metadata of a band's file; none of the whole."""
@@ -239,39 +239,26 @@ class Composite:
         """Factors of the overviews inside a band's file."""
         return list(self._overviews[band - 1])
 
-    def resampled(self, grid: Grid, resampling: Resampling) -> Composite:
+    def _lie_on(self, grid: Grid) -> None:
+        self.grid = grid
+        self.crs, self.transform, self.width, self.height = grid.crs, grid.transform, grid.width, grid.height
+
+    def resample(self, grid: Grid, resampling: Resampling) -> None:
         """Read on another grid from now on: each file is brought to it directly."""
-        opened = {}
+        bands = []
         for band, nodata in zip(self._bands, self.nodatavals, strict=True):
             own = Grid.of(band.dataset, self._extent)
-            opened[band] = self._stack.enter_context(
-                WarpedVRT(
-                    band.dataset,
-                    src_crs=own.crs,
-                    src_transform=own.transform,
-                    src_nodata=nodata,
-                    nodata=nodata,
-                    crs=grid.crs,
-                    transform=grid.transform,
-                    width=grid.width,
-                    height=grid.height,
-                    resampling=resampling,
-                )
-            )
-        self._bands = [PlacedBand(dataset, band.band, grid, grid, band.name) for band, dataset in opened.items()]
+            warped = grid.warp(band.dataset, own, resampling, src_nodata=nodata, nodata=nodata)
+            bands.append(PlacedBand(self._stack.enter_context(warped), band.band, grid, grid, band.name))
+        self._bands = bands
         self._masked = None  # the mask of a warped file is that of its no-data values
         if self._mask_file is not None:
             file, mask, own = self._mask_file
             self._masked = PlacedBand(mask, file.band, own, grid, file.path)
-        self.grid = grid
-        return self
+        self._lie_on(grid)
 
     def read(self, indexes: Sequence[int], *, window: Window, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
-        """Bands [K, h, w] of a window of the grid, in the files' type.
-
-        Raises:
-            rasterio.errors.RasterioError: The pixels cannot be read.
-        """
+        """Bands [K, h, w] of a window of the grid, in the files' type; RasterioError where they cannot be read."""
         if out is None:
             out = np.empty((len(indexes), int(window.height), int(window.width)), self.dtypes[0])
         for plane, index in zip(out, indexes, strict=True):
@@ -295,37 +282,57 @@ class Composite:
     def __enter__(self) -> Composite:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
-def _place(own: Grid, grid: Grid, name: str) -> tuple[float, float, float, float]:
-    """Where a file lies in the pixels of the grid: left, top, width, height.
-
-    Raises:
-        SceneError: Nowhere, or askew.
-    """
-    advice = "bring them together first, with gdalwarp"
-    if own.crs != grid.crs:
-        raise SceneError(f"{name} is in {_named(own.crs)} and the scene in {_named(grid.crs)}: {advice}")
-    to_grid = None if grid.transform.is_degenerate else ~grid.transform @ own.transform
-    if to_grid is None or not all(map(math.isfinite, to_grid[:6])):
-        raise SceneError(f"{name} and the scene have geotransforms that no numbers bring together: {advice}")
-    if max(abs(to_grid.b), abs(to_grid.d)) > 1e-9 or to_grid.a <= 0 or to_grid.e <= 0:
-        raise SceneError(f"{name} is rotated or mirrored against the scene: {advice}")
-    x, y = _exact(to_grid.c), _exact(to_grid.f)
-    width, height = _exact(to_grid.a * own.width), _exact(to_grid.e * own.height)
-    if x >= grid.width or y >= grid.height or x + width <= 0 or y + height <= 0:
-        raise SceneError(f"{name} lies beside the scene and covers no pixel of it: name another file")
-    return x, y, width, height
+# Clouds: Sen2Cor's scene classification (SCL), or any raster that marks them
 
 
-def _exact(value: float) -> float:
-    """Without the noise of dividing coordinates, which would make GDAL resample what fits."""
-    return float(round(value)) if abs(value - round(value)) < 1e-6 else value
+@dataclass(frozen=True, slots=True)
+class CloudSource:
+    """Where the clouds of a scene are known from."""
+
+    # ``scl``: classes 8, 9 and 10 are cloud and 0 is no data; ``mask``: what is not 0 is cloud
+    kind: Literal["scl", "mask"]
+    file: BandFile
+    grid: Grid  # of the scene
+    extent: Extent | None  # where a file lies that does not say so itself
+    access: Access  # what it may touch
+
+    def describe(self) -> str:
+        """For people."""
+        return f"{_CLOUD_NAMES[self.kind]} {remote.unsigned(self.file.path)}, band {self.file.band}"
 
 
-def _named(crs: Any) -> str:
-    return crs.to_string() if crs else "no coordinate reference system"
+class CloudReader:
+    """Reads windows of a cloud source; belongs to one thread. SceneError where the raster does not fit the scene."""
+
+    def __init__(self, source: CloudSource) -> None:
+        name = remote.unsigned(source.file.path)
+        with ExitStack() as unless_good:
+            dataset = open_dataset(source.file.path, source.access)
+            unless_good.callback(dataset.close)
+            self._band = PlacedBand(dataset, source.file.band, Grid.of(dataset, source.extent), source.grid, name)
+            stored = self._stored = np.dtype(self._band.dtype)
+            if stored.kind == "f":
+                raise SceneError(f"{name} is {stored}, but masks hold classes: convert it with gdal_translate -ot Byte")
+            self._opened = unless_good.pop_all()
+        nodata = dataset.nodatavals[source.file.band - 1]
+        # A table of every value there is; those below zero lie at its end, as negative indexes do.
+        self._cloudy = np.zeros(256**stored.itemsize, np.bool_)
+        self._cloudy[list(_SCL_CLOUDS) if source.kind == "scl" else slice(1, None)] = True
+        if nodata is not None and float(nodata).is_integer() and np.iinfo(stored).min <= nodata <= np.iinfo(stored).max:
+            self._cloudy[int(nodata)] = False
+        self._no_data = _SCL_NO_DATA if source.kind == "scl" else None
+        self._outside = _OUTSIDE[source.kind]
+
+    def read(self, window: Window) -> tuple[Mask, Mask | None]:
+        """Bool [h, w]: which pixels are cloud, and which have no data, None where that is not told."""
+        classes = np.empty((int(window.height), int(window.width)), self._stored)
+        self._band.read(window, classes, outside=self._outside, resampling=Resampling.nearest)
+        return self._cloudy[classes], None if self._no_data is None else classes == self._no_data
+
+    def close(self) -> None:
+        """Give the dataset handle back."""
+        self._opened.close()

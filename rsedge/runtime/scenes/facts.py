@@ -1,9 +1,15 @@
-"""What is known of a scene beside its pixels, and what its pixels say to that."""
+"""What metadata, names and a few pixels say of a raster: its red, green and blue, its time, what its numbers are.
+
+Pixels are read where they must be asked what they are: of floats, and where an offset can be wrong.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+import shlex
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,72 +18,175 @@ import numpy.typing as npt
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from rsedge.errors import OptionError
+from rsedge.errors import OptionError, SceneError
 from rsedge.pixels import ReflectanceRule
 from rsedge.runtime.scenes.products.sentinel2 import (
     OFFSET_TAGS,
     ProductName,
     acquisition_time,
     baseline_offset,
-    declared_offset,
     parse_time,
 )
-from rsedge.runtime.scenes.rendering import (
-    FLOATS,
-    PixelValues,
-    Rendering,
-    guess_values,
-    offset_conflict,
-    offset_missing,
-)
+from rsedge.runtime.scenes.rendering import FLOATS, INTEGERS, PIXEL_VALUES, PixelValues, Rendering
+from rsedge.texts import in_a_line
 
 if TYPE_CHECKING:
-    from rsedge.runtime.scenes.bands import BandChoice
     from rsedge.runtime.scenes.products.product import Product
 
+_ROLES = ("red", "green", "blue")
+# First words of a band description that name a role, in order of trust: Sentinel-2 numbers and colours, then channels
+# of a true-colour image, which Earth Engine exports beside the bands.
+_NAMES = (
+    {"red": {"b04", "b4", "red", "r"}, "green": {"b03", "b3", "green", "g"}, "blue": {"b02", "b2", "blue", "b"}},
+    {"red": {"tci_r"}, "green": {"tci_g"}, "blue": {"tci_b"}},
+)
+_MOST_SHOWN = 20  # bands in a message
 _WINDOWS, _WINDOW_SIDE = 3, 256  # per axis; pixels
 _OFFSET_SINCE = "2022-01-25"  # when products of baseline 04.00 began
+_NEWER_OFFSET = -1000
+# A share of pixels this far below zero reflectance is no noise: dark water scatters by a hundredth or two.
+_IMPOSSIBLE, _IMPOSSIBLE_SHARE = -300, 0.02
+
+
+# Bands
+
+
+@dataclass(frozen=True, slots=True)
+class BandChoice:
+    """The bands to read and why."""
+
+    indexes: tuple[int, ...]  # 1-based band numbers of red, green and blue; a single one for a palette
+    reason: str  # why, as one clause
+    palette: bool = False  # true where the one band holds indexes into a colour table
+
+
+def choose_bands(
+    source: str, dataset: Any, product: Product | None, wanted: Sequence[int] | None
+) -> tuple[BandChoice, str]:
+    """The bands to read, and NumPy's name of their type.
+
+    Args:
+        source: What the user named, for messages.
+        dataset: Open raster.
+        product: Its product, or None.
+        wanted: Numbers of red, green and blue as the user gave them, or None.
+
+    SceneError where that is unclear or their type is not read, OptionError where ``wanted`` are not three bands.
+    """
+    descriptions, colours = dataset.descriptions, [colour.name for colour in dataset.colorinterp]
+    choice: BandChoice | None
+    if product is not None:
+        same = len({file.path for file in product.bands.values()}) == 1
+        indexes = tuple(product.bands[role].band for role in _ROLES) if same else (1, 2, 3)
+        choice = BandChoice(indexes, product.reason)
+    elif wanted is not None:
+        indexes = tuple(wanted)
+        listed = ",".join(map(str, indexes))
+        if len(indexes) != 3 or any(not 1 <= number <= dataset.count for number in indexes):
+            raise OptionError(
+                f"bands {listed}: expected three numbers from 1 to {dataset.count} for red, green and blue, such as "
+                "--bands 3,2,1"
+            )
+        choice = BandChoice(indexes, f"bands {listed} as asked")
+    else:
+        choice = _find_bands(descriptions, colours, dataset.dtypes)
+    dtypes = {dataset.dtypes[index - 1] for index in (choice.indexes if choice else dataset.indexes)}
+    dtype = dataset.dtypes[(choice.indexes[0] if choice else 1) - 1]
+    problems = []
+    if choice is None:
+        bands = enumerate(zip(descriptions, colours, strict=True), 1)
+        found = [f"{index} ({description or 'no description'}, {colour})" for index, (description, colour) in bands]
+        advice = "name them: --bands R,G,B with their numbers, such as --bands 1,2,3"
+        if len(found) < 3:
+            advice = "stack red, green and blue first: gdalbuildvrt -separate rgb.vrt B04.tif B03.tif B02.tif"
+        listed = in_a_line(found, _MOST_SHOWN)
+        problems.append(f"it is unclear which bands are red, green and blue among {listed}; {advice}")
+    if len(dtypes) > 1 or dtype not in ("uint8", *INTEGERS, *FLOATS):
+        flags = " ".join(f"-b {index}" for index in choice.indexes) if choice else "-b R -b G -b B"
+        problems.append(
+            f"its bands are {' and '.join(sorted(dtypes))}, and rsedge reads uint8 colours or uint16 and int16 "
+            "reflectance (DN = reflectance * 10000); convert it first, for reflectance from 0 to 1: "
+            f"gdal_translate -ot UInt16 -scale 0 1 0 10000 {flags} {shlex.quote(source)} rgb.tif; "
+            "for other values: -ot Byte -scale BLACK WHITE 1 255"
+        )
+    if choice is None or problems:
+        raise SceneError(f"{source}: " + "; ".join(problems))
+    return choice, dtype
+
+
+def _find_bands(descriptions: Sequence[str | None], colours: Sequence[str], dtypes: Sequence[str]) -> BandChoice | None:
+    """The RGB bands by description, then by colour interpretation (lower-case names), or None where neither tells."""
+    found = next(filter(None, (_by_role([_role(text, names) for text in descriptions]) for names in _NAMES)), None)
+    if found:
+        names = ", ".join(
+            f"{role} = band {index} ({descriptions[index - 1]})" for role, index in zip(_ROLES, found, strict=True)
+        )
+        return BandChoice(found, f"band descriptions: {names}")
+    if found := _by_role(colours):
+        return BandChoice(found, f"colour interpretation: red, green, blue = bands {', '.join(map(str, found))}")
+    data = [index for index, colour in enumerate(colours, 1) if colour != "alpha"]
+    if len(data) == 1 and colours[data[0] - 1] == "palette":
+        return BandChoice((data[0],), f"band {data[0]} is a palette, expanded to its colours", palette=True)
+    if len(data) == 1 and dtypes[data[0] - 1] == "uint8":
+        return BandChoice((data[0],) * 3, f"band {data[0]} is the only one: grey, taken as red, green and blue")
+    return None
+
+
+def _role(description: str | None, names: Mapping[str, Collection[str]]) -> str | None:
+    """The colour a band description names, or None: "B04" and "B4, central wavelength 665 nm" are red."""
+    words = re.split(r"[\s,;:()/]+", (description or "").strip().lower())
+    if words[1:2] == ["edge"]:  # "Red edge 1" is no red
+        return None
+    return next((role for role, words_for in names.items() if words[0] in words_for), None)
+
+
+def _by_role(roles: Sequence[str | None]) -> tuple[int, ...] | None:
+    """1-based positions of red, green and blue where each occurs exactly once."""
+    once = all(roles.count(role) == 1 for role in _ROLES)
+    return tuple(roles.index(role) + 1 for role in _ROLES) if once else None
+
+
+# Metadata
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What metadata and names say.
+    """What metadata and names say."""
 
-    Attributes:
-        datetime: Acquisition time, RFC 3339 in UTC, or None.
-        product_id, mgrs_tile: See ``Product``.
-        boa_offset: What is to be added to digital numbers, or None where nothing says so.
-        offset_reason: Where that comes from.
-        quantification: Digital numbers per unit of reflectance.
-    """
-
-    datetime: str | None
-    product_id: str | None
+    datetime: str | None  # acquisition time, RFC 3339 in UTC, or None
+    product_id: str | None  # and mgrs_tile: see ``Product``
     mgrs_tile: str | None
-    boa_offset: int | None
-    offset_reason: str
-    quantification: float
+    boa_offset: int | None  # what is to be added to digital numbers, or None where nothing says so
+    offset_reason: str  # where that comes from
+    quantification: float  # digital numbers per unit of reflectance
 
 
 def known_facts(source: str, dataset: Any, choice: BandChoice, product: Product | None) -> Facts:
-    """What the product, else the raster's own metadata, else its name says.
-
-    Raises:
-        SceneError: The bands declare offsets that differ.
-    """
+    """What the product, else the raster's own metadata, else its name says; SceneError where bands differ in offset."""
     name = ProductName.parse(product.product_id or product.name if product else Path(source).name)
     baseline = (product.baseline if product else None) or (name.baseline if name else None)
     offset, why, quantification = None, "nothing declares one", None
     if product is not None and product.boa_offset is not None:
         offset, why = product.boa_offset, "metadata of the product"
     elif product is None or not product.visual:
-        indexes = [index - 1 for index in choice.indexes]
-        tags = [dataset.tags(index + 1) for index in indexes]
-        scaling = [(dataset.scales[index], dataset.offsets[index]) for index in indexes]
-        declared = declared_offset(tags, scaling)
+        tags = [dataset.tags(index) for index in choice.indexes]
+        # GDAL's scale and offset of a band, reflectance = DN · scale + offset: the offset over the scale.
+        scaling = [(dataset.scales[index - 1] or 1.0, dataset.offsets[index - 1]) for index in choice.indexes]
+        offsets = set()
+        for tag, (scale, shift) in zip(tags, scaling, strict=True):
+            text = next((tag[name] for name in OFFSET_TAGS if name in tag), None)
+            try:
+                offsets.add(round(float(text)) if text is not None else round(shift / scale))
+            except (ValueError, OverflowError) as error:
+                raise SceneError(
+                    f"a band declares the offset {text!r}, which is no number: pass --boa-offset"
+                ) from error
+        if len(offsets) > 1:
+            raise SceneError(f"the bands declare different offsets {sorted(offsets)}: pass --boa-offset to choose one")
+        [declared] = offsets
         if declared or any(tag.keys() & set(OFFSET_TAGS) for tag in tags):
             offset, why = declared, "metadata of the bands"
-        if scaling[0][0] not in (0.0, 1.0):
+        if scaling[0][0] != 1.0:
             quantification = 1 / scaling[0][0]
     if offset is None and baseline is not None:
         offset = baseline_offset(baseline)
@@ -91,6 +200,9 @@ def known_facts(source: str, dataset: Any, choice: BandChoice, product: Product 
         offset_reason=why,
         quantification=(product.quantification if product else None) or quantification or 10000.0,
     )
+
+
+# Pixels
 
 
 def choose_rendering(
@@ -114,64 +226,56 @@ def choose_rendering(
         values: What floats are, as the user gave it, or None.
         source: What the user named, for messages.
 
-    Raises:
-        OptionError: ``boa_offset`` or ``values`` do not fit the raster.
+    OptionError where an option does not fit the raster.
     """
+    # 1. Do the options fit?
     dtype = dataset.dtypes[choice.indexes[0] - 1]
     floating = dtype in FLOATS
     problems = []
     if values is not None and not floating:
         problems.append(f"pixel values {values!r} are for floating-point rasters, but {source} is {dtype}")
-    colours = dtype == "uint8" or choice.palette or values == "colours"
-    if boa_offset and colours:
+    if boa_offset and (dtype == "uint8" or choice.palette or values == "colours"):
         problems.append(f"boa_offset {boa_offset} is for digital numbers, but {source} is {dtype}")
     if problems:
         raise OptionError("; ".join(problems) + ": leave it out")
+    # 2. What are the numbers?
     if dtype == "uint8" or choice.palette:
         return Rendering("colours", None), "8-bit colours as stored", ()
-    why = "16-bit digital numbers"
-    sample: list[npt.NDArray[Any]] | None = None
-    if floating:
-        if values is None:
-            sample = _sample(dataset, choice, nodata)
-            values, why = guess_values(sample)
-        else:
-            why = f"{values} as asked"
-        if values == "colours":
-            return Rendering("colours", None), why, ()
-    scale = 10000 if values == "reflectance" else facts.quantification
+    sample = cache(lambda: _sample(dataset, choice, nodata))
+    why = f"{values} as asked" if floating else "16-bit digital numbers"
+    if floating and values is None:
+        values, why = _guess_values(sample())
+    if values == "colours":
+        return Rendering("colours", None), why, ()
+    # 3. Which offset is added? What metadata state is checked on pixels where it can be wrong.
+    offset, reason = facts.boa_offset or 0, facts.offset_reason
     doubts: tuple[str, ...] = ()
     if boa_offset is not None:
         offset, reason = boa_offset, "as asked"
     elif values == "reflectance":
         offset, reason = 0, "reflectance has none"
-    else:
-        offset, reason, doubts = _checked_offset(
-            facts, lambda: _sample(dataset, choice, nodata) if sample is None else sample, source
+    elif offset:
+        pixels = np.concatenate(sample()).astype(np.int64)
+        share = float(np.mean(pixels + offset < _IMPOSSIBLE)) if len(pixels) else 0.0
+        if share > _IMPOSSIBLE_SHARE:
+            doubts = (
+                f"{source}: with the offset {offset} that its metadata declare, {share:.0%} of the pixels looked at "
+                f"would have a reflectance below {_IMPOSSIBLE / 10000}: it was applied already, and 0 is used; "
+                f"--boa-offset {offset} uses it all the same",
+            )
+            offset, reason = 0, "the pixels contradict the metadata"
+    elif (
+        facts.boa_offset is None
+        and (facts.datetime or "") >= _OFFSET_SINCE
+        and all(len(band) > 0 and float(np.quantile(band, 0.001)) >= -_NEWER_OFFSET for band in sample())
+    ):
+        doubts = (
+            f"{source}: no digital number is below 1000 and nothing declares an offset: if the product is of "
+            "processing baseline 04.00 or later, pass --boa-offset -1000",
         )
+    scale = 10000 if values == "reflectance" else facts.quantification
     rule = ReflectanceRule(boa_offset=offset, full_scale=round(ReflectanceRule().full_scale * scale / 10000))
     return Rendering(values or "dn", rule), f"{why}; offset {offset}: {reason}", doubts
-
-
-def _checked_offset(
-    facts: Facts, sample: Callable[[], list[npt.NDArray[Any]]], source: str
-) -> tuple[int, str, tuple[str, ...]]:
-    """The offset that metadata state, checked on pixels where it can be wrong; why; and doubts."""
-    offset = facts.boa_offset or 0
-    suspicious = facts.boa_offset is None and (facts.datetime or "") >= _OFFSET_SINCE
-    if not (offset or suspicious):
-        return offset, facts.offset_reason, ()
-    pixels = sample()
-    if conflict := offset_conflict(pixels, offset):
-        doubt = f"{source}: {conflict}; --boa-offset {offset} uses it all the same"
-        return 0, "the pixels contradict the metadata", (doubt,)
-    if suspicious and offset_missing(pixels, offset):
-        doubt = (
-            f"{source}: no digital number is below 1000 and nothing declares an offset: if the product is of "
-            "processing baseline 04.00 or later, pass --boa-offset -1000"
-        )
-        return offset, facts.offset_reason, (doubt,)
-    return offset, facts.offset_reason, ()
 
 
 def _sample(dataset: Any, choice: BandChoice, nodata: Sequence[float | None]) -> list[npt.NDArray[Any]]:
@@ -197,3 +301,22 @@ def _spread(size: int) -> list[int]:
     """Where windows begin along an axis of ``size`` pixels."""
     last = max(0, size - _WINDOW_SIDE)
     return sorted({last * step // (_WINDOWS - 1) // _WINDOW_SIDE * _WINDOW_SIDE for step in range(_WINDOWS)})
+
+
+def _guess_values(sample: Sequence[npt.NDArray[Any]]) -> tuple[PixelValues, str]:
+    """What floats are, from pixels of the three bands, and why; OptionError where they fit nothing known."""
+    pixels = np.concatenate(sample)
+    if not len(pixels):
+        return "reflectance", "no pixel looked at has data: taken as reflectance from 0 to 1"
+    high, most = float(np.quantile(pixels, 0.98)), float(pixels.max())
+    shown = f"98 % of the pixels looked at are at most {high:.4g}"
+    if high <= 2:
+        return "reflectance", f"{shown}: reflectance from 0 to 1"
+    if high <= 255 and most <= 255:
+        return "colours", f"{shown}, none is above 255: colours"
+    if high <= 30000:
+        return "dn", f"{shown}: reflectance times 10,000"
+    raise OptionError(
+        f"{shown}, which is neither reflectance (0 to 1, or 0 to 10,000) nor a colour (0 to 255): say what it is with "
+        f"--pixel-values {'|'.join(PIXEL_VALUES)}, or rescale it first with gdal_translate -scale"
+    )

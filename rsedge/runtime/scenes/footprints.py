@@ -8,8 +8,7 @@ Sentinel-2 tiles in UTM. All tiles of a call go through PROJ together.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -53,16 +52,29 @@ def footprints(tiles: Sequence[Tile], crs: Any, transform: Any) -> list[dict[str
         the pole and along ±90 across it. None for a tile that is not wholly inside the projection.
     """
     crs = CRS.from_user_input(crs)
-    if not tiles or not (crs.is_geographic or crs.is_projected):  # such as the plan of a building
-        return [None] * len(tiles)
-    scene = _Scene(crs, transform, tiles)
-    rings = _rings(scene, *_first_sides(scene))
     found: list[dict[str, Any] | None] = [None] * len(tiles)
-    simple, geometries = _quadrilaterals(rings)
-    for tile, geometry in zip(np.flatnonzero(simple).tolist(), geometries, strict=True):
-        found[tile] = geometry
-    for tile in np.flatnonzero(rings.done & ~simple).tolist():
-        found[tile] = _geometry(scene, tile, *rings.of(tile))
+    if not tiles or not (crs.is_geographic or crs.is_projected):  # such as the plan of a building
+        return found
+    scene = _Scene(crs, transform, tiles)
+    done, limits, ends, lat = _rings(scene)
+    # 1. Nearly every tile there is, all at once: four corners, far from poles and antimeridian.
+    simple = done & (np.diff(limits) == 4)
+    pieces = limits[:-1][simple][:, None] + np.arange(4)
+    corner_lon, corner_lat = ends[pieces], np.round(lat[pieces], _DECIMALS) + 0.0  # + 0.0 turns -0.0 into 0.0
+    inside = (np.abs(corner_lon).max(axis=(1, 2)) < 180) & (np.abs(corner_lat).max(axis=1) < 90)
+    corners = np.stack([np.round(corner_lon[..., 0], _DECIMALS) + 0.0, corner_lat], axis=-1)
+    first, second = corners[:, 2] - corners[:, 0], corners[:, 3] - corners[:, 1]  # the diagonals
+    area = first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0]
+    inside &= np.abs(area) > _SMALL
+    simple[simple] = inside
+    corners = np.where(area[:, None, None] > 0, corners, corners[:, ::-1])[inside]
+    closed = np.concatenate([corners, corners[:, :1]], axis=1)
+    for tile, ring in zip(np.flatnonzero(simple).tolist(), closed.tolist(), strict=True):
+        found[tile] = {"type": "Polygon", "coordinates": [ring]}
+    # 2. The others one by one.
+    for tile in np.flatnonzero(done & ~simple).tolist():
+        piece = slice(limits[tile], limits[tile + 1])
+        found[tile] = _geometry(scene, tile, ends[piece], lat[piece])
     return found
 
 
@@ -71,7 +83,6 @@ class _Scene:
 
     def __init__(self, crs: CRS, transform: Any, tiles: Sequence[Tile]) -> None:
         self.crs, self.transform, self.geographic = crs, transform, bool(crs.is_geographic)
-        self._endless = self.geographic or crs.to_dict().get("proj") in _ENDLESS
         boxes = [(tile.col_off, tile.row_off, tile.width, tile.height) for tile in tiles]
         self.left, self.top, self.width, self.height = np.array(boxes, dtype=np.float64).T
 
@@ -81,13 +92,6 @@ class _Scene:
         rows = self.top[tile] + down * self.height[tile]
         a = self.transform
         return a.a * cols + a.b * rows + a.c, a.d * cols + a.e * rows + a.f
-
-    def slimness(self) -> Floats:
-        """Per tile its width across its longer sides, as a share of these; 0 where the transform flattens it."""
-        a = self.transform
-        down, right = np.hypot(a.b, a.e) * self.height, np.hypot(a.a, a.d) * self.width
-        area = abs(a.a * a.e - a.b * a.d) * self.width * self.height
-        return np.asarray(area / np.maximum(np.maximum(down, right) ** 2, np.finfo(np.float64).tiny))
 
     def on_ring(self, tile: Ints, s: Floats) -> tuple[Floats, Floats]:
         """Map coordinates of points on rings; ``s`` runs from 0 to 4, down the left side first."""
@@ -101,13 +105,6 @@ class _Scene:
         lon, lat = _warp(self.crs, _WGS84, x, y, together)
         outside = ~np.isfinite(lon) | (np.abs(lat) > 90 + _TOUCH)
         return np.where(outside, np.nan, lon), np.where(outside, np.nan, np.clip(lat, -90, 90))
-
-    def returns(self, x: Floats, y: Floats, lon: Floats, lat: Floats, within: Floats) -> npt.NDArray[np.bool_]:
-        """Where the way back ends where it began; it does not beyond the rim of most world maps."""
-        if self._endless:
-            return np.ones(x.shape, dtype=np.bool_)
-        back_x, back_y = _warp(_WGS84, self.crs, lon, lat, _POINTS)
-        return np.asarray(np.hypot(back_x - x, back_y - y) <= within)
 
 
 def _warp(source: Any, target: Any, x: Floats, y: Floats, together: int) -> tuple[Floats, Floats]:
@@ -131,60 +128,18 @@ def _warp(source: Any, target: Any, x: Floats, y: Floats, together: int) -> tupl
 # From sides to rings
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Sides:
-    """Pieces of sides, each with the two points that cut it in three.
+class _Sides(NamedTuple):
+    """Pieces of sides, each with the two points that cut it in three."""
 
-    Attributes:
-        tile: [N] number of the tile.
-        s: [N, 4] where the points are on its ring.
-        lon, lat: [N, 4] the points; longitudes are continuous along a piece.
-        stray: [N] how far the footprint may stray from the points, degrees of latitude.
-    """
-
-    tile: Ints
-    s: Floats
-    lon: Floats
+    tile: Ints  # [N] number of the tile
+    s: Floats  # [N, 4] where the points are on its ring
+    lon: Floats  # and lat: [N, 4] the points; longitudes are continuous along a piece
     lat: Floats
-    stray: Floats
+    stray: Floats  # [N] how far the footprint may stray from the points, degrees of latitude
 
     def where(self, chosen: npt.NDArray[np.bool_]) -> _Sides:
         """Some of them."""
         return _Sides(self.tile[chosen], self.s[chosen], self.lon[chosen], self.lat[chosen], self.stray[chosen])
-
-
-def _first_sides(scene: _Scene) -> tuple[_Sides, npt.NDArray[np.bool_]]:
-    """The four sides of each tile, and bool [tiles], True where the projection has a place for all of them."""
-    count = len(scene.left)
-    tile = np.repeat(np.arange(count), _POINTS)
-    s = np.tile(np.arange(_POINTS) / 3, count)
-    x, y = scene.on_ring(tile, s)
-    lon, lat = scene.to_wgs84(x, y, _POINTS)
-    rings = x.reshape(count, _POINTS), y.reshape(count, _POINTS)
-    size = np.maximum(np.ptp(rings[0], axis=1), np.ptp(rings[1], axis=1))
-    within = scene.returns(x, y, lon, lat, np.repeat(size * _STRAY, _POINTS))
-    slim = scene.slimness()
-    usable = (
-        np.isfinite(lon).reshape(count, _POINTS).all(axis=1) & within.reshape(count, _POINTS).all(axis=1) & (slim > 0)
-    )
-    points = (np.arange(0, _POINTS, 3)[:, None] + np.arange(4)) % _POINTS  # [4 sides, 4 points]
-    ring_lon, ring_lat = lon.reshape(count, _POINTS)[usable][:, points], lat.reshape(count, _POINTS)[usable][:, points]
-    side_lon, side_lat = _continuous(scene, ring_lon.reshape(-1, 4), ring_lat.reshape(-1, 4)), ring_lat.reshape(-1, 4)
-    longest = _lengths(side_lon, side_lat).reshape(-1, 4).max(axis=1)
-    sides = _Sides(
-        np.repeat(np.flatnonzero(usable), 4),
-        np.tile((np.arange(4)[:, None] + np.arange(4) / 3), (int(usable.sum()), 1)),
-        side_lon,
-        side_lat,
-        np.repeat(_STRAY * longest * slim[usable] + _TOUCH / 100, 4),
-    )
-    return sides, usable
-
-
-def _lengths(lon: Floats, lat: Floats) -> Floats:
-    """Length of each line [N, 4], degrees of latitude."""
-    middle = np.radians((lat[:, 1:] + lat[:, :-1]) / 2)
-    return np.asarray(np.hypot(np.diff(lon) * np.cos(middle), np.diff(lat)).sum(axis=1))
 
 
 def _half_turn(steps: Floats) -> Floats:
@@ -217,32 +172,47 @@ def _astray(sides: _Sides) -> npt.NDArray[np.bool_]:
     return found
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Rings:
-    """Rings as pieces that need no more points, those of a tile one after the other.
+def _rings(scene: _Scene) -> tuple[npt.NDArray[np.bool_], Ints, Floats, Floats]:
+    """The rings of all tiles, as pieces with as many points as they need, those of a tile one after the other.
 
-    Attributes:
-        done: [tiles] whether the projection has a place for all of the tile's ring.
-        limits: [tiles + 1] where the pieces of each tile begin.
-        lon: [N, 2] longitudes of both ends; a piece begins where the last one ended, but for a pole, which has another
-            longitude in each.
-        lat: [N] latitude of the first end.
+    Returns:
+        Bool [tiles], whether the projection has a place for all of the tile's ring; [tiles + 1], where the pieces of
+        each tile begin; [N, 2], longitudes of both ends of a piece, which begins where the last one ended, but for a
+        pole, which has another longitude in each; [N], latitude of its first end.
     """
-
-    done: npt.NDArray[np.bool_]
-    limits: Ints
-    lon: Floats
-    lat: Floats
-
-    def of(self, tile: int) -> tuple[Floats, Floats]:
-        """``lon`` and ``lat`` of one tile."""
-        pieces = slice(self.limits[tile], self.limits[tile + 1])
-        return self.lon[pieces], self.lat[pieces]
-
-
-def _rings(scene: _Scene, sides: _Sides, usable: npt.NDArray[np.bool_]) -> _Rings:
-    """The rings of all tiles, with as many points as they need."""
-    done, final = usable.copy(), []
+    # 1. The four sides of each tile, where the projection has a place for them.
+    count = len(scene.left)
+    tile = np.repeat(np.arange(count), _POINTS)
+    s = np.tile(np.arange(_POINTS) / 3, count)
+    x, y = scene.on_ring(tile, s)
+    lon, lat = scene.to_wgs84(x, y, _POINTS)
+    done = np.isfinite(lon).reshape(count, _POINTS).all(axis=1)
+    if not scene.geographic and scene.crs.to_dict().get("proj") not in _ENDLESS:
+        # Beyond the rim of most world maps the way back does not end where it began.
+        size = np.maximum(*(np.ptp(values.reshape(count, _POINTS), axis=1) for values in (x, y)))
+        back_x, back_y = _warp(_WGS84, scene.crs, lon, lat, _POINTS)
+        back = np.hypot(back_x - x, back_y - y) <= np.repeat(size * _STRAY, _POINTS)
+        done &= back.reshape(count, _POINTS).all(axis=1)
+    # Its width across its longer sides, as a share of these; 0 where the transform flattens it.
+    a = scene.transform
+    longer = np.maximum(np.hypot(a.b, a.e) * scene.height, np.hypot(a.a, a.d) * scene.width)
+    area = abs(a.a * a.e - a.b * a.d) * scene.width * scene.height
+    slim = area / np.maximum(longer**2, np.finfo(np.float64).tiny)
+    done &= slim > 0
+    points = (np.arange(0, _POINTS, 3)[:, None] + np.arange(4)) % _POINTS  # [4 sides, 4 points]
+    lon, lat = (values.reshape(count, _POINTS)[done][:, points].reshape(-1, 4) for values in (lon, lat))
+    lon = _continuous(scene, lon, lat)
+    middle = np.radians((lat[:, 1:] + lat[:, :-1]) / 2)
+    lengths = np.hypot(np.diff(lon) * np.cos(middle), np.diff(lat)).sum(axis=1)  # degrees of latitude
+    sides = _Sides(
+        np.repeat(np.flatnonzero(done), 4),
+        np.tile((np.arange(4)[:, None] + np.arange(4) / 3), (int(done.sum()), 1)),
+        lon,
+        lat,
+        np.repeat(_STRAY * lengths.reshape(-1, 4).max(axis=1) * slim[done] + _TOUCH / 100, 4),
+    )
+    # 2. Cut those that are too far from a straight line, as often as it takes.
+    final = []
     for _ in range(_DEPTH):
         astray = _astray(sides)
         final.append(sides.where(~astray))
@@ -253,11 +223,12 @@ def _rings(scene: _Scene, sides: _Sides, usable: npt.NDArray[np.bool_]) -> _Ring
         if not len(sides.tile):
             break
     final.append(sides)
+    # 3. Put them in order.
     tile = np.concatenate([part.tile for part in final])
     order = np.lexsort((np.concatenate([part.s[:, 0] for part in final]), tile))
     ends = np.concatenate([part.lon[:, [0, 3]] for part in final])[order]
     lat = np.concatenate([part.lat[:, 0] for part in final])[order]
-    return _Rings(done, np.searchsorted(tile[order], np.arange(len(done) + 1)), ends, lat)
+    return done, np.searchsorted(tile[order], np.arange(count + 1)), ends, lat
 
 
 def _cut(scene: _Scene, sides: _Sides) -> _Sides:
@@ -276,26 +247,6 @@ def _cut(scene: _Scene, sides: _Sides) -> _Sides:
 
 
 # From rings to geometries
-
-
-def _quadrilaterals(rings: _Rings) -> tuple[npt.NDArray[np.bool_], list[dict[str, Any]]]:
-    """Nearly every tile there is, all at once: four corners, far from poles and antimeridian.
-
-    Returns:
-        bool [tiles], True for these tiles, and their geometries in order.
-    """
-    simple = rings.done & (np.diff(rings.limits) == 4)
-    pieces = rings.limits[:-1][simple][:, None] + np.arange(4)
-    lon, lat = rings.lon[pieces], np.round(rings.lat[pieces], _DECIMALS) + 0.0  # + 0.0 turns -0.0 into 0.0
-    inside = (np.abs(lon).max(axis=(1, 2)) < 180) & (np.abs(lat).max(axis=1) < 90)
-    corners = np.stack([np.round(lon[..., 0], _DECIMALS) + 0.0, lat], axis=-1)
-    first, second = corners[:, 2] - corners[:, 0], corners[:, 3] - corners[:, 1]  # the diagonals
-    area = first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0]
-    inside &= np.abs(area) > _SMALL
-    simple[simple] = inside
-    corners = np.where(area[:, None, None] > 0, corners, corners[:, ::-1])[inside]
-    closed = np.concatenate([corners, corners[:, :1]], axis=1)
-    return simple, [{"type": "Polygon", "coordinates": [ring]} for ring in closed.tolist()]
 
 
 def _geometry(scene: _Scene, tile: int, ends: Floats, lat: Floats) -> dict[str, Any] | None:

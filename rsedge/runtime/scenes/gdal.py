@@ -23,7 +23,7 @@ from rasterio.io import DatasetReader
 
 from rsedge.errors import SceneError
 from rsedge.runtime.scenes import remote
-from rsedge.runtime.scenes.access import LOCAL, Access
+from rsedge.runtime.scenes.access import LOCAL, Access, shortened
 from rsedge.runtime.scenes.headers import Read, Sizes, declared_sizes
 from rsedge.runtime.scenes.reference import check_reference, forget_error
 
@@ -41,8 +41,9 @@ SETTINGS = {
 """GDAL's configuration while rasters are opened and read."""
 # Nothing at all is fetched, whatever asks for it.
 _NO_NETWORK = {"CPL_VSIL_CURL_ALLOWED_FILENAME": "none"}
+_LFS = b"version https://git-lfs"
 _WARNING_FILTERS = threading.Lock()
-_SHOWN = 200  # characters of a name
+_SHOWN = 200  # characters of a name or half a reason
 _NETWORK_NAME = re.compile(
     r"/vsi(?:curl(?:_streaming)?(?:/|\?(?:use_head=no&)?url=)(?:https?|ftp)(?:://|%3A%2F%2F)"
     r"|(?:s3|gs|az|adls|oss|swift)(?:_streaming)?/)",
@@ -60,6 +61,11 @@ _ZIP_MEMBER = re.compile(
 )
 
 
+_ITEM_BYTES = {"uint8": 1, "int8": 1, "uint16": 2, "int16": 2, "uint32": 4, "int32": 4, "float32": 4}
+_ITEM_BYTES |= {"uint64": 8, "int64": 8, "float64": 8, "complex64": 8, "complex_int16": 4, "complex128": 16}
+_MEMBER_HEAD = 2**20  # bytes of a zip's member that are looked at
+
+
 class OwnVrt(str):
     """The text of a VRT that rsedge wrote itself, from sources that passed the gate."""
 
@@ -75,7 +81,7 @@ def open_dataset(target: str, access: Access = LOCAL, *, overview: int | None = 
     """Open a raster to read, for the thread that calls.
 
     Args:
-        target: Path of a file, a subdataset of a TIFF, a member of a zip as ``ZipFiles.gdal_path`` names it, a file in
+        target: Path of a file, a subdataset of a TIFF, a member of a zip as ``read_safe`` names it, a file in
             memory, a name of GDAL's on the network, or an :class:`OwnVrt`.
         access: What may be touched.
         overview: Level of an overview inside the file that is opened in place of the full raster, from 0.
@@ -88,7 +94,7 @@ def open_dataset(target: str, access: Access = LOCAL, *, overview: int | None = 
             names files, or GDAL cannot open it.
         OptionError: It is remote, and that was not allowed.
     """
-    name = target if len(target) <= _SHOWN else f"{target[:_SHOWN]}…"
+    name = shortened(target)
     # 1. What kind of name is it, and which drivers may look at it?
     drivers: tuple[str, ...] = DRIVERS
     read: Read | None = None
@@ -134,16 +140,13 @@ def open_dataset(target: str, access: Access = LOCAL, *, overview: int | None = 
 
 
 def judge_header(read: Read, name: str, access: Access = LOCAL, *, places: bool = True) -> None:
-    """Refuse a raster by its first bytes, before GDAL sees it.
+    """Refuse a raster by its first bytes, before GDAL sees it; SceneError where it is refused or cannot be read.
 
     Args:
         read: Reads parts of it.
         name: What messages call it.
         access: Its limits.
         places: See :func:`rsedge.runtime.scenes.headers.declared_sizes`.
-
-    Raises:
-        SceneError: Its sizes are beyond the limits, its coordinate reference system names files, or it cannot be read.
     """
     try:
         for sizes in declared_sizes(read, places=places):
@@ -179,21 +182,21 @@ def _of_no_format(target: str, name: str) -> str:
             start = file.read(4096)
     except OSError:
         start = b""
-    known = "TIFF, JPEG 2000, PNG, JPEG and WebP"
-    if not start:
-        return f"{name} cannot be opened as a raster: it is empty; download it again"
-    if start.startswith(b"version https://git-lfs"):
-        return f"{name} cannot be opened as a raster: it is a Git LFS pointer, not the file: run git lfs pull"
-    if b"<VRTDataset" in start:
+    known, remedy = "TIFF, JPEG 2000, PNG, JPEG and WebP", "gdal_translate makes a GeoTIFF of what you trust"
+    if b"<VRTDataset" in start and not start.startswith(_LFS):
         return f"{name} is a VRT, which names other files: pass --allow-vrt (in Python, allow_vrt=True) to open it"
-    if start.lstrip()[:1] in (b"<", b"{"):
-        return (
-            f"{name} cannot be opened as a raster: it is a text that describes one elsewhere, and rsedge opens files "
-            f"that hold their own pixels ({known}): gdal_translate makes a GeoTIFF of what you trust"
+    if not start:
+        why = "it is empty; download it again"
+    elif start.startswith(_LFS):
+        why = "it is a Git LFS pointer, not the file: run git lfs pull"
+    elif start.lstrip()[:1] in (b"<", b"{"):
+        why = (
+            "it is a text that describes one elsewhere, and rsedge opens files that hold their own pixels "
+            f"({known}): {remedy}"
         )
-    return (
-        f"{name} cannot be opened as a raster: it is none of {known}; gdal_translate makes a GeoTIFF of what you trust"
-    )
+    else:
+        why = f"it is none of {known}; {remedy}"
+    return f"{name} cannot be opened as a raster: {why}"
 
 
 def _check(dataset: Any, name: str, access: Access) -> None:
@@ -227,16 +230,8 @@ def _check(dataset: Any, name: str, access: Access) -> None:
         ) from error
 
 
-_ITEM_BYTES = {"uint8": 1, "int8": 1, "uint16": 2, "int16": 2, "uint32": 4, "int32": 4, "float32": 4}
-_ITEM_BYTES |= {"uint64": 8, "int64": 8, "float64": 8, "complex64": 8, "complex_int16": 4, "complex128": 16}
-
-
 def _reader_of_file(path: Path) -> Read:
-    """Reads parts of a regular file.
-
-    Raises:
-        SceneError: It is missing, or no regular file: opening a pipe would wait for a writer.
-    """
+    """Reads parts of a regular file; SceneError where it is none: opening a pipe would wait for a writer."""
     try:
         if not path.is_file():
             what = "is no regular file" if path.exists() else "does not exist"
@@ -253,10 +248,7 @@ def _reader_of_file(path: Path) -> Read:
 
 
 def _reader_of_member(archive: str, member: str) -> Read:
-    """Reads the beginning of a zip's member, which is unpacked once.
-
-    What lies farther in is a ValueError, so that nothing passes the gate unjudged.
-    """
+    """Reads the beginning of a zip's member, unpacked once; ValueError farther in, so that nothing passes unjudged."""
     head: list[bytes] = []
 
     def read(offset: int, length: int) -> bytes:
@@ -273,6 +265,3 @@ def _reader_of_member(archive: str, member: str) -> Read:
         return head[0][offset : offset + length]
 
     return read
-
-
-_MEMBER_HEAD = 2**20

@@ -45,20 +45,13 @@ class Sizes:
     width: int
     height: int
     bands: int
-    blocks: int
-    """Number of blocks (tiles or strips) that are kept track of."""
-    block_bytes: int
-    """Decoded size of one block."""
+    blocks: int  # tiles or strips that are kept track of
+    block_bytes: int  # decoded size of one
     most_blocks: int = _MAX_BLOCKS
-    from_the_top: bool = False
-    """Whether its last pixel can only be decoded after all others."""
+    from_the_top: bool = False  # whether its last pixel can only be decoded after all others
 
     def check(self, name: str, max_pixels: int) -> None:
-        """Refuse what would fill the memory or never end.
-
-        Raises:
-            SceneError: Something is beyond its limit; all of it is named.
-        """
+        """Refuse what would fill the memory or never end; SceneError names all that is beyond its limit."""
         problems = []
         pixels = self.width * self.height
         factor = _FROM_THE_TOP if self.from_the_top else 1
@@ -94,20 +87,22 @@ def declared_sizes(read: Read, *, places: bool = True) -> Iterator[Sizes]:
         places: Whether what a JP2 states in the way of GeoTIFF is judged, too, wherever in the file it does.
 
     Raises:
-        ValueError: A file has more directories, entries or boxes than any raster, its JPEG 2000 codestream does not
-            begin with its sizes, or its coordinate reference system names a file. GDAL and PROJ would go through all
-            of it when they open the file.
+        ValueError: It has more directories, entries or boxes than any raster, its codestream does not begin with its
+            sizes, or its coordinate reference system names a file. GDAL and PROJ would go through all of it.
     """
     start = read(0, 16)
     try:
         if start[:2] in (b"II", b"MM") and start[2:4] in (b"*\0", b"\0*", b"+\0", b"\0+"):
             yield from _tiff_directories(read, start)
         elif start[4:8] == b"jP  " or start[:4] == b"\xff\x4f\xff\x51":
-            if places and start[0] != 0xFF:
-                _check_places(read)
-            yield from _jpeg2000(read, 0 if start[0] == 0xFF else _codestream(read))
+            yield _jpeg2000(read(0 if start[0] == 0xFF else _codestream(read, places=places), 44))
         elif start[:8] == b"\x89PNG\r\n\x1a\n":
-            yield _png(read(16, 13))
+            width, height, bits, kind, _, _, interlaced = struct.unpack(">IIBBBBB", read(16, 13))
+            bands = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(kind, 4)
+            size = (
+                width * (height if interlaced else 1) * bands * max(8, bits) // 8
+            )  # GDAL decodes interlaced ones whole
+            yield Sizes(width=width, height=height, bands=bands, blocks=height, block_bytes=size, from_the_top=True)
         elif start[:3] == b"\xff\xd8\xff":
             yield from _jpeg(read)
         elif start[:4] == b"RIFF" and start[8:12] == b"WEBP":
@@ -140,7 +135,11 @@ def _tiff_directories(read: Read, start: bytes) -> Iterator[Sizes]:
         for number in range(count):
             tag, kind, length, raw = struct.unpack_from(entry, body, number * step)
             if tag == _GEO_TEXT:
-                _check_geo_text(read, order + pointer[1:], kind, length, raw)
+                if kind not in _TEXT_TYPES or length > _MAX_TEXT:
+                    raise ValueError(
+                        f"its GeoTIFF texts are of type {kind} and have {length} parts, more than {_MAX_TEXT} letters"
+                    )
+                _check_text(raw if length <= len(raw) else read(struct.unpack(pointer, raw)[0], length))
             if (code := _TIFF_TYPES.get(kind)) is None or length < 1:
                 continue
             size = struct.calcsize(code)
@@ -148,60 +147,48 @@ def _tiff_directories(read: Read, start: bytes) -> Iterator[Sizes]:
                 [where] = struct.unpack(pointer, raw)
                 raw = read(where, size) if tag == _BITS else bytes(8)
             tags.setdefault(tag, struct.unpack_from(order + code, raw)[0])  # of several libtiff takes the first, too
-        yield _tiff_sizes(tags)
+        width, height, samples = tags.get(_WIDTH, 0), tags.get(_HEIGHT, 0), tags.get(_SAMPLES, 1)
+        across, down = max(1, width), max(1, min(tags.get(_ROWS_PER_STRIP, height), height))
+        if _TILE_WIDTH in tags:
+            across, down = max(1, tags[_TILE_WIDTH]), max(1, tags.get(_TILE_HEIGHT, 1))
+        separate = tags.get(_PLANAR, 1) == 2
+        yield Sizes(
+            width=width,
+            height=height,
+            bands=samples,
+            blocks=-(-width // across) * -(-height // down) * (samples if separate else 1),
+            block_bytes=across * down * (1 if separate else samples) * tags.get(_BITS, 1) // 8,
+        )
         [offset] = struct.unpack_from(pointer, body, count * step)
 
 
-def _check_geo_text(read: Read, pointer: str, kind: int, length: int, raw: bytes) -> None:
-    """Refuse the texts of GeoTIFF where GDAL would find a reference system in them that names a file."""
-    if kind not in _TEXT_TYPES or length > _MAX_TEXT:
-        raise ValueError(f"its GeoTIFF texts are of type {kind} and have {length} parts, more than {_MAX_TEXT} letters")
-    _check_text(raw if length <= len(raw) else read(struct.unpack(pointer, raw)[0], length))
-
-
 def _check_text(data: bytes) -> None:
+    """Refuse what GDAL would find a reference system in that names a file."""
     if found := file_named(data.decode("utf-8", "replace")):
         raise ValueError(f"its coordinate reference system names a file of PROJ's ({found}), and an input may not")
 
 
-def _check_places(read: Read) -> None:
-    """Refuse a JP2 whose GeoTIFF in a box has a reference system that names a file."""
+def _codestream(read: Read, *, places: bool) -> int:
+    """Where the codestream of a JP2 file begins; with ``places``, its GeoTIFF in a box is judged, wherever it is."""
+    found = None
     for kind, offset, length in _boxes(read):
-        if kind == b"uuid" and read(offset, 16) == _GEO_JP2:
+        if places and kind == b"uuid" and read(offset, 16) == _GEO_JP2:
             if length > _MAX_TEXT:
                 raise ValueError(f"the place it states takes {length} bytes, more than {_MAX_TEXT}")
             _check_text(read(offset + 16, length - 16))
-
-
-def _tiff_sizes(tags: dict[int, int]) -> Sizes:
-    width, height, samples = tags.get(_WIDTH, 0), tags.get(_HEIGHT, 0), tags.get(_SAMPLES, 1)
-    if _TILE_WIDTH in tags:
-        across, down = max(1, tags[_TILE_WIDTH]), max(1, tags.get(_TILE_HEIGHT, 1))
-    else:
-        across, down = max(1, width), max(1, min(tags.get(_ROWS_PER_STRIP, height), height))
-    separate = tags.get(_PLANAR, 1) == 2
-    return Sizes(
-        width=width,
-        height=height,
-        bands=samples,
-        blocks=-(-width // across) * -(-height // down) * (samples if separate else 1),
-        block_bytes=across * down * (1 if separate else samples) * tags.get(_BITS, 1) // 8,
-    )
-
-
-def _codestream(read: Read) -> int:
-    """Where the codestream of a JP2 file begins."""
-    for kind, offset, _ in _boxes(read):
-        if kind == b"jp2c":
-            return offset
-    raise struct.error("no codestream")
+        if kind == b"jp2c" and found is None:
+            found = offset
+            if not places:
+                break
+    if found is None:
+        raise struct.error("no codestream")
+    return found
 
 
 def _boxes(read: Read) -> Iterator[tuple[bytes, int, int]]:
     """Kind, begin and length of what each box of a JP2 file holds; the last one may go on to the end of the file.
 
-    Raises:
-        ValueError: There are more than any raster has.
+    ValueError where there are more than any raster has.
     """
     offset = 0
     for _ in range(_MAX_BOXES):
@@ -220,8 +207,7 @@ def _boxes(read: Read) -> Iterator[tuple[bytes, int, int]]:
     raise ValueError(f"it has more than {_MAX_BOXES} boxes")
 
 
-def _jpeg2000(read: Read, offset: int) -> Iterator[Sizes]:
-    head = read(offset, 44)
+def _jpeg2000(head: bytes) -> Sizes:
     if head[:4] != b"\xff\x4f\xff\x51":
         raise ValueError("its codestream does not begin with its sizes, as JPEG 2000 does")
     right, lower, left, upper, across, down, tiles_left, tiles_upper = struct.unpack_from(">8I", head, 8)
@@ -229,7 +215,7 @@ def _jpeg2000(read: Read, offset: int) -> Iterator[Sizes]:
     across, down = max(1, across), max(1, down)
     tiles = -(-max(0, right - tiles_left) // across) * -(-max(0, lower - tiles_upper) // down)
     width, height = max(0, right - left), max(0, lower - upper)
-    yield Sizes(
+    return Sizes(
         width=width,
         height=height,
         bands=components,
@@ -237,14 +223,6 @@ def _jpeg2000(read: Read, offset: int) -> Iterator[Sizes]:
         block_bytes=min(across, width) * min(down, height) * components * 4,  # OpenJPEG decodes to 32 bits
         most_blocks=_MAX_JP2_TILES,
     )
-
-
-def _png(head: bytes) -> Sizes:
-    width, height, bits, kind, _, _, interlaced = struct.unpack(">IIBBBBB", head)
-    bands = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(kind, 4)
-    rows = height if interlaced else 1  # GDAL decodes interlaced ones whole
-    size = width * rows * bands * max(8, bits) // 8
-    return Sizes(width=width, height=height, bands=bands, blocks=height, block_bytes=size, from_the_top=True)
 
 
 def _jpeg(read: Read) -> Iterator[Sizes]:

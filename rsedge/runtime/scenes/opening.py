@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,19 +20,15 @@ from rasterio.transform import Affine
 from rsedge.errors import OptionError, SceneError
 from rsedge.runtime.scenes import remote
 from rsedge.runtime.scenes.access import MAX_PIXELS, Access, refuse_handler
-from rsedge.runtime.scenes.bands import BandChoice, explicit_bands, find_bands, unclear_bands, unusable_type
 from rsedge.runtime.scenes.catalog import find, find_one, noted
-from rsedge.runtime.scenes.clouds import CloudSource
-from rsedge.runtime.scenes.composite import Composite, Grid
-from rsedge.runtime.scenes.facts import choose_rendering, known_facts
+from rsedge.runtime.scenes.composite import CloudReader, CloudSource, Composite, Grid
+from rsedge.runtime.scenes.facts import choose_bands, choose_rendering, known_facts
 from rsedge.runtime.scenes.gdal import SUBDATASET, open_dataset
 from rsedge.runtime.scenes.headers import MAX_SIDE
 from rsedge.runtime.scenes.products.product import BandFile, Product
-from rsedge.runtime.scenes.products.sentinel2 import choose_subdataset
-from rsedge.runtime.scenes.rendering import FLOATS, INTEGERS, PixelValues
+from rsedge.runtime.scenes.rendering import FLOATS, PixelValues
 from rsedge.runtime.scenes.scene import Scene
-from rsedge.runtime.scenes.sidecars import mask_beside, unread_sidecars
-from rsedge.runtime.scenes.vrt import is_vrt, read_vrt
+from rsedge.runtime.scenes.sidecars import is_vrt, mask_beside, read_vrt, unread_sidecars
 from rsedge.texts import first_few
 
 _GDAL_NAME = re.compile(r"^(/vsi[a-z0-9]+/|[A-Za-z][A-Za-z0-9_]+:)")
@@ -42,36 +38,25 @@ _GDAL_NAME = re.compile(r"^(/vsi[a-z0-9]+/|[A-Za-z][A-Za-z0-9_]+:)")
 class SceneOptions:
     """How scenes are opened; what is None is told from the scene.
 
-    Attributes:
-        bands: Numbers of red, green and blue, from 1.
-        boa_offset: Added to digital numbers, see ``ReflectanceRule``.
-        nodata: Value that means no data, in place of what the file declares.
-        pixel_values: What floats are, see ``Rendering``.
-        scl: Raster of Sen2Cor's scene classification.
-        cloud_mask: Raster in which what is not 0 is cloud.
-        resolution: Size of a pixel in units of the coordinate reference system; the scene is resampled to it.
-        allow_remote: Whether rasters may be read over the network.
-        allow_hosts: Hosts with local or private addresses that redirects and STAC items may name.
-        allow_roots: Folders that STAC items, products and VRTs may name files of, beside their own.
-        allow_vrt: Whether a VRT may be opened.
-        max_pixels: Pixels that a raster may declare.
 
     Raises:
         OptionError: Two cloud masks, a resolution that is not above 0, or limits that are none.
     """
 
-    bands: Sequence[int] | None = None
-    boa_offset: int | None = None
-    nodata: float | None = None
-    pixel_values: PixelValues | None = None
-    scl: str | os.PathLike[str] | None = None
-    cloud_mask: str | os.PathLike[str] | None = None
+    bands: Sequence[int] | None = None  # numbers of red, green and blue, from 1
+    boa_offset: int | None = None  # added to digital numbers, see ``ReflectanceRule``
+    nodata: float | None = None  # value that means no data, in place of what the file declares
+    pixel_values: PixelValues | None = None  # what floats are, see ``Rendering``
+    scl: str | os.PathLike[str] | None = None  # raster of Sen2Cor's scene classification
+    cloud_mask: str | os.PathLike[str] | None = None  # raster in which what is not 0 is cloud
+    # size of a pixel in units of the coordinate reference system; the scene is resampled to it
     resolution: float | None = None
-    allow_remote: bool = False
-    allow_hosts: Sequence[str] = ()
+    allow_remote: bool = False  # whether rasters may be read over the network
+    allow_hosts: Sequence[str] = ()  # hosts with local or private addresses that redirects and STAC items may name
+    # folders that STAC items, products and VRTs may name files of, beside their own
     allow_roots: Sequence[str | os.PathLike[str]] = ()
-    allow_vrt: bool = False
-    max_pixels: int = MAX_PIXELS
+    allow_vrt: bool = False  # whether a VRT may be opened
+    max_pixels: int = MAX_PIXELS  # pixels that a raster may declare
 
     @property
     def access(self) -> Access:
@@ -97,24 +82,33 @@ class SceneOptions:
 
 def open_scene(path: str | os.PathLike[str] | Product, options: SceneOptions) -> Scene:
     """See :meth:`rsedge.runtime.scenes.scene.Scene.open`."""
+    # 1. What is it, and which of its files and of the masks that go with it are remote?
     access = options.access
     found = path if isinstance(path, Product) else find_one(os.fspath(path), access=access)
-    files = [*found.bands.values(), *([found.scl] if found.scl else [])] if isinstance(found, Product) else []
     masks = {name: os.fspath(mask) for name in ("scl", "cloud_mask") if (mask := getattr(options, name)) is not None}
-    names = [file.path for file in files] or [str(found)]
+    names = found.paths if isinstance(found, Product) else [found]
     far = [name for name in (*names, *masks.values()) if remote.is_remote(name)]
     remote.check_allowed(far, allow=options.allow_remote)
-    # What the user named may have any address; what items and redirects name is judged.
+    # 2. What the user named may have any address; what items and redirects name is judged.
     own = [*masks.values(), found.source if isinstance(found, Product) else found]
     hosts = (*options.allow_hosts, *remote.named_hosts(own))
-    # Before GDAL, which remembers for good what it once failed to open.
+    # 3. Where redirects lead: before GDAL, which remembers for good what it once failed to open.
     final = {name: remote.gdal_target(name, hosts=hosts) for name in far}
     options = replace(
         options, allow_hosts=hosts if far else (), **{n: final.get(mask, mask) for n, mask in masks.items()}
     )
-    if isinstance(found, Product):
-        return _of_product(found.at(final), options)
-    return open_raster(found, options, final.get(found))
+    # 4. Open and describe it.
+    if not isinstance(found, Product):
+        return open_raster(found, options, final.get(found))
+    if options.bands is not None:
+        raise OptionError(
+            f"{found.source} is a product whose bands are known: leave --bands out, or pass one raster file"
+        )
+    product, access = found.at(final), options.access
+    bands = tuple(product.bands[role] for role in ("red", "green", "blue"))
+    one = len({file.path for file in bands}) == 1
+    with open_dataset(bands[0].path, access) if one else Composite(bands, product.extent, access) as dataset:
+        return _describe(product.source, bands[0].path, dataset, options, product)
 
 
 def open_scenes(
@@ -136,26 +130,24 @@ def open_scenes(
         SceneError: Scenes cannot be opened; all are named.
         OptionError: An option does not fit.
     """
+    how = SceneOptions(**options)
+    written = {Path(output).resolve() for output in outputs}
     scenes: list[Scene] = []
     problems: list[str] = []
-    access = SceneOptions(**options).access
     found: list[str | Product] = []
-    written = {Path(output).resolve() for output in outputs}
     for each in names:
         name = os.fspath(each)
         with noted(problems):
-            inside = find(name, access=access, stdin=stdin)
-            found += [entry for entry in inside if entry == name or not _is_one_of(entry, written)]
+            for entry in find(name, access=how.access, stdin=stdin):
+                file = Path(entry) if isinstance(entry, str) and not remote.is_remote(entry) else None
+                if entry == name or file is None or file.resolve() not in written:
+                    found.append(entry)
     for entry in found:
         with noted(problems):
-            scenes.append(open_scene(entry, SceneOptions(**options)))
+            scenes.append(open_scene(entry, how))
     if problems:
         raise SceneError("\n".join(first_few(problems)))
     return scenes
-
-
-def _is_one_of(entry: str | Product, paths: Collection[Path]) -> bool:
-    return isinstance(entry, str) and not remote.is_remote(entry) and Path(entry).resolve() in paths
 
 
 def open_raster(source: str, options: SceneOptions, target: str | None = None) -> Scene:
@@ -179,24 +171,18 @@ def open_raster(source: str, options: SceneOptions, target: str | None = None) -
     with open_dataset(target, access) as dataset:
         if dataset.count > 0:
             return _describe(source, target, dataset, options, files=files)
-        with open_dataset(choose_subdataset(source, dataset.subdatasets), access) as subdataset:
+        names = dataset.subdatasets
+        if not names:
+            raise SceneError(
+                f"{source} has neither bands nor subdatasets: pass a raster with red, green and blue bands"
+            )
+        if len(names) > 1:
+            listed = "".join(f"\n  {name}" for name in names)
+            raise SceneError(
+                f"{source} holds {len(names)} subdatasets and it is unclear which to read; pass one of:{listed}"
+            )
+        with open_dataset(names[0], access) as subdataset:
             return _describe(source, target, subdataset, options)
-
-
-def _of_product(product: Product, options: SceneOptions) -> Scene:
-    if options.bands is not None:
-        raise OptionError(
-            f"{product.source} is a product whose bands are known: leave --bands out, or pass one raster file"
-        )
-    bands = tuple(product.bands[role] for role in ("red", "green", "blue"))
-    if len({file.path for file in bands}) == 1:
-        with open_dataset(bands[0].path, options.access) as dataset:
-            return _describe(product.source, bands[0].path, dataset, options, product)
-    with Composite(bands, product.extent, options.access) as together:
-        scene = _describe(product.source, bands[0].path, together, options, product)
-        reason = "; ".join([scene.bands_reason, *together.notes])
-        warnings = (*scene.warnings, *together.doubts)
-    return replace(scene, bands_reason=reason, parts=bands, extent=product.extent, warnings=warnings)
 
 
 def _resolve(source: str) -> str:
@@ -228,34 +214,46 @@ def _describe(
     files: tuple[str, ...] = (),
 ) -> Scene:
     """The scene for an open dataset; reports everything that is wrong at once. ``files`` are those behind a VRT."""
-    parts = [target] if product is None else [*(file.path for file in product.bands.values())]
-    far = {name for name in parts if remote.is_remote(name)}
-    choice, dtype = _choose_bands(source, dataset, options, product)
-    if options.nodata is not None:
-        _check_nodata(options.nodata, dtype)
+    path = target if files or product is not None else dataset.name
+    shown = remote.unsigned(source if product else target)
+    parts = [target] if product is None else [file.path for file in product.bands.values()]
+    together = dataset if isinstance(dataset, Composite) else None
+    # 1. Bands, their type, and what means no data.
+    choice, dtype = choose_bands(source, dataset, product, options.bands)
+    if options.nodata is not None and not _fits(options.nodata, dtype):
+        limits = np.iinfo(dtype)
+        raise OptionError(
+            f"nodata {options.nodata} cannot occur in {dtype}: expected a whole number {limits.min} to {limits.max}"
+        )
     declared = [
         options.nodata if options.nodata is not None else dataset.nodatavals[index - 1] for index in choice.indexes
     ]
     nodata = tuple(value if value is not None and _fits(value, dtype) else None for value in declared)
+    # 2. Grid and masks; a composite has the masks of its files.
     grid, resampled = _resample(Grid.of(dataset), options, source)
-    composite = isinstance(dataset, Composite)  # which has the masks of its files
-    mask_file, doubt = (None, None) if composite else mask_beside(target, dataset, options.access)
+    mask_file, doubt = (None, None) if together else mask_beside(target, dataset, options.access)
     mask_band = None if mask_file else _mask_band(dataset, choice.indexes)
+    # 3. Rendering.
     facts = known_facts(source, dataset, choice, product)
     rendering, why, doubts = choose_rendering(
         dataset, choice, nodata, facts, boa_offset=options.boa_offset, values=options.pixel_values, source=source
     )
-    scene = Scene(
+    # 4. Clouds, and what all is read from.
+    clouds, no_clouds = _clouds(shown, path, dataset, grid, options, product)
+    read = [mask_file.path] if mask_file else []
+    read += [clouds.file.path] if clouds else []
+    local = {name for name in (*dataset.files, *files, *read) if Path(name).is_file()}
+    return Scene(
         name=product.name if product else _name(source),
-        path=target if files or product is not None else dataset.name,
-        source=remote.unsigned(source if product else target),
+        path=path,
+        source=shown,
         width=grid.width,
         height=grid.height,
         crs=grid.crs,
         transform=grid.transform,
         dtype=dtype,
         bands=choice.indexes,
-        bands_reason=choice.reason,
+        bands_reason="; ".join([choice.reason, *(together.notes if together else ())]),
         datetime=facts.datetime,
         rendering=rendering,
         rendering_reason=why,
@@ -265,11 +263,14 @@ def _describe(
         block_shape=tuple(dataset.block_shapes[choice.indexes[0] - 1]),
         band_count=dataset.count,
         driver=dataset.driver,
-        files=_local_files((*dataset.files, *files, *([mask_file.path] if mask_file else [])), product),
-        remote=tuple(sorted(far)),
+        files=tuple(sorted(local.union(product.files if product else ()))),
+        remote=tuple(sorted({name for name in (*parts, *read) if remote.is_remote(name)})),
         product_id=facts.product_id,
         mgrs_tile=facts.mgrs_tile,
+        clouds=clouds,
         resampled=resampled,
+        parts=together.parts if together else (),
+        extent=product.extent if product and together else None,
         mask_file=mask_file,
         access=options.access,
         warnings=(
@@ -278,34 +279,16 @@ def _describe(
             *(warning for part in dict.fromkeys(parts) for warning in unread_sidecars(part)),
             *(product.warnings if product else ()),
             *doubts,
+            *((no_clouds,) if no_clouds else ()),
+            *(together.doubts if together else ()),
         ),
     )
-    return _with_clouds(scene, dataset, options, product)
 
 
-def _choose_bands(source: str, dataset: Any, options: SceneOptions, product: Product | None) -> tuple[BandChoice, str]:
-    """The bands to read, and their type."""
-    colours = [colour.name for colour in dataset.colorinterp]
-    if product is not None:
-        same = len({file.path for file in product.bands.values()}) == 1
-        indexes = tuple(product.bands[role].band for role in ("red", "green", "blue")) if same else (1, 2, 3)
-        choice: BandChoice | None = BandChoice(indexes, product.reason)
-    elif options.bands is not None:
-        choice = explicit_bands(options.bands, dataset.count)
-    else:
-        choice = find_bands(dataset.descriptions, colours, dataset.dtypes)
-    dtypes = {dataset.dtypes[index - 1] for index in (choice.indexes if choice else dataset.indexes)}
-    dtype = dataset.dtypes[(choice.indexes[0] if choice else 1) - 1]
-    problems = [] if choice else [unclear_bands(dataset.descriptions, colours)]
-    if len(dtypes) > 1 or dtype not in ("uint8", *INTEGERS, *FLOATS):
-        problems.append(unusable_type(source, dtypes, choice))
-    if choice is None or problems:
-        raise SceneError(f"{source}: " + "; ".join(problems))
-    return choice, dtype
-
-
-def _with_clouds(scene: Scene, dataset: Any, options: SceneOptions, product: Product | None) -> Scene:
-    """The scene with its cloud mask: as asked, else the product's, else a band of the raster that is called SCL."""
+def _clouds(
+    shown: str, path: str, dataset: Any, grid: Grid, options: SceneOptions, product: Product | None
+) -> tuple[CloudSource | None, str | None]:
+    """The cloud mask: as asked, else the product's, else a band called SCL of the raster; or why it is not used."""
     kind: Literal["scl", "mask"] = "mask" if options.cloud_mask is not None else "scl"
     file = product.scl if product else None
     if (named := options.scl if options.scl is not None else options.cloud_mask) is not None:
@@ -313,24 +296,16 @@ def _with_clouds(scene: Scene, dataset: Any, options: SceneOptions, product: Pro
     elif product is None:
         called = [index for index, text in enumerate(dataset.descriptions, 1) if (text or "").strip().upper() == "SCL"]
         if called and dataset.dtypes[called[0] - 1] in FLOATS:  # scaled with the bands, classes would be others
-            doubt = (
-                f"{scene.source}: band {called[0]} (SCL) is {dataset.dtypes[called[0] - 1]} and classes are whole "
+            return None, (
+                f"{shown}: band {called[0]} (SCL) is {dataset.dtypes[called[0] - 1]} and classes are whole "
                 f"numbers, so clouds are not known: gdal_translate -b {called[0]} -ot Byte makes a raster for --scl"
             )
-            return replace(scene, warnings=(*scene.warnings, doubt))
-        file = BandFile(path=scene.path, band=called[0]) if called else None
+        file = BandFile(path=path, band=called[0]) if called else None
     if file is None:
-        return scene
-    clouds = CloudSource(kind, file, scene.grid, product.extent if product else None, options.access)
-    clouds.check()
-    local = {file.path} if Path(file.path).is_file() else set()
-    far = {file.path} if remote.is_remote(file.path) else set()
-    return replace(
-        scene,
-        clouds=clouds,
-        files=tuple(sorted({*scene.files, *local})),
-        remote=tuple(sorted({*scene.remote, *far})),
-    )
+        return None, None
+    clouds = CloudSource(kind, file, grid, product.extent if product else None, options.access)
+    CloudReader(clouds).close()  # opened once, so that what is wrong is said now
+    return clouds, None
 
 
 def _resample(grid: Grid, options: SceneOptions, source: str) -> tuple[Grid, str | None]:
@@ -350,22 +325,8 @@ def _resample(grid: Grid, options: SceneOptions, source: str) -> tuple[Grid, str
     if width * height > options.max_pixels or max(width, height) > MAX_SIDE:
         size = f"{width} x {height} pixels, more than --max-pixels {options.max_pixels} or {MAX_SIDE} on a side"
         raise OptionError(f"at resolution {resolution} {source} would have {size}: choose a larger one")
-    return Grid(grid.crs, grid.transform @ Affine.scale(*factors), width, height), (
-        "average" if max(factors) > 1 else "bilinear"
-    )
-
-
-def _local_files(files: Iterable[str], product: Product | None) -> tuple[str, ...]:
-    names = {name for name in files if Path(name).is_file()}
-    return tuple(sorted(names | set(product.files if product else ())))
-
-
-def _check_nodata(nodata: float, dtype: str) -> None:
-    if not _fits(nodata, dtype):
-        limits = np.iinfo(dtype)
-        raise OptionError(
-            f"nodata {nodata} cannot occur in {dtype}: expected a whole number {limits.min} to {limits.max}"
-        )
+    resampling = "average" if max(factors) > 1 else "bilinear"
+    return Grid(grid.crs, grid.transform @ Affine.scale(*factors), width, height), resampling
 
 
 def _fits(value: float, dtype: str) -> bool:
@@ -382,8 +343,8 @@ def _mask_band(dataset: Any, chosen: tuple[int, ...]) -> int | None:
     as a colour, is none.
     """
     bands = zip(dataset.indexes, dataset.colorinterp, dataset.descriptions, strict=True)
-    called_alpha = {index: description for index, colour, description in bands if colour == ColorInterp.alpha}
-    for index, description in called_alpha.items():
+    called_alpha = [(index, description) for index, colour, description in bands if colour == ColorInterp.alpha]
+    for index, description in called_alpha:
         if index not in chosen and (not description or "alpha" in description.lower()):
             return int(index)
     flags = dataset.mask_flag_enums[chosen[0] - 1]
@@ -399,11 +360,8 @@ def _name(source: str) -> str:
 
 
 def _georeference_warnings(source: str, dataset: Any, grid: Grid) -> tuple[str, ...]:
-    missing = []
-    if not grid.crs:
-        missing.append("coordinate reference system")
-    if grid.transform.is_identity:
-        missing.append("geotransform")
+    missing = ["coordinate reference system"] if not grid.crs else []
+    missing += ["geotransform"] if grid.transform.is_identity else []
     if not missing:
         return ()
     remedy = "gdal_edit.py -a_srs … -a_ullr … sets them"

@@ -16,7 +16,7 @@ from rsedge.runtime.scenes.scene import open_pixels
 
 if TYPE_CHECKING:
     from rsedge.pixels import UInt8
-    from rsedge.runtime.scenes.scene import Scene, SceneReader
+    from rsedge.runtime.scenes.scene import Scene
 
 _LINES = 256  # source lines per read: few enough for little memory, many enough to keep GDAL busy
 # Room for two rows of the blocks of JP2, which files behind a VRT have whatever it says of its own.
@@ -47,30 +47,26 @@ def quicklook(scene: Scene, *, longest: int = 1400) -> UInt8:
         raise OptionError(f"longest is {longest}, expected at least 1 pixel")
     factor = max(1.0, max(scene.width, scene.height) / longest)
     width, height = (max(1, round(side / factor)) for side in (scene.width, scene.height))
-    lines = max(_CACHED_LINES, scene.block_shape[0] * 3 // 2)
-    cache = max(_SMALLEST_CACHE, lines * scene.width * scene.band_count * np.dtype(scene.dtype).itemsize)
+    cached = max(_CACHED_LINES, scene.block_shape[0] * 3 // 2)
+    cache = max(_SMALLEST_CACHE, cached * scene.width * scene.band_count * np.dtype(scene.dtype).itemsize)
     # Threads of GDAL's own do not know our settings, and a VRT would open its files in them.
     threads = {} if scene.driver == "VRT" else {"GDAL_NUM_THREADS": "ALL_CPUS"}
     with scene.environment(GDAL_CACHEMAX=cache, **threads):
         source = _overview(scene, factor)
+        # The mean of the ground under each pixel, colours weighted by whether there is data.
+        picture = np.zeros((height, width, 4), np.uint8)
+        lines = source.height / height  # source lines per line of the picture
+        at_once = max(1, int(_LINES / lines))
         with source.reader() as reader:
-            return _averaged(reader, (source.height, source.width), (height, width))
-
-
-def _averaged(reader: SceneReader, source: tuple[int, int], size: tuple[int, int]) -> UInt8:
-    """The mean of the ground under each pixel, colours weighted by whether there is data."""
-    picture = np.zeros((*size, 4), np.uint8)
-    lines = source[0] / size[0]  # source lines per line of the picture
-    at_once = max(1, int(_LINES / lines))
-    for top in range(0, size[0], at_once):
-        bottom = min(top + at_once, size[0])
-        first, last = int(top * lines), min(source[0], math.ceil(bottom * lines))
-        with suppress(RasterioError):
-            rgb, empty = reader.read(first, 0, last - first, source[1])
-            rgba = np.dstack([rgb, np.where(empty, np.uint8(0), np.uint8(255))])
-            box = (0, top * lines - first, source[1], min(bottom * lines, source[0]) - first)
-            small = Image.fromarray(rgba, "RGBA").resize((size[1], bottom - top), Image.Resampling.BOX, box)
-            picture[top:bottom] = np.asarray(small)
+            for top in range(0, height, at_once):
+                bottom = min(top + at_once, height)
+                first, last = int(top * lines), min(source.height, math.ceil(bottom * lines))
+                with suppress(RasterioError):
+                    rgb, empty = reader.read(first, 0, last - first, source.width)
+                    rgba = np.dstack([rgb, np.where(empty, np.uint8(0), np.uint8(255))])
+                    box = (0, top * lines - first, source.width, min(bottom * lines, source.height) - first)
+                    small = Image.fromarray(rgba, "RGBA").resize((width, bottom - top), Image.Resampling.BOX, box)
+                    picture[top:bottom] = np.asarray(small)
     return picture
 
 

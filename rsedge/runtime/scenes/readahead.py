@@ -12,9 +12,9 @@ import mmap
 import threading
 import weakref
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +22,8 @@ import numpy.typing as npt
 from rasterio.errors import RasterioError
 
 from rsedge.errors import OptionError
+from rsedge.images import stack_images
+from rsedge.pixels import UInt8, resize
 from rsedge.pixels import UInt8, resize, stack_images
 from rsedge.runtime.scenes.pieces import Lane, Pieces, cache_bytes, is_high
 
@@ -34,30 +36,31 @@ _SEQUENTIAL = frozenset({"PNG", "JPEG", "GIF", "BMP", "WEBP"})
 # Where GDAL resamples, a pixel between two values may depend on the window that it is part of: the same ones always,
 # tile row by tile row, so many lines each.
 _WARPED_LINES = 64
+# A raster made of others reports blocks of its own; this is what the files behind it usually have (JP2: 1024).
+_COMPOSITE = frozenset({"VRT"})
+_COMPOSITE_BLOCK = 1024
+# Blocks higher than this are read slice by slice, from GDAL's cache: laid out as tiles they would take too much memory.
+_HIGHEST_PIECE = 4096
+_PIXELS_TOGETHER = 2**18  # make a read worth its call: smaller blocks are read together
+_SMALLEST_CACHE = 32 * 2**20
 # Pixels per read at most: a JP2 block of 1024 in one; two threads that read parts through VRTs decode each twice.
 _PIXELS_AT_ONCE = 2**20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TilePixels:
-    """The pixels of one tile.
+    """The pixels of one tile."""
 
-    Attributes:
-        tile: Which one.
-        images: Per size asked for uint8 [size, size, 3], 0 where there is no data or the tile hangs over; empty if
-            unreadable. Plane after plane in memory where they were not resized: see ``rsedge.images``.
-        nodata_fraction: Share of the covered source pixels without data, or None if unreadable.
-        fill_fraction: Share of them that are pure black or white although they have data, or None if unreadable.
-        cloud_fraction: Share of those with data that are cloud, or None if unreadable, all without data, or unknown.
-        error: Why it is unreadable, as one line, or None.
-    """
-
-    tile: Tile
+    tile: Tile  # which one
+    # per size asked for uint8 [size, size, 3], 0 where there is no data or the tile hangs over; empty if
+    # unreadable. Plane after plane in memory where they were not resized: see ``rsedge.images``.
     images: tuple[UInt8, ...]
-    nodata_fraction: float | None
+    nodata_fraction: float | None  # share of the covered source pixels without data, or None if unreadable
+    # share of them that are pure black or white although they have data, or None if unreadable
     fill_fraction: float | None = None
+    # share of those with data that are cloud, or None if unreadable, all without data, or unknown
     cloud_fraction: float | None = None
-    error: str | None = None
+    error: str | None = None  # why it is unreadable, as one line, or None
 
     @property
     def image(self) -> UInt8 | None:
@@ -67,26 +70,17 @@ class TilePixels:
 
 @dataclass(frozen=True, slots=True)
 class ImageSize:
-    """What a model wants to see.
+    """What a model wants to see."""
 
-    Attributes:
-        size: Side in pixels.
-        resample: Filter that brings pixels to it, see ``rsedge.pixels.resize``.
-    """
-
-    size: int
-    resample: str = "bicubic"
-
-    def of(self, image: UInt8) -> UInt8:
-        """The image, uint8 [H, W, 3], as uint8 [size, size, 3]."""
-        return resize(image, self.size, self.resample)
+    size: int  # side in pixels
+    resample: str = "bicubic"  # filter that brings pixels to it, see ``rsedge.pixels.resize``
 
 
 def resize_all(image: UInt8, sizes: Sequence[ImageSize]) -> tuple[UInt8, ...]:
     """An image in every size, made once where two are the same."""
     if any(image.shape[:2] != (size.size, size.size) for size in sizes):
         [image] = stack_images([image])  # Pillow takes five times as long over planes
-    made = {size: size.of(image) for size in dict.fromkeys(sizes)}
+    made = {size: resize(image, size.size, size.resample) for size in dict.fromkeys(sizes)}
     return tuple(made[size] for size in sizes)
 
 
@@ -125,21 +119,80 @@ def read_tiles(
     if readers < 1 or queue_tiles < 1:
         raise OptionError(f"readers is {readers} and queue_tiles {queue_tiles}: both must be at least 1")
     end = len(grid) if stop is None else min(stop, len(grid))
-    rows = _RowQueue(scene, grid, start, end, partial(resize_all, sizes=[ImageSize(image_size, resample), *also]))
-    return _generate(scene, grid, rows, readers, queue_tiles)
+    return _RowQueue(scene, grid, start, end, [ImageSize(image_size, resample), *also]).tiles(readers, queue_tiles)
 
 
-def _generate(
-    scene: Scene, grid: TileGrid, queue: _RowQueue, readers: int, queue_tiles: int
-) -> Generator[TilePixels, None, None]:
-    if scene.driver in _SEQUENTIAL or is_high(scene):
-        readers = 1
-    pieces = Pieces(scene, queue.window, readers, grid.stride)
-    queue.start(pieces, ahead=max(queue_tiles // grid.cols, 1), cache_bytes=cache_bytes(scene, grid))
-    try:
-        yield from queue
-    finally:
-        queue.close()
+# How a scene is read: in pieces that are whole blocks of its file, and with how much of GDAL's cache
+
+
+def _block_shape(scene: Scene) -> tuple[int, int]:
+    """Height and width of what is decoded at once."""
+    least = _COMPOSITE_BLOCK if scene.driver in _COMPOSITE else 1
+    return max(scene.block_shape[0], least), max(scene.block_shape[1], least)
+
+
+def cache_bytes(scene: Scene, grid: TileGrid) -> int:
+    """GDAL's block cache: what is decoded besides the pixels at hand, whatever the height of the scene.
+
+    In bytes, because rasterio hands GDAL the number as it is: the 64 that GDAL's own option would read as megabytes
+    leaves no cache at all, and every block is decoded again for each read.
+    """
+    rows, cols = _block_shape(scene)
+    # Interleaved, all bands of a file are decoded together.
+    bands = len(scene.bands) if scene.driver in _COMPOSITE else scene.band_count
+    bytes_per_pixel = bands * np.dtype(scene.dtype).itemsize
+    if rows > _HIGHEST_PIECE or scene.resampled or scene.remote:
+        # Its lines are wanted again, by the next slice or by what is resampled from them, or come row by row.
+        lines = rows * (1 + -(-grid.overlap // rows)) + rows // 2
+        wider = 2 if scene.resampled else 1  # the file than the scene, as 10 m than 20 m
+        return max(2 * _SMALLEST_CACHE, wider * lines * scene.width * bytes_per_pixel)
+    return max(_SMALLEST_CACHE, 4 * rows * min(cols, scene.width) * bytes_per_pixel)
+
+
+class _Pieces:
+    """A window of a scene as pieces that are whole blocks, in rows; all but those at its rim have one size.
+
+    Attributes:
+        edges: First line of each row of pieces, and the end.
+        columns: First and last column (not included) of the pieces of a row.
+        lanes: What each thread works through: the same for all, or columns of its own where the pieces below need again
+            what it decoded.
+    """
+
+    def __init__(self, scene: Scene, window: tuple[int, int, int, int], readers: int, stride: int) -> None:
+        top, bottom, left, right = window
+        rows, cols = _block_shape(scene)
+        blocks = max(1, -(-right // cols) - left // cols)
+        readers = max(1, min(readers, blocks if scene.block_shape[1] < scene.width else readers))
+        if scene.block_shape[1] >= scene.width:
+            across = 1
+        elif scene.remote or scene.resampled:  # neighbours on a line are fetched together, or decoded for one another
+            across = -(-blocks // readers)
+        else:
+            across = min(-(-blocks // readers), max(1, _PIXELS_TOGETHER // (rows * cols)))
+        high = rows * max(1, min(_PIXELS_TOGETHER // (cols * across), stride) // rows)
+        if scene.resampled:
+            high = stride
+        elif rows > _HIGHEST_PIECE:
+            high, across = stride, blocks
+        self.edges = [top, *range((top // high + 1) * high, bottom, high), bottom]
+        wide = cols * across
+        verticals = [left, *range((left // wide + 1) * wide, right, wide), right]
+        self.columns = list(pairwise(verticals))
+        apart = scene.resampled and len(self.columns) > 1
+        self.lanes = [_Lane([columns]) for columns in self.columns] if apart else [_Lane(self.columns)] * readers
+
+
+class _Lane:
+    """Columns of pieces on the way down: the row of pieces in work, and which of it nobody has taken yet."""
+
+    def __init__(self, columns: list[tuple[int, int]]) -> None:
+        self.columns = columns
+        self.at = 0
+        self.left = list(columns)
+
+
+# Tile rows in work
 
 
 class _Row:
@@ -186,14 +239,9 @@ class _Memory:
 class _RowQueue:
     """Tile rows in work: threads fill them, the consumer takes them in order. One condition guards it all."""
 
-    def __init__(
-        self, scene: Scene, grid: TileGrid, start: int, stop: int, bring_to_size: Callable[[UInt8], tuple[UInt8, ...]]
-    ) -> None:
-        self._scene = scene
-        self._grid = grid
-        self._span = (start, stop)
+    def __init__(self, scene: Scene, grid: TileGrid, start: int, stop: int, sizes: Sequence[ImageSize]) -> None:
+        self._scene, self._grid, self._span, self._sizes = scene, grid, (start, stop), sizes
         self._rows = range(start // grid.cols, -(-stop // grid.cols)) if start < stop else range(0)
-        self._bring_to_size = bring_to_size
         self._memory = _Memory(grid.tile_size)
         self._changed = threading.Condition()
         self._in_work: dict[int, _Row] = {}
@@ -201,67 +249,70 @@ class _RowQueue:
         self._taken = self._rows.start
         self._stopped = False
         self._error: BaseException | None = None
-        self._threads: list[threading.Thread] = []
         # Tile rows by their lines; both ascend.
         firsts = [grid.tile(number * grid.cols) for number in self._rows]
         self._tops = [tile.row_off for tile in firsts]
         self._bottoms = [tile.row_off + tile.height for tile in firsts]
 
-    @property
-    def window(self) -> tuple[int, int, int, int]:
-        """What is read of the scene: first and last line (not included), first and last column."""
-        if not self._rows:
-            return 0, 0, 0, 0
+    def tiles(self, readers: int, queue_tiles: int) -> Generator[TilePixels, None, None]:
+        """Start the threads, yield the tiles in order, and end the threads: each finishes at most its piece."""
+        scene, grid, threads = self._scene, self._grid, []
+        # 1. What is read of the scene: first and last line (not included), first and last column.
         tiles = [tile for number in self._rows[:2] for tile in self._tiles(number)]
-        left, right = min(tile.col_off for tile in tiles), max(tile.col_off + tile.width for tile in tiles)
-        return self._tops[0], self._bottoms[-1], left, right
-
-    def start(self, pieces: Pieces, *, ahead: int, cache_bytes: int) -> None:
-        """Start the threads."""
-        self._pieces = pieces
-        self._ahead = ahead
-        for number, lane in enumerate(pieces.lanes if self._rows else ()):
-            arguments = (lane, (number + 0.5) / len(pieces.lanes), cache_bytes)
-            thread = threading.Thread(target=self._work, args=arguments, name="rsedge-reader", daemon=True)
-            self._threads.append(thread)
-            thread.start()
+        window = (0, 0, 0, 0)
+        if tiles:
+            left, right = min(tile.col_off for tile in tiles), max(tile.col_off + tile.width for tile in tiles)
+            window = (self._tops[0], self._bottoms[-1], left, right)
+        alone = scene.driver in _SEQUENTIAL or _block_shape(scene)[0] > _HIGHEST_PIECE
+        self._pieces = _Pieces(scene, window, 1 if alone else readers, grid.stride)
+        self._ahead = max(queue_tiles // grid.cols, 1)
+        # 2. A thread for each lane.
+        for number, lane in enumerate(self._pieces.lanes if self._rows else ()):
+            arguments = (lane, (number + 0.5) / len(self._pieces.lanes), cache_bytes(scene, grid))
+            threads.append(threading.Thread(target=self._work, args=arguments, name="rsedge-reader", daemon=True))
+            threads[-1].start()
+        # 3. Row after row; the one before makes room for another.
+        try:
+            for number in self._rows:
+                with self._changed:
+                    self._taken = number
+                    self._changed.notify_all()
+                    while number not in self._done and self._error is None:
+                        self._changed.wait()
+                    if self._error is not None:
+                        raise self._error
+                    done = self._done.pop(number)
+                yield from done
+        finally:
+            with self._changed:
+                self._stopped = True
+                self._changed.notify_all()
+            for thread in threads:
+                thread.join()
 
     def _tiles(self, number: int) -> list[Tile]:
         """The tiles wanted of a tile row."""
         cols, (start, stop) = self._grid.cols, self._span
         return list(self._grid.slice(max(start, number * cols), min(stop, (number + 1) * cols)))
 
-    def __iter__(self) -> Iterator[TilePixels]:
-        for number in self._rows:
-            yield from self._take(number)
-
-    def _take(self, number: int) -> list[TilePixels]:
-        """The tiles of row ``number``, which is the next; its predecessor makes room for another one."""
-        with self._changed:
-            self._taken = number
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: number in self._done or self._error is not None)
-            if self._error is not None:
-                raise self._error
-            return self._done.pop(number)
-
-    def close(self) -> None:
-        """End the threads and wait for them; each finishes at most the piece it is in."""
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
-        for thread in self._threads:
-            thread.join()
-
-    def _work(self, lane: Lane, place: float, cache_bytes: int) -> None:
+    def _work(self, lane: _Lane, place: float, cache_bytes: int) -> None:
         """Read piece after piece: the body of a thread. Of a row of pieces it prefers those near ``place``, 0 to 1."""
         try:
             with self._scene.environment(GDAL_CACHEMAX=cache_bytes), self._scene.reader() as reader:
                 while (piece := self._enter(lane, place)) is not None:
                     window, rows = piece
                     counts = self._fill(rows, reader, *window)
-                    for number in self._leave(rows, counts):
-                        tiles = self._cut(rows[number], reader)
+                    # The rows of which this was the last piece are finished here.
+                    finished = []
+                    with self._changed:
+                        for number, row in rows.items():
+                            row.counts += counts[number]
+                            row.parts_left -= 1
+                            if row.parts_left == 0:
+                                finished.append(number)
+                                del self._in_work[number]
+                    for number in finished:
+                        tiles = self._finish(rows[number], reader)
                         with self._changed:
                             self._done[number] = tiles
                             self._changed.notify_all()
@@ -271,7 +322,7 @@ class _RowQueue:
                 self._stopped = True
                 self._changed.notify_all()
 
-    def _enter(self, lane: Lane, place: float) -> tuple[tuple[int, int, int, int], dict[int, _Row]] | None:
+    def _enter(self, lane: _Lane, place: float) -> tuple[tuple[int, int, int, int], dict[int, _Row]] | None:
         """The next piece (top, bottom, left, right) with the tile rows that it touches, once the consumer is near;
         None when all should end.
         """
@@ -283,7 +334,8 @@ class _RowQueue:
                     lane.left = list(lane.columns)
                 if self._stopped or lane.at + 1 >= len(edges):
                     return None
-                numbers = self._touched(edges[lane.at], edges[lane.at + 1])
+                top, bottom = edges[lane.at : lane.at + 2]
+                numbers = self._rows[bisect_right(self._bottoms, top) : bisect_left(self._tops, bottom)]
                 if not numbers:  # lines that no tile wants
                     lane.left = []
                 elif numbers.start <= self._taken + self._ahead:
@@ -296,11 +348,7 @@ class _RowQueue:
             for number in numbers:
                 if number not in self._in_work:
                     self._in_work[number] = self._new_row(number)
-            return (edges[lane.at], edges[lane.at + 1], left, right), {n: self._in_work[n] for n in numbers}
-
-    def _touched(self, top: int, bottom: int) -> range:
-        """Numbers of the tile rows that want any of the lines."""
-        return self._rows[bisect_right(self._bottoms, top) : bisect_left(self._tops, bottom)]
+            return (top, bottom, left, right), {n: self._in_work[n] for n in numbers}
 
     def _new_row(self, number: int) -> _Row:
         tiles, edges = self._tiles(number), self._pieces.edges
@@ -326,23 +374,12 @@ class _RowQueue:
                 row.failed = True
         return counts
 
-    def _leave(self, rows: dict[int, _Row], counts: dict[int, npt.NDArray[np.int64]]) -> list[int]:
-        """Numbers of the rows of which the caller read the last piece, and which so it has to finish."""
-        finished = []
-        with self._changed:
-            for number, row in rows.items():
-                row.counts += counts[number]
-                row.parts_left -= 1
-                if row.parts_left == 0:
-                    finished.append(number)
-                    del self._in_work[number]
-        return finished
-
-    def _cut(self, row: _Row, reader: SceneReader) -> list[TilePixels]:
-        if row.failed:  # what of it can be read, tile by tile, so that the outcome does not depend on how it was shared
+    def _finish(self, row: _Row, reader: SceneReader) -> list[TilePixels]:
+        """The tiles of a row; of one that failed what can be read tile by tile, however it was shared among threads."""
+        if row.failed:
             return [self._read_alone(tile, reader) for tile in row.tiles]
         return [
-            self._finish(tile, planes, counts)
+            self._tile(tile, planes, counts)
             for tile, planes, counts in zip(row.tiles, row.planes, row.counts.T.tolist(), strict=True)
         ]
 
@@ -354,14 +391,14 @@ class _RowQueue:
             return TilePixels(tile, (), None, error=f"pixels cannot be read: {reason}")
         planes = np.zeros((3, self._grid.tile_size, self._grid.tile_size), np.uint8)
         planes[:, : tile.height, : tile.width] = pixels.planes
-        return self._finish(tile, planes, _counts(pixels, slice(None), slice(None)))
+        return self._tile(tile, planes, _counts(pixels, slice(None), slice(None)))
 
-    def _finish(self, tile: Tile, planes: UInt8, counts: Sequence[int]) -> TilePixels:
+    def _tile(self, tile: Tile, planes: UInt8, counts: Sequence[int]) -> TilePixels:
         """Bring a padded tile to the images' sizes; padding does not count as missing."""
         empty, fill, cloud = counts
         size = tile.width * tile.height
         cloudy = cloud / (size - empty) if self._scene.clouds is not None and empty < size else None
-        return TilePixels(tile, self._bring_to_size(planes.transpose(1, 2, 0)), empty / size, fill / size, cloudy)
+        return TilePixels(tile, resize_all(planes.transpose(1, 2, 0), self._sizes), empty / size, fill / size, cloudy)
 
 
 def _lay(pixels: Pixels, row: _Row, counts: npt.NDArray[np.int64], top: int, left: int) -> None:

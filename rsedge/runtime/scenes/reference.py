@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import rasterio
@@ -42,11 +41,7 @@ _VALUE = re.compile(r"[A-Za-z0-9_.,+-]*")
 
 
 def file_named(text: str) -> str | None:
-    """What in the text of a reference system makes PROJ open a file, or could; None where nothing does.
-
-    Args:
-        text: WKT of any version, or a text that may hold one.
-    """
+    """What in a text that may hold WKT, of any version, makes PROJ open a file, or could; None where nothing does."""
     for pattern in (_FILES, _OWN_METHOD):
         if found := pattern.search(text):
             return found[0]
@@ -54,27 +49,17 @@ def file_named(text: str) -> str | None:
         extended = _EXTENDED.match(text, found.end())
         if extended is None:
             return found[0]
-        if extended[1].strip().upper() == "PROJ4" and (unknown := next(_unknown(extended[2]), None)) is not None:
-            return unknown
+        # Of a PROJ string, the parameters that may name something other than numbers.
+        for part in extended[2].split() if extended[1].strip().upper() == "PROJ4" else ():
+            name, _, value = part.lstrip("+").partition("=")
+            known = _PARAMETERS.fullmatch(name) and _VALUE.fullmatch(value)
+            if not known and (name, value) != ("nadgrids", "@null"):
+                return part[:60]
     return None
 
 
-def _unknown(projection: str) -> Iterator[str]:
-    """The parameters of a PROJ string that may name something other than numbers."""
-    for part in projection.split():
-        name, _, value = part.lstrip("+").partition("=")
-        if (name, value) == ("nadgrids", "@null"):
-            continue
-        if not _PARAMETERS.fullmatch(name) or not _VALUE.fullmatch(value):
-            yield part[:60]
-
-
 def parse_reference(text: str) -> CRS:
-    """The reference system that a text of a stranger states.
-
-    Raises:
-        ValueError: It is neither WKT nor ``EPSG:…``, names a file, or PROJ cannot make anything of it.
-    """
+    """The reference system that a text of a stranger states; ValueError where it is none, or names a file."""
     if not WKT.match(text):
         raise ValueError("it is neither WKT nor EPSG:…")
     if found := file_named(text):
@@ -90,31 +75,24 @@ def parse_reference(text: str) -> CRS:
 
 
 def check_reference(crs: Any) -> None:
-    """Refuse a reference system that names files, as PROJ understood it.
-
-    Args:
-        crs: rasterio CRS.
-
-    Raises:
-        ValueError: It does, or it cannot be written as a text, or describes no body.
+    """Refuse, with ValueError, a reference system (rasterio CRS) that as PROJ understood it names files or has no
+    text.
     """
+    written: list[str | None] = []
+    for version in ("WKT2_2019", None):
+        text = None
+        try:
+            with rasterio.Env():
+                text = crs.to_wkt(version=version)
+        except (CRSError, CPLE_BaseError):  # that version has no words for it
+            forget_error()
+        written.append(text)
     # The newer version leaves PROJ strings out, and the older one transformations, so that it cannot hold every one.
-    newer, older = _written(crs, "WKT2_2019"), _written(crs, None)
+    newer, older = written
     if newer is None or (older is None and "BOUNDCRS" in newer):
         raise ValueError("it cannot be written as WKT")
-    if found := next(filter(None, map(file_named, (newer, older or ""))), None):
+    if found := file_named(newer) or file_named(older or ""):
         raise ValueError(f"it names a file of PROJ's ({found})")
-
-
-def _written(crs: Any, version: str | None) -> str | None:
-    """A reference system as WKT, or None where that version has no words for it."""
-    try:
-        with rasterio.Env():
-            text: str = crs.to_wkt(version=version)
-    except (CRSError, CPLE_BaseError):
-        forget_error()
-        return None
-    return text
 
 
 def forget_error() -> None:

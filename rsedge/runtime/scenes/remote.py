@@ -4,7 +4,7 @@ file from the next.
 Nothing remote is touched unless the user allows it. GDAL reads pixels by byte ranges; documents and states are asked
 for with urllib, so that a dead host, a refusal or a missing file is told in our words before GDAL says "not recognized"
 and remembers so for the life of the process. Redirects are followed there, each host is judged
-(:mod:`rsedge.runtime.scenes.addresses`), and GDAL opens what they lead to. GDAL 3.10 follows up to 10 redirects itself
+(:mod:`rsedge.runtime.scenes.access`), and GDAL opens what they lead to. GDAL 3.10 follows up to 10 redirects itself
 and has no setting against it: what a host answers GDAL after it answered us is not judged.
 
 Object stores are read as GDAL reads them, with its own chain of credentials (``AWS_ACCESS_KEY_ID`` …, ``AWS_PROFILE``,
@@ -30,6 +30,8 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import parse_qs, quote, unquote, urldefrag, urljoin, urlsplit, urlunsplit
 
 from rsedge.errors import OptionError, SceneError
+from rsedge.redaction import SECRET_FIELD, redact
+from rsedge.runtime.scenes.access import checked_opener, host_of, refuse_inner
 from rsedge.runtime.scenes.addresses import checked_opener, host_of, refuse_inner
 from rsedge.texts import SECRET_FIELD, redact
 
@@ -54,6 +56,10 @@ _MOST_DIGITS = 19  # of a size in bytes; Python refuses to read numbers of thous
 _TRICKLE = 6
 _LARGE_READ = 30  # the same for pixels: a row of blocks of a whole scene is 10 MB and more
 
+_BUCKETS = (
+    "set AWS_NO_SIGN_REQUEST=YES for a public bucket, AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for a "
+    "private one, AWS_REQUEST_PAYER=requester where the reader pays"
+)
 _SIGNATURE = re.compile(SECRET_FIELD, re.IGNORECASE)
 _AZURE = frozenset(
     {"se", "sp", "sv", "sr", "st", "spr", "sip", "skoid", "sktid", "skt", "ske", "sks", "skv", "ss", "srt"}
@@ -64,11 +70,10 @@ _AZURE = frozenset(
 class Patience:
     """How long to wait for a host.
 
-    Attributes:
-        attempts: How often something is asked for, at least once; what may pass is asked for again: HTTP 408, 429, 500,
-            502, 503, 504, and connections that fail.
-        delay: Seconds before the second attempt; doubled before each further one.
-        timeout: Seconds without an answer, or with less than 1 kB/s, after which an attempt has failed.
+    attempts: How often something is asked for, at least once; again after HTTP 408, 429, 500, 502, 503, 504, and
+        connections that fail.
+    delay: Seconds before the second attempt; doubled before each further one.
+    timeout: Seconds without an answer, or with less than 1 kB/s, after which an attempt has failed.
     """
 
     attempts: int = 3
@@ -92,11 +97,7 @@ def is_remote(name: str) -> bool:
 
 
 def check_allowed(names: Iterable[str], *, allow: bool) -> None:
-    """Refuse what is remote where the user has not allowed it.
-
-    Raises:
-        OptionError: Something is remote and ``allow`` is False; all of it is named.
-    """
+    """Refuse what is remote where the user has not allowed it; OptionError names all of it."""
     remote = [] if allow else [unsigned(name) for name in names if is_remote(name)]
     if remote:
         verb = "is" if len(remote) == 1 else "are"
@@ -110,9 +111,7 @@ def gdal_path(url: str) -> str:
     """What GDAL opens for a URL; a name that is GDAL's already stays as it is.
 
     Query strings stay, as signed URLs need them; spaces and letters beyond ASCII are escaped, which libcurl asks for.
-
-    Raises:
-        SceneError: The scheme is not one of http, https, ftp, s3, gs, az, oss and swift, or a bucket has no such name.
+    SceneError where the scheme is not one of http, https, ftp, s3, gs, az, oss and swift, or a bucket has no such name.
     """
     if "://" not in url or url.startswith("/vsi"):
         return url
@@ -174,7 +173,7 @@ def fetch_bytes(
         patience: For the host.
 
     Raises:
-        SceneError: It cannot be had, has more than ``limit`` bytes, or its host or one in a redirect is not allowed.
+        SceneError: It cannot be had, has more bytes, or its host or one in a redirect is not allowed.
     """
     return _ask(url, limit, patience, hosts).body
 
@@ -185,19 +184,10 @@ def named_hosts(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def gdal_target(path: str, *, hosts: Sequence[str] = (), patience: Patience = PATIENCE) -> str:
-    """What GDAL opens for a remote file after redirects, all of whose hosts were judged.
+    """What GDAL opens for a remote file after redirects, all of whose hosts were judged; see :func:`fetch_bytes`.
 
-    Args:
-        path: URL, or GDAL's name with one in it.
-        hosts: See :func:`fetch_bytes`.
-        patience: For the host.
-
-    Returns:
-        GDAL's name. Where redirects lead to a URL with a signature, that of ``path``: signatures end while a scene is
-        read, and GDAL asks for a new one in time.
-
-    Raises:
-        SceneError: As :func:`remote_state`.
+    Where redirects lead to a URL with a signature, it is the name of ``path``: signatures end while a scene is read,
+    and GDAL asks for a new one in time.
     """
     if re.match(r"ftp://|/vsicurl/ftp://", path, re.IGNORECASE):  # not ours to ask
         url = re.sub(r"^/vsicurl/", "", path)
@@ -217,14 +207,7 @@ def remote_state(path: str, *, hosts: Sequence[str] = (), patience: Patience = P
 
     Asked for with a range of one byte and not with HEAD: signed URLs refuse HEAD, and this tells too whether the host
     answers ranges at all. Of an object store GDAL alone has the credentials; its name has to do there.
-
-    Args:
-        path: URL, or what ``gdal_path`` made of it.
-        hosts: See :func:`fetch_bytes`.
-        patience: For the host.
-
-    Raises:
-        SceneError: The file cannot be had, the host does not answer ranges, or it or one in a redirect is not allowed.
+    SceneError where the file cannot be had, the host does not answer ranges, or a host is not allowed.
     """
     url = _web_url(path)
     if url is None:
@@ -260,12 +243,7 @@ def unsigned(name: str) -> str:
 
 
 def read_problem(path: str, error: Exception) -> SceneError:
-    """The error for a remote file that GDAL could not open or read, with what to do about it.
-
-    Args:
-        path: What GDAL was to open.
-        error: What rasterio raised.
-    """
+    """The error for a remote file that GDAL could not open or read (what rasterio raised), with what to do about it."""
     said = " ".join(str(error).split())
     if match := re.search(r"HTTP response code: (\d{3})", said):
         return _refused(path, int(match[1]))
@@ -274,12 +252,6 @@ def read_problem(path: str, error: Exception) -> SceneError:
     if "Range downloading not supported" in said:
         return _problem(path, "its host does not answer byte ranges", "download the file first, then pass the file")
     return _problem(path, said, "check the address and the network")
-
-
-_BUCKETS = (
-    "set AWS_NO_SIGN_REQUEST=YES for a public bucket, AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for a "
-    "private one, AWS_REQUEST_PAYER=requester where the reader pays"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,8 +324,9 @@ def _attempt(url: str, limit: int, timeout: float, hosts: Sequence[str], headers
         error.close()
         if error.code in _REDIRECTS and (target := error.headers.get("Location")):
             return _redirected(url, target)
-        again = error.code in _AGAIN
-        raise _AttemptError(_refused(url, error.code), again=again, wait=_asked_wait(error.headers)) from error
+        asked = error.headers.get("Retry-After") or ""
+        wait = min(float(asked), _LONGEST_WAIT) if asked.isdecimal() else None
+        raise _AttemptError(_refused(url, error.code), again=error.code in _AGAIN, wait=wait) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = error.reason if isinstance(error, URLError) and isinstance(error.reason, Exception) else error
         raise _failed(url, reason, timeout) from error
@@ -377,46 +350,38 @@ def _redirected(url: str, target: str) -> str:
     return urlunsplit(after)
 
 
-def _asked_wait(headers: Message) -> float | None:
-    seconds = headers.get("Retry-After") or ""
-    return min(float(seconds), _LONGEST_WAIT) if seconds.isdecimal() else None
-
-
 def _failed(url: str, reason: Exception, timeout: float) -> _AttemptError:
     """What went wrong short of an answer."""
-    network = "check the address and the network (proxies come from HTTPS_PROXY and NO_PROXY)"
+    remedy, again = "check the address and the network (proxies come from HTTPS_PROXY and NO_PROXY)", True
     if isinstance(reason, TimeoutError):
-        return _AttemptError(_problem(url, f"its host did not answer within {timeout:g} s", network), again=True)
-    if isinstance(reason, ssl.SSLCertVerificationError):
+        what = f"its host did not answer within {timeout:g} s"
+    elif isinstance(reason, ssl.SSLCertVerificationError):
+        what, again = f"its certificate is not trusted ({reason.verify_message})", False
         remedy = "check the address; SSL_CERT_FILE names certificates to trust"
-        return _AttemptError(
-            _problem(url, f"its certificate is not trusted ({reason.verify_message})", remedy), again=False
-        )
-    if isinstance(reason, socket.gaierror):
-        again = reason.errno == socket.EAI_AGAIN
-        return _AttemptError(_problem(url, f"its host is not known ({reason.strerror})", network), again=again)
-    again = isinstance(reason, (OSError, http.client.RemoteDisconnected, http.client.IncompleteRead))
-    text = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason) or type(reason).__name__
-    return _AttemptError(_problem(url, f"the connection failed ({text})", network), again=again)
+    elif isinstance(reason, socket.gaierror):
+        what, again = f"its host is not known ({reason.strerror})", reason.errno == socket.EAI_AGAIN
+    else:
+        again = isinstance(reason, (OSError, http.client.RemoteDisconnected, http.client.IncompleteRead))
+        told = reason.strerror if isinstance(reason, OSError) else None
+        what = f"the connection failed ({told or str(reason) or type(reason).__name__})"
+    return _AttemptError(_problem(url, what, remedy), again=again)
 
 
 def _refused(path: str, status: int) -> SceneError:
     meaning = http.client.responses.get(status, "")
-    what = f"its host answered HTTP {status}{f' ({meaning})' if meaning else ''}"
+    remedy = "open the address in a browser, or download the file first"
     if status in (401, 403):
-        if "/vsis3" in path or path.startswith("s3:"):
-            return _problem(path, what, _BUCKETS)
-        return _problem(
-            path,
-            what,
+        remedy = (
             "pass a URL that is signed, or a STAC item whose hrefs are (planetary_computer.sign does so for Planetary "
-            "Computer); rsedge signs nothing and takes no alternate hrefs",
+            "Computer); rsedge signs nothing and takes no alternate hrefs"
         )
-    if status in (404, 410):
-        return _problem(path, what, "check the address")
-    if status in _AGAIN:
-        return _problem(path, what, "the host is busy or down: try again later")
-    return _problem(path, what, "open the address in a browser, or download the file first")
+        if "/vsis3" in path or path.startswith("s3:"):
+            remedy = _BUCKETS
+    elif status in (404, 410):
+        remedy = "check the address"
+    elif status in _AGAIN:
+        remedy = "the host is busy or down: try again later"
+    return _problem(path, f"its host answered HTTP {status}{f' ({meaning})' if meaning else ''}", remedy)
 
 
 def _problem(path: str, what: str, remedy: str) -> SceneError:
@@ -433,11 +398,7 @@ def _web_url(path: str) -> str | None:
 
 
 def _escaped(url: str) -> str:
-    """A URL in ASCII without its fragment; what is escaped stays so.
-
-    Raises:
-        SceneError: It is none.
-    """
+    """A URL in ASCII without its fragment; what is escaped stays so. SceneError where it is none."""
     try:
         parts = urlsplit(urldefrag(url).url)
         host = parts.netloc if parts.netloc.isascii() else unquote(parts.netloc).encode("idna").decode("ascii")

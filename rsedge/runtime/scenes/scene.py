@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import rasterio
 from rasterio.enums import Resampling
-from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from rsedge.errors import SceneError
 from rsedge.runtime.scenes import remote
 from rsedge.runtime.scenes.access import LOCAL, Access
-from rsedge.runtime.scenes.clouds import CloudReader
-from rsedge.runtime.scenes.composite import Composite, Grid, PlacedBand
+from rsedge.runtime.scenes.composite import CloudReader, Composite, Grid, Mask, PlacedBand
 from rsedge.runtime.scenes.footprints import footprints
 from rsedge.runtime.scenes.gdal import open_dataset
 from rsedge.runtime.scenes.gdal import settings as gdal_settings
@@ -33,12 +31,10 @@ from rsedge.texts import plain, redact
 
 if TYPE_CHECKING:
     from rsedge.pixels import ReflectanceRule, UInt8
-    from rsedge.runtime.scenes.clouds import CloudSource
+    from rsedge.runtime.scenes.composite import CloudSource
     from rsedge.runtime.scenes.products.product import BandFile, Extent, Product
     from rsedge.runtime.scenes.rendering import Rendering
     from rsedge.runtime.scenes.tiles import Tile
-
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,70 +42,41 @@ class Scene:
     """A raster with known RGB. Made by ``Scene.open``; usable as a context manager, though it holds nothing open.
 
     Texts that people read are made plain (:func:`rsedge.texts.plain`), without credentials.
-
-    Attributes:
-        name: File name without the suffix (of the product, for a SAFE folder).
-        path: What the gate opens; of several files the first.
-        source: The file behind it (of a SAFE folder, the product metadata).
-        width, height: Size in pixels.
-        crs: rasterio CRS, or None.
-        transform: Affine from (column, row) to map coordinates.
-        dtype: NumPy name of the bands' type.
-        rendering: How pixels become 8-bit.
-        rendering_reason: Why so, as one clause.
-        bands: 1-based numbers of red, green and blue; a single one for a palette.
-        bands_reason: Why these.
-        datetime: Acquisition time, RFC 3339 in UTC, or None.
-        nodata: Per band of ``bands`` the value that means no data, or None.
-        mask_band: Number of the alpha band, 0 for a mask of the whole dataset, or None.
-        block_shape: Height and width of the blocks the file is stored in.
-        band_count: Bands in the file, used or not.
-        driver: GDAL's name of the format.
-        files: The files on disk its pixels and metadata come from.
-        remote: What else they come from, as GDAL names it.
-        product_id: Identifier of the product, or None.
-        mgrs_tile: Tile in the Military Grid Reference System, or None.
-        clouds: Where its clouds are known from, or None.
-        resampled: Name of the resampling that brings it to its size, or None where it is read as stored.
-        parts: Files of red, green and blue where these are several; empty where ``path`` has all bands.
-        extent: Where parts lie that do not say so themselves.
-        mask_file: Raster beside the file (``.msk``) that is 0 where there is no data, or None.
-        overview: Level of the overview that is read in place of the full raster, or None.
-        access: What its files may touch.
-        warnings: What the user should know although the scene can be read.
     """
 
-    name: str
-    path: str
-    source: str
-    width: int
+    name: str  # file name without the suffix (of the product, for a SAFE folder)
+    path: str  # what the gate opens; of several files the first
+    source: str  # the file behind it (of a SAFE folder, the product metadata)
+    width: int  # and height: size in pixels
     height: int
-    crs: Any
-    transform: Any
-    dtype: str
-    bands: tuple[int, ...]
-    bands_reason: str
-    datetime: str | None
-    rendering: Rendering
-    rendering_reason: str
-    nodata: tuple[float | None, ...]
-    mask_band: int | None
+    crs: Any  # rasterio CRS, or None
+    transform: Any  # Affine from (column, row) to map coordinates
+    dtype: str  # NumPy name of the bands' type
+    bands: tuple[int, ...]  # 1-based numbers of red, green and blue; a single one for a palette
+    bands_reason: str  # why these
+    datetime: str | None  # acquisition time, RFC 3339 in UTC, or None
+    rendering: Rendering  # how pixels become 8-bit
+    rendering_reason: str  # why so, as one clause
+    nodata: tuple[float | None, ...]  # per band of ``bands`` the value that means no data, or None
+    mask_band: int | None  # number of the alpha band, 0 for a mask of the whole dataset, or None
     palette: bool
-    block_shape: tuple[int, int]
-    band_count: int
-    driver: str
-    files: tuple[str, ...]
-    remote: tuple[str, ...] = ()
-    product_id: str | None = None
-    mgrs_tile: str | None = None
-    clouds: CloudSource | None = None
+    block_shape: tuple[int, int]  # height and width of the blocks the file is stored in
+    band_count: int  # bands in the file, used or not
+    driver: str  # GDAL's name of the format
+    files: tuple[str, ...]  # the files on disk its pixels and metadata come from
+    remote: tuple[str, ...] = ()  # what else they come from, as GDAL names it
+    product_id: str | None = None  # identifier of the product, or None
+    mgrs_tile: str | None = None  # tile in the Military Grid Reference System, or None
+    clouds: CloudSource | None = None  # where its clouds are known from, or None
+    # name of the resampling that brings it to its size, or None where it is read as stored
     resampled: str | None = None
+    # files of red, green and blue where these are several; empty where ``path`` has all bands
     parts: tuple[BandFile, ...] = ()
-    extent: Extent | None = None
-    mask_file: BandFile | None = None
-    overview: int | None = None
-    access: Access = LOCAL
-    warnings: tuple[str, ...] = ()
+    extent: Extent | None = None  # where parts lie that do not say so themselves
+    mask_file: BandFile | None = None  # raster beside the file (``.msk``) that is 0 where there is no data, or None
+    overview: int | None = None  # level of the overview that is read in place of the full raster, or None
+    access: Access = LOCAL  # what its files may touch
+    warnings: tuple[str, ...] = ()  # what the user should know although the scene can be read
 
     def __post_init__(self) -> None:
         for name in ("name", "bands_reason", "rendering_reason", "datetime", "product_id", "mgrs_tile"):
@@ -138,9 +105,7 @@ class Scene:
     def __enter__(self) -> Scene:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         return None
 
     @property
@@ -168,10 +133,8 @@ class Scene:
         return Grid(self.crs, self.transform, self.width, self.height)
 
     def identity(self) -> dict[str, Any]:
-        """What decides the pixels: the files as they are now and every option. JSON values only.
-
-        Raises:
-            SceneError: A file is gone.
+        """What decides the pixels: the files as they are now and every option. JSON values; SceneError if one is
+        gone.
         """
         try:
             states = [Path(name).stat() for name in self.files]
@@ -198,10 +161,7 @@ class Scene:
         }
 
     def footprints(self, tiles: Sequence[Tile]) -> list[dict[str, Any] | None]:
-        """WGS 84 geometry of the covered part of each tile; None where the scene has no georeference.
-
-        See ``rsedge.runtime.scenes.footprints.footprints``.
-        """
+        """WGS 84 geometry of the covered part of each tile; None where the scene has no georeference."""
         if not self._has_place:
             return [None] * len(tiles)
         with rasterio.Env(**gdal_settings()):
@@ -212,10 +172,8 @@ class Scene:
         return rasterio.Env(**gdal_settings(self.access), **settings)
 
     def reader(self) -> SceneReader:
-        """A reader with a dataset handle of its own; close it, or use it as a context manager.
-
-        Raises:
-            SceneError: The raster cannot be opened any more.
+        """A reader with a dataset handle of its own; close it, or use it in a ``with`` block. SceneError if a file is
+        gone.
         """
         return SceneReader(self)
 
@@ -239,11 +197,7 @@ class Pixels(NamedTuple):
 
 
 def open_pixels(scene: Scene) -> Any:
-    """The open raster of a scene as stored: a rasterio dataset, or a composite; close it.
-
-    Raises:
-        SceneError: It cannot be opened any more.
-    """
+    """The open raster of a scene as stored: a rasterio dataset, or a composite; close it. SceneError if it is gone."""
     if scene.parts:
         return Composite(scene.parts, scene.extent, scene.access, scene.overview)
     return open_dataset(scene.path, scene.access, overview=scene.overview)
@@ -253,49 +207,57 @@ class SceneReader:
     """Reads windows of one scene; belongs to one thread."""
 
     def __init__(self, scene: Scene) -> None:
+        # 1. Open the files.
         self._scene = scene
-        self._opened: Any = open_pixels(scene)
-        self._dataset: Any = self._opened
         self._mask: PlacedBand | None = None
-        if scene.mask_file is not None:
-            beside = open_dataset(scene.mask_file.path, scene.access)
-            own = Grid.of(self._opened)
-            self._mask = PlacedBand(beside, scene.mask_file.band, own, scene.grid, scene.mask_file.path)
-        if scene.resampled:
-            resampling = Resampling[scene.resampled]
-            if isinstance(self._opened, Composite):
-                self._opened.resampled(scene.grid, resampling)
-            else:
-                own = Grid.of(self._opened)
-                self._dataset = WarpedVRT(
-                    self._opened,
-                    src_crs=own.crs,
-                    src_transform=own.transform,
-                    crs=scene.crs,
-                    transform=scene.transform,
-                    width=scene.width,
-                    height=scene.height,
-                    resampling=resampling,
-                )
-        self._clouds = CloudReader(scene.clouds) if scene.clouds else None
-        self._colours = _colour_table(self._opened, scene.bands[0]) if scene.palette else None
-        declared = np.array([value for value in scene.nodata if value is not None], scene.dtype)
-        # Each is what the bands of a pixel without data hold, in the scene's own type.
+        self._clouds: CloudReader | None = None
+        with ExitStack() as unless_good:
+            stored: Any = open_pixels(scene)
+            unless_good.callback(stored.close)
+            self._dataset: Any = stored
+            if scene.mask_file is not None:
+                beside = open_dataset(scene.mask_file.path, scene.access)
+                unless_good.callback(beside.close)
+                own = Grid.of(stored)
+                self._mask = PlacedBand(beside, scene.mask_file.band, own, scene.grid, scene.mask_file.path)
+            if scene.resampled and isinstance(stored, Composite):
+                stored.resample(scene.grid, Resampling[scene.resampled])
+            elif scene.resampled:
+                self._dataset = scene.grid.warp(stored, Grid.of(stored), Resampling[scene.resampled])
+                unless_good.callback(self._dataset.close)
+            if scene.clouds:
+                self._clouds = CloudReader(scene.clouds)
+                unless_good.callback(self._clouds.close)
+            self._opened = unless_good.pop_all()
+        # 2. A palette as uint8 [65536, 4], R, G, B, A; entries the file lacks are transparent.
+        self._colours: UInt8 | None = None
+        if scene.palette:
+            self._colours = np.zeros((65536, 4), np.uint8)
+            for value, colour in stored.colormap(scene.bands[0]).items():
+                self._colours[value] = colour
+        # 3. What the bands of a pixel without data, or of fill, hold, in the scene's own type.
+        kind, rule = np.dtype(scene.dtype), scene.reflectance
+        declared = np.array([value for value in scene.nodata if value is not None], kind)
         empty = {tuple(declared)} if len(declared) == len(scene.nodata) else set()
-        if scene.reflectance is not None:
-            empty.add((np.dtype(scene.dtype).type(0),) * len(scene.bands))
+        if rule is not None:
+            empty.add((kind.type(0),) * len(scene.bands))
         self._empty = list(empty)
-        self._fill = [(np.dtype(scene.dtype).type(value),) * len(scene.bands) for value in _fill_values(scene)]
-        self._impossible = _impossible(scene)
-        self._fast = FastRule(scene.rendering.rule) if scene.rendering.rule and scene.dtype == "uint16" else None
+        # 0 of reflectance is no data already, and a palette has no fill.
+        fill: list[Any] = [0, 255] if rule is None else [] if kind.kind == "f" else [np.iinfo(kind).max]
+        self._fill = [(kind.type(value),) * len(scene.bands) for value in ([] if scene.palette else fill)]
+        # What no reflectance is below: -9999 and the like, which many files do not declare.
+        self._impossible: float | None = None
+        if rule is not None and scene.dtype != "uint16":
+            self._impossible = -0.2 if scene.rendering.values == "reflectance" else -2000.0
+        # 4. Buffers.
+        self._fast = FastRule(rule) if rule and scene.dtype == "uint16" else None
         self._stored = np.empty(0, scene.dtype)
         self._planes = np.empty(0, np.uint8)
 
     def read(self, row_off: int, col_off: int, height: int, width: int) -> tuple[UInt8, Mask]:
-        """The colours of a window inside the scene, and where there is no data, bool [h, w]; see :class:`Pixels`.
+        """The colours of a window inside the scene, uint8 [h, w, 3], and where there is no data, bool [h, w].
 
-        Raises:
-            rasterio.errors.RasterioError: The pixels cannot be read.
+        Errors are those of :meth:`read_pixels`.
         """
         pixels = self.read_pixels(row_off, col_off, height, width)
         empty = np.zeros((height, width), np.bool_) if pixels.empty is None else pixels.empty
@@ -307,28 +269,42 @@ class SceneReader:
         Raises:
             rasterio.errors.RasterioError: The pixels cannot be read.
         """
+        # 1. Stored values [K, h, w].
         window = Window(col_off, row_off, width, height)
         bands = self._scene.bands
         count = height * width * len(bands)
         if self._stored.size < count:
             self._stored = np.empty(count, self._scene.dtype)
-        stored = self._stored[:count].reshape(len(bands), height, width)
+        stored: npt.NDArray[Any] = self._stored[:count].reshape(len(bands), height, width)
         self._dataset.read(bands, window=window, out=stored)
         flat = stored.reshape(-1)
         extremes = (flat.min(), flat.max())
-        empty = _either(self._no_data(stored, extremes), self._masked(window))
-        cloud = None
-        if self._clouds is not None:
-            cloud, without = self._clouds.read(window)
-            empty = _either(empty, without)
+        # 2. Where there is no data as the values tell, as a mask does, and as the cloud mask does.
+        empty: Mask | None = None
+        if stored.dtype.kind == "f" and not np.isfinite(extremes).all():
+            empty = ~np.isfinite(stored).all(axis=0)
+        if self._impossible is not None and not extremes[0] >= self._impossible:
+            empty = _either(empty, np.all(stored < self._impossible, axis=0))
+        for values in self._empty:
+            empty = _either(empty, _where(stored, values, extremes))
+        empty = _either(empty, self._masked(window))
+        cloud, without = self._clouds.read(window) if self._clouds is not None else (None, None)
+        empty = _either(empty, without)
+        # 3. Fill.
         fill = None
         for values in self._fill:
             fill = _either(fill, _where(stored, values, extremes))
+        # 4. 8-bit colours; the stored values may be overwritten.
         if self._colours is not None:
             colours = self._colours[stored[0]]
             planes, empty = np.moveaxis(colours[..., :3], 2, 0), _either(empty, colours[..., 3] == 0)
+        elif self._fast is None:
+            planes = self._scene.rendering.apply(stored)
         else:
-            planes = self._render(stored, extremes)
+            if self._planes.size < count:
+                self._planes = np.empty(count, np.uint8)
+            planes = self._planes[:count].reshape(stored.shape)
+            self._fast.apply(stored, planes, int(extremes[0]), int(extremes[1]))
         if empty is not None and not empty.any():
             empty = None
         if empty is not None:
@@ -338,72 +314,26 @@ class SceneReader:
     def _masked(self, window: Window) -> Mask | None:
         """Which pixels have no data as another band or a mask tells; None where nothing does."""
         if self._scene.mask_band:
-            found: Mask = self._dataset.read(self._scene.mask_band, window=window) == 0
+            stored = self._dataset.read(self._scene.mask_band, window=window)
         elif self._scene.mask_band == 0:
-            found = self._dataset.read_masks(self._scene.bands[0], window=window) == 0
+            stored = self._dataset.read_masks(self._scene.bands[0], window=window)
         elif self._mask is not None:
             stored = np.empty((int(window.height), int(window.width)), self._mask.dtype)
             self._mask.read(window, stored, outside=0, resampling=Resampling.nearest)
-            found = stored == 0
         else:
             return None
+        found: Mask = stored == 0
         return found
-
-    def _render(self, stored: npt.NDArray[Any], extremes: tuple[Any, Any]) -> UInt8:
-        """8-bit colours of bands [3, h, w], which may be overwritten."""
-        if self._fast is None:
-            return self._scene.rendering.apply(stored)
-        if self._planes.size < stored.size:
-            self._planes = np.empty(stored.size, np.uint8)
-        planes = self._planes[: stored.size].reshape(stored.shape)
-        self._fast.apply(stored, planes, int(extremes[0]), int(extremes[1]))
-        return planes
-
-    def _no_data(self, stored: npt.NDArray[Any], extremes: tuple[Any, Any]) -> Mask | None:
-        """Which pixels of bands [K, h, w] have no data as the values themselves tell; None where all have."""
-        empty: Mask | None = None
-        if stored.dtype.kind == "f" and not np.isfinite(extremes).all():
-            empty = ~np.isfinite(stored).all(axis=0)
-        if self._impossible is not None and not extremes[0] >= self._impossible:
-            impossible: Mask = np.all(stored < self._impossible, axis=0)
-            empty = _either(empty, impossible)
-        for values in self._empty:
-            empty = _either(empty, _where(stored, values, extremes))
-        return empty
 
     def close(self) -> None:
         """Give the dataset handles back."""
-        if self._clouds is not None:
-            self._clouds.close()
-        if self._mask is not None:
-            self._mask.dataset.close()
-        if self._dataset is not self._opened:
-            self._dataset.close()
         self._opened.close()
 
     def __enter__(self) -> SceneReader:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _fill_values(scene: Scene) -> list[Any]:
-    """What fill is made of, in the scene's own type. 0 of reflectance is no data already, and a palette has none."""
-    if scene.palette:
-        return []
-    if scene.reflectance is None:
-        return [0, 255]
-    return [] if scene.dtype.startswith("float") else [np.iinfo(scene.dtype).max]
-
-
-def _impossible(scene: Scene) -> float | None:
-    """What no reflectance is below, in the scene's own numbers: -9999 and the like, which many files do not declare."""
-    if scene.reflectance is None or scene.dtype == "uint16":
-        return None
-    return -0.2 if scene.rendering.values == "reflectance" else -2000.0
 
 
 def _where(stored: npt.NDArray[Any], values: tuple[Any, ...], extremes: tuple[Any, Any]) -> Mask | None:
@@ -423,11 +353,3 @@ def _either(one: Mask | None, other: Mask | None) -> Mask | None:
     if one is None or other is None:
         return other if one is None else one
     return one | other
-
-
-def _colour_table(dataset: Any, band: int) -> UInt8:
-    """The palette of a band as uint8 [65536, 4], R, G, B, A; entries the file lacks are transparent."""
-    table = np.zeros((65536, 4), dtype=np.uint8)
-    for value, colour in dataset.colormap(band).items():
-        table[value] = colour
-    return table

@@ -14,20 +14,14 @@ EDGES: tuple[Edge, ...] = get_args(Edge)
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A square ground window of a scene.
+    """A square ground window of a scene."""
 
-    Attributes:
-        index: Position in row-major order.
-        row, col: Position in the grid, from the upper left.
-        row_off, col_off: First source pixel.
-        width, height: Source pixels inside the scene; less than the tile size only where ``pad`` lets it hang over.
-    """
-
-    index: int
-    row: int
+    index: int  # position in row-major order
+    row: int  # and col: position in the grid, from the upper left
     col: int
-    row_off: int
+    row_off: int  # and col_off: first source pixel
     col_off: int
+    # and height: source pixels inside the scene; less than the tile size only where ``pad`` lets it hang over
     width: int
     height: int
 
@@ -39,21 +33,17 @@ _LARGEST = 16384  # 0.8 GB of pixels: a whole Sentinel-2 tile is 10980
 class TileGrid:
     """Tiles of a scene in row-major order.
 
-    Attributes:
-        width, height: The scene in pixels.
-        tile_size: Side of a tile in source pixels.
-        overlap: Pixels that neighbouring tiles share.
-        edge: What happens where the scene does not end with a tile: ``pad`` lets the last tile hang over, ``shift``
-            moves it inward until it is whole (a scene smaller than a tile is padded), ``drop`` keeps whole tiles only.
 
     Raises:
         OptionError: A value is out of range, or ``drop`` leaves no tile.
     """
 
-    width: int
+    width: int  # and height: the scene in pixels
     height: int
-    tile_size: int = 224
-    overlap: int = 0
+    tile_size: int = 224  # side of a tile in source pixels
+    overlap: int = 0  # pixels that neighbouring tiles share
+    # what happens where the scene does not end with a tile: ``pad`` lets the last tile hang over, ``shift`` moves
+    # it inward until it is whole (a scene smaller than a tile is padded), ``drop`` keeps whole tiles only
     edge: Edge = "pad"
 
     def __post_init__(self) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,11 +42,6 @@ class _Band:
         band = name if name == "SCL" else f"B0{name[-1]}"
         return cls(path, match["prefix"].rstrip("_.-"), band, int(match["metres"] or _NATIVE.get(band, 10)))
 
-    @property
-    def preference(self) -> tuple[int, int, str]:
-        """Sorts the finest grid first."""
-        return self.metres, _SUFFIXES.index(self.path.suffix.lower()), self.path.name
-
 
 def read_loose_bands(source: str | os.PathLike[str], *, access: Access = LOCAL) -> list[Product]:
     """The acquisitions whose red, green and blue lie as files of one band each in a folder, in the order of names.
@@ -74,11 +68,7 @@ def read_loose_bands(source: str | os.PathLike[str], *, access: Access = LOCAL) 
 
 
 def sibling_bands(path: str | os.PathLike[str], *, access: Access = LOCAL) -> Product | None:
-    """The acquisition of a file that is its red, green or blue band; None for another file, or where one is missing.
-
-    Raises:
-        SceneError: The folder cannot be listed, or a link leads out of it.
-    """
+    """The acquisition of a file that is its red, green or blue band; None for another, or where one is missing."""
     file = Path(path)
     band = _Band.of(file) if file.is_file() else None
     if band is None or band.band not in _COLOURS.values():
@@ -87,6 +77,7 @@ def sibling_bands(path: str | os.PathLike[str], *, access: Access = LOCAL) -> Pr
 
 
 def _products(source: str, folder: Path, access: Access, *, only: str | None = None) -> list[Product]:
+    # 1. Band files by what stands before the name of the band.
     groups: dict[str, list[_Band]] = {}
     for band in _bands(folder):
         groups.setdefault(band.prefix, []).append(band)
@@ -94,12 +85,15 @@ def _products(source: str, folder: Path, access: Access, *, only: str | None = N
         for band in _bands(folder.parent / "R20m"):
             if band.band == "SCL" and band.prefix in groups:
                 groups[band.prefix].append(band)
+    # 2. Of each band the finest; a product where none is missing.
     products, warnings = [], []
     for prefix, bands in sorted(groups.items()):
         if only is not None and prefix != only:
             continue
         chosen: dict[str, _Band] = {}
-        for band in sorted(bands, key=lambda band: band.preference):
+        for band in sorted(
+            bands, key=lambda each: (each.metres, _SUFFIXES.index(each.path.suffix.lower()), each.path.name)
+        ):
             chosen.setdefault(band.band, band)
         missing = [name for name in _COLOURS.values() if name not in chosen]
         if not missing:
@@ -112,12 +106,12 @@ def _products(source: str, folder: Path, access: Access, *, only: str | None = N
     return products
 
 
-def _bands(folder: Path) -> Iterable[_Band]:
+def _bands(folder: Path) -> list[_Band]:
     if not folder.is_dir():
-        return
+        return []
     try:
-        found = filter(None, (_Band.of(Path(entry.path)) for entry in os.scandir(folder)))
-        yield from [band for band in found if band.path.is_file()]
+        found = [_Band.of(Path(entry.path)) for entry in os.scandir(folder)]
+        return [band for band in found if band and band.path.is_file()]
     except OSError as error:
         raise SceneError(f"{folder} cannot be listed: {error.strerror}; check its permissions") from error
 
@@ -131,7 +125,7 @@ def _product(
     baseline = next((name.baseline for name in told if name.baseline), None)
     home = folder.parent if folder.name == "R10m" else folder  # SCL lies in R20m
     files = {
-        name: access.confine(band.path, home, what=f"{printable(band.path.name)} in {source}")
+        name: str(access.confine(band.path, home, what=f"{printable(band.path.name)} in {source}"))
         for name, band in chosen.items()
     }
     grids = sorted({chosen[band].metres for band in _COLOURS.values()})
@@ -139,15 +133,15 @@ def _product(
     return Product(
         name=printable(prefix or folder.resolve().name),
         source=source,
-        bands={colour: BandFile(path=str(files[band])) for colour, band in _COLOURS.items()},
+        bands={colour: BandFile(path=files[band]) for colour, band in _COLOURS.items()},
         reason=reason + (f", at {' and '.join(map(str, grids))} m" if grids != [10] else ""),
-        scl=BandFile(path=str(files["SCL"])) if "SCL" in files else None,
+        scl=BandFile(path=files["SCL"]) if "SCL" in files else None,
         boa_offset=baseline_offset(baseline) if baseline else None,
         baseline=baseline,
         datetime=acquisition_time({}, prefix) or next((name.datetime for name in told if name.datetime), None),
         product_id=next((name.product_id for name in told if name.product_id), None),
         mgrs_tile=next((name.mgrs_tile for name in told if name.mgrs_tile), None),
-        files=tuple(sorted(map(str, files.values()))),
+        files=tuple(sorted(files.values())),
     )
 
 
@@ -158,12 +152,7 @@ def _around(folder: Path, said: ProductName | None) -> ProductName | None:
         name = ProductName.parse(parent.name)
         if name is None or name.product_id is None:
             continue
-        fits = said is None or (
-            _agree(said.mgrs_tile, name.mgrs_tile) and _agree((said.datetime or "")[:10], (name.datetime or "")[:10])
-        )
-        return name if fits else None
+        of_files = (said.mgrs_tile, (said.datetime or "")[:10]) if said else (None, None)
+        pairs = zip(of_files, (name.mgrs_tile, (name.datetime or "")[:10]), strict=True)
+        return name if all(not own or not other or own == other for own, other in pairs) else None
     return None
-
-
-def _agree(first: str | None, second: str | None) -> bool:
-    return not first or not second or first == second

@@ -1,18 +1,36 @@
-"""What is particular to Sentinel-2 products: their names, GDAL's subdatasets, offsets, acquisition times."""
+"""What Sentinel-2 products say of themselves: in names, in metadata in XML, by their processing baseline.
+
+Every field of the metadata is text from outside: checked here.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from xml.etree import ElementTree
 
 from rsedge.errors import SceneError
+from rsedge.runtime.scenes.access import is_plain_xml
+from rsedge.runtime.scenes.products.product import Extent
 from rsedge.texts import plain, rfc3339
 
 OFFSET_TAGS = ("BOA_ADD_OFFSET", "RADIO_ADD_OFFSET")
-"""Metadata of a band that say what is to be added to its digital numbers."""
+"""Names of what is to be added to the digital numbers of a band."""
+
+# Real metadata have at most 20,000 elements and 20 levels; what has more was made to fill the memory.
+_MOST_PARTS = 250_000  # tags and attributes
+_DEEPEST = 100
+_LONGEST_NAMESPACE = 200
+_NAMESPACES = re.compile(rb"xmlns[^<>=]{0,99}=\s*(?:\"[^\"]{%d}|'[^']{%d})" % ((_LONGEST_NAMESPACE,) * 2))
+_LONGEST_NAME = 255  # of a product: a file has no longer one
+_SHOWN = 60  # letters of a value in a message
+_LARGEST_OFFSET = 2**16  # digital numbers have 16 bits
+# Position of a band in the instrument's list: B01 is 0, and B8A stands behind B08.
+_BAND_IDS = {"B02": 1, "B03": 2, "B04": 3}
 
 # In order of trust; TIFFTAG_DATETIME comes last, because many programs put the time of processing there.
 _TIME_TAGS = ("ACQUISITIONDATETIME", "DATATAKE_1_DATATAKE_SENSING_START", "PRODUCT_START_TIME")
@@ -42,23 +60,14 @@ _OPERATIONAL = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProductName:
-    """What the name of a Sentinel-2 product, granule, band file or catalogue item says; None where it says nothing.
+    """What the name of a Sentinel-2 product, granule, band file or catalogue item says; None where it says nothing."""
 
-    Attributes:
-        mission: ``S2A`` to ``S2D``.
-        level: ``L1C`` or ``L2A``.
-        datetime: Acquisition, RFC 3339 in UTC; midnight where the name has the day alone.
-        baseline: Processing baseline, such as ``05.09``.
-        mgrs_tile: Such as ``05VNK``, the zone always in two digits.
-        product_id: The part that identifies the product, without ``.SAFE``.
-    """
-
-    mission: str | None = None
-    level: str | None = None
-    datetime: str | None = None
-    baseline: str | None = None
-    mgrs_tile: str | None = None
-    product_id: str | None = None
+    mission: str | None = None  # ``S2A`` to ``S2D``
+    level: str | None = None  # ``L1C`` or ``L2A``
+    datetime: str | None = None  # acquisition, RFC 3339 in UTC; midnight where the name has the day alone
+    baseline: str | None = None  # processing baseline, such as ``05.09``
+    mgrs_tile: str | None = None  # such as ``05VNK``, the zone always in two digits
+    product_id: str | None = None  # the part that identifies the product, without ``.SAFE``
 
     @classmethod
     def parse(cls, text: str) -> ProductName | None:
@@ -80,35 +89,172 @@ class ProductName:
                     product_id=found["id"],
                 )
         if match := _OPERATIONAL.search(text):
-            return cls._operational(match)
+            rest = match["rest"]
+            tile = re.search(r"_T(\d{2}[A-Z]{3})(?![A-Z0-9])", rest)
+            numbered = re.search(r"_N(\d{2}\.\d{2})$", rest)
+            time = re.search(r"_V(\d{8}T\d{6})", rest)
+            return cls(
+                mission=match["mission"],
+                level=match["level"],
+                datetime=_compact_time(time[1]) if time else None,
+                baseline=numbered[1] if numbered else None,
+                mgrs_tile=tile[1] if tile else None,
+                product_id=match[0] if rest.startswith("PRD_") else None,
+            )
         if match := _GRANULE_FILE.search(text):
             return cls(datetime=_compact_time(match["time"]), mgrs_tile=match["tile"])
         return None
 
-    @classmethod
-    def _operational(cls, match: re.Match[str]) -> ProductName:
-        rest = match["rest"]
-        tile = re.search(r"_T(\d{2}[A-Z]{3})(?![A-Z0-9])", rest)
-        baseline = re.search(r"_N(\d{2}\.\d{2})$", rest)
-        time = re.search(r"_V(\d{8}T\d{6})", rest)
-        return cls(
-            mission=match["mission"],
-            level=match["level"],
-            datetime=_compact_time(time[1]) if time else None,
-            baseline=baseline[1] if baseline else None,
-            mgrs_tile=tile[1] if tile else None,
-            product_id=match[0] if rest.startswith("PRD_") else None,
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProductMetadata:
+    """The product metadata (``MTD_MSIL2A.xml`` and its like)."""
+
+    level: str  # ``L1C`` or ``L2A``
+    product_id: str | None  # name of the product without ``.SAFE``, or None
+    baseline: str | None  # processing baseline, such as ``05.09``, or None
+    datetime: str | None  # when the datatake began, RFC 3339 in UTC, or None
+    quantification: float | None  # digital numbers per unit of reflectance, or None
+    # B04, B03, B02 → what is to be added to their digital numbers; empty where no offset is listed
+    offsets: Mapping[str, int]
+    images: frozenset[str]  # names of the image files, without suffix; before 2017 without folders
+    tiles: frozenset[str]  # MGRS tiles of the granules listed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GranuleMetadata:
+    """The metadata of a granule (``MTD_TL.xml``): its tile, when it was taken, where it lies; None where unsaid."""
+
+    mgrs_tile: str | None = None
+    datetime: str | None = None
+    extent: Extent | None = None
+
+
+def product_metadata(data: bytes, where: str) -> ProductMetadata:
+    """Read product metadata; SceneError where they are no XML, of no L1C or L2A product, or have false numbers."""
+    fields = _Fields(data, where)
+    level = re.match(r"Level-?(1C|2A)", fields.root)
+    if not level:
+        raise SceneError(
+            f"{where} is no metadata of an L1C or L2A product, its outermost element is {fields.root[:_SHOWN]!r}: pass "
+            "the .SAFE folder, or MTD_MSIL1C.xml or MTD_MSIL2A.xml in it"
         )
+    units = ("BOA_QUANTIFICATION_VALUE", "L2A_BOA_QUANTIFICATION_VALUE")
+    stated = fields.text(*(units if level[1] == "2A" else ("QUANTIFICATION_VALUE",)))
+    quantification = None if stated is None else _number(stated)
+    if stated is not None and (quantification is None or quantification <= 0):
+        raise SceneError(
+            f"{where}: the quantification is {stated[:_SHOWN]!r}, expected a positive number such as 10000"
+        )
+    listed = {entry.get("band_id", "").strip(): (entry.text or "").strip() for entry in fields.all(*OFFSET_TAGS)}
+    offsets: dict[str, int] = {}
+    for band, number in _BAND_IDS.items():
+        if (text := listed.get(str(number))) is None:
+            continue
+        value = _number(text)
+        if value is None or value != round(value) or abs(value) > _LARGEST_OFFSET:
+            raise SceneError(
+                f"{where}: the offset of {band} is {text[:_SHOWN]!r}, expected a whole number such as -1000"
+            )
+        offsets[band] = round(value)
+    uri = (fields.text("PRODUCT_URI_2A", "PRODUCT_URI") or "")[:_LONGEST_NAME]
+    baseline = fields.text("PROCESSING_BASELINE")
+    images = fields.all("IMAGE_FILE", "IMAGE_FILE_2A", "IMAGE_ID", "IMAGE_ID_2A")
+    granules = fields.all("Granule", "Granules")
+    names = [ProductName.parse(entry.get("granuleIdentifier", "")) for entry in granules]
+    return ProductMetadata(
+        level=f"L{level[1]}",
+        product_id=re.sub(r"\.SAFE$", "", uri, flags=re.IGNORECASE) if uri else None,
+        baseline=baseline if baseline and re.fullmatch(r"\d{2}\.\d{2}", baseline) else None,
+        datetime=parse_time(fields.text("DATATAKE_SENSING_START", "PRODUCT_START_TIME") or ""),
+        quantification=quantification,
+        offsets=offsets,
+        images=frozenset((entry.text or "").strip() for entry in images),
+        tiles=frozenset(name.mgrs_tile for name in names if name and name.mgrs_tile),
+    )
+
+
+def granule_metadata(data: bytes, where: str) -> GranuleMetadata:
+    """Read the metadata of a granule; SceneError where they are no XML, or have a document type."""
+    fields = _Fields(data, where)
+    name = ProductName.parse(fields.text("TILE_ID_2A", "TILE_ID") or "")
+    # Its ground, by its grid at 10 m, where that is told in full.
+    extent = None
+    crs = fields.text("HORIZONTAL_CS_CODE") or ""
+    size, place = fields.at_resolution("Size", "10"), fields.at_resolution("Geoposition", "10")
+    try:
+        numbers = [float(place[each]) for each in ("ULX", "ULY", "XDIM")]
+        numbers += [float(size[each]) for each in ("NROWS", "NCOLS")]
+    except (KeyError, ValueError):
+        numbers = []
+    # Only the names of a register: GDAL takes other text for the name of a file, or of a grid that it would look for.
+    if numbers and all(map(math.isfinite, numbers)) and re.fullmatch(r"EPSG:\d{4,5}", crs, re.IGNORECASE):
+        left, top, step, rows, cols = numbers
+        extent = Extent(crs=crs, left=left, top=top, width=cols * step, height=rows * step)
+    return GranuleMetadata(
+        mgrs_tile=name.mgrs_tile if name else None,
+        datetime=parse_time(fields.text("SENSING_TIME") or ""),
+        extent=extent,
+    )
+
+
+class _Fields:
+    """The elements of a document by their names, whatever their namespace and depth."""
+
+    def __init__(self, data: bytes, where: str) -> None:
+        if not is_plain_xml(data):
+            raise SceneError(f"{where} is not read: it declares a document type, or is not in UTF-8, as no product is")
+        parts = data.count(b"<") + data.count(b"=")
+        if parts > _MOST_PARTS or _NAMESPACES.search(data):
+            raise SceneError(
+                f"{where} is not read: it has about {parts} tags and attributes, or a namespace of more than "
+                f"{_LONGEST_NAMESPACE} letters, as no metadata of Sentinel-2 have"
+            )
+        try:
+            tree = ElementTree.fromstring(data)
+        except (ElementTree.ParseError, LookupError, ValueError) as error:
+            raise SceneError(f"{where} is damaged: {error}; download the product again") from error
+        level, depth = [tree], 0
+        while level := [child for element in level for child in element]:
+            depth += 1
+            if depth > _DEEPEST:
+                raise SceneError(f"{where} is not read: its elements lie more than {_DEEPEST} deep in each other")
+        self.where = where
+        self.root = _local(tree.tag)
+        self._elements: dict[str, list[ElementTree.Element]] = {}
+        for element in tree.iter():
+            self._elements.setdefault(_local(element.tag), []).append(element)
+
+    def all(self, *names: str) -> list[ElementTree.Element]:
+        return [element for name in names for element in self._elements.get(name, ())]
+
+    def text(self, *names: str) -> str | None:
+        texts = ((element.text or "").strip() for element in self.all(*names))
+        return next(filter(None, texts), None)
+
+    def at_resolution(self, name: str, metres: str) -> dict[str, str]:
+        """The children of the element of a name that stands for a resolution: their names and texts."""
+        found = (element for element in self.all(name) if element.get("resolution") == metres)
+        return {_local(child.tag): (child.text or "").strip() for child in next(found, ())}
+
+
+def _local(tag: str) -> str:
+    return tag.rpartition("}")[2]
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def baseline_offset(baseline: str) -> int | None:
-    """What is to be added to the digital numbers of products of a processing baseline, L1C and L2A alike.
+    """What is to be added to the digital numbers of products of a processing baseline (``05.09``), L1C and L2A alike.
 
     -1000 from 04.00 on, 0 before; None for 99.99, which Sen2Cor writes where users run it themselves, whatever the
-    product it made the result from.
-
-    Raises:
-        ValueError: ``baseline`` is not of the form ``05.09``.
+    product it made the result from. ValueError where it is no baseline.
     """
     if not re.fullmatch(r"\d{2}\.\d{2}", baseline):
         raise ValueError(f"{baseline!r} is no processing baseline: expected two digits, a point, and two digits")
@@ -120,42 +266,6 @@ def baseline_offset(baseline: str) -> int | None:
 def printable(name: str | os.PathLike[str]) -> str:
     """A file name as plain text (:func:`rsedge.texts.plain`); what is not UTF-8 in it is replaced."""
     return plain(os.fsencode(name).decode("utf-8", "replace"))
-
-
-def choose_subdataset(path: str, names: Sequence[str]) -> str:
-    """The subdataset of a container without bands of its own.
-
-    Raises:
-        SceneError: It cannot be told which subdataset is meant.
-    """
-    if len(names) == 1:
-        return names[0]
-    if not names:
-        raise SceneError(f"{path} has neither bands nor subdatasets: pass a raster with red, green and blue bands")
-    listed = "".join(f"\n  {name}" for name in names)
-    raise SceneError(f"{path} holds {len(names)} subdatasets and it is unclear which to read; pass one of:{listed}")
-
-
-def declared_offset(tags: Sequence[Mapping[str, str]], scaling: Sequence[tuple[float, float]]) -> int:
-    """What the bands' own metadata add to their digital numbers, 0 where they say nothing.
-
-    Args:
-        tags: Of each band; ``BOA_ADD_OFFSET`` or ``RADIO_ADD_OFFSET`` is the offset in digital numbers.
-        scaling: GDAL scale and offset of each band, reflectance = DN · scale + offset: the offset over the scale.
-
-    Raises:
-        SceneError: The bands declare different ones, or no number.
-    """
-    offsets = set()
-    for tag, (scale, offset) in zip(tags, scaling, strict=True):
-        text = next((tag[name] for name in OFFSET_TAGS if name in tag), None)
-        try:
-            offsets.add(round(float(text)) if text is not None else round(offset / (scale or 1.0)))
-        except (ValueError, OverflowError) as error:
-            raise SceneError(f"a band declares the offset {text!r}, which is no number: pass --boa-offset") from error
-    if len(offsets) > 1:
-        raise SceneError(f"the bands declare different offsets {sorted(offsets)}: pass --boa-offset to choose one")
-    return offsets.pop()
 
 
 def acquisition_time(tags: Mapping[str, str], name: str) -> str | None:
