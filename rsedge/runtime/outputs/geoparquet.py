@@ -23,10 +23,9 @@ import numpy as np
 from rsedge import jsonvalues
 from rsedge.errors import OptionError
 from rsedge.jsontext import parse_json
-from rsedge.runtime.outputs.files import open_file
+from rsedge.runtime.outputs.files import Writer, open_file
 from rsedge.runtime.outputs.geometry import bounding_box, wkb
-from rsedge.runtime.outputs.records import EmbeddingType  # noqa: TC001 - jsonvalues reads the annotations
-from rsedge.runtime.outputs.table import TILES, Column, Table
+from rsedge.runtime.outputs.records import TILES, Column, EmbeddingType, Table
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -228,7 +227,7 @@ class GeoParquetWriter:
             self._batches = []
 
 
-def open_embeddings(path: Path, info: EmbeddingsInfo) -> AbstractContextManager[GeoParquetWriter]:
+def open_embeddings(path: Path, info: EmbeddingsInfo) -> AbstractContextManager[Writer]:
     """Open a writer of :class:`~rsedge.runtime.outputs.records.TileResult` with embeddings, and with captions where
     ``info`` names their model.
 

@@ -12,15 +12,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rsedge.errors import BackendError, OptionError
 from rsedge.jsontext import parse_json
-from rsedge.runtime.outputs.files import open_file
+from rsedge.runtime.outputs.files import whole_file
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,19 +35,16 @@ _QUERY_BITS = 8
 _LARGEST_KEY = 2**16
 
 
-@dataclass(frozen=True, slots=True)
-class _Key:
-    """Which file an index is of."""
-
-    size: int
-    mtime_ns: int
-    rows: int
-    dim: int
-    model_hash: str
-
-    @classmethod
-    def of(cls, file: SearchFile) -> _Key:
-        return cls(*file.state, file.rows, file.info.dim, file.info.model_hash)
+def _key(file: SearchFile) -> dict[str, Any]:
+    """Which file, in which state, an index is of."""
+    size, mtime_ns = file.state
+    return {
+        "size": size,
+        "mtime_ns": mtime_ns,
+        "rows": file.rows,
+        "dim": file.info.dim,
+        "model_hash": file.info.model_hash,
+    }
 
 
 def index_path(file: SearchFile) -> Path:
@@ -90,8 +86,11 @@ def build(file: SearchFile, *, cells: int | None = None, progress: Callable[[int
             progress(int(file.starts[group + 1]), file.rows)
     file.check_unchanged()
     path = index_path(file)
-    with open_file(path, _IndexWriter) as writer:
-        writer.write(_Key.of(file), index)
+    with whole_file(path) as temporary, temporary.open("wb") as stream:
+        stream.write(_MAGIC + json.dumps(_key(file)).encode() + b"\n")
+        writer = faiss.PyCallbackIOWriter(stream.write)
+        faiss.write_index(index, writer)
+        del writer  # flushes
     return path
 
 
@@ -114,14 +113,18 @@ class Approximate:
         remedy = f"make it with rsedge search --build-index {file.path}, or search with --exact"
         try:
             with path.open("rb") as stream:
-                key = _read_key(stream)
-                if key == asdict(_Key.of(file)):
+                if stream.readline(len(_MAGIC)) != _MAGIC:
+                    raise ValueError("it does not begin as one of this version")
+                key = parse_json(stream.readline(_LARGEST_KEY))
+                if not isinstance(key, dict):
+                    raise ValueError("it does not say which file it is of")
+                if key == _key(file):
                     return cls(file, faiss.read_index(faiss.PyCallbackIOReader(stream.read)))
         except FileNotFoundError:
             raise OptionError(f"{file.path} has no index {path.name}: {remedy}") from None
         except (OSError, ValueError, RuntimeError) as error:
             raise OptionError(f"{path} cannot be read as an index: {error}; {remedy}") from error
-        changed = [name for name, value in asdict(_Key.of(file)).items() if key.get(name) != value]
+        changed = [name for name, value in _key(file).items() if key.get(name) != value]
         raise OptionError(f"{path} is out of date: {file.path} has another {', '.join(changed)}; {remedy}")
 
     @property
@@ -170,32 +173,6 @@ def _sample(file: SearchFile, count: int) -> NDArray[np.float32]:
         parts += [vectors.astype(np.float32) for vectors, _ in file.blocks(group, chosen)]
     sample = np.concatenate(parts)
     return sample[np.isfinite(sample).all(axis=1)]
-
-
-class _IndexWriter:
-    """The key as a line of JSON, then what FAISS makes of the index."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-
-    def write(self, key: _Key, index: Any) -> None:
-        faiss = _faiss()
-        self._stream.write(_MAGIC + json.dumps(asdict(key)).encode() + b"\n")
-        writer = faiss.PyCallbackIOWriter(self._stream.write)
-        faiss.write_index(index, writer)
-        del writer  # flushes
-
-    def finish(self) -> None:
-        """Nothing closes it."""
-
-
-def _read_key(stream: BinaryIO) -> dict[str, Any]:
-    if stream.readline(len(_MAGIC)) != _MAGIC:
-        raise ValueError("it does not begin as one of this version")
-    key = parse_json(stream.readline(_LARGEST_KEY))
-    if not isinstance(key, dict):
-        raise ValueError("it does not say which file it is of")
-    return key
 
 
 def _faiss() -> Any:

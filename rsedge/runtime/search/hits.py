@@ -14,8 +14,7 @@ import numpy as np
 from rsedge.errors import OutputError
 from rsedge.runtime.outputs import writers
 from rsedge.runtime.outputs.geometry import from_wkb
-from rsedge.runtime.outputs.records import TileRecord
-from rsedge.runtime.outputs.table import TILES, Column, Table
+from rsedge.runtime.outputs.records import TILES, Column, Table, TileRecord
 from rsedge.texts import plain
 
 if TYPE_CHECKING:
