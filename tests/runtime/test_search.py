@@ -261,7 +261,7 @@ def test_rows_that_filters_leave_out_are_not_found(tmp_path):
 
 
 def test_rows_that_take_no_room_in_the_file_are_not_believed(tmp_path, monkeypatch):
-    monkeypatch.setattr("rsedge.runtime.search.embeddings._FREE_ROWS", 10)
+    monkeypatch.setattr("rsedge.runtime.search.search_file._FREE_ROWS", 10)
     few = write_file(tmp_path / "a.parquet", unit_vectors(1, 4), missing=[0])
     table = parquet.read_table(few).take(pa.array(np.zeros(200_000, np.int64)))
     parquet.write_table(table, tmp_path / "b.parquet", compression="zstd")

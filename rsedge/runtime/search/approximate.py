@@ -70,14 +70,23 @@ def build(file: SearchFile, *, cells: int | None = None, progress: Callable[[int
         raise OptionError(f"cells is {cells}, expected 1 to the {file.rows} rows of {file.path}")
     file.check_unchanged()
     count = cells or max(1, min(int(2 * math.sqrt(file.rows)), file.rows // _SAMPLE_PER_CELL))
-    sample = _sample(file, count * _SAMPLE_PER_CELL)
+    # 1. A sample to find the cells in, spread over the file; the same each time.
+    generator = np.random.default_rng(0)
+    share = min(1.0, count * _SAMPLE_PER_CELL / max(1, file.rows))
+    parts = [np.empty((0, file.info.dim), np.float32)]
+    for group in range(file.groups):
+        chosen = generator.random(file.group_rows(group)) < share
+        parts += [vectors.astype(np.float32) for vectors, _ in file.blocks(group, chosen)]
+    sample = np.concatenate(parts)
+    sample = sample[np.isfinite(sample).all(axis=1)]
     if not len(sample):
         raise OptionError(f"{file.path} holds no embeddings: nothing can be indexed")
     count = min(count, len(sample))
     index = faiss.index_factory(file.info.dim, f"IVF{count},RaBitQ", faiss.METRIC_INNER_PRODUCT)
     index.cp.min_points_per_centroid = 1  # small files are indexed too, and need no warning
     index.train(sample)
-    del sample
+    del sample, parts
+    # 2. All embeddings.
     for group in range(file.groups):
         for vectors, rows in file.blocks(group):
             wide = np.nan_to_num(vectors.astype(np.float32), posinf=0, neginf=0)
@@ -137,42 +146,28 @@ class Approximate:
         query: NDArray[np.float64],
         count: int,
         *,
-        probes: int | None = None,
         keep: NDArray[np.bool_] | None = None,
     ) -> NDArray[np.int64]:
-        """Rows of the file that are probably among the nearest.
+        """Rows of the file that are probably among the nearest, from a sixteenth of the cells, at least 32.
 
         Args:
             query: float64 [D] of unit length.
             count: How many, at most.
-            probes: Cells to look into; None takes a sixteenth of them, at least 32.
             keep: Rows of the file that may be given, bool [rows]; None allows all.
 
         Returns:
             Row numbers int64 [n].
         """
         faiss = _faiss()
-        chosen = min(self.cells, probes or max(32, self.cells // 16))
+        probes = min(self.cells, max(32, self.cells // 16))
         selector = None
         if keep is not None:
             bits = np.packbits(keep, bitorder="little")
             selector = faiss.IDSelectorBitmap(len(keep), faiss.swig_ptr(bits))
-        parameters = faiss.IVFRaBitQSearchParameters(nprobe=chosen, qb=_QUERY_BITS, sel=selector)
+        parameters = faiss.IVFRaBitQSearchParameters(nprobe=probes, qb=_QUERY_BITS, sel=selector)
         _, rows = self._index.search(query.astype(np.float32)[None], count, params=parameters)
         found: NDArray[np.int64] = rows[0][rows[0] >= 0]
         return found
-
-
-def _sample(file: SearchFile, count: int) -> NDArray[np.float32]:
-    """About ``count`` embeddings, spread over the file; the same each time."""
-    generator = np.random.default_rng(0)
-    share = min(1.0, count / max(1, file.rows))
-    parts = [np.empty((0, file.info.dim), np.float32)]
-    for group in range(file.groups):
-        chosen = generator.random(file.group_rows(group)) < share
-        parts += [vectors.astype(np.float32) for vectors, _ in file.blocks(group, chosen)]
-    sample = np.concatenate(parts)
-    return sample[np.isfinite(sample).all(axis=1)]
 
 
 def _faiss() -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from rsedge.errors import OutputError
 from rsedge.runtime.outputs import writers
 from rsedge.runtime.outputs.geometry import from_wkb
 from rsedge.runtime.outputs.records import TILES, Column, Table, TileRecord
-from rsedge.texts import plain
+from rsedge.texts import plain, rfc3339
 
 if TYPE_CHECKING:
     from rsedge.runtime.search.search_file import SearchFile
@@ -91,14 +90,8 @@ def _record(values: dict[str, Any]) -> tuple[TileRecord, str | None]:
         raise OSError(f"a geometry is no polygon: {error}") from error
     defaults = {"caption": None, "score": None}
     known = {name: values[name] for name in TileRecord.__slots__ if name in values}
-    record = TileRecord(**{**defaults, **known, "geometry": geometry, "datetime": _rfc3339(moment)})
+    record = TileRecord(**{**defaults, **known, "geometry": geometry, "datetime": moment and rfc3339(moment)})
     return record, None if path is None else plain(path)
-
-
-def _rfc3339(moment: datetime | None) -> str | None:
-    if moment is None:
-        return None
-    return moment.isoformat(timespec="milliseconds" if moment.microsecond else "seconds").replace("+00:00", "Z")
 
 
 _TABLE = Table(

@@ -24,6 +24,7 @@ from rsedge.runtime.search.search_file import SearchFile
 
 if TYPE_CHECKING:
     from rsedge.runtime.outputs.geoparquet import EmbeddingsInfo
+    from rsedge.runtime.outputs.records import TileRecord
 
 Float64 = NDArray[np.float64]
 
@@ -80,7 +81,12 @@ class Index:
             if not inside:
                 problems.append(f"{path} is a folder without .parquet files: make one with rsedge embed")
             found.update(dict.fromkeys(inside))
-        files = [file for path in found if (file := _open(path, problems)) is not None]
+        files = []
+        for path in found:
+            try:
+                files.append(SearchFile.open(path))
+            except OptionError as error:  # noqa: PERF203 - a try per file
+                problems.append(str(error))
         if len({(file.info.model_hash, file.info.dim) for file in files}) > 1:
             made = "".join(f"\n  - {f.path}: {f.info.model}, {f.info.dim} numbers" for f in files)
             problems.append(f"embeddings of different models cannot be compared: search those of one model{made}")
@@ -124,7 +130,8 @@ class Index:
                 file that is damaged.
             BackendError: ``approximate`` without FAISS.
         """
-        given = [name for name, value in _named(embedding, text, image, tile) if value is not None]
+        queries = {"embedding": embedding, "text": text, "image": image, "tile": tile}
+        given = [name for name, value in queries.items() if value is not None]
         if len(given) != 1:
             raise OptionError(f"{' and '.join(given) or 'nothing'} given: give one of embedding, text, image, tile")
         own = None
@@ -142,7 +149,18 @@ class Index:
             threads=threads,
         )[0]
         others = positions != (-1 if own is None else own)
-        return self._hits(scores[others][:top], positions[others][:top])
+        places = [self.locate(position) for position in positions[others][:top].tolist()]
+        records: dict[tuple[Path, int], tuple[TileRecord, str | None]] = {}
+        for file in dict.fromkeys(file for file, _ in places):
+            rows = [row for other, row in places if other is file]
+            records.update(zip([(file.path, row) for row in rows], read_records(file, rows), strict=True))
+        hits = []
+        for rank, (score, (file, row)) in enumerate(zip(scores[others][:top].tolist(), places, strict=True), 1):
+            # Stored in 16 bits, embeddings may be a little longer than 1.
+            cosine = round(min(1.0, max(-1.0, score)), 6) + 0.0
+            record, path = records[file.path, row]
+            hits.append(Hit(rank, cosine, record, path, str(file.path), row))
+        return hits
 
     def nearest(
         self,
@@ -167,7 +185,17 @@ class Index:
             OptionError: See :meth:`search`.
             BackendError: ``approximate`` without FAISS.
         """
-        unit = self._unit(queries)
+        queries = np.asarray(queries)
+        if queries.ndim != 2 or queries.shape[1] != self.info.dim or not len(queries):
+            raise OptionError(
+                f"a query of shape {list(queries.shape[-1:] if queries.ndim == 2 else queries.shape)} was given, these "
+                f"embeddings by {self.info.model} have {self.info.dim} numbers"
+            )
+        wide = queries.astype(np.float64)
+        length = np.linalg.norm(wide, axis=1, keepdims=True)
+        if not (np.isfinite(length) & (length > 0)).all():
+            raise OptionError("a query has length 0 or numbers that are not finite: nothing is similar to it")
+        unit = wide / length
         if top < 1:
             raise OptionError(f"top is {top}, expected at least 1")
         if threads is not None and threads < 1:
@@ -175,7 +203,7 @@ class Index:
         for file in self.files:
             file.check_unchanged()
         chosen = filters if filters is not None else Filters()
-        rows = [chosen.rows(file) for file in self.files]
+        rows = [RowFilter(file, chosen) for file in self.files]
         indexes = self._choose(approximate)
         if indexes:
             best = self._probe(indexes, unit, top, rows if chosen else None, threads)
@@ -224,20 +252,6 @@ class Index:
         shares = [len(np.intersect1d(a[1], b[1])) / len(a[1]) for a, b in zip(exact, found, strict=True)]
         return float(np.mean(shares))
 
-    def _unit(self, queries: NDArray[Any]) -> Float64:
-        queries = np.asarray(queries)
-        if queries.ndim != 2 or queries.shape[1] != self.info.dim or not len(queries):
-            raise OptionError(
-                f"a query of shape {list(queries.shape[-1:] if queries.ndim == 2 else queries.shape)} was given, these "
-                f"embeddings by {self.info.model} have {self.info.dim} numbers"
-            )
-        wide = queries.astype(np.float64)
-        length = np.linalg.norm(wide, axis=1, keepdims=True)
-        if not (np.isfinite(length) & (length > 0)).all():
-            raise OptionError("a query has length 0 or numbers that are not finite: nothing is similar to it")
-        unit: Float64 = wide / length
-        return unit
-
     def _embed(
         self, text: str | None, image: NDArray[np.uint8] | None, embedder: QueryEmbedder | None
     ) -> NDArray[np.float32]:
@@ -273,8 +287,7 @@ class Index:
         found: list[tuple[int, NDArray[Any]]] = []
         without = 0
         for number, file in enumerate(self.files):
-            rows = wanted.rows(file)
-            wanted_rows = np.flatnonzero(_whole_mask(file, rows))
+            wanted_rows = np.flatnonzero(_whole_mask(file, RowFilter(file, wanted)))
             vectors, present = file.vectors(wanted_rows)
             without += len(wanted_rows) - len(present)
             found += zip((present + self._starts[number]).tolist(), vectors, strict=True)
@@ -369,32 +382,6 @@ class Index:
         with ThreadPoolExecutor(workers, thread_name_prefix="rsedge-search") as pool:
             futures = [pool.submit(run) for _ in range(workers)]
             return Nearest(unit, top).merge(future.result() for future in futures)
-
-    def _hits(self, scores: Float64, positions: NDArray[np.int64]) -> list[Hit]:
-        """The records at positions."""
-        places = [self.locate(position) for position in positions.tolist()]
-        records: dict[tuple[Path, int], Any] = {}
-        for file in dict.fromkeys(file for file, _ in places):
-            rows = [row for other, row in places if other is file]
-            records.update(zip([(file.path, row) for row in rows], read_records(file, rows), strict=True))
-        hits = []
-        for rank, (score, (file, row)) in enumerate(zip(scores.tolist(), places, strict=True), 1):
-            record, path = records[file.path, row]
-            # Stored in 16 bits, embeddings may be a little longer than 1.
-            hits.append(Hit(rank, round(min(1.0, max(-1.0, score)), 6) + 0.0, record, path, str(file.path), row))
-        return hits
-
-
-def _open(path: Path, problems: list[str]) -> SearchFile | None:
-    try:
-        return SearchFile.open(path)
-    except OptionError as error:
-        problems.append(str(error))
-        return None
-
-
-def _named(*queries: Any) -> zip[tuple[str, Any]]:
-    return zip(("embedding", "text", "image", "tile"), queries, strict=True)
 
 
 def _whole_mask(file: SearchFile, rows: RowFilter) -> NDArray[np.bool_]:

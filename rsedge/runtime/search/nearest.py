@@ -97,12 +97,11 @@ class Nearest:
             if len(found) > 4 * self._top:  # those of this block alone set a higher floor
                 least = np.partition(column[found], len(found) - self._top)[len(found) - self._top]
                 found = found[column[found] >= least - 2 * self._margin]
-            self._compare(number, vectors[found], positions[found])
-
-    def _compare(self, number: int, vectors: Stored, positions: NDArray[np.int64]) -> None:
-        scores = exact_scores(vectors, self._queries[number])
-        finite = np.isfinite(scores)
-        self._keep(number, scores[finite], positions[finite])
+            # Row by row in float64: the score of a row does not depend on its neighbours.
+            with np.errstate(invalid="ignore", over="ignore"):
+                scores = (vectors[found].astype(np.float64) * self._queries[number]).sum(axis=1)
+            finite = np.isfinite(scores)
+            self._keep(number, scores[finite], positions[found][finite])
 
     def _keep(self, number: int, scores: Float64, positions: NDArray[np.int64]) -> None:
         scores = np.concatenate([self.scores[number], scores])
@@ -116,13 +115,6 @@ class Nearest:
             for number in range(len(self._queries)):
                 self._keep(number, other.scores[number], other.positions[number])
         return self
-
-
-def exact_scores(vectors: Stored, query: Float64) -> Float64:
-    """Products float64 [N] of rows [N, D] with ``query`` [D]; a row's does not depend on its neighbours."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        scores: Float64 = (vectors.astype(np.float64) * query).sum(axis=1)
-    return scores
 
 
 def block_rows(dim: int, itemsize: int) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsedge.errors import OptionError
-from rsedge.runtime.search.embeddings import EmbeddingFile
+from rsedge.runtime.outputs.geoparquet import METADATA_KEY, EmbeddingsInfo, embeddings_table, make_schema
 from rsedge.runtime.search.nearest import block_rows
 from rsedge.runtime.search.pages import Piece, find_pieces
 
@@ -23,13 +23,16 @@ if TYPE_CHECKING:
 
 Rows = NDArray[np.int64]
 
+_FREE_ROWS = 1_000_000
+"""Rows that a file may have however small it is; beyond, one for each byte."""
+
 
 class SearchFile:
     """Made by :meth:`open`; holds the file's metadata and nothing open, and may be read by several threads.
 
     Attributes:
         path: Where it is.
-        info: What it says of its embeddings.
+        info: The description of its embeddings that it holds.
         rows: Number of rows, those without an embedding included.
         groups: Number of row groups.
         starts: First row of each row group and, last, the number of rows; int64 [groups + 1].
@@ -37,12 +40,20 @@ class SearchFile:
         state: Size in bytes and time of last change in nanoseconds.
     """
 
-    def __init__(self, file: EmbeddingFile, metadata: Any, schema: Any, leaf: tuple[int, int], state: os.stat_result):
-        self.path, self.info, self.rows, self.groups = file.path, file.info, file.rows, file.groups
-        self.schema, self.state = schema, (state.st_size, state.st_mtime_ns)
+    def __init__(self, path: Path, info: EmbeddingsInfo, opened: Any) -> None:
+        self.path, self.info, self.schema = path, info, opened.schema_arrow
+        metadata, state = opened.metadata, path.stat()
+        self.rows, self.groups, self.state = (
+            metadata.num_rows,
+            metadata.num_row_groups,
+            (state.st_size, state.st_mtime_ns),
+        )
         sizes = [metadata.row_group(group).num_rows for group in range(self.groups)]
         self.starts: Rows = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-        self._file, self._metadata, self._leaf = file, metadata, leaf
+        leaves = [opened.schema.column(number) for number in range(len(opened.schema))]
+        (number,) = [number for number, leaf in enumerate(leaves) if leaf.path.split(".")[0] == "embedding"]
+        self._leaf = (number, leaves[number].max_definition_level)
+        self._metadata = metadata
         self._pieces: dict[int, list[Piece] | None] = {}
         self._local = threading.local()
 
@@ -53,14 +64,39 @@ class SearchFile:
         Raises:
             OptionError: It cannot be read, or is no file of embeddings.
         """
-        from pyarrow import parquet
-
-        file = EmbeddingFile.open(path)
-        with _reading(file.path), parquet.ParquetFile(file.path) as opened:
-            leaves = [opened.schema.column(number) for number in range(len(opened.schema))]
-            (number,) = [number for number, leaf in enumerate(leaves) if leaf.path.split(".")[0] == "embedding"]
-            leaf = (number, leaves[number].max_definition_level)
-            return cls(file, opened.metadata, opened.schema_arrow, leaf, file.path.stat())
+        path = Path(path)
+        with _opened(path) as file:
+            # 1. Rows. Those that repeat take no room in a file, but in memory: real rows take hundreds of bytes.
+            rows, size = file.metadata.num_rows, path.stat().st_size
+            sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            if sum(sizes) != rows or min(sizes, default=0) < 0 or rows > _FREE_ROWS + size:
+                raise OptionError(
+                    f"{path} claims {rows} rows in {size} bytes, more than the {_FREE_ROWS + size} it may: embed again"
+                )
+            # 2. The description of the embeddings.
+            schema = file.schema_arrow
+            stored = (schema.metadata or {}).get(METADATA_KEY)
+            if stored is None:
+                raise OptionError(
+                    f"{path} is Parquet, but holds no embeddings of rsedge: make some with rsedge embed … -o "
+                    "tiles.parquet"
+                )
+            try:
+                info = EmbeddingsInfo.from_json(stored)
+            except OptionError as error:
+                raise OptionError(f"{path}: {error}") from error
+            # 3. The columns.
+            places = {name: schema.get_field_index(name) for name in schema.names}
+            kinds = {name: str(schema.field(place).type) for name, place in places.items() if place >= 0}
+            problems = [
+                f"column {field.name} is {kind}, expected {field.type}"
+                for field in make_schema(embeddings_table(info), info)
+                if (kind := kinds.get(field.name, "missing")) != str(field.type)
+            ]
+            if problems:
+                raise OptionError(f"{path} was changed since rsedge wrote it: {'; '.join(problems)}; embed again")
+            with _reading(path):
+                return cls(path, info, file)
 
     @property
     def dtype(self) -> np.dtype[np.float16] | np.dtype[np.float32]:
@@ -156,7 +192,10 @@ class SearchFile:
         """Blocks as they lie in the file; those without a row to keep are not read."""
         dim, dtype = self.info.dim, self.dtype
         count = block_rows(dim, dtype.itemsize)
-        buffer = self._buffer(count)
+        # Room for a block, one per thread: fresh memory for each row group takes a tenth of the time of it all.
+        buffer: NDArray[Any] | None = getattr(self._local, "buffer", None)
+        if buffer is None or len(buffer) != count:
+            buffer = self._local.buffer = np.empty((count, dim), dtype)
         with self._stream(group) as stream:
             for piece in pieces:
                 present = piece.rows
@@ -167,13 +206,6 @@ class SearchFile:
                     vectors = buffer[: len(rows)]
                     self._fill(stream, piece.offset + first * dim * dtype.itemsize, vectors, group)
                     yield _native(vectors), rows + self.starts[group]
-
-    def _buffer(self, count: int) -> NDArray[Any]:
-        """Room for a block, one per thread: fresh memory for each row group takes a tenth of the time of it all."""
-        buffer: NDArray[Any] | None = getattr(self._local, "buffer", None)
-        if buffer is None or len(buffer) != count:
-            buffer = self._local.buffer = np.empty((count, self.info.dim), self.dtype)
-        return buffer
 
     def _pick(self, group: int, pieces: Sequence[Piece], keep: NDArray[np.bool_]) -> Iterator[tuple[Embedding, Rows]]:
         """Single embeddings."""
@@ -190,11 +222,14 @@ class SearchFile:
     def _decode(self, group: int) -> Iterator[tuple[Embedding, Rows]]:
         """Blocks of what pyarrow makes of the row group."""
         count = block_rows(self.info.dim, self.dtype.itemsize)
-        for batch in self._file.batches([], groups=[group]):
-            for first in range(0, len(batch.present), count):
-                part = slice(first, first + count)
-                rows = np.flatnonzero(batch.present[part])
-                yield batch.embeddings[part][rows], rows + (first + self.starts[group])
+        with _opened(self.path) as file, self.reading(group):
+            (column,) = file.read_row_group(group, columns=["embedding"]).combine_chunks().columns
+        found = column.chunk(0)
+        vectors = found.values.to_numpy(zero_copy_only=False).reshape(-1, self.info.dim)[found.offset :]
+        present = found.is_valid().to_numpy(zero_copy_only=False)
+        for first in range(0, len(present), count):
+            rows = np.flatnonzero(present[first : first + count]) + first
+            yield vectors[rows], rows + self.starts[group]
 
     @contextmanager
     def _stream(self, group: int) -> Iterator[BinaryIO]:
@@ -238,3 +273,16 @@ def _reading(path: Path, group: int | None = None) -> Iterator[None]:
 def _unreadable(path: Path, group: int | None, error: Exception) -> OptionError:
     where = "" if group is None else f" in row group {group}"
     return OptionError(f"{path} is damaged{where}: {error}; embed again")
+
+
+def _opened(path: Path) -> Any:
+    """A ``pyarrow.parquet.ParquetFile``, usable as a context manager."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        return parquet.ParquetFile(path)
+    except FileNotFoundError as error:
+        raise OptionError(f"{path} does not exist: make it with rsedge embed … -o {path}") from error
+    except (OSError, pa.ArrowException) as error:
+        raise OptionError(f"{path} cannot be read as Parquet: {error}") from error
