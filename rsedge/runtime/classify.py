@@ -107,15 +107,10 @@ class Classifier:
     def make(
         cls, embedder: TextImageEmbedder, labels: Sequence[str], *, templates: Sequence[str] = TEMPLATES
     ) -> Classifier:
-        """Embed the classes.
-
-        Args:
-            embedder: Of images and texts.
-            labels: At least two different classes.
-            templates: Each with ``{category}`` or ``{}``; the prompts of a class are averaged.
+        """Embed at least two different classes; the prompts of a class, one per template, are averaged.
 
         Raises:
-            OptionError: Labels or templates cannot be.
+            OptionError: Labels or templates are not accepted.
             BundleError: The model has no logit scale, so that similarities have no probabilities.
         """
         for name, value in (("labels", labels), ("templates", templates)):
@@ -143,7 +138,7 @@ class Classifier:
 
     def classify(self, results: Sequence[TileResult], *, top: int = 1) -> list[ClassifiedTile]:
         """The records of a segment with the ``top`` most probable classes of each tile that has an embedding."""
-        probabilities, order = self._order([result.embedding for result in results if result.embedding is not None])
+        probabilities, order = self.order([result.embedding for result in results if result.embedding is not None])
         ranked = (
             tuple((self.labels[index], rounded(row[index]) or 0.0) for index in best)
             for row, best in zip(probabilities.tolist(), order[:, :top].tolist(), strict=True)
@@ -155,19 +150,12 @@ class Classifier:
             for result in results
         ]
 
-    def indices(self, results: Sequence[TileResult]) -> Iterator[tuple[TileResult, int]]:
-        """Each result that has an embedding, and the index of its class."""
-        found = [result for result in results if result.embedding is not None]
-        best = self._order([result.embedding for result in found if result.embedding is not None])[1][:, 0]
-        return zip(found, best.tolist(), strict=True)
-
-    def _order(self, vectors: Sequence[Embedding]) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    def order(self, vectors: Sequence[Embedding]) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
         """Probabilities [N, C] and class indices by falling similarity [N, C]; of equal classes the first one leads."""
         stack = np.array(vectors, np.float64).reshape(len(vectors), self.anchors.shape[1])
         # Not by probability, which may saturate: two of 1.0 in floating point are not equally similar.
-        return self.probabilities(stack), np.argsort(
-            -(stack @ self.anchors.T.astype(np.float64)), axis=1, kind="stable"
-        )
+        similarity = stack @ self.anchors.T.astype(np.float64)
+        return self.probabilities(stack), np.argsort(-similarity, axis=1, kind="stable")
 
 
 def need_scale(embedder: TextImageEmbedder) -> float:
@@ -198,13 +186,7 @@ def sigmoid(logits: Floats) -> NDArray[np.float64]:
 def classify_scene(
     classifier: Classifier, scene: Scene, *, top: int = 1, **tiling: Unpack[Tiling]
 ) -> Iterator[ClassifiedTile]:
-    """The records of a scene, lazily, in row-major order of its tiles.
-
-    Args:
-        classifier: The classes.
-        scene: The scene.
-        top: Classes a record names, the most probable first.
-        **tiling: See :class:`~rsedge.runtime.run.sources.TileOptions`.
+    """The records of a scene, lazily, in row-major order of its tiles, with the ``top`` most probable classes.
 
     Raises:
         OptionError: An option does not fit.
@@ -246,18 +228,13 @@ def run(
     :func:`rsedge.runtime.run.pipeline.run`.
 
     Args:
-        scenes: Scenes in the order of the output.
+        scenes, output, format, overwrite, progress, **tiling: As there.
         classifier: The classes.
-        output: Path, whose suffix names the format, or ``-``.
-        top: Classes a record names, the most probable first.
+        top: Number of classes in a record, the most probable first.
         raster: GeoTIFF of the one scene's classes, a pixel per tile; see
             :func:`~rsedge.runtime.outputs.rasters.tile_cells`.
-        beside: What else to make of the same records: a report, a contact sheet, a style.
-        format: Format, where the suffix does not name it.
-        overwrite: Replace outputs, or a journal of another run.
+        beside: Further outputs of the same records: a report, a contact sheet, a style.
         settings: What else decides the embeddings (the device), as JSON values: a journal with others is refused.
-        progress: Called at the start and after each segment.
-        **tiling: See :class:`~rsedge.runtime.run.sources.TileOptions`.
 
     Raises:
         OptionError: An option does not fit.
@@ -352,8 +329,10 @@ def _raster_target(classifier: Classifier, scenes: Sequence[Scene], path: Path, 
         classes: NDArray[np.unsignedinteger[Any]] = np.full((grid.rows, grid.cols), NO_CLASS, dtype)
 
         def write(results: Sequence[TileResult]) -> None:
-            for result, index in classifier.indices(results):
-                classes[result.record.row, result.record.col] = index + 1
+            found = [(result.record, result.embedding) for result in results if result.embedding is not None]
+            order = classifier.order([embedding for _, embedding in found])[1]
+            for (record, _), index in zip(found, order[:, 0].tolist(), strict=True):
+                classes[record.row, record.col] = index + 1
 
         yield _Results(write)
         write_classes(path, classes, classifier.labels, scene=scene, cells=cells, tags=tags)

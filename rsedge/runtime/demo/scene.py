@@ -25,19 +25,9 @@ Mask = npt.NDArray[np.bool_]
 Point = tuple[float, float]
 
 CLASSES = (
-    "farmland",
-    "forest",
-    "grassland",
-    "desert",
-    "town",
-    "industrial area",
-    "lake",
-    "sea",
-    "river",
-    "road",
-    "snow",
-    "cloud",
-)
+    "farmland", "forest", "grassland", "desert", "town", "industrial area",
+    "lake", "sea", "river", "road", "snow", "cloud",
+)  # fmt: skip
 """Land cover by its number in ``Landscape.cover``; ``NO_DATA`` is none of them."""
 NO_DATA = 255
 _FARMLAND, _FOREST, _GRASSLAND, _DESERT, _TOWN, _INDUSTRIAL = range(6)
@@ -49,14 +39,8 @@ _CROPS = (
     (122, 98, 72), (100, 78, 60), (174, 156, 120), (138, 138, 52), (66, 92, 52), (112, 90, 66),
 )  # fmt: skip
 _ROOFS = (
-    (156, 108, 88),
-    (132, 128, 126),
-    (190, 184, 176),
-    (70, 86, 54),
-    (46, 62, 40),
-    (148, 120, 104),
-    (112, 108, 106),
-)
+    (156, 108, 88), (132, 128, 126), (190, 184, 176), (70, 86, 54), (46, 62, 40), (148, 120, 104), (112, 108, 106),
+)  # fmt: skip
 _HALLS = ((218, 218, 216), (180, 182, 186), (150, 166, 190), (202, 188, 174), (122, 114, 106), (232, 230, 226))
 _RELIEF = (0.10, 0.45, 0.45, 0.60, 0.04, 0.0, 0.0, 0.0, 0.0, 0.0, 0.6, 0.0)  # how much hill shading each class shows
 
@@ -82,9 +66,7 @@ class Landscape:
     def shares(self, row_off: int = 0, col_off: int = 0, size: int | None = None) -> dict[str, float]:
         """Share of each class present among the pixels with data of a square window, the largest first.
 
-        Args:
-            row_off, col_off: Upper left pixel of the window.
-            size: Its side in pixels; None goes on to the lower and right edges.
+        The window begins at ``row_off``, ``col_off`` and is ``size`` pixels wide, or reaches the lower and right edges.
         """
         end_row, end_col = (None, None) if size is None else (row_off + size, col_off + size)
         window = self.cover[row_off:end_row, col_off:end_col]
@@ -113,12 +95,9 @@ def compose_tile(rng: np.random.Generator, size: int = 224) -> Landscape:
 
 
 def write_scene(path: str | Path, *, seed: int = 7, tiles: tuple[int, int] = (6, 8), tile_size: int = 224) -> Path:
-    """Write :func:`compose_scene` as a tiled GeoTIFF of reflectance, 10 m in UTM, bands named B04, B03, B02.
+    """Write :func:`compose_scene` as a tiled GeoTIFF of reflectance, 10 m in UTM, bands B04, B03, B02; return ``path``.
 
     What is in each tile is ``compose_scene(...).shares(row * tile_size, col * tile_size, tile_size)``.
-
-    Returns:
-        ``path``.
     """
     dn = compose_scene(seed=seed, tiles=tiles, tile_size=tile_size).dn
     profile = {
@@ -215,24 +194,23 @@ def _tile_plan(rng: np.random.Generator, size: int) -> Plan:
         snows=[(spot(), rng.uniform(40, 160))] if chance(0.05) else [],
         clouds=[(spot(), rng.uniform(40, 160))] if chance(0.08) else [],
     )
+    spots: dict[str, tuple[list[tuple[Point, float]], float, float]] = {
+        "town": (plan.towns, 80, 200),
+        "works": (plan.works, 50, 140),
+        "lake": (plan.lakes, 60, 200),
+        "snow": (plan.snows, 150, 600),
+        "cloud": (plan.clouds, 150, 600),
+    }  # theme → where its spots go, least and largest radius
     if theme == "forest":
         plan.woods = rng.uniform(0.3, 2.5)
     elif theme == "meadow":
         plan.meadows, plan.woods = rng.uniform(0.3, 2.5), rng.uniform(-1.5, 0)
     elif theme == "desert":
         plan.dryness = rng.uniform(0.8, 2)
-    elif theme == "town":
-        plan.towns.append((spot(), rng.uniform(80, 200)))
-    elif theme == "works":
-        plan.works.append((spot(), rng.uniform(50, 140)))
-    elif theme == "lake":
-        plan.lakes.append((spot(), rng.uniform(60, 200)))
-    elif theme == "snow":
-        plan.snows.append((spot(), rng.uniform(150, 600)))
-    elif theme == "cloud":
-        plan.clouds.append((spot(), rng.uniform(150, 600)))
     elif theme == "sea":
         plan.sea = (rng.uniform(0, 2 * np.pi), rng.uniform(-1.0, 0.3) * size)
+    elif theme in spots:
+        spots[theme][0].append((spot(), rng.uniform(*spots[theme][1:])))
     return plan
 
 
@@ -242,14 +220,10 @@ def _blank(land: Landscape, empty: npt.NDArray[np.bool_]) -> Landscape:
 
 
 def repeat_scene(source: Path, path: Path, times: int) -> Path:
-    """A larger scene, of ``source`` at least so many times: painting takes longer than measuring.
+    """Write the GeoTIFF ``source`` at least ``times`` times, in rows of 4 and at most 52, as one scene; give ``path``.
 
-    Reading a small one over and over would count, each time, that the first tiles are waited for.
-
-    Args:
-        source: A GeoTIFF.
-        path: Where it is written, with the source's format, bands and tags.
-        times: Is rounded up to rows of 4, and bounded by 52.
+    A benchmark reads it, as painting takes longer than measuring, and reading a small scene over and over would count
+    the wait for the first tiles each time.
     """
     rows, across = min(-(-times // 4), 13), 4
     with rasterio.open(source) as dataset:
@@ -286,10 +260,9 @@ class Plan:
 def paint(  # noqa: PLR0915 - one layer after another, each once
     rng: np.random.Generator, height: int, width: int, plan: Plan
 ) -> tuple[npt.NDArray[np.uint16], UInt8]:
-    """Lay the classes over one another, give each its colours, and look at them through air and a sensor.
+    """Digital numbers of reflectance, uint16 [3, H, W], and numbers of classes, uint8 [H, W].
 
-    Returns:
-        Reflectance digital numbers, uint16 [3, H, W], and the number of the class in ``CLASSES``, uint8 [H, W].
+    The classes are laid over one another, coloured, and seen through air and a sensor.
     """
     shape = (height, width)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
@@ -327,8 +300,8 @@ def paint(  # noqa: PLR0915 - one layer after another, each once
         angle = px % np.pi  # whatever, but settled
         across, along = _turn(x - px, y - py, angle)
         cover[np.maximum(abs(across), 1.3 * abs(along)) + 0.05 * radius * edge < radius] = _INDUSTRIAL
-    _paste(colour, _streets(rng, x, y), cover == _TOWN)
-    _paste(colour, _halls(rng, x, y, fine), cover == _INDUSTRIAL)
+    for built, pattern in ((_TOWN, _streets(rng, x, y)), (_INDUSTRIAL, _halls(rng, x, y, fine))):
+        colour[cover == built] = pattern[cover == built]
 
     rivers = [
         _course(rng, x, y, point, angle, bend=rng.uniform(35, 70), length=rng.uniform(60, 90), warp=22) - half
@@ -375,14 +348,10 @@ def paint(  # noqa: PLR0915 - one layer after another, each once
 
 
 def under_snow(rng: np.random.Generator, colour: Floats, depth: Floats) -> tuple[Floats, Mask]:
-    """Snow wherever ``depth`` [H, W] is above 0, closed from 0.3 on; dark land shows through a little.
-
-    Args:
-        rng: Draws brightness and texture.
-        colour: Grey levels of the land, float32 [H, W, 3].
+    """Snow on grey levels, float32 [H, W, 3], wherever ``depth`` [H, W] is above 0, closed from 0.3 on.
 
     Returns:
-        Colours, float32 [H, W, 3], and where more than half is snow, bool [H, W].
+        Colours, float32 [H, W, 3], in which dark land shows through a little, and bool [H, W], more than half is snow.
     """
     shape = (colour.shape[0], colour.shape[1])
     drifts = 7 * _noise(rng, shape, 40, octaves=2) + 2 * _noise(rng, shape, 3)
@@ -392,10 +361,7 @@ def under_snow(rng: np.random.Generator, colour: Floats, depth: Floats) -> tuple
 
 
 def under_clouds(rng: np.random.Generator, colour: Floats, thickness: Floats) -> tuple[Floats, Mask]:
-    """Clouds wherever ``thickness`` [H, W] is above 0, opaque from 1 on, and their shadows.
-
-    Args, Returns: as :func:`under_snow`.
-    """
+    """Clouds wherever ``thickness`` [H, W] is above 0, opaque from 1 on, and their shadows; see :func:`under_snow`."""
     shape = (colour.shape[0], colour.shape[1])
     opacity = thickness.clip(0, 1)
     rows, cols = (np.arange(size) + rng.integers(8, 30) * rng.choice([-1, 1]) for size in shape)
@@ -476,8 +442,7 @@ def _cells(
 ) -> tuple[npt.NDArray[np.int64], Floats, Floats]:
     """Jittered rectangles about ``size`` by ``size * aspect``, turned anew in every district.
 
-    Returns:
-        A number per rectangle, 0 to 65535; the distance to its edge in pixels; the position across it in pixels.
+    Returns a number per rectangle, 0 to 65535, and in pixels the distance to its edge and the position across it.
     """
     warp = district / 5 * _noise(rng, x.shape, district / 2, octaves=2)
     column, row = ((x + warp) / district + 40).astype(int), ((y - warp) / district + 40).astype(int)
@@ -546,7 +511,3 @@ def _tint(
 ) -> None:
     """Paint ``where`` in ``base`` with ``texture`` [H, W] on it, stronger or weaker per channel."""
     colour[where] = _f32(base) + texture[where][:, None] * _f32(gains)
-
-
-def _paste(colour: Floats, other: Floats, where: npt.NDArray[np.bool_]) -> None:
-    colour[where] = other[where]

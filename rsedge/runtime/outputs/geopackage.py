@@ -106,11 +106,7 @@ _TRIGGERS = {
 
 
 class GeoPackageWriter:
-    """Records to the one table of a GeoPackage.
-
-    Args:
-        path: A file that does not exist yet.
-        table: The kind of records; its name is the layer's.
+    """Records to the one table of a GeoPackage, a file that does not exist yet; the table's name is the layer's.
 
     Raises:
         OptionError: A layer may not have the name of ``table``.

@@ -48,11 +48,7 @@ def style_path(output: Path) -> Path:
 
 
 def style_target(output: Path, *, classes: Sequence[str] | None = None) -> Target:
-    """The style of a run's output as an output of the run.
-
-    Args:
-        output: The layer's file.
-        classes: Labels of a classification, in the order of its raster's values; None where tiles have captions.
+    """The style of a run's output, the layer's file, as an output of the run; see :func:`make_style`.
 
     Raises:
         OptionError: QGIS opens no polygons from such a file.
@@ -82,7 +78,7 @@ def make_style(classes: Sequence[str] | None = None, *, label_scale: int = _LABE
     """The style as UTF-8 XML, the same for the same arguments.
 
     Args:
-        classes: Labels of a classification, or None where tiles have captions.
+        classes: Labels of a classification in the order of its raster's values, or None where tiles have captions.
         label_scale: Captions are shown from 1 : ``label_scale`` on.
     """
     shown, text, number = ("status", "caption", "score") if classes is None else ("class", "class", "probability")

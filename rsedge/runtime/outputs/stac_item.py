@@ -58,12 +58,7 @@ _TITLES = {
     "sheet": "Contact sheet",
     "style": "QGIS style",
 }
-_LISTS = {
-    "rendering": "renderings",
-    "mgrs_tile": "mgrs_tiles",
-    "product_id": "product_ids",
-    "scene_crs": "scene_crs",
-}
+_LISTS = {"rendering": "renderings", "mgrs_tile": "mgrs_tiles", "product_id": "product_ids", "scene_crs": "scene_crs"}
 """Field of a record → property with its different values."""
 # A query or a name before the host may be a key to the file, and an item is for others to read.
 _REMOTE = re.compile(r"^(?:/vsicurl/)?(https?://)(?:[^/@]*@)?([^?#]*)")

@@ -94,11 +94,7 @@ def parse_format(
 ) -> str:
     """Return the format of an output: the named one, else that of the suffix, else (standard output) GeoJSON lines.
 
-    Args:
-        target: Path or ``-``.
-        format: Name of a format, where the suffix does not name it.
-        formats: The formats to choose from.
-        records: What is written; an error names it.
+    It is one of ``formats``; an error names the ``records``.
 
     Raises:
         OptionError: The format or the suffix is not known, or the format cannot go to standard output.
@@ -132,12 +128,8 @@ def open_writer(
 ) -> Iterator[Writer]:
     """Open a writer for a path or, with ``-``, standard output, which gets each batch of records at once.
 
-    A path appears (or is replaced) by rename when the block ends well, and is left as it was otherwise.
-
-    Args:
-        target: Path or ``-``.
-        format: Name of a format, where the suffix does not name it.
-        table: The kind of records.
+    A path appears (or is replaced) by rename when the block ends well, and is left as it was otherwise. ``format`` is
+    needed where the suffix does not name it.
 
     Raises:
         OptionError: See ``parse_format``.

@@ -53,12 +53,9 @@ def index_path(file: SearchFile) -> Path:
 
 
 def build(file: SearchFile, *, cells: int | None = None, progress: Callable[[int, int], None] | None = None) -> Path:
-    """Make the index of a file, or make it again.
+    """Make the index of a file, or make it again; ``progress`` is called with the rows done and their number.
 
-    Args:
-        file: What to index.
-        cells: Into how many to sort; None takes 2 √N of N rows, and not so many that they hold fewer than 40 each.
-        progress: Called with the rows done and their number.
+    ``cells`` None takes 2 √N cells for N rows, and not so many that they hold fewer than 40 each.
 
     Raises:
         BackendError: FAISS is not installed.
@@ -142,21 +139,16 @@ class Approximate:
         return int(self._index.nlist)
 
     def candidates(
-        self,
-        query: NDArray[np.float64],
-        count: int,
-        *,
-        keep: NDArray[np.bool_] | None = None,
+        self, query: NDArray[np.float64], count: int, *, keep: NDArray[np.bool_] | None = None
     ) -> NDArray[np.int64]:
-        """Rows of the file that are probably among the nearest, from a sixteenth of the cells, at least 32.
+        """Rows of the file that are probably among the nearest, at most ``count``, int64 [n].
+
+        They are those of a sixteenth of the cells, at least 32.
 
         Args:
             query: float64 [D] of unit length.
-            count: How many, at most.
+            count: Number of rows.
             keep: Rows of the file that may be given, bool [rows]; None allows all.
-
-        Returns:
-            Row numbers int64 [n].
         """
         faiss = _faiss()
         probes = min(self.cells, max(32, self.cells // 16))

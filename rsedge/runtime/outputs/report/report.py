@@ -43,10 +43,7 @@ _IN_SCRIPT = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&"}
 def report_target(path: str | os.PathLike[str], scenes: Sequence[Scene], *, longest: int = 1400) -> Target:
     """An output of a run that is one HTML file, with everything in it and nothing loaded from anywhere.
 
-    Args:
-        path: Path that ends in ``.html`` or ``.htm``.
-        scenes: The scenes of the run, in its order.
-        longest: Pixels of the longer side of a scene's picture, at most; less where scenes are many.
+    The longer side of a scene's picture has at most ``longest`` pixels, less where scenes are many.
 
     Raises:
         OptionError: The suffix is another one, or ``longest`` is below 1.
@@ -129,11 +126,8 @@ def _centre(geometry: dict[str, Any] | None) -> tuple[float | None, float | None
 def _page(title: str, data: dict[str, Any]) -> bytes:
     """The file, UTF-8; the same for the same data.
 
-    Its policy lets nothing be loaded from anywhere, and nothing run but the one script, known by its hash.
-
-    Args:
-        title: Of the document; any text.
-        data: JSON values that the script shows; their texts may hold any markup, and are plain (:mod:`rsedge.texts`).
+    Its policy lets nothing be loaded from anywhere, and nothing run but the one script, known by its hash. The texts of
+    ``data``, which the script shows, may hold any markup, and are plain (:mod:`rsedge.texts`).
     """
     style, script = _part("report.css"), _part("report.js")
     text = Template(_part("report_template.html")).substitute(

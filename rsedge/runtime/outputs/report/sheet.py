@@ -45,14 +45,7 @@ def write_sheet(
     side: int = 200,
     title: str | None = None,
 ) -> Path:
-    """Write a PNG with one cell per tile, see :func:`draw_sheet`.
-
-    Args:
-        path: The PNG, replaced if it is there.
-        tiles, columns, side, title: As there.
-
-    Returns:
-        ``path``.
+    """Write the picture of :func:`draw_sheet` as PNG, replaced if it is there; return ``path``.
 
     Raises:
         OptionError: There are no tiles, or ``columns`` or ``side`` cannot be.
@@ -78,10 +71,9 @@ def draw_sheet(
 
     Args:
         tiles: Pixels, uint8 [H, W, 3] or None where there are none, and the record of each tile.
-        columns: Cells in a row.
-        side: Width and height of a tile in the picture, in pixels.
+        columns, side: Cells in a row, and pixels of a tile in the picture.
         title: Lines above the cells.
-        name_scenes: Whether each cell says which scene it is of.
+        name_scenes: Whether each cell names its scene.
 
     Raises:
         OptionError: There are no tiles, or ``columns`` or ``side`` cannot be.
