@@ -75,13 +75,10 @@ def class_table(top: int) -> Table:
 class TextImageEmbedder(TileEmbedder, Protocol):
     """An embedder of images and texts."""
 
-    @property
-    def logit_scale(self) -> float | None:
-        """What similarities are multiplied by, or None where the model has none."""
-
-    @property
-    def logit_bias(self) -> float | None:
-        """What is added then; only models trained with a sigmoid per pair have it."""
+    logit_scale: float | None
+    """Factor of similarities, or None where the model has none."""
+    logit_bias: float | None
+    """Added then; only models trained with a sigmoid per pair have it."""
 
     def embed_texts(self, texts: list[str]) -> NDArray[np.float32]:
         """float32 [N, dim], unit length."""

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, get_args
+from typing import TYPE_CHECKING, Any, BinaryIO, get_args
 from urllib.parse import quote
 
 import rsedge
@@ -25,6 +25,7 @@ from rsedge.texts import plain, rfc3339
 
 if TYPE_CHECKING:
     from rsedge.runtime.outputs.records import TileResult
+    from rsedge.runtime.scenes.scene import Scene
 
 PROCESSING = "https://stac-extensions.github.io/processing/v1.1.0/schema.json"
 # STAC lets an unknown time be null within a range. This one leaves nothing out.
@@ -66,22 +67,10 @@ _BUCKET = re.compile(r"^(?:/vsi(s3|gs)/|(s3|gs)://)(.*)$")
 _ARCHIVE = re.compile(r"^/vsi(?:zip|tar|gzip)/")
 
 
-class SceneSource(Protocol):
-    """What an item names of a scene."""
-
-    @property
-    def name(self) -> str:
-        """Its name in records."""
-
-    @property
-    def source(self) -> str:
-        """The file behind it, or its address."""
-
-
 def result_item_target(
     path: Path,
     *,
-    scenes: Iterable[SceneSource],
+    scenes: Iterable[Scene],
     model: str,
     output: Path | None,
     others: Mapping[str, Path] | None = None,
@@ -176,7 +165,7 @@ class _ItemWriter:
         self._stream.write(text.encode("utf-8", "replace") + b"\n")
 
 
-def _link(item: Path, scene: SceneSource) -> dict[str, str]:
+def _link(item: Path, scene: Scene) -> dict[str, str]:
     if match := _REMOTE.match(scene.source):
         href = match[1] + quote(match[2], safe="/%:!$&'()*+,;=")
     elif match := _BUCKET.match(scene.source):

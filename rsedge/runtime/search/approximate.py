@@ -103,8 +103,8 @@ def build(file: SearchFile, *, cells: int | None = None, progress: Callable[[int
 class Approximate:
     """The index of a file, ready to be searched; made by :meth:`open`."""
 
-    def __init__(self, file: SearchFile, index: Any) -> None:
-        self._file, self._index = file, index
+    def __init__(self, index: Any) -> None:
+        self._index = index
 
     @classmethod
     def open(cls, file: SearchFile) -> Approximate:
@@ -125,7 +125,7 @@ class Approximate:
                 if not isinstance(key, dict):
                     raise ValueError("it does not say which file it is of")
                 if key == _key(file):
-                    return cls(file, faiss.read_index(faiss.PyCallbackIOReader(stream.read)))
+                    return cls(faiss.read_index(faiss.PyCallbackIOReader(stream.read)))
         except FileNotFoundError:
             raise OptionError(f"{file.path} has no index {path.name}: {remedy}") from None
         except (OSError, ValueError, RuntimeError) as error:
@@ -133,25 +133,15 @@ class Approximate:
         changed = [name for name, value in _key(file).items() if key.get(name) != value]
         raise OptionError(f"{path} is out of date: {file.path} has another {', '.join(changed)}; {remedy}")
 
-    @property
-    def cells(self) -> int:
-        """Into how many the embeddings are sorted."""
-        return int(self._index.nlist)
-
     def candidates(
         self, query: NDArray[np.float64], count: int, *, keep: NDArray[np.bool_] | None = None
     ) -> NDArray[np.int64]:
-        """Rows of the file that are probably among the nearest, at most ``count``, int64 [n].
+        """Rows, int64 [n], that are probably among the nearest to the unit vector ``query``, float64 [D].
 
-        They are those of a sixteenth of the cells, at least 32.
-
-        Args:
-            query: float64 [D] of unit length.
-            count: Number of rows.
-            keep: Rows of the file that may be given, bool [rows]; None allows all.
+        They are at most ``count``, from a sixteenth of the cells, at least 32, and among ``keep``, bool [rows].
         """
-        faiss = _faiss()
-        probes = min(self.cells, max(32, self.cells // 16))
+        faiss, cells = _faiss(), int(self._index.nlist)
+        probes = min(cells, max(32, cells // 16))
         selector = None
         if keep is not None:
             bits = np.packbits(keep, bitorder="little")

@@ -27,13 +27,12 @@ from numpy.typing import NDArray
 
 from rsedge.errors import OptionError
 from rsedge.runtime.outputs.geometry import from_wkb, polygons
+from rsedge.runtime.search.search_file import SearchFile, reading
 from rsedge.texts import plain
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.compute as pc
-
-    from rsedge.runtime.search.search_file import SearchFile
 
 Box = tuple[float, float, float, float]
 Mask = NDArray[np.bool_]
@@ -154,7 +153,7 @@ class RowFilter:
             return
         from pyarrow import dataset, fs
 
-        with file.reading():
+        with reading(file.path):
             self._fragment = dataset.ParquetFileFormat().make_fragment(str(file.path), fs.LocalFileSystem())
             schema = self._fragment.physical_schema
             kept = self._fragment.split_by_row_group(self._expression, schema)  # those whose statistics allow it
@@ -175,7 +174,7 @@ class RowFilter:
         columns = {"keep": self._expression}
         if self._bbox is not None:
             columns["wide"] = pc.field("bbox", "xmax") - pc.field("bbox", "xmin") > _WIDE
-        with self._file.reading(group):
+        with reading(self._file.path, group):
             part = self._fragment.subset(row_group_ids=[group])
             found = part.to_table(columns=columns, use_threads=False)
             keep = _flags(found["keep"])
@@ -234,12 +233,7 @@ def _columns_of(schema: pa.Schema) -> dict[str, str]:
 
 
 class _Parser:
-    """A condition to a pyarrow expression; an OptionError names where and what was expected.
-
-    Args:
-        text: What the user wrote.
-        columns: See :func:`_columns_of`.
-    """
+    """A condition to a pyarrow expression; an OptionError names the place and what was expected there."""
 
     def __init__(self, text: str, columns: Mapping[str, str]) -> None:
         self._text, self._columns = text, columns

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,10 +14,8 @@ from rsedge.errors import OutputError
 from rsedge.runtime.outputs import writers
 from rsedge.runtime.outputs.geometry import from_wkb
 from rsedge.runtime.outputs.records import TILES, Column, Table, TileRecord
+from rsedge.runtime.search.search_file import SearchFile, reading
 from rsedge.texts import plain, rfc3339
-
-if TYPE_CHECKING:
-    from rsedge.runtime.search.search_file import SearchFile
 
 FORMATS = ("geojson", "geojsonl", "csv", "gpkg")
 
@@ -66,11 +64,11 @@ def read_records(file: SearchFile, rows: Sequence[int]) -> list[tuple[TileRecord
     numbers = np.asarray(rows, np.int64)
     groups = np.searchsorted(file.starts, numbers, side="right") - 1
     names = [name for name in file.schema.names if name not in ("embedding", "bbox")]
-    with file.reading(), file.parquet() as opened:
+    with reading(file.path), file.parquet() as opened:
         for group in np.unique(groups).tolist():
             wanted = np.unique(numbers[groups == group])
             first = int(file.starts[group])
-            with file.reading(group):
+            with reading(file.path, group):
                 for batch in opened.iter_batches(_BATCH_ROWS, row_groups=[group], columns=names, use_threads=False):
                     inside = wanted[(wanted >= first) & (wanted < first + len(batch))]
                     if len(inside):

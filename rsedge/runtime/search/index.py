@@ -224,13 +224,7 @@ class Index:
     def build_approximate(
         self, *, cells: int | None = None, progress: Callable[[int, int], None] | None = None
     ) -> list[Path]:
-        """Make an approximate index beside each file; see :func:`rsedge.runtime.search.approximate.build`.
-
-        Raises:
-            BackendError: FAISS is not installed.
-            OptionError: A file is damaged, or holds no embeddings.
-            OutputError: An index cannot be written.
-        """
+        """Make an approximate index beside each file; see :func:`rsedge.runtime.search.approximate.build`."""
         self._indexes.clear()
         return [ann.build(file, cells=cells, progress=progress) for file in self.files]
 

@@ -110,7 +110,7 @@ class SearchFile:
             ]
             if problems:
                 raise OptionError(f"{path} was changed since rsedge wrote it: {'; '.join(problems)}; embed again")
-            with _reading(path):
+            with reading(path):
                 return cls(path, info, file)
 
     @property
@@ -124,16 +124,10 @@ class SearchFile:
         Raises:
             OptionError: It was.
         """
-        with _reading(self.path):
+        with reading(self.path):
             state = self.path.stat()
         if (state.st_size, state.st_mtime_ns) != self.state:
             raise OptionError(f"{self.path} was changed since it was opened: open it again")
-
-    @contextmanager
-    def reading(self, group: int | None = None) -> Iterator[None]:
-        """Turn what reading it can raise into an OptionError that says where."""
-        with _reading(self.path, group):
-            yield
 
     def parquet(self) -> Any:
         """The file as pyarrow's ``ParquetFile``, a context manager, without reading its footer again."""
@@ -191,7 +185,7 @@ class SearchFile:
     def _find(self, group: int) -> list[Piece] | None:
         if group not in self._pieces:
             column, level = self._leaf
-            with _reading(self.path, group), self.path.open("rb") as stream:
+            with reading(self.path, group), self.path.open("rb") as stream:
                 self._pieces[group] = find_pieces(stream, self._metadata, level, group, column, self.info.dim)
         return self._pieces[group]
 
@@ -213,7 +207,7 @@ class SearchFile:
                     if keep is not None and not keep[rows].any():
                         continue
                     vectors = buffer[: len(rows)]
-                    self._fill(stream, piece.offset + first * dim * dtype.itemsize, vectors, group)
+                    _fill(vectors, stream, piece.offset + first * dim * dtype.itemsize)
                     yield _native(vectors), rows + self.starts[group]
 
     def _pick(self, group: int, pieces: Sequence[Piece], keep: NDArray[np.bool_]) -> Iterator[tuple[Embedding, Rows]]:
@@ -225,13 +219,13 @@ class SearchFile:
                 places = np.flatnonzero(keep[present])
                 vectors = np.empty((len(places), self.info.dim), self.dtype)
                 for place, vector in zip(places.tolist(), vectors, strict=True):
-                    self._fill(stream, piece.offset + place * size, vector, group)
+                    _fill(vector, stream, piece.offset + place * size)
                 yield _native(vectors), present[places] + self.starts[group]
 
     def _decode(self, group: int) -> Iterator[tuple[Embedding, Rows]]:
         """Blocks of what pyarrow makes of the row group."""
         count = block_rows(self.info.dim, self.dtype.itemsize)
-        with _opened(self.path) as file, self.reading(group):
+        with _opened(self.path) as file, reading(self.path, group):
             (column,) = file.read_row_group(group, columns=["embedding"]).combine_chunks().columns
         found = column.chunk(0)
         vectors = found.values.to_numpy(zero_copy_only=False).reshape(-1, self.info.dim)[found.offset :]
@@ -243,23 +237,20 @@ class SearchFile:
     @contextmanager
     def _stream(self, group: int) -> Iterator[BinaryIO]:
         # Unbuffered reads, and no memory map: a file cut off while it is read is an error and no crash.
-        with _reading(self.path, group):
-            stream = self.path.open("rb", buffering=0)
-        with stream:
+        with reading(self.path, group), self.path.open("rb", buffering=0) as stream:
             yield stream
 
-    def _fill(self, stream: BinaryIO, offset: int, vectors: NDArray[Any], group: int) -> None:
-        view = vectors.reshape(-1).view(np.uint8).data
-        done = 0
-        try:
-            stream.seek(offset)
-            while done < len(view):
-                count = stream.readinto(view[done:])  # type: ignore[attr-defined]
-                if not count:
-                    raise OSError("the file ends early")
-                done += count
-        except OSError as error:
-            raise _unreadable(self.path, group, error) from error
+
+def _fill(vectors: NDArray[Any], stream: BinaryIO, offset: int) -> None:
+    """Read as many bytes as the vectors have, from ``offset`` on."""
+    view = vectors.reshape(-1).view(np.uint8).data
+    stream.seek(offset)
+    done = 0
+    while done < len(view):
+        count = stream.readinto(view[done:])  # type: ignore[attr-defined]
+        if not count:
+            raise OSError("the file ends early")
+        done += count
 
 
 def _native(vectors: NDArray[Any]) -> Any:
@@ -268,7 +259,8 @@ def _native(vectors: NDArray[Any]) -> Any:
 
 
 @contextmanager
-def _reading(path: Path, group: int | None = None) -> Iterator[None]:
+def reading(path: Path, group: int | None = None) -> Iterator[None]:
+    """Turn what reading a file can raise into an OptionError that names the file and the row group."""
     import pyarrow as pa
 
     try:
@@ -276,12 +268,8 @@ def _reading(path: Path, group: int | None = None) -> Iterator[None]:
     except FileNotFoundError as error:
         raise OptionError(f"{path} is gone: put it back, or open another") from error
     except (OSError, pa.ArrowException) as error:
-        raise _unreadable(path, group, error) from error
-
-
-def _unreadable(path: Path, group: int | None, error: Exception) -> OptionError:
-    where = "" if group is None else f" in row group {group}"
-    return OptionError(f"{path} is damaged{where}: {error}; embed again")
+        where = "" if group is None else f" in row group {group}"
+        raise OptionError(f"{path} is damaged{where}: {error}; embed again") from error
 
 
 def _opened(path: Path) -> Any:
