@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -241,11 +241,27 @@ def run(
     options = TileOptions(**tiling)
     _check_top(classifier, top)
     target = os.fspath(output)
+    name = parse_format(target, format)
     counts: Counter[str] = Counter()
-    targets = [_records_target(classifier, target, parse_format(target, format), top, counts)]
+
+    def classified(results: Sequence[TileResult]) -> list[ClassifiedTile]:
+        tiles = classifier.classify(results, top=top)
+        counts.update(tile.ranked[0][0] for tile in tiles if tile.ranked)
+        return tiles
+
+    def captioned(results: Sequence[TileResult]) -> list[TileResult]:
+        """The class where captions stand, and its probability for their score."""
+        best = [next(iter(tile.ranked), (None, None)) for tile in classifier.classify(results, top=1)]
+        return [
+            replace(result, record=replace(result.record, caption=label, score=probability))
+            for result, (label, probability) in zip(results, best, strict=True)
+        ]
+
+    path = None if target == STDOUT else Path(target)
+    targets = [_changed(path, lambda: open_writer(target, name, class_table(top)), classified)]
     if raster is not None:
         targets.append(_raster_target(classifier, scenes, Path(raster), options))
-    targets += [_captioned_target(classifier, view) for view in beside]
+    targets += [_changed(view.path, view.open, captioned) for view in beside]
     check_distinct(targets)
     # Not rounded to float16, so that classes are those the model gives.
     models = Models(embedder=classifier.embedder, dtype="float32")
@@ -269,42 +285,19 @@ class _Results:
     write: Callable[[Sequence[TileResult]], None]
 
 
-def _records_target(classifier: Classifier, output: str, file_format: str, top: int, counts: Counter[str]) -> Target:
-    """Classified records; ``counts`` gets the tiles of each class."""
+def _changed(
+    path: Path | None,
+    open_unchanged: Callable[[], AbstractContextManager[ResultWriter]],
+    change: Callable[[Sequence[TileResult]], Sequence[Any]],
+) -> Target:
+    """A target whose writer gets what ``change`` makes of the results."""
 
     @contextmanager
-    def open_records() -> Iterator[ResultWriter]:
-        with open_writer(output, file_format, class_table(top)) as writer:
+    def open_changed() -> Iterator[ResultWriter]:
+        with open_unchanged() as writer:
+            yield _Results(lambda results: writer.write(change(results)))
 
-            def write(results: Sequence[TileResult]) -> None:
-                tiles = classifier.classify(results, top=top)
-                counts.update(tile.ranked[0][0] for tile in tiles if tile.ranked)
-                writer.write(tiles)
-
-            yield _Results(write)
-
-    return Target(None if output == STDOUT else Path(output), open_records)
-
-
-def _captioned_target(classifier: Classifier, target: Target) -> Target:
-    """The target with the class where captions stand, and its probability for their score."""
-
-    @contextmanager
-    def open_view() -> Iterator[ResultWriter]:
-        with target.open() as writer:
-
-            def write(results: Sequence[TileResult]) -> None:
-                best = [next(iter(tile.ranked), (None, None)) for tile in classifier.classify(results, top=1)]
-                writer.write(
-                    [
-                        replace(result, record=replace(result.record, caption=label, score=probability))
-                        for result, (label, probability) in zip(results, best, strict=True)
-                    ]
-                )
-
-            yield _Results(write)
-
-    return Target(target.path, open_view)
+    return Target(path, open_changed)
 
 
 def _raster_target(classifier: Classifier, scenes: Sequence[Scene], path: Path, options: TileOptions) -> Target:
