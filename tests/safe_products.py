@@ -14,8 +14,7 @@ import rasterio
 from rasterio.transform import Affine, from_origin
 
 from rsedge.pixels import ReflectanceRule
-from rsedge.runtime.demo.scene import compose_scene
-from rsedge.runtime.demo.terrain import CLASSES, NO_DATA
+from rsedge.runtime.demo.scene import CLASSES, NO_DATA, compose_scene
 
 BANDS = ("B04", "B03", "B02", "B08")
 ORIGIN = (300000.0, 6100020.0)

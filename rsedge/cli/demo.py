@@ -41,7 +41,7 @@ def command(output: Path, seed: int, device: str, backend: str, threads: int | N
     from rsedge.runtime.captioner import Captioner
     from rsedge.runtime.demo.scene import write_scene
     from rsedge.runtime.outputs.report.report import report_target
-    from rsedge.runtime.outputs.report.scene_sheet import sheet_target
+    from rsedge.runtime.outputs.report.sheet import sheet_target
     from rsedge.runtime.run.pipeline import run
     from rsedge.runtime.scenes.scene import Scene
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from rsedge.runtime.outputs.target import Target
+    from rsedge.runtime.outputs.files import Target
     from rsedge.runtime.scenes.scene import Scene
 
 _STYLED = (".geojson", ".gpkg")
@@ -59,7 +59,7 @@ def targets(
 
         found.append(report_target(html, scenes))
     if sheet is not None:
-        from rsedge.runtime.outputs.report.scene_sheet import sheet_target
+        from rsedge.runtime.outputs.report.sheet import sheet_target
 
         found.append(sheet_target(sheet, scenes))
     if style and Path(output).suffix.lower() in _STYLED:

@@ -44,15 +44,13 @@ class Captioner:
     """A captioning model, ready to run; made by :meth:`load`.
 
     Attributes:
-        bundle: What was loaded.
-        device: ``cpu`` or ``cuda:N``.
-        device_reason: Why it runs there.
+        bundle: The open bundle.
+        device, device_reason: ``cpu`` or ``cuda:N``, and why it runs there.
         batch_size: Images decoded together; halved where memory runs out.
         model: ``name@hash12``, as in every record.
-        image_size: Side in pixels of the images the model sees.
-        resample: Filter that brings other images to that size.
+        image_size, resample: Side in pixels of the images the model sees, and the filter that brings others to it.
         decoder: Its graphs and caches.
-        clock: Times the stages of decoding; by default none does.
+        clock: Times the stages of decoding.
     """
 
     def __init__(
@@ -69,8 +67,7 @@ class Captioner:
         self._tokens, self._defaults = manifest.tokens, manifest.generation
         self._averaged = manifest.family == "clipcap"
         self._tokenizer = Tokenizer.load(bundle.tokenizer_path)
-        self.decoder = Decoder(bundle, backend)
-        self.clock = clock
+        self.decoder, self.clock = Decoder(bundle, backend), clock
 
     @classmethod
     def load(
@@ -95,7 +92,7 @@ class Captioner:
             batch_size: Images decoded together; None takes 16 on the CPU, 32 on CUDA or what fits.
             num_beams, max_new_tokens: What engines of TensorRT have to serve, if that is more than the bundle's
                 defaults. Still more at run time builds them once more.
-            clock: Times the stages of decoding, such as a ``rsedge.clock.StageClock``.
+            clock: Times the stages of decoding.
 
         Raises:
             BundleError: The bundle is damaged, or no captioner.
@@ -169,7 +166,7 @@ class Captioner:
         wanted: list[int],
         captions: list[Caption | None],
     ) -> None:
-        """Caption the images ``wanted`` as far as memory goes, images entering the batch as others leave it."""
+        """Caption the images ``wanted`` as far as memory goes; images enter the batch as others leave it."""
         slots = min(self.batch_size, len(wanted))
         search = make_search(
             options,
@@ -208,31 +205,26 @@ class Captioner:
                 with clock(CACHES):
                     batch.advance(parents)
                 for slot in np.flatnonzero(done).tolist():
-                    captions[active[slot]] = self._caption(*search.result(slot))
-                sources = _close_ranks(done)
+                    token_ids, score = search.result(slot)
+                    captions[active[slot]] = Caption(self._tokenizer.decode(token_ids).strip(), score, token_ids)
+                # Slots to keep, those from the end moved into the gaps: the fewest caches move.
+                staying = np.flatnonzero(~done)
+                sources = np.arange(len(staying))
+                sources[done[: len(staying)]] = staying[staying >= len(staying)]
                 left = bool(done.any())
                 if left:
                     search.keep(sources)
                     active = [active[slot] for slot in sources.tolist()]
 
-    def _caption(self, token_ids: tuple[int, ...], score: float) -> Caption:
-        return Caption(self._tokenizer.decode(token_ids).strip(), score, token_ids)
-
     def with_options(self, **overrides: Unpack[DecodingOverrides]) -> TileCaptions:
         """The captioner with fixed decoding options, as :mod:`rsedge.runtime.run.pipeline` takes it."""
         return TileCaptions(self, self.options(**overrides))
 
-    def caption_scene(
-        self,
-        scene: Scene,
-        **options: Unpack[SceneOverrides],
-    ) -> Iterator[TileRecord]:
+    def caption_scene(self, scene: Scene, **options: Unpack[SceneOverrides]) -> Iterator[TileRecord]:
         """The records of a scene, lazily, in row-major order of its tiles.
 
-        Args:
-            scene: An open scene.
-            **options: How it is cut and read, see :class:`rsedge.runtime.run.sources.TileOptions`, and decoding options
-                over the bundle's defaults.
+        The options are those of :class:`rsedge.runtime.run.sources.TileOptions`, and decoding options over the bundle's
+        defaults.
 
         Raises:
             OptionError: A value that is not accepted.
@@ -242,14 +234,6 @@ class Captioner:
         task = self.with_options(**cast("DecodingOverrides", decoding))
         for records in caption_scene(task, scene, **cast("Tiling", tiling)):
             yield from records
-
-
-def _close_ranks(done: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Slots to keep, those from the end moved into the gaps: the fewest caches move."""
-    staying = np.flatnonzero(~done)
-    sources = np.arange(len(staying))
-    sources[done[: len(staying)]] = staying[staying >= len(staying)]
-    return sources
 
 
 class TileCaptions:

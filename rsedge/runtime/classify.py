@@ -1,7 +1,7 @@
 """Zero-shot classification: each tile is of the class whose prompts it is most similar to.
 
-What is computed and kept are embeddings; classes are told from them when outputs are written, so that a run that was
-interrupted goes on even with other labels.
+A run computes and keeps embeddings; classes follow from them when outputs are written. So an interrupted run can
+continue even with other labels.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsedge.errors import BundleError, OptionError
-from rsedge.runtime.outputs.class_records import ClassifiedTile, class_table
-from rsedge.runtime.outputs.rasters import MAX_CLASSES, NO_CLASS, Cells, check_suffix, tile_cells, write_classes
-from rsedge.runtime.outputs.target import ResultWriter, Target
-from rsedge.runtime.outputs.writers import STDOUT, Writer, open_writer, parse_format
+from rsedge.runtime.outputs.files import ResultWriter, Target
+from rsedge.runtime.outputs.rasters import MAX_CLASSES, NO_CLASS, check_suffix, tile_cells, write_classes
+from rsedge.runtime.outputs.records import TILES, Column, Table, TileRecord, TileResult
+from rsedge.runtime.outputs.writers import STDOUT, open_writer, parse_format
 from rsedge.runtime.prompts import TEMPLATES, class_embeddings
 from rsedge.runtime.run.pipeline import Summary, check_distinct, embed_scene, execute_run
 from rsedge.runtime.run.run import Models, Progress, TileEmbedder
@@ -31,22 +31,54 @@ from rsedge.texts import plain
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from rsedge.runtime.outputs.records import Embedding, TileResult
+    from rsedge.runtime.outputs.records import Embedding
     from rsedge.runtime.scenes.scene import Scene
 
 Floats = NDArray[np.floating[Any]]
 
+_FIELDS = TileRecord.__slots__
+_CAPTION = _FIELDS.index("caption")  # score follows it
+
+
+def _columns(top: int) -> list[str]:
+    """``class``, ``probability``, then ``class_2``, ``probability_2`` and so on."""
+    places = ["", *(f"_{place}" for place in range(2, top + 1))]
+    return [f"{name}{place}" for place in places for name in ("class", "probability")]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifiedTile(TileRecord):
+    """A record with the most probable classes of its tile; it has no caption.
+
+    Attributes:
+        top: How many classes a record names.
+        ranked: Class and probability, rounded to 4 decimals, the most similar first; empty unless ``status`` is ``ok``.
+    """
+
+    top: int = 1
+    ranked: tuple[tuple[str, float], ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as a plain dict, with classes and probabilities in place of ``caption`` and ``score``."""
+        values = [(name, getattr(self, name)) for name in _FIELDS]
+        ranked: list[str | float | None] = [value for pair in self.ranked for value in pair]
+        found = zip(_columns(self.top), ranked or [None] * (2 * self.top), strict=True)
+        return dict([*values[:_CAPTION], *found, *values[_CAPTION + 2 :]])
+
+
+def class_table(top: int) -> Table:
+    """The columns of :class:`ClassifiedTile` with ``top`` classes."""
+    kinds = [Column(name, "text" if name.startswith("class") else "real") for name in _columns(top)]
+    return Table((*TILES.columns[:_CAPTION], *kinds, *TILES.columns[_CAPTION + 2 :]), ClassifiedTile.to_dict)
+
 
 class TextImageEmbedder(TileEmbedder, Protocol):
-    """What classification needs of an embedder."""
+    """An embedder of images and texts."""
 
-    @property
-    def logit_scale(self) -> float | None:
-        """What similarities are multiplied by, or None where the model has none."""
-
-    @property
-    def logit_bias(self) -> float | None:
-        """What is added then; only models trained with a sigmoid per pair have it."""
+    logit_scale: float | None
+    """Factor of similarities, or None where the model has none."""
+    logit_bias: float | None
+    """Added then; only models trained with a sigmoid per pair have it."""
 
     def embed_texts(self, texts: list[str]) -> NDArray[np.float32]:
         """float32 [N, dim], unit length."""
@@ -72,15 +104,10 @@ class Classifier:
     def make(
         cls, embedder: TextImageEmbedder, labels: Sequence[str], *, templates: Sequence[str] = TEMPLATES
     ) -> Classifier:
-        """Embed the classes.
-
-        Args:
-            embedder: Of images and texts.
-            labels: At least two different classes.
-            templates: Each with ``{category}`` or ``{}``; the prompts of a class are averaged.
+        """Embed at least two different classes; the prompts of a class, one per template, are averaged.
 
         Raises:
-            OptionError: Labels or templates cannot be.
+            OptionError: Labels or templates are not accepted.
             BundleError: The model has no logit scale, so that similarities have no probabilities.
         """
         for name, value in (("labels", labels), ("templates", templates)):
@@ -108,33 +135,24 @@ class Classifier:
 
     def classify(self, results: Sequence[TileResult], *, top: int = 1) -> list[ClassifiedTile]:
         """The records of a segment with the ``top`` most probable classes of each tile that has an embedding."""
-        vectors = [result.embedding for result in results]
-        ranked = iter(self._ranked([vector for vector in vectors if vector is not None], top))
+        probabilities, order = self.order([result.embedding for result in results if result.embedding is not None])
+        ranked = (
+            tuple((self.labels[index], rounded(row[index]) or 0.0) for index in best)
+            for row, best in zip(probabilities.tolist(), order[:, :top].tolist(), strict=True)
+        )
         return [
-            ClassifiedTile.of(result.record, top, next(ranked) if vector is not None else ())
-            for result, vector in zip(results, vectors, strict=True)
+            ClassifiedTile(
+                **result.record.to_dict(), top=top, ranked=next(ranked) if result.embedding is not None else ()
+            )
+            for result in results
         ]
 
-    def indices(self, results: Sequence[TileResult]) -> Iterator[tuple[TileResult, int]]:
-        """Each result that has an embedding, and the index of its class."""
-        found = [result for result in results if result.embedding is not None]
-        best = self._order([result.embedding for result in found if result.embedding is not None])[1][:, 0]
-        return zip(found, best.tolist(), strict=True)
-
-    def _order(self, vectors: Sequence[Embedding]) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    def order(self, vectors: Sequence[Embedding]) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
         """Probabilities [N, C] and class indices by falling similarity [N, C]; of equal classes the first one leads."""
         stack = np.array(vectors, np.float64).reshape(len(vectors), self.anchors.shape[1])
         # Not by probability, which may saturate: two of 1.0 in floating point are not equally similar.
-        return self.probabilities(stack), np.argsort(
-            -(stack @ self.anchors.T.astype(np.float64)), axis=1, kind="stable"
-        )
-
-    def _ranked(self, vectors: Sequence[Embedding], top: int) -> list[tuple[tuple[str, float], ...]]:
-        probabilities, order = self._order(vectors)
-        return [
-            tuple((self.labels[index], rounded(row[index]) or 0.0) for index in best)
-            for row, best in zip(probabilities.tolist(), order[:, :top].tolist(), strict=True)
-        ]
+        similarity = stack @ self.anchors.T.astype(np.float64)
+        return self.probabilities(stack), np.argsort(-similarity, axis=1, kind="stable")
 
 
 def need_scale(embedder: TextImageEmbedder) -> float:
@@ -163,26 +181,14 @@ def sigmoid(logits: Floats) -> NDArray[np.float64]:
 
 
 def classify_scene(
-    classifier: Classifier,
-    scene: Scene,
-    *,
-    top: int = 1,
-    **tiling: Unpack[Tiling],
+    classifier: Classifier, scene: Scene, *, top: int = 1, **tiling: Unpack[Tiling]
 ) -> Iterator[ClassifiedTile]:
-    """The records of a scene, lazily, in row-major order of its tiles.
-
-    Args:
-        classifier: Tells the classes.
-        scene: The scene.
-        top: Classes a record names, the most probable first.
-        **tiling: See :class:`~rsedge.runtime.run.sources.TileOptions`.
+    """The records of a scene, lazily, in row-major order of its tiles, with the ``top`` most probable classes.
 
     Raises:
         OptionError: An option does not fit.
         SceneError: The scene cannot be opened any more. Pixels that cannot be read are ``read_error`` records instead.
     """
-    from rsedge.runtime.outputs.records import TileResult
-
     _check_top(classifier, top)
     tiles = embed_scene(classifier.embedder, scene, **tiling)
     return (classifier.classify([TileResult(record, None, vector)], top=top)[0] for record, vector in tiles)
@@ -219,18 +225,13 @@ def run(
     :func:`rsedge.runtime.run.pipeline.run`.
 
     Args:
-        scenes: Scenes in the order of the output.
-        classifier: Tells the classes.
-        output: Path, whose suffix names the format, or ``-``.
-        top: Classes a record names, the most probable first.
+        scenes, output, format, overwrite, progress, **tiling: As there.
+        classifier: The classes.
+        top: Number of classes in a record, the most probable first.
         raster: GeoTIFF of the one scene's classes, a pixel per tile; see
             :func:`~rsedge.runtime.outputs.rasters.tile_cells`.
-        beside: What else to make of the same records: a report, a contact sheet, a style.
-        format: Format, where the suffix does not name it.
-        overwrite: Replace outputs, or a journal of another run.
+        beside: Further outputs of the same records: a report, a contact sheet, a style.
         settings: What else decides the embeddings (the device), as JSON values: a journal with others is refused.
-        progress: Called at the start and after each segment.
-        **tiling: See :class:`~rsedge.runtime.run.sources.TileOptions`.
 
     Raises:
         OptionError: An option does not fit.
@@ -240,11 +241,27 @@ def run(
     options = TileOptions(**tiling)
     _check_top(classifier, top)
     target = os.fspath(output)
+    name = parse_format(target, format)
     counts: Counter[str] = Counter()
-    targets = [_records_target(classifier, target, parse_format(target, format), top, counts)]
+
+    def classified(results: Sequence[TileResult]) -> list[ClassifiedTile]:
+        tiles = classifier.classify(results, top=top)
+        counts.update(tile.ranked[0][0] for tile in tiles if tile.ranked)
+        return tiles
+
+    def captioned(results: Sequence[TileResult]) -> list[TileResult]:
+        """The class where captions stand, and its probability for their score."""
+        best = [next(iter(tile.ranked), (None, None)) for tile in classifier.classify(results, top=1)]
+        return [
+            replace(result, record=replace(result.record, caption=label, score=probability))
+            for result, (label, probability) in zip(results, best, strict=True)
+        ]
+
+    path = None if target == STDOUT else Path(target)
+    targets = [_changed(path, lambda: open_writer(target, name, class_table(top)), classified)]
     if raster is not None:
         targets.append(_raster_target(classifier, scenes, Path(raster), options))
-    targets += [_captioned_target(classifier, target) for target in beside]
+    targets += [_changed(view.path, view.open, captioned) for view in beside]
     check_distinct(targets)
     # Not rounded to float16, so that classes are those the model gives.
     models = Models(embedder=classifier.embedder, dtype="float32")
@@ -261,65 +278,26 @@ def _check_top(classifier: Classifier, top: int) -> None:
         raise OptionError(f"top is {top}, expected 1 to {len(classifier.labels)}, the number of labels")
 
 
-class _RecordsWriter:
-    """Results as classified records."""
+@dataclass(frozen=True, slots=True)
+class _Results:
+    """A writer of results that is a function."""
 
-    def __init__(self, writer: Writer, classifier: Classifier, top: int, counts: Counter[str]) -> None:
-        self._writer, self._classifier, self._top, self._counts = writer, classifier, top, counts
-
-    def write(self, results: Sequence[TileResult]) -> None:
-        tiles = self._classifier.classify(results, top=self._top)
-        self._counts.update(tile.ranked[0][0] for tile in tiles if tile.ranked)
-        self._writer.write(tiles)
+    write: Callable[[Sequence[TileResult]], None]
 
 
-def _records_target(classifier: Classifier, output: str, file_format: str, top: int, counts: Counter[str]) -> Target:
-    @contextmanager
-    def open_records() -> Iterator[ResultWriter]:
-        with open_writer(output, file_format, class_table(top)) as writer:
-            yield _RecordsWriter(writer, classifier, top, counts)
-
-    return Target(None if output == STDOUT else Path(output), open_records)
-
-
-class _CaptionedWriter:
-    """Results with the class where captions stand, and its probability for their score."""
-
-    def __init__(self, writer: ResultWriter, classifier: Classifier) -> None:
-        self._writer, self._classifier = writer, classifier
-
-    def write(self, results: Sequence[TileResult]) -> None:
-        best = [next(iter(tile.ranked), (None, None)) for tile in self._classifier.classify(results, top=1)]
-        self._writer.write(
-            [
-                replace(result, record=replace(result.record, caption=label, score=probability))
-                for result, (label, probability) in zip(results, best, strict=True)
-            ]
-        )
-
-
-def _captioned_target(classifier: Classifier, target: Target) -> Target:
-    """A view of a run as one of classes."""
+def _changed(
+    path: Path | None,
+    open_unchanged: Callable[[], AbstractContextManager[ResultWriter]],
+    change: Callable[[Sequence[TileResult]], Sequence[Any]],
+) -> Target:
+    """A target whose writer gets what ``change`` makes of the results."""
 
     @contextmanager
-    def open_view() -> Iterator[ResultWriter]:
-        with target.open() as writer:
-            yield _CaptionedWriter(writer, classifier)
+    def open_changed() -> Iterator[ResultWriter]:
+        with open_unchanged() as writer:
+            yield _Results(lambda results: writer.write(change(results)))
 
-    return Target(target.path, open_view)
-
-
-class _RasterWriter:
-    """Results as a value per tile."""
-
-    def __init__(self, classifier: Classifier, rows: int, cols: int) -> None:
-        self._classifier = classifier
-        dtype = np.uint8 if len(classifier.labels) < 256 else np.uint16
-        self.classes: NDArray[np.unsignedinteger[Any]] = np.full((rows, cols), NO_CLASS, dtype)
-
-    def write(self, results: Sequence[TileResult]) -> None:
-        for result, index in self._classifier.indices(results):
-            self.classes[result.record.row, result.record.col] = index + 1
+    return Target(path, open_changed)
 
 
 def _raster_target(classifier: Classifier, scenes: Sequence[Scene], path: Path, options: TileOptions) -> Target:
@@ -327,7 +305,7 @@ def _raster_target(classifier: Classifier, scenes: Sequence[Scene], path: Path, 
         raise OptionError(f"{len(scenes)} scenes do not fit in one raster, {path}: classify one scene at a time")
     check_suffix(path)
     scene, grid = scenes[0], options.grid(scenes[0])
-    cells: Cells = tile_cells(options.tile_size, options.overlap)
+    cells = tile_cells(options.tile_size, options.overlap)
     tags = {
         "model": classifier.embedder.model,
         "scene": scene.name,
@@ -337,8 +315,16 @@ def _raster_target(classifier: Classifier, scenes: Sequence[Scene], path: Path, 
 
     @contextmanager
     def open_raster() -> Iterator[ResultWriter]:
-        writer = _RasterWriter(classifier, grid.rows, grid.cols)
-        yield writer
-        write_classes(path, writer.classes, classifier.labels, scene=scene, cells=cells, tags=tags)
+        dtype = np.uint8 if len(classifier.labels) < 256 else np.uint16
+        classes: NDArray[np.unsignedinteger[Any]] = np.full((grid.rows, grid.cols), NO_CLASS, dtype)
+
+        def write(results: Sequence[TileResult]) -> None:
+            found = [(result.record, result.embedding) for result in results if result.embedding is not None]
+            order = classifier.order([embedding for _, embedding in found])[1]
+            for (record, _), index in zip(found, order[:, 0].tolist(), strict=True):
+                classes[record.row, record.col] = index + 1
+
+        yield _Results(write)
+        write_classes(path, classes, classifier.labels, scene=scene, cells=cells, tags=tags)
 
     return Target(path, open_raster)

@@ -38,17 +38,15 @@ class Embedder:
     """A model that puts images and texts into one space, ready to run; made by :meth:`load`.
 
     Attributes:
-        bundle: What was loaded.
+        bundle: The open bundle.
         model: ``name@hash12``, as in every record.
         hash: The bundle's hash, 64 hexadecimal digits: embeddings of other models must not be compared with these.
-        device: ``cpu`` or ``cuda:N``.
-        device_reason: Why it runs there.
+        device, device_reason: ``cpu`` or ``cuda:N``, and why it runs there.
         batch_size: Images or texts computed together; halved where memory runs out.
-        image_size: Side in pixels of the images the model sees.
-        resample: Filter that brings other images to that size.
+        image_size, resample: Side in pixels of the images the model sees, and the filter that brings others to it.
         dim: Length of an embedding.
         logit_scale, logit_bias: Similarity × scale + bias is the model's own logit, where it has one, else None.
-        clock: Times the encoding of images; by default none does.
+        clock: Times the encoding of images.
     """
 
     def __init__(
@@ -86,11 +84,9 @@ class Embedder:
 
         Args:
             path: A ``NAME.rsedge`` directory.
-            device: ``auto`` (a CUDA GPU if usable, else the CPU; logged), ``cpu``, ``cuda`` or ``cuda:N``.
-            backend: ``auto`` (TensorRT where it works, else ONNX Runtime; logged), ``onnxruntime`` or ``tensorrt``.
-            threads: CPU threads; None takes the cores this process may use.
+            device, backend, threads: As in :meth:`rsedge.Captioner.load`.
             batch_size: Images or texts computed together; None takes 16 on the CPU, 64 on CUDA or what fits.
-            clock: Times the encoding of images, such as a ``rsedge.clock.StageClock``.
+            clock: Times the encoding of images.
 
         Raises:
             BundleError: The bundle is damaged, or no embedding model.
@@ -103,10 +99,7 @@ class Embedder:
         return cls(bundle, made, device_reason=reason, batch_size=size, clock=clock)
 
     def embed_images(self, images: NDArray[Any]) -> Float32:
-        """The embeddings of images, float32 [B, D] of unit length.
-
-        Args:
-            images: uint8 [B, H, W, 3], R, G, B; brought to ``image_size`` if they differ.
+        """The embeddings, float32 [B, D] of unit length, of images uint8 [B, H, W, 3] of any size.
 
         Raises:
             OptionError: Images of another shape or type.
@@ -144,23 +137,8 @@ class Embedder:
         self._in_parts(len(order), compute)
         return rows
 
-    def embed_scene(
-        self,
-        scene: Scene,
-        **tiling: Unpack[Tiling],
-    ) -> Iterator[tuple[TileRecord, Float32 | None]]:
-        """The records of a scene with their embeddings, lazily, in row-major order of its tiles.
-
-        Args:
-            scene: An open scene.
-            **tiling: How it is cut and read; see :class:`rsedge.runtime.run.sources.TileOptions`.
-
-        Returns:
-            Per tile its record, and float32 [D] of unit length, or None where its status is not ``ok``.
-
-        Raises:
-            OptionError: A value that is not accepted.
-        """
+    def embed_scene(self, scene: Scene, **tiling: Unpack[Tiling]) -> Iterator[tuple[TileRecord, Float32 | None]]:
+        """The records of a scene with their embeddings, see :func:`rsedge.runtime.run.pipeline.embed_scene`."""
         return embed_scene(self, scene, **tiling)
 
     def token_ids(self, texts: Sequence[str]) -> Ints:

@@ -7,32 +7,49 @@ and text, and a cell stands for a window that a model has seen, so time runs out
 
 from __future__ import annotations
 
+import io
+import math
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 from rasterio.errors import RasterioError
 
 from rsedge.errors import OptionError
 from rsedge.pixels import stack_images
 from rsedge.runtime.classify import TextImageEmbedder, need_scale, softmax
+from rsedge.runtime.outputs.files import write_bytes
 from rsedge.runtime.outputs.rasters import Cells, write_heat
+from rsedge.runtime.outputs.report.sheet import wrap
 from rsedge.runtime.run.run import Progress
 from rsedge.runtime.run.sources import SEGMENT_TILES, judge
-from rsedge.runtime.scenes.readahead import TilePixels, read_tiles
-from rsedge.runtime.scenes.tiles import Tile, TileGrid
+from rsedge.runtime.scenes.readahead import read_tiles
+from rsedge.runtime.scenes.tiles import TileGrid
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from rsedge.pixels import UInt8
     from rsedge.runtime.scenes.scene import Scene
 
 COSINE = "cosine similarity"
 PROBABILITY = "probability"
+
+# matplotlib's magma (CC0) at 17 places: perceptually uniform, and as clear in grey or to the colour-blind.
+_MAGMA = (
+    "000004 0a0822 1d1147 36106b 51127c 6a1c81 832681 9c2e7f b73779 "
+    "cf4070 e55064 f4695c fb8761 fea571 fec287 fde0a1 fcfdbf"
+)
+_HEAT_SHARE = 0.7  # of a pixel's colour; the rest is the scene
+_PAPER, _INK, _FAINT = (255, 255, 255), (24, 24, 24), (120, 120, 120)
+_TEXT, _LEADING, _GAP, _BAR = 14, 18, 12, 14  # pixels
+_LONGEST, _SHORTEST = 1024, 384  # of a picture's longer side
+_BLOCK = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +158,7 @@ class HeatMap:
         return {"text": text, "value": round(float(band[row, col]), 4), "row": y, "col": x}
 
     def write(self, path: Path) -> None:
-        """The map as a GeoTIFF, a band per text.
+        """Write the map as a GeoTIFF, a band per text.
 
         Raises:
             OutputError: It cannot be written.
@@ -189,34 +206,77 @@ def locate(
     """
     options = LocateOptions(window=window, stride=stride, max_nodata=max_nodata, max_cloud=max_cloud, readers=readers)
     check_texts(texts, contrasts)
-    scores = _Scores(embedder, texts, contrasts)
+    scale = need_scale(embedder) if contrasts else 1.0
+    anchors = embedder.embed_texts([*texts, *contrasts]).astype(np.float64)
+
+    def values(images: Sequence[UInt8]) -> NDArray[np.float64]:
+        """float64 [N, texts] for N images uint8 [S, S, 3]."""
+        similarity = embedder.embed_images(stack_images(images)).astype(np.float64) @ anchors.T
+        if not contrasts:
+            return similarity
+        others = np.broadcast_to(similarity[:, None, len(texts) :], (len(images), len(texts), len(contrasts)))
+        return softmax(scale * np.concatenate([similarity[:, : len(texts), None], others], axis=-1))[..., 0]
+
     grid = options.grid(scene)
-    heat = _Accumulator(len(texts), scene, options)
+    size = -(-scene.height // stride), -(-scene.width // stride)
+    sums, weights = np.zeros((len(texts), *size)), np.zeros(size)
+    gaps = np.zeros(size[0], np.bool_)  # rows of cells in which some pixel may lack data
+    seen = read_errors = done = 0
     say = progress or (lambda _: None)
     say(Progress(scene.name, 0, len(grid), 0))
-    pixels = read_tiles(
-        scene, grid, image_size=embedder.image_size, resample=embedder.resample, readers=options.readers
-    )
-    done = 0
-    with closing(pixels):
+    with closing(
+        read_tiles(scene, grid, image_size=embedder.image_size, resample=embedder.resample, readers=options.readers)
+    ) as pixels:
         while segment := list(islice(pixels, SEGMENT_TILES)):
-            fit = [found for found in segment if heat.wants(found)]
-            if fit:
-                heat.add([found.tile for found in fit], scores.of([found.images[0] for found in fit]))
+            for found in segment:
+                read_errors += found.nodata_fraction is None
+                if found.nodata_fraction:
+                    gaps[_shares(found.tile.row_off, found.tile.height, stride)[0]] = True
+            fit = [found for found in segment if judge(found, max_nodata, max_cloud)[0] == "ok"]
+            for found, value in zip(fit, values([found.images[0] for found in fit]) if fit else (), strict=True):
+                rows, down = _shares(found.tile.row_off, found.tile.height, stride)
+                cols, across = _shares(found.tile.col_off, found.tile.width, stride)
+                weight = down[:, None] * across
+                sums[:, rows, cols] += value[:, None, None] * weight
+                weights[rows, cols] += weight
+            seen += len(fit)
             done += len(segment)
             say(Progress(scene.name, done, len(grid), 0))
+    means = np.full(sums.shape, np.nan)
+    np.divide(sums, weights, out=means, where=(weights > 0) & _with_data(scene, gaps, stride))
     return HeatMap(
         scene=scene,
         texts=tuple(texts),
         contrasts=tuple(contrasts),
-        heat=heat.result(),
-        cells=Cells(step=options.stride),
+        heat=means.astype(np.float32),
+        cells=Cells(step=stride),
         model=embedder.model,
         window=window,
         windows=len(grid),
-        seen=heat.seen,
-        read_errors=heat.read_errors,
+        seen=seen,
+        read_errors=read_errors,
     )
+
+
+def _shares(start: int, length: int, step: int) -> tuple[slice, NDArray[np.float64]]:
+    """The cells along an axis that ``length`` pixels from ``start`` on touch, and the share of each they cover."""
+    stop = start + length
+    first, last = start // step, -(-stop // step)
+    edges = np.clip(np.arange(first, last + 1) * step, start, stop)
+    return slice(first, last), np.diff(edges) / step
+
+
+def _with_data(scene: Scene, gaps: NDArray[np.bool_], step: int) -> NDArray[np.bool_]:
+    """Which cells have a pixel with data. Windows tell only how much they lack, so rows with gaps are read again."""
+    columns = np.arange(0, scene.width, step)
+    found = np.ones((len(gaps), len(columns)), np.bool_)
+    if gaps.any():
+        with scene.reader() as reader:
+            for row in np.flatnonzero(gaps).tolist():
+                with suppress(RasterioError):  # the windows there were not read either
+                    _, empty = reader.read(row * step, 0, min(step, scene.height - row * step), scene.width)
+                    found[row] = np.logical_or.reduceat(~empty.all(axis=0), columns)
+    return found
 
 
 def check_texts(texts: Sequence[str], contrasts: Sequence[str]) -> None:
@@ -244,81 +304,95 @@ def check_texts(texts: Sequence[str], contrasts: Sequence[str]) -> None:
         raise OptionError("; ".join(problems))
 
 
-class _Scores:
-    """What windows are worth."""
+def write_overlay(path: Path, found: HeatMap) -> None:
+    """A PNG with a panel per text: scene, heat, and a scale with its ends.
 
-    def __init__(self, embedder: TextImageEmbedder, texts: Sequence[str], contrasts: Sequence[str]) -> None:
-        self._embedder, self._count = embedder, len(texts)
-        self._scale = need_scale(embedder) if contrasts else 1.0
-        self._anchors = embedder.embed_texts([*texts, *contrasts]).astype(np.float64)
+    The scale of similarities runs from the lowest to the highest value of its panel, as their size depends on the model
+    and the text; that of probabilities from 0 to 1. Cells without a value show the scene alone.
 
-    def of(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float64]:
-        """float64 [N, texts] for N images uint8 [S, S, 3]."""
-        similarity = self._embedder.embed_images(stack_images(images)).astype(np.float64) @ self._anchors.T
-        texts, contrasts = similarity[:, : self._count, None], similarity[:, None, self._count :]
-        if not contrasts.shape[-1]:
-            return similarity
-        among = np.concatenate([texts, np.broadcast_to(contrasts, (*texts.shape[:2], contrasts.shape[-1]))], axis=-1)
-        return softmax(self._scale * among)[..., 0]
+    Raises:
+        OutputError: It cannot be written.
+        SceneError: The scene cannot be opened any more.
+    """
+    columns = math.ceil(math.sqrt(len(found.texts)))
+    step, picture = quicklook(found.scene, _LONGEST // columns)
+    font = ImageFont.load_default(_TEXT)
+    times = max(1, _SHORTEST // max(picture.shape))  # a small scene is shown larger
+    width = max(picture.shape[1] * times, _SHORTEST // 2)
+    titles = [wrap(text, font, width) for text in found.texts]
+    above = max(map(len, titles)) * _LEADING + 4  # the same in all panels, so that they stand level
+    panels = [_panel(picture, step, times, found, number, title, above) for number, title in enumerate(titles)]
+    height = panels[0].height
+    rows = -(-len(panels) // columns)
+    sheet = Image.new("RGB", (columns * (width + _GAP) + _GAP, rows * (height + _GAP) + _GAP), _PAPER)
+    for number, panel in enumerate(panels):
+        row, column = divmod(number, columns)
+        sheet.paste(panel, (_GAP + column * (width + _GAP), _GAP + row * (height + _GAP)))
+    data = io.BytesIO()
+    sheet.save(data, format="PNG", optimize=True)
+    write_bytes(path, data.getvalue())
 
 
-class _Accumulator:
-    """Weighted means on the grid of cells."""
+def quicklook(scene: Scene, longest: int) -> tuple[int, UInt8]:
+    """Source pixels per pixel, and the scene as uint8 [H, W, 3], black where it has no data or cannot be read.
 
-    def __init__(self, texts: int, scene: Scene, options: LocateOptions) -> None:
-        self._scene, self._step, self._options = scene, options.stride, options
-        rows, cols = -(-scene.height // self._step), -(-scene.width // self._step)
-        self._sums = np.zeros((texts, rows, cols))
-        self._weights = np.zeros((rows, cols))
-        self._gaps = np.zeros(rows, np.bool_)  # rows of cells in which some pixel may lack data
-        self.seen = self.read_errors = 0
+    It is made smaller by a whole number, so that the longer side has at most ``longest`` pixels.
+    """
+    step = -(-max(scene.width, scene.height) // longest)
+    grid = TileGrid(scene.width, scene.height, _BLOCK * step)
+    picture = np.zeros((grid.rows * _BLOCK, grid.cols * _BLOCK, 3), np.uint8)
+    with closing(read_tiles(scene, grid, image_size=_BLOCK, resample="bilinear")) as tiles:
+        for pixels in tiles:
+            if pixels.images:
+                top, left = pixels.tile.row * _BLOCK, pixels.tile.col * _BLOCK
+                picture[top : top + _BLOCK, left : left + _BLOCK] = pixels.images[0]
+    return step, picture[: -(-scene.height // step), : -(-scene.width // step)]
 
-    def wants(self, pixels: TilePixels) -> bool:
-        """Whether the model should see a window; what it holds of gaps is noted."""
-        if pixels.nodata_fraction is None:
-            self.read_errors += 1
-            return False
-        if pixels.nodata_fraction > 0:
-            rows, _ = self._shares(pixels.tile.row_off, pixels.tile.height)
-            self._gaps[rows] = True
-        return judge(pixels, self._options.max_nodata, self._options.max_cloud)[0] == "ok"
 
-    def add(self, tiles: Sequence[Tile], values: NDArray[np.float64]) -> None:
-        """Count windows with their values [N, texts]."""
-        for tile, value in zip(tiles, values, strict=True):
-            rows, down = self._shares(tile.row_off, tile.height)
-            cols, across = self._shares(tile.col_off, tile.width)
-            weight = down[:, None] * across
-            self._sums[:, rows, cols] += value[:, None, None] * weight
-            self._weights[rows, cols] += weight
-            self.seen += 1
+def magma(values: NDArray[np.float32]) -> UInt8:
+    """R, G, B [..., 3] of values from 0 to 1; black where they are NaN."""
+    table = np.array([list(bytes.fromhex(colour)) for colour in _MAGMA.split()], np.float64)
+    places = np.linspace(0, 1, len(table))
+    colours = np.stack([np.interp(np.nan_to_num(values), places, table[:, channel]) for channel in range(3)], axis=-1)
+    return np.where(np.isnan(values)[..., None], 0, np.round(colours)).astype(np.uint8)
 
-    def _shares(self, start: int, length: int) -> tuple[slice, NDArray[np.float64]]:
-        """The cells along an axis that ``length`` pixels from ``start`` on touch, and the share of each they cover."""
-        stop = start + length
-        first, last = start // self._step, -(-stop // self._step)
-        edges = np.clip(np.arange(first, last + 1) * self._step, start, stop)
-        return slice(first, last), np.diff(edges) / self._step
 
-    def result(self) -> NDArray[np.float32]:
-        """float32 [texts, rows, cols], NaN where no window was seen or no pixel has data."""
-        known = (self._weights > 0) & self._cells_with_data()
-        means = np.full(self._sums.shape, np.nan)
-        np.divide(self._sums, self._weights, out=means, where=known)
-        return means.astype(np.float32)
+def blend(picture: UInt8, step: int, heat: NDArray[np.float32], cell: int) -> UInt8:
+    """The picture, uint8 [H, W, 3], in grey with the heat over it, float32 [rows, cols], 0 to 1.
 
-    def _cells_with_data(self) -> NDArray[np.bool_]:
-        """Which cells have a pixel with data. Windows tell only how much they lack, so gaps are looked at again."""
-        found = np.ones(self._weights.shape, np.bool_)
-        if self._gaps.any():
-            with self._scene.reader() as reader:
-                for row in np.flatnonzero(self._gaps).tolist():
-                    top = row * self._step
-                    height = min(self._step, self._scene.height - top)
-                    try:
-                        _, empty = reader.read(top, 0, height, self._scene.width)
-                    except RasterioError:  # the windows there were not read either
-                        continue
-                    columns = np.arange(0, self._scene.width, self._step)
-                    found[row] = np.logical_or.reduceat(~empty.all(axis=0), columns)
-        return found
+    ``step`` and ``cell`` are the source pixels per pixel and per cell. Where the heat is NaN, the picture stays.
+    """
+    rows, cols = ((np.arange(size) * step + step // 2) // cell for size in picture.shape[:2])
+    over = heat[np.minimum(rows, heat.shape[0] - 1)][:, np.minimum(cols, heat.shape[1] - 1)]
+    grey = np.asarray(Image.fromarray(picture).convert("L"), np.float32)[..., None]
+    mixed = np.round((1 - _HEAT_SHARE) * grey + _HEAT_SHARE * magma(over)).astype(np.uint8)
+    return np.where(np.isnan(over)[..., None], picture, mixed)
+
+
+def _panel(
+    picture: UInt8, step: int, times: int, found: HeatMap, number: int, title: list[str], above: int
+) -> Image.Image:
+    """Title lines in the ``above`` uppermost pixels, the picture ``times`` larger with its heat, the scale."""
+    heat = found.heat[number]
+    known = heat[np.isfinite(heat)]
+    low, high = (float(known.min()), float(known.max())) if known.size and not found.contrasts else (0.0, 1.0)
+    image = Image.fromarray(blend(picture, step, (heat - low) / ((high - low) or 1), found.cells.step))
+    image = image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
+    font = ImageFont.load_default(_TEXT)
+    width = max(image.width, _SHORTEST // 2)
+    panel = Image.new("RGB", (width, above + image.height + _BAR + _LEADING + 12), _PAPER)
+    draw = ImageDraw.Draw(panel)
+    for line, text in enumerate(title):
+        draw.text((0, line * _LEADING), text, fill=_INK, font=font)
+    panel.paste(image, (0, above))
+    bar = above + image.height + 6
+    ramp = magma(np.linspace(0, 1, width, dtype=np.float32))
+    panel.paste(Image.fromarray(np.broadcast_to(ramp, (_BAR, width, 3)).copy()), (0, bar))
+    below = bar + _BAR + 3
+    if not known.size:
+        draw.text((0, below), "no value anywhere", fill=_FAINT, font=font)
+        return panel
+    draw.text((0, below), f"{low:.3g}", fill=_INK, font=font)
+    draw.text((width, below), f"{high:.3g}", fill=_INK, font=font, anchor="ra")
+    draw.text((width / 2, below), found.quantity, fill=_FAINT, font=font, anchor="ma")
+    return panel

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,7 @@ _PLACES = ("{category}", "{}")
 
 
 def read_labels(value: str) -> list[str]:
-    """Classes from a file with one per line, or from a list with commas; blank ones are left out.
-
-    Args:
-        value: Path of a UTF-8 text file, or the labels themselves.
+    """Classes from a UTF-8 text file with one per line, or from a list with commas; blank ones are left out.
 
     Raises:
         OptionError: The file cannot be read or is not UTF-8, or there are no two different classes.
@@ -42,9 +40,16 @@ def read_labels(value: str) -> list[str]:
     path = Path(value)
     is_file = os.path.isfile(value)  # noqa: PTH113 - Path.is_file fails on a list longer than a name may be
     try:
-        lines = _lines(path) if is_file else value.split(",")
+        data = path.read_bytes() if is_file else b""
+        lines = data.decode("utf-8-sig").splitlines() if is_file else value.split(",")
     except OSError as error:
         raise OptionError(f"labels {value} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise OptionError(
+            f"labels {path}, line {line}, are not UTF-8 (byte {data[error.start]:#04x}): save the file as UTF-8, with "
+            "a class per line"
+        ) from error
     labels = [label.strip() for label in lines if label.strip()]
     if len(labels) < 2 and not is_file:
         raise OptionError(
@@ -53,18 +58,6 @@ def read_labels(value: str) -> list[str]:
         )
     check_labels(labels)
     return labels
-
-
-def _lines(path: Path) -> list[str]:
-    data = path.read_bytes()
-    try:
-        return data.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise OptionError(
-            f"labels {path}, line {line}, are not UTF-8 (byte {data[error.start]:#04x}): save the file as UTF-8, with "
-            "a class per line"
-        ) from error
 
 
 def check_labels(labels: Sequence[str]) -> None:
@@ -99,12 +92,7 @@ def prompts(label: str, templates: Sequence[str] = TEMPLATES) -> list[str]:
 
 
 def overlong(texts: Sequence[str], token_ids: Callable[[list[str]], NDArray[np.int64]]) -> list[str]:
-    """Texts that take every token a model reads, so that what is beyond is cut: one more word changes nothing.
-
-    Args:
-        texts: What the model shall read.
-        token_ids: Texts → what its text graph is given, such as ``Embedder.token_ids``.
-    """
+    """Texts that take every token a model reads: one more word changes nothing in ``Embedder.token_ids``."""
     return [text for text in texts if np.array_equal(token_ids([text]), token_ids([f"{text} more"]))]
 
 
@@ -112,12 +100,8 @@ def as_words(label: str) -> str:
     """A class name as folders have it, written as words: lower case, no underscores, no camel case."""
     parts: list[str] = []
     for word in label.replace("_", " ").replace("-", " ").split():
-        start = 0
-        for index in range(1, len(word)):
-            if word[index].isupper() and word[index - 1].islower():
-                parts.append(word[start:index])
-                start = index
-        parts.append(word[start:])
+        humps = [0, *(at for at in range(1, len(word)) if word[at].isupper() and word[at - 1].islower()), len(word)]
+        parts += [word[start:end] for start, end in pairwise(humps)]
     return " ".join(parts).lower()
 
 
@@ -126,10 +110,7 @@ def class_embeddings(
 ) -> NDArray[np.float32]:
     """One unit vector per class: the mean of its prompts' unit vectors, normalised again. float32 [C, D].
 
-    Args:
-        labels: At least two different classes.
-        embed: Texts → float [N, D].
-        templates: Each with ``{category}`` or ``{}`` where the class goes.
+    ``embed`` returns float [N, D] for texts.
 
     Raises:
         OptionError: Fewer than two classes, one twice, a bad template, or prompts whose embeddings have no direction.

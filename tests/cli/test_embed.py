@@ -16,10 +16,11 @@ import rasterio.warp
 from PIL import Image
 
 from rsedge.cli.main import run
-from rsedge.runtime.search.embeddings import EmbeddingFile
+from rsedge.runtime.search.search_file import SearchFile
 from tests import scenes
 from tests.conftest import shared_data
 from tests.dual_encoders import make_clip
+from tests.runtime.search_files import read_embeddings
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def embed(bundle: Path, *arguments: object) -> int:
 
 
 def vectors(path: str) -> np.ndarray:
-    return np.concatenate([batch.embeddings for batch in EmbeddingFile.open(path).batches([])])
+    return np.array(read_embeddings(path))
 
 
 def test_the_command_gives_what_the_api_gives(scene, clip_path, capsys):
@@ -56,7 +57,7 @@ def test_the_command_gives_what_the_api_gives(scene, clip_path, capsys):
     pairs = list(embedder.embed_scene(Scene.open(scene), tile_size=32))
     np.testing.assert_array_equal(vectors("a.parquet"), [vector for _, vector in pairs])
     np.testing.assert_allclose(np.linalg.norm(vectors("a.parquet"), axis=1), 1, atol=1e-6)
-    info = EmbeddingFile.open("a.parquet").info
+    info = SearchFile.open("a.parquet").info
     assert (info.model, info.model_hash, info.dim) == (embedder.model, embedder.hash, embedder.dim)
     frame = geopandas.read_parquet("a.parquet")
     assert [(r.row, r.col, r.geometry is not None) for r in frame.itertuples()] == [
@@ -91,7 +92,7 @@ def test_a_folder_of_images_and_scenes(tmp_path, clip_path, monkeypatch, capsys)
     for row, name in ((2, "1.png"), (3, "2.jpg")):
         image = FileImage(Path("set/river") / name).read()
         # An image may not depend on those it is computed with, but for the last bits.
-        np.testing.assert_allclose(vectors("a.parquet")[row], embedder.embed_images(image[None])[0], atol=1e-3)
+        np.testing.assert_allclose(read_embeddings("a.parquet")[row], embedder.embed_images(image[None])[0], atol=1e-3)
 
 
 def test_options_of_scenes_are_refused_where_there_is_none(tmp_path, clip_path, monkeypatch, capsys):
@@ -104,7 +105,7 @@ def test_options_of_scenes_are_refused_where_there_is_none(tmp_path, clip_path, 
     assert run(["embed", "--config", "a.parquet.config.toml", "--overwrite"]) == 0
     assert Path("a.parquet").read_bytes() == before
     assert embed(clip_path, "1.png", "-o", "b.parquet", "--as", "scene", "--tile-size", 32) == 0
-    assert EmbeddingFile.open("b.parquet").rows == 4
+    assert SearchFile.open("b.parquet").rows == 4
 
 
 def test_the_saved_configuration_is_the_very_same_run(scene, clip_path):
@@ -178,7 +179,7 @@ def test_it_needs_no_torch(scene, clip_path):
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert EmbeddingFile.open("a.parquet").rows == 1
+    assert SearchFile.open("a.parquet").rows == 1
 
 
 def test_a_real_scene(tmp_path, clip_path, monkeypatch):

@@ -171,7 +171,7 @@ def test_views_read_remote_scenes_as_a_run_does(product, tmp_path, monkeypatch, 
     from rasterio.env import getenv, hasenv
 
     from rsedge.runtime.outputs.report.report import report_target
-    from rsedge.runtime.outputs.report.scene_sheet import sheet_target
+    from rsedge.runtime.outputs.report.sheet import sheet_target
     from rsedge.runtime.scenes.scene import Scene, SceneReader
 
     (tmp_path / "served").mkdir()

@@ -13,6 +13,7 @@ from pyarrow import parquet
 
 from rsedge.runtime.outputs.geometry import bounding_box, wkb
 from rsedge.runtime.outputs.geoparquet import EmbeddingsInfo, embeddings_table, make_schema
+from rsedge.runtime.search.search_file import SearchFile
 
 MODEL_HASH = "0123456789ab" + "c" * 52
 TIME = datetime(2024, 5, 31, 10, 30, tzinfo=timezone.utc)
@@ -87,6 +88,17 @@ def write_file(
         layout["data_page_version"] = "2.0"
     parquet.write_table(table, path, row_group_size=group_rows, data_page_size=page_bytes, **layout)
     return path
+
+
+def read_embeddings(path: Path | str) -> list[np.ndarray | None]:
+    """The embedding of each row, None where it has none."""
+    file = SearchFile.open(path)
+    found: list[np.ndarray | None] = [None] * file.rows
+    for group in range(file.groups):
+        for vectors, rows in file.blocks(group):
+            for vector, row in zip(vectors, rows.tolist(), strict=True):
+                found[row] = vector.copy()
+    return found
 
 
 def brute_force(vectors: np.ndarray, query: np.ndarray, allowed: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:

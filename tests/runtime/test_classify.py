@@ -19,10 +19,12 @@ from rasterio.transform import Affine
 
 from rsedge.errors import BundleError, OptionError, OutputError
 from rsedge.runtime.classify import Classifier, classify_scene, run
+from rsedge.runtime.outputs.records import TileResult
 from rsedge.runtime.scenes.scene import Scene
 from rsedge.runtime.scenes.tiles import TileGrid
 from tests import scenes
 from tests.colours import ColourEmbedder, blocks, embed_text, unit
+from tests.runtime.test_writers import RECORD
 
 SIZE = 16
 PLAIN = ("{}",)
@@ -93,7 +95,8 @@ def test_probabilities_neither_overflow_nor_hide_the_nearest():
     # Both sigmoids are 1 to the last bit; the nearer one still leads.
     sure = make(labels=("green", "red"), logit_scale=1e3, logit_bias=0.0)
     assert sure.probabilities(vectors)[0].tolist() == [1.0, 1.0]
-    assert sure._ranked([vectors[0]], 1) == [(("red", 1.0),)]
+    (tile,) = sure.classify([TileResult(RECORD, None, vectors[0])])
+    assert tile.ranked == (("red", 1.0),)
 
 
 def test_a_string_is_no_list():

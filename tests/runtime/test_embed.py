@@ -21,9 +21,10 @@ from rsedge.pixels import resize
 from rsedge.runtime.run.inputs import find_inputs
 from rsedge.runtime.run.pipeline import SEGMENT_TILES, EmbeddingsOutput, caption_scene, embed, embed_scene, run
 from rsedge.runtime.scenes.scene import Scene
-from rsedge.runtime.search.embeddings import EmbeddingFile
+from rsedge.runtime.search.search_file import SearchFile
 from tests import scenes
 from tests.fakes import FakeCaptioner, FakeEmbedder
+from tests.runtime.search_files import read_embeddings
 from tests.safe_products import write_safe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -53,11 +54,8 @@ def pictures(folder, count):
 
 def stored(path):
     """Every embedding of a file, None where there is none, and its rows."""
-    found, rows = [], []
-    for batch in EmbeddingFile.open(path).batches():
-        found += [vector if there else None for vector, there in zip(batch.embeddings, batch.present, strict=True)]
-        rows += batch.rows.to_pylist()
-    return found, rows
+    table = pq.read_table(path)
+    return read_embeddings(path), table.drop_columns(["embedding"]).to_pylist()
 
 
 def do(output, inputs, embedder=None, **options):
@@ -122,7 +120,7 @@ def test_one_pass_gives_what_two_give_and_reads_once(tmp_path, scene, other_size
     assert len(reads) == 3 * once
     assert captions.read_bytes() == (tmp_path / "c2.parquet").read_bytes()
     first, second = pq.read_table(embeddings), pq.read_table(tmp_path / "e2.parquet")
-    assert EmbeddingFile.open(embeddings).info.caption_model == FakeCaptioner().model
+    assert SearchFile.open(embeddings).info.caption_model == FakeCaptioner().model
     assert first.drop_columns(["caption", "score"]).replace_schema_metadata().equals(second.replace_schema_metadata())
     assert first["caption"].to_pylist() == pq.read_table(captions)["caption"].to_pylist()
 
@@ -202,7 +200,7 @@ def test_either_output_that_exists_is_kept(tmp_path, scene):
             run([scene], FakeCaptioner(SIZE), output, embeddings=beside)
     assert (tmp_path / "e.parquet").read_text() == "precious"
     run([scene], FakeCaptioner(SIZE), tmp_path / "c.csv", tile_size=SIZE, embeddings=beside, overwrite=True)
-    assert EmbeddingFile.open(tmp_path / "e.parquet").rows == 182
+    assert SearchFile.open(tmp_path / "e.parquet").rows == 182
 
 
 # ---- what is a scene, what an image ----

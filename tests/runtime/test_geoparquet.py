@@ -21,7 +21,8 @@ from rsedge.runtime.outputs.geometry import bounding_box, wkb
 from rsedge.runtime.outputs.geoparquet import EmbeddingsInfo, embeddings_table, make_schema, open_embeddings
 from rsedge.runtime.outputs.records import TileResult
 from rsedge.runtime.outputs.writers import open_writer
-from rsedge.runtime.search.embeddings import EmbeddingFile
+from rsedge.runtime.search.search_file import SearchFile
+from tests.runtime.search_files import read_embeddings
 from tests.runtime.test_writers import RECORD, RECORDS, SPLIT, SQUARE
 
 INFO = EmbeddingsInfo(model="eye@abcdefabcdef", model_hash="abcdefabcdef" + 52 * "0", dim=3, dtype="float16")
@@ -164,17 +165,16 @@ def test_row_groups_are_of_one_size_and_read_one_by_one(tmp_path, monkeypatch):
             writer.write(rows[start : start + 64])
     groups = pq.read_metadata(path)
     assert [groups.row_group(i).num_rows for i in range(groups.num_row_groups)] == [1024, 1024, 452]
-    found = EmbeddingFile.open(path)
+    found = SearchFile.open(path)
     assert (found.rows, found.groups, found.info) == (2500, 3, INFO)
-    batches = list(found.batches(["row", "status"]))
-    assert [batch.first for batch in batches] == [0, 1024, 2048]
-    assert [batch.rows.schema.names for batch in batches] == [["row", "status"]] * 3
-    (last,) = found.batches(["row"], groups=[2])
-    assert last.rows.column("row").to_pylist() == [row.record.row for row in rows[2048:]]
-    for number, (batch, offset) in enumerate((b, i) for b in batches for i in range(len(b.present))):
-        assert batch.present[offset] == (rows[number].embedding is not None)
-        if batch.present[offset]:
-            np.testing.assert_array_equal(batch.embeddings[offset], rows[number].embedding)
+    assert found.starts.tolist() == [0, 1024, 2048, 2500]
+    assert [row["row"] for row in pq.ParquetFile(path).read_row_group(2, columns=["row"]).to_pylist()] == [
+        row.record.row for row in rows[2048:]
+    ]
+    for row, vector in zip(rows, read_embeddings(path), strict=True):
+        assert (vector is None) == (row.embedding is None)
+        if vector is not None:
+            np.testing.assert_array_equal(vector, row.embedding)
 
 
 def test_cuts_of_the_input_change_no_byte(tmp_path):
@@ -194,7 +194,7 @@ def test_nothing_and_nowhere_are_valid_too(tmp_path):
         assert column["geometry_types"] == []
         assert "bbox" not in column
         assert len(geopandas.read_parquet(path)) == len(rows)
-        assert sum(len(batch.present) for batch in EmbeddingFile.open(path).batches()) == len(rows)
+        assert len(read_embeddings(path)) == len(rows)
 
 
 def test_a_pipe_gets_the_same_bytes(tmp_path, monkeypatch):
@@ -254,17 +254,17 @@ def altered(path, **changes):
 def test_files_that_were_changed_are_refused(tmp_path, changes, message):
     path = altered(embedded(tmp_path / "a.parquet", results(5)), **changes)
     with pytest.raises(OptionError, match=message):
-        EmbeddingFile.open(path)
+        SearchFile.open(path)
 
 
 def test_other_files_are_refused(tmp_path):
     with pytest.raises(OptionError, match="holds no embeddings"):
-        EmbeddingFile.open(captions(tmp_path / "a.parquet"))
+        SearchFile.open(captions(tmp_path / "a.parquet"))
     with pytest.raises(OptionError, match="does not exist"):
-        EmbeddingFile.open(tmp_path / "absent.parquet")
+        SearchFile.open(tmp_path / "absent.parquet")
     (tmp_path / "b.parquet").write_text("no Parquet")
     with pytest.raises(OptionError, match="cannot be read as Parquet"):
-        EmbeddingFile.open(tmp_path / "b.parquet")
+        SearchFile.open(tmp_path / "b.parquet")
 
 
 def test_damage_inside_is_named(tmp_path):
@@ -274,7 +274,7 @@ def test_damage_inside_is_named(tmp_path):
     content[at + 40 : at + 400] = bytes(360)
     path.write_bytes(content)
     with pytest.raises(OptionError, match="damaged in row group 0"):
-        list(EmbeddingFile.open(path).batches([]))
+        list(SearchFile.open(path)._decode(0))
 
 
 def test_results_survive_json():

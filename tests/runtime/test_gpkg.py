@@ -13,9 +13,9 @@ import shapely
 from shapely.geometry import box, mapping, shape
 
 from rsedge.errors import OptionError, OutputError
-from rsedge.runtime.outputs.class_records import ClassifiedTile, class_table
+from rsedge.runtime.classify import ClassifiedTile, class_table
 from rsedge.runtime.outputs.geopackage import open_geopackage
-from rsedge.runtime.outputs.table import TILES, Column, Table
+from rsedge.runtime.outputs.records import TILES, Column, Table
 from rsedge.runtime.outputs.writers import open_writer
 from rsedge.runtime.search.hits import Hit, write_hits
 from tests.runtime.test_writers import RECORD, RECORDS
@@ -198,8 +198,8 @@ def test_times_are_utc(tmp_path):
 
 def test_classes_have_columns(tmp_path):
     ranked = (("sea", 0.75), ("forest", 0.25))
-    tiles = [ClassifiedTile.of(replace(RECORD, caption=None, score=None), 2, ranked)]
-    tiles.append(ClassifiedTile.of(replace(RECORDS[2], caption=None, score=None), 2, ()))
+    tiles = [ClassifiedTile(**replace(RECORD, caption=None, score=None).to_dict(), top=2, ranked=ranked)]
+    tiles.append(ClassifiedTile(**replace(RECORDS[2], caption=None, score=None).to_dict(), top=2, ranked=()))
     path = tmp_path / "a.gpkg"
     with open_writer(path, table=class_table(2)) as writer:
         writer.write(tiles)

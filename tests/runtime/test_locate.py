@@ -13,8 +13,7 @@ import rasterio
 from PIL import Image
 
 from rsedge.errors import BundleError, OptionError
-from rsedge.runtime.heat_map_picture import blend, magma, quicklook, write_overlay
-from rsedge.runtime.locate import locate
+from rsedge.runtime.locate import blend, locate, magma, quicklook, write_overlay
 from rsedge.runtime.outputs.rasters import check_outputs
 from rsedge.runtime.scenes.scene import Scene
 from rsedge.runtime.scenes.tiles import TileGrid

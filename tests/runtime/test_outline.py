@@ -5,7 +5,7 @@ import pytest
 import shapely
 from shapely.geometry import box, mapping, shape
 
-from rsedge.runtime.outputs.outline import Outline, bounding_box, convex_hull, merge, to_geojson
+from rsedge.runtime.outputs.geometry import Outline, convex_hull, merge, outline_box, to_geojson
 
 
 def outline(*geometries):
@@ -35,7 +35,7 @@ def test_hulls_are_shapelys():
 def test_a_scene_is_the_hull_of_its_tiles():
     tiles = [box(x, y, x + 1, y + 1) for x in range(8, 12) for y in range(3)]
     assert geometry(outline(*tiles)).equals(box(8, 0, 12, 3))
-    assert bounding_box([outline(*tiles)]) == [8, 0, 12, 3]
+    assert outline_box([outline(*tiles)]) == [8, 0, 12, 3]
 
 
 @pytest.mark.parametrize("shift", [-3, -1, 0, 2])
@@ -56,19 +56,19 @@ def test_a_scene_across_the_antimeridian_is_cut_there():
     assert found.geom_type == "MultiPolygon"
     assert found.equals(shapely.MultiPolygon([box(178, 10, 180, 11), box(-180, 10, -177.5, 11)]))
     assert all(part.exterior.is_ccw for part in found.geoms)
-    assert bounding_box([hull]) == [178, 10, -177.5, 11]
+    assert outline_box([hull]) == [178, 10, -177.5, 11]
 
 
 def test_a_scene_that_ends_at_the_antimeridian_is_not_cut():
     assert geometry(outline(box(178, 0, 180, 1))).equals(box(178, 0, 180, 1))
     assert geometry(outline(box(-180, 0, -178, 1))).equals(box(-180, 0, -178, 1))
-    assert bounding_box([outline(box(-180, 0, -178, 1))]) == [-180, 0, -178, 1]
+    assert outline_box([outline(box(-180, 0, -178, 1))]) == [-180, 0, -178, 1]
 
 
 def test_a_scene_across_the_antimeridian_may_reach_greenwich():
     tiles = [box(170, 0, 180, 1), *(box(x, 0, x + 10, 1) for x in range(-180, 0, 10))]
     hull = outline(*tiles)
-    assert bounding_box([hull]) == [170, 0, 0, 1]
+    assert outline_box([hull]) == [170, 0, 0, 1]
     assert geometry(hull).equals(shapely.MultiPolygon([box(170, 0, 180, 1), box(-180, 0, 0, 1)]))
 
 
@@ -76,7 +76,7 @@ def test_a_scene_round_the_world_is_whole():
     tiles = [box(x, -90, x + 3.6, 90) for x in np.arange(-180, 180, 3.6).tolist()]
     hull = outline(*tiles)
     assert geometry(hull).equals(box(-180, -90, 180, 90))
-    assert bounding_box([hull]) == [-180, -90, 180, 90]
+    assert outline_box([hull]) == [-180, -90, 180, 90]
 
 
 def test_scenes_that_touch_become_one_polygon():
@@ -84,20 +84,20 @@ def test_scenes_that_touch_become_one_polygon():
     found = geometry(*hulls)
     assert len(found.geoms) == 2
     assert found.contains(shapely.union_all([box(0, 0, 1, 1), box(1, 0, 2, 1), box(1.5, 0.5, 3, 2)]))
-    assert bounding_box(merge(hulls)) == [0, 0, 6, 6]
+    assert outline_box(merge(hulls)) == [0, 0, 6, 6]
 
 
 def test_scenes_that_touch_across_the_antimeridian_become_one():
     hulls = [outline(box(-180, 0, -179, 1)), outline(box(179, 0, 180, 1))]
     assert len(merge(hulls)) == 1
-    assert bounding_box(merge(hulls)) == [179, 0, -179, 1]
+    assert outline_box(merge(hulls)) == [179, 0, -179, 1]
     assert geometry(*hulls).equals(shapely.MultiPolygon([box(179, 0, 180, 1), box(-180, 0, -179, 1)]))
 
 
 def test_the_box_leaves_out_the_widest_gap():
     hulls = [outline(box(-170, 0, -160, 1)), outline(box(150, 0, 160, 1)), outline(box(100, -5, 110, -4))]
-    assert bounding_box(merge(hulls)) == [100, -5, -160, 1]
-    assert bounding_box(merge(reversed(hulls))) == [100, -5, -160, 1]
+    assert outline_box(merge(hulls)) == [100, -5, -160, 1]
+    assert outline_box(merge(reversed(hulls))) == [100, -5, -160, 1]
 
 
 def test_the_order_of_tiles_and_scenes_is_of_no_consequence():
@@ -111,4 +111,4 @@ def test_the_order_of_tiles_and_scenes_is_of_no_consequence():
 def test_nothing_has_no_place():
     assert outline() is None
     assert to_geojson([]) is None
-    assert bounding_box([]) is None
+    assert outline_box([]) is None

@@ -9,12 +9,9 @@ import pytest
 from pyarrow import parquet
 
 from rsedge.errors import OptionError
-from rsedge.runtime.search import pages
 from rsedge.runtime.search.filters import Filters
-from rsedge.runtime.search.index import Index
-from rsedge.runtime.search.nearest import Scorer
-from rsedge.runtime.search.pages import find_pieces
-from rsedge.runtime.search.search_file import SearchFile
+from rsedge.runtime.search.index import Index, Scorer
+from rsedge.runtime.search.search_file import SearchFile, _levels, find_pieces
 from tests.runtime.search_files import MODEL_HASH, box, brute_force, unit_vectors, write_file
 from tests.scenes import truncate
 
@@ -83,7 +80,7 @@ def test_compressed_pages_are_left_to_pyarrow(tmp_path):
 
 def test_levels_are_decoded_as_parquet_packs_them():
     packed = bytes([0x03, 0b10_01_00_10, 0b00_01_10_10, 200 << 1 & 0x7F | 0x80, 3, 1])
-    assert pages._levels(packed, 2, 208).tolist() == [2, 0, 1, 2, 2, 2, 1, 0] + [1] * 200
+    assert _levels(packed, 2, 208).tolist() == [2, 0, 1, 2, 2, 2, 1, 0] + [1] * 200
 
 
 def test_every_float16_is_compared_to_the_bit():
@@ -261,7 +258,7 @@ def test_rows_that_filters_leave_out_are_not_found(tmp_path):
 
 
 def test_rows_that_take_no_room_in_the_file_are_not_believed(tmp_path, monkeypatch):
-    monkeypatch.setattr("rsedge.runtime.search.embeddings._FREE_ROWS", 10)
+    monkeypatch.setattr("rsedge.runtime.search.search_file._FREE_ROWS", 10)
     few = write_file(tmp_path / "a.parquet", unit_vectors(1, 4), missing=[0])
     table = parquet.read_table(few).take(pa.array(np.zeros(200_000, np.int64)))
     parquet.write_table(table, tmp_path / "b.parquet", compression="zstd")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rsedge.errors import OptionError
-from rsedge.runtime.search.filters import Filters
+from rsedge.runtime.search.filters import Filters, RowFilter
 from rsedge.runtime.search.index import Index
 from rsedge.runtime.search.search_file import SearchFile
 from tests.runtime.search_files import box, unit_vectors, write_file
@@ -177,6 +177,6 @@ def test_every_value_that_cannot_be_is_named_at_once():
 
 def test_row_groups_that_statistics_rule_out_are_not_read(tmp_path):
     path = write_file(tmp_path / "a.parquet", unit_vectors(500, 4), row=list(range(500)), group_rows=100)
-    rows = Filters(where="row >= 310 and row < 330").rows(SearchFile.open(path))
+    rows = RowFilter(SearchFile.open(path), Filters(where="row >= 310 and row < 330"))
     assert rows._groups == {3}
     assert [int(rows.mask(group).sum()) for group in range(5)] == [0, 0, 0, 20, 0]

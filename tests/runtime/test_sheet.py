@@ -8,9 +8,8 @@ from PIL import Image, ImageFont
 
 from rsedge.errors import OptionError, OutputError
 from rsedge.runtime.outputs.records import TileRecord, TileResult
-from rsedge.runtime.outputs.report import scene_sheet
-from rsedge.runtime.outputs.report.scene_sheet import sheet_target
-from rsedge.runtime.outputs.report.sheet import wrap, write_sheet
+from rsedge.runtime.outputs.report import sheet as scene_sheet
+from rsedge.runtime.outputs.report.sheet import sheet_target, wrap, write_sheet
 from rsedge.runtime.scenes.scene import Scene
 from rsedge.runtime.scenes.tiles import TileGrid
 from tests.scenes import pixels, truncate, write

@@ -5,8 +5,15 @@ import pytest
 import rasterio
 
 from rsedge.pixels import ReflectanceRule
-from rsedge.runtime.demo.scene import CLASSES, NO_DATA, compose_scene, compose_tile, write_scene
-from rsedge.runtime.demo.terrain import under_clouds, under_snow
+from rsedge.runtime.demo.scene import (
+    CLASSES,
+    NO_DATA,
+    compose_scene,
+    compose_tile,
+    under_clouds,
+    under_snow,
+    write_scene,
+)
 from rsedge.runtime.scenes.scene import Scene
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageFilter
 
-from rsedge.runtime.demo.terrain import NO_DATA, under_clouds, under_snow
+from rsedge.runtime.demo.scene import NO_DATA, under_clouds, under_snow
 from tools.builtin_model.chips import COVERS, SIZE, Chips, random_air, to_runtime_look, to_uint8
 
 if TYPE_CHECKING:

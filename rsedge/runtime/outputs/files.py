@@ -1,29 +1,50 @@
-"""Files that appear, or are replaced, only when they are whole."""
+"""Outputs of a run, and files that appear, or are replaced, only when they are whole."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypeVar
+from typing import Any, BinaryIO, Protocol
 
 from rsedge.errors import OutputError
 
 
-class Finishing(Protocol):
-    """Writes something that ends in ``finish``."""
+class ResultWriter(Protocol):
+    """Writes results, or records, to one output."""
+
+    def write(self, results: Sequence[Any], /) -> None:
+        """Append results."""
+
+
+class Writer(ResultWriter, Protocol):
+    """Writes to a stream in one format."""
 
     def finish(self) -> None:
         """Write what closes the format."""
 
 
-AnyWriter = TypeVar("AnyWriter", bound=Finishing)
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An output of a run."""
+
+    path: Path | None
+    """Its file, or None for standard output."""
+    open: Callable[[], AbstractContextManager[ResultWriter]]
+    """Opens a writer of :class:`~rsedge.runtime.outputs.records.TileResult`; what was written is there when the block
+    ends well, and nothing otherwise."""
+
+
+def file_target(path: Path, make: Callable[[BinaryIO], Writer]) -> Target:
+    """Return an output of a run that the writer of ``make`` writes, see :func:`open_file`."""
+    return Target(path, lambda: open_file(path, make))
 
 
 @contextmanager
-def open_file(path: Path, make: Callable[[BinaryIO], AnyWriter]) -> Iterator[AnyWriter]:
+def open_file(path: Path, make: Callable[[BinaryIO], Writer]) -> Iterator[Writer]:
     """Open the writer that ``make`` returns for a stream; its content becomes ``path`` when the block ends well.
 
     Raises:
@@ -62,7 +83,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """A file of ``data`` that appears, or is replaced, whole.
+    """Write a file that appears, or is replaced, whole.
 
     Raises:
         OutputError: It cannot be written.

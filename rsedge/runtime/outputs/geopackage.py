@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sqlite3
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -23,7 +23,7 @@ from rsedge.runtime.outputs.files import whole_file
 from rsedge.runtime.outputs.geometry import bounding_box, wkb
 
 if TYPE_CHECKING:
-    from rsedge.runtime.outputs.table import Table
+    from rsedge.runtime.outputs.records import Table
 
 _WGS84 = 4326
 _APPLICATION_ID, _VERSION = 0x47504B47, 10300  # "GPKG"; 1.3.0
@@ -106,11 +106,7 @@ _TRIGGERS = {
 
 
 class GeoPackageWriter:
-    """Records to the one table of a GeoPackage.
-
-    Args:
-        path: A file that does not exist yet.
-        table: The kind of records; its name is the layer's.
+    """Records to the one table of a GeoPackage, a file that does not exist yet; the table's name is the layer's.
 
     Raises:
         OptionError: A layer may not have the name of ``table``.
@@ -137,7 +133,7 @@ class GeoPackageWriter:
 
     def write(self, records: Iterable[Any]) -> None:
         """Append records."""
-        self._database.executemany(self._insert, map(self._values, map(self._table.row, records)))
+        self._database.executemany(self._insert, map(self._values, records))
 
     def finish(self) -> None:
         """Write the index and what is known of the table."""
@@ -170,19 +166,23 @@ class GeoPackageWriter:
     def _fill(self, table: str, *rows: tuple[Any, ...]) -> None:
         self._database.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(rows[0]))})", rows)
 
-    def _values(self, row: Mapping[str, Any]) -> list[Any]:
-        values = (_utc(row.get(column.name), column.kind) for column in self._table.properties)
-        return [self._blob(row["geometry"]), *values]
-
-    def _blob(self, geometry: dict[str, Any] | None) -> bytes | None:
-        """As GeoPackageBinary: header, envelope, well-known binary, all little-endian."""
-        if geometry is None:
-            return None
-        west, south, east, north = bounding_box(geometry)
-        known = self._bounds or (west, south, east, north)
-        self._bounds = (min(known[0], west), min(known[1], south), max(known[2], east), max(known[3], north))
-        header = struct.pack("<2sBBi", b"GP", 0, 0b11, _WGS84)  # version 0; an envelope of x and y, little-endian
-        return header + _ENVELOPE.pack(west, east, south, north) + (wkb(geometry) or b"")
+    def _values(self, record: Any) -> list[Any]:
+        """The record's row of the table: geometry as GeoPackageBinary, times in UTC with milliseconds."""
+        row, blob = self._table.row(record), None
+        if (geometry := row["geometry"]) is not None:
+            west, south, east, north = bounding_box(geometry)
+            known = self._bounds or (west, south, east, north)
+            self._bounds = (min(known[0], west), min(known[1], south), max(known[2], east), max(known[3], north))
+            header = struct.pack("<2sBBi", b"GP", 0, 0b11, _WGS84)  # version 0; an envelope of x and y, little-endian
+            blob = header + _ENVELOPE.pack(west, east, south, north) + (wkb(geometry) or b"")
+        values = [blob]
+        for column in self._table.properties:
+            value = row.get(column.name)
+            if column.kind == "time" and value is not None:
+                moment = datetime.fromisoformat(value.replace("Z", "+00:00")).astimezone(timezone.utc)
+                value = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+            values.append(value)
+        return values
 
 
 @contextmanager
@@ -202,11 +202,3 @@ def open_geopackage(path: Path, table: Table) -> Iterator[GeoPackageWriter]:
             raise OutputError(f"{path} cannot be written: {error}; free space or choose another") from error
         for suffix in _BESIDE:  # of the file that is replaced: SQLite would apply them to this one
             path.with_name(path.name + suffix).unlink(missing_ok=True)
-
-
-def _utc(value: Any, kind: str) -> Any:
-    """A value as GeoPackage has it: times in UTC, with milliseconds."""
-    if kind == "time" and value is not None:
-        moment = datetime.fromisoformat(value.replace("Z", "+00:00")).astimezone(timezone.utc)
-        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return value

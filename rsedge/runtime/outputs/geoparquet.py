@@ -22,16 +22,16 @@ import numpy as np
 
 from rsedge import jsonvalues
 from rsedge.errors import OptionError
+from rsedge.jsontext import parse_json
+from rsedge.runtime.outputs.files import Writer, open_file
 from rsedge.jsonvalues import parse_json
 from rsedge.runtime.outputs.files import open_file
 from rsedge.runtime.outputs.geometry import bounding_box, wkb
-from rsedge.runtime.outputs.records import EmbeddingType  # noqa: TC001 - jsonvalues reads the annotations
-from rsedge.runtime.outputs.table import TILES, Column, Table
+from rsedge.runtime.outputs.records import TILES, Column, EmbeddingType, Table
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from rsedge.runtime.outputs.records import TileResult
 
 ROW_GROUP_ROWS = 8192
 """32 MB of 1024 numbers as float32."""
@@ -56,7 +56,7 @@ class EmbeddingsInfo:
         version: Of this layout.
 
     Raises:
-        OptionError: A value that cannot be.
+        OptionError: A value is out of range.
     """
 
     model: str
@@ -77,7 +77,7 @@ class EmbeddingsInfo:
             raise OptionError(f"embeddings of dim {self.dim} by {self.model_hash!r} cannot be")
 
     def to_json(self) -> str:
-        """As stored."""
+        """The text that a file holds."""
         values = asdict(self)
         if self.caption_model is None:
             del values["caption_model"]
@@ -85,7 +85,7 @@ class EmbeddingsInfo:
 
     @classmethod
     def from_json(cls, data: str | bytes) -> EmbeddingsInfo:
-        """What ``to_json`` gave ``data`` for.
+        """Read the text of ``to_json``.
 
         Raises:
             OptionError: It is something else; all problems are named.
@@ -107,12 +107,12 @@ def embeddings_table(info: EmbeddingsInfo) -> Table:
     """The columns of results with embeddings: those of a tile, without captions where there are none, and ``path``."""
     without = () if info.caption_model else ("caption", "score")
     columns = (column for column in TILES.columns if column.name not in without)
-
-    def row(result: TileResult) -> dict[str, Any]:
-        of_result = {"model": info.model, "path": result.path, "embedding": result.embedding}
-        return {**result.record.to_dict(), **of_result}
-
-    return Table((*columns, Column("path", "text", repeated=True)), row)
+    return Table(
+        (*columns, Column("path", "text", repeated=True)),
+        lambda result: (
+            result.record.to_dict() | {"model": info.model, "path": result.path, "embedding": result.embedding}
+        ),
+    )
 
 
 def make_schema(table: Table, info: EmbeddingsInfo | None = None) -> pa.Schema:
@@ -130,12 +130,9 @@ def make_schema(table: Table, info: EmbeddingsInfo | None = None) -> pa.Schema:
 
 
 class GeoParquetWriter:
-    """Records to the rows of a GeoParquet file.
+    """Records to the rows of a GeoParquet file, on a stream that need not seek.
 
-    Args:
-        stream: Where the bytes go; a pipe will do.
-        table: The kind of records; with ``info`` its rows have an ``embedding`` besides the columns.
-        info: Of the embeddings, None where there are none.
+    With ``info`` the rows of the table have an ``embedding`` besides the columns.
     """
 
     def __init__(self, stream: BinaryIO, table: Table, info: EmbeddingsInfo | None = None) -> None:
@@ -175,8 +172,7 @@ class GeoParquetWriter:
 
     def finish(self) -> None:
         """Write the last rows, the metadata and the footer."""
-        self._pack()
-        self._flush()
+        self._pack(last=True)
         column: dict[str, Any] = {
             "encoding": "WKB",
             "geometry_types": sorted(self._geometry_types),
@@ -194,43 +190,35 @@ class GeoParquetWriter:
         self._writer.add_key_value_metadata(metadata)
         self._writer.close()
 
-    def _pack(self) -> None:
-        """Turn the waiting rows into columns; a row group's worth of those goes to disk."""
+    def _pack(self, *, last: bool = False) -> None:
+        """Turn the waiting rows into columns; a row group's worth of those goes to disk, and the last ones do."""
         import pyarrow as pa
 
-        if not self._rows:
-            return
-        geometries = [row["geometry"] for row in self._rows]
-        boxes = [geometry and bounding_box(geometry) for geometry in geometries]
-        for geometry, bounds in zip(geometries, boxes, strict=True):
-            if geometry is not None:
-                self._geometry_types.add(geometry["type"])
-                known = self._bounds or bounds
-                self._bounds = [*map(min, known[:2], bounds[:2]), *map(max, known[2:], bounds[2:])]
-        places: dict[str, list[Any]] = {
-            "bbox": [bounds and dict(zip(_CORNERS, bounds, strict=True)) for bounds in boxes],
-            "geometry": list(map(wkb, geometries)),
-        }
-        columns = [
-            _column(field, places.get(field.name) or [row.get(field.name) for row in self._rows])
-            for field in self._schema
-        ]
-        self._batches.append(pa.RecordBatch.from_arrays(columns, schema=self._schema))
-        self._rows = []
-        if sum(map(len, self._batches)) >= ROW_GROUP_ROWS:
-            self._flush()
-
-    def _flush(self) -> None:
-        import pyarrow as pa
-
-        if self._batches:
+        if self._rows:
+            geometries = [row["geometry"] for row in self._rows]
+            boxes = [geometry and bounding_box(geometry) for geometry in geometries]
+            for geometry, bounds in zip(geometries, boxes, strict=True):
+                if geometry is not None:
+                    self._geometry_types.add(geometry["type"])
+                    known = self._bounds or bounds
+                    self._bounds = [*map(min, known[:2], bounds[:2]), *map(max, known[2:], bounds[2:])]
+            places: dict[str, list[Any]] = {
+                "bbox": [bounds and dict(zip(_CORNERS, bounds, strict=True)) for bounds in boxes],
+                "geometry": list(map(wkb, geometries)),
+            }
+            columns = [
+                _column(field, places.get(field.name) or [row.get(field.name) for row in self._rows])
+                for field in self._schema
+            ]
+            self._batches.append(pa.RecordBatch.from_arrays(columns, schema=self._schema))
+            self._rows = []
+        if self._batches and (last or sum(map(len, self._batches)) >= ROW_GROUP_ROWS):
             self._writer.write_table(pa.Table.from_batches(self._batches), row_group_size=ROW_GROUP_ROWS)
             self._batches = []
 
 
-def open_embeddings(path: Path, info: EmbeddingsInfo) -> AbstractContextManager[GeoParquetWriter]:
-    """Open a writer of :class:`~rsedge.runtime.outputs.records.TileResult` with embeddings, and with captions where
-    ``info`` names their model.
+def open_embeddings(path: Path, info: EmbeddingsInfo) -> AbstractContextManager[Writer]:
+    """Open a writer of results with embeddings, and with captions where ``info`` names their model.
 
     Raises:
         OutputError: The file cannot be written.

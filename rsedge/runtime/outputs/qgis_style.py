@@ -7,7 +7,7 @@ map tip tells all of a tile. QGIS 3.28 and later read it; 3.22 was seen to.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, BinaryIO
 from xml.etree import ElementTree
 
 from rsedge.errors import OptionError
-from rsedge.runtime.outputs.files import open_file
+from rsedge.runtime.outputs.files import Target, file_target
 from rsedge.runtime.outputs.geometry import bounding_box
-from rsedge.runtime.outputs.target import Target
 from rsedge.texts import plain
 
 if TYPE_CHECKING:
@@ -49,27 +48,22 @@ def style_path(output: Path) -> Path:
 
 
 def style_target(output: Path, *, classes: Sequence[str] | None = None) -> Target:
-    """The style of a run's output as an output of the run.
-
-    Args:
-        output: The layer's file.
-        classes: Labels of a classification, in the order of its raster's values; None where tiles have captions.
+    """The style of a run's output, the layer's file, as an output of the run; see :func:`make_style`.
 
     Raises:
         OptionError: QGIS opens no polygons from such a file.
     """
-    path = style_path(output)
-    return Target(path, lambda: open_file(path, partial(_StyleWriter, classes=classes)))
+    return file_target(style_path(output), partial(_StyleWriter, classes=classes))
 
 
 class _StyleWriter:
-    """Results to a style, which needs nothing of them but how large tiles are."""
+    """Results to a style, which depends on nothing but the size of the tiles."""
 
     def __init__(self, stream: BinaryIO, *, classes: Sequence[str] | None) -> None:
         self._stream, self._classes = stream, classes
         self._degrees = 0.0
 
-    def write(self, results: Sequence[TileResult]) -> None:
+    def write(self, results: Iterable[TileResult]) -> None:
         for result in results:
             if result.record.geometry is not None:
                 _, south, _, north = bounding_box(result.record.geometry)
@@ -84,7 +78,7 @@ def make_style(classes: Sequence[str] | None = None, *, label_scale: int = _LABE
     """The style as UTF-8 XML, the same for the same arguments.
 
     Args:
-        classes: Labels of a classification, or None where tiles have captions.
+        classes: Labels of a classification in the order of its raster's values, or None where tiles have captions.
         label_scale: Captions are shown from 1 : ``label_scale`` on.
     """
     shown, text, number = ("status", "caption", "score") if classes is None else ("class", "class", "probability")
@@ -95,11 +89,19 @@ def make_style(classes: Sequence[str] | None = None, *, label_scale: int = _LABE
     renderer.set("attr", shown)
     style.set("fieldName", text)
     rendering.set("scaleMax", str(label_scale))
-    map_tip.text = _map_tip(text, number)
+    # 1. A category of each status, or of each class, coloured as in the raster of classes, and one of all others.
+    if classes is None:
+        categories = [(status, STATUS_LABELS[status], colour) for status, colour in STATUS_COLOURS.items()]
+    else:
+        from rsedge.runtime.outputs.rasters import class_colours
+
+        colours = ["#{:02x}{:02x}{:02x}".format(*colour[:3]) for colour in class_colours(len(classes))]
+        names = [plain(label) for label in classes]
+        categories = [*zip(names, names, colours, strict=True), ("", "no class", NO_CLASS_COLOUR)]
     category, symbol = listed[0], symbols[0]
     listed.clear()
     symbols.clear()
-    for place, (value, label, colour) in enumerate(_categories(classes)):
+    for place, (value, label, colour) in enumerate(categories):
         listed.append(copy.deepcopy(category))
         listed[-1].attrib.update(symbol=str(place), value=value, label=label)
         symbols.append(copy.deepcopy(symbol))
@@ -107,30 +109,19 @@ def make_style(classes: Sequence[str] | None = None, *, label_scale: int = _LABE
         rgb = ",".join(str(int(colour[at : at + 2], 16)) for at in (1, 3, 5))
         for option, alpha in (("color", _FILL_ALPHA), ("outline_color", 255)):
             next(symbols[-1].iterfind(f".//Option[@name='{option}']")).set("value", f"{rgb},{alpha}")
+    # 2. The map tip: HTML in which QGIS evaluates what stands between [% and %] for the tile under the pointer.
+    title, figure, status, position = map(
+        _escaped,
+        (
+            f'coalesce("{text}", "message", \'\')',
+            f"coalesce(round(\"{number}\", 4), '–')",
+            '"status"',
+            '"scene" || \', row \' || "row" || \', column \' || "col"',
+        ),
+    )
+    map_tip.text = f"<p><b>[% {title} %]</b></p>\n<p>{number} [% {figure} %], [% {status} %]<br>[% {position} %]</p>"
     ElementTree.indent(root)
     return (_DOCTYPE + ElementTree.tostring(root, encoding="unicode") + "\n").encode("utf-8")
-
-
-def _categories(classes: Sequence[str] | None) -> list[tuple[str, str, str]]:
-    """Value, label and colour of each status, or of each class: as in the raster of classes, and one of all others."""
-    if classes is None:
-        return [(status, STATUS_LABELS[status], colour) for status, colour in STATUS_COLOURS.items()]
-    from rsedge.runtime.outputs.rasters import class_colours
-
-    colours = ["#{:02x}{:02x}{:02x}".format(*colour[:3]) for colour in class_colours(len(classes))]
-    names = [plain(label) for label in classes]
-    return [*zip(names, names, colours, strict=True), ("", "no class", NO_CLASS_COLOUR)]
-
-
-def _map_tip(text: str, number: str) -> str:
-    """HTML in which QGIS evaluates what stands between ``[%`` and ``%]`` for the tile under the pointer."""
-    title = _escaped(f'coalesce("{text}", "message", \'\')')
-    figure = _escaped(f"coalesce(round(\"{number}\", 4), '–')")
-    place = _escaped('"scene" || \', row \' || "row" || \', column \' || "col"')
-    return (
-        f"<p><b>[% {title} %]</b></p>\n"
-        f"<p>{number} [% {figure} %], [% {_escaped(chr(34) + 'status' + chr(34))} %]<br>[% {place} %]</p>"
-    )
 
 
 def _escaped(expression: str) -> str:

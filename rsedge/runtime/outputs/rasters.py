@@ -75,11 +75,7 @@ def check_suffix(path: Path, suffixes: Sequence[str] = (".tif", ".tiff")) -> Non
 
 
 def check_outputs(outputs: Mapping[Path, Sequence[str]], *, overwrite: bool) -> None:
-    """Refuse outputs that cannot be written, before any work.
-
-    Args:
-        outputs: Path → suffixes its name may have.
-        overwrite: Whether files may be replaced.
+    """Refuse outputs, path → suffixes its name may have, that cannot be written.
 
     Raises:
         OptionError: A name does not fit its format.
@@ -111,11 +107,10 @@ def write_classes(
     holds them once more, as metadata ``class_1``, ``class_2``, …
 
     Args:
-        path: Where to.
+        path: The GeoTIFF.
         classes: uint8 or uint16 [rows, cols], 0 where there is none, else 1 + the index of the label.
         labels: Names, at most ``MAX_CLASSES``.
-        scene: Gives the coordinate reference system.
-        cells: Where the cells are.
+        scene, cells: The coordinate reference system, and the place of the cells.
         tags: Further metadata.
 
     Raises:
@@ -149,22 +144,13 @@ def write_heat(
     cells: Cells,
     tags: Mapping[str, str],
 ) -> None:
-    """A band per name.
-
-    Args:
-        path: Where to.
-        heat: float32 [bands, rows, cols], NaN where there is nothing.
-        names: Descriptions of the bands.
-        scene: Gives the coordinate reference system.
-        cells: Where the cells are.
-        tags: Metadata.
+    """Write ``heat``, float32 [bands, rows, cols], NaN where there is nothing, with ``names`` as band descriptions.
 
     Raises:
         OutputError: It cannot be written.
     """
-    write_bytes(
-        path, _encode(heat, scene, cells, nodata=float("nan"), names=names, tags=tags, overview_resampling="AVERAGE")
-    )
+    data = _encode(heat, scene, cells, nodata=float("nan"), names=names, tags=tags, overview_resampling="AVERAGE")
+    write_bytes(path, data)
 
 
 def class_colours(count: int) -> list[tuple[int, int, int, int]]:

@@ -1,9 +1,10 @@
-"""What the runtime hands out: a caption for an image, one record per tile of a scene, and what a run keeps of it."""
+"""Captions of images, records of tiles, what a run keeps of them, and the columns by which every format writes them."""
 
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -16,6 +17,7 @@ _TEXTS = ("scene", "caption", "datetime", "model", "message", "scene_crs", "prod
 EmbeddingType = Literal["float16", "float32"]
 EMBEDDING_TYPES: tuple[EmbeddingType, ...] = get_args(EmbeddingType)
 Embedding = NDArray[np.float16] | NDArray[np.float32]
+Kind = Literal["text", "integer", "real", "time", "geometry"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +96,6 @@ class TileRecord:
         """The record as a plain dict, in field order, ``geometry`` included."""
         return {name: getattr(self, name) for name in self.__slots__}
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TileRecord:
-        """The record that ``to_dict`` gave ``values`` for."""
-        return cls(**values)
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TileResult:
@@ -127,4 +124,61 @@ class TileResult:
         """The result that ``to_dict`` gave ``values`` for."""
         path, embedding = values.pop("path"), values.pop("embedding", None)
         vector = None if embedding is None else np.frombuffer(base64.b64decode(embedding[1]), embedding[0])
-        return cls(TileRecord.from_dict(values), path, vector)
+        return cls(TileRecord(**values), path, vector)
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table."""
+
+    name: str
+    """Its name in the file and in the rows."""
+    kind: Kind
+    """The type of its values: text is str, integer is int, real is float, time is an RFC 3339 string, geometry is a
+    GeoJSON Polygon or MultiPolygon."""
+    required: bool = False
+    """Whether every row has a value; otherwise None is one."""
+    repeated: bool = False
+    """Whether few values stand in many rows: GeoParquet stores those as a dictionary."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A kind of record. A format takes the values of a record from its row, by the names of the columns."""
+
+    columns: tuple[Column, ...]
+    """In the order of the file; one is called ``geometry``. GeoPackage writes it first, GeoParquet last."""
+    row: Callable[[Any], Mapping[str, Any]]
+    """Returns the row of a record: its values by name. GeoJSON writes all of them in their order, and only them; the
+    other formats write the columns, empty where the row has no value."""
+    name: str = "tiles"
+    """Name of the layer in a GeoPackage."""
+
+    @property
+    def properties(self) -> tuple[Column, ...]:
+        """The columns without the geometry."""
+        return tuple(column for column in self.columns if column.kind != "geometry")
+
+
+TILES = Table(
+    (
+        Column("scene", "text", required=True, repeated=True),
+        *(Column(name, "integer", required=True) for name in ("row", "col", "row_off", "col_off", "width", "height")),
+        Column("geometry", "geometry"),
+        Column("caption", "text", repeated=True),
+        Column("score", "real"),
+        Column("status", "text", required=True, repeated=True),
+        Column("nodata_fraction", "real"),
+        Column("cloud_fraction", "real"),
+        Column("datetime", "time", repeated=True),
+        Column("model", "text", required=True, repeated=True),
+        *(
+            Column(name, "text", repeated=True)
+            for name in ("message", "scene_crs", "product_id", "mgrs_tile", "rendering")
+        ),
+    ),
+    TileRecord.to_dict,
+)
+"""Columns of :class:`TileRecord`."""
+RESULTS = replace(TILES, row=lambda result: result.record.to_dict())
+"""The records of :class:`TileResult`."""

@@ -9,30 +9,28 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, get_args
+from typing import TYPE_CHECKING, Any, BinaryIO, get_args
 from urllib.parse import quote
 
 import rsedge
 from rsedge.errors import OptionError
-from rsedge.runtime.outputs.files import open_file
-from rsedge.runtime.outputs.outline import Outline, bounding_box, merge, to_geojson
+from rsedge.runtime.outputs.files import Target, file_target
+from rsedge.runtime.outputs.geometry import Outline, merge, outline_box, to_geojson
 from rsedge.runtime.outputs.records import Status
-from rsedge.runtime.outputs.target import Target
-from rsedge.texts import plain
+from rsedge.texts import plain, rfc3339
 
 if TYPE_CHECKING:
     from rsedge.runtime.outputs.records import TileResult
+    from rsedge.runtime.scenes.scene import Scene
 
-STAC_VERSION = "1.1.0"
 PROCESSING = "https://stac-extensions.github.io/processing/v1.1.0/schema.json"
-# What STAC lets say of a time that nobody knows: null, within a range. This one leaves nothing out.
-UNKNOWN_TIME = ("0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z")
+# STAC lets an unknown time be null within a range. This one leaves nothing out.
+_UNKNOWN_TIME = ("0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z")
 
-_STATUSES = get_args(Status)
 _MEDIA_TYPES = {
     "geojson": "application/geo+json",
     "geojsonl": "application/x-ndjson",
@@ -61,45 +59,35 @@ _TITLES = {
     "sheet": "Contact sheet",
     "style": "QGIS style",
 }
+_LISTS = {"rendering": "renderings", "mgrs_tile": "mgrs_tiles", "product_id": "product_ids", "scene_crs": "scene_crs"}
+"""Field of a record → property with its different values."""
 # A query or a name before the host may be a key to the file, and an item is for others to read.
 _REMOTE = re.compile(r"^(?:/vsicurl/)?(https?://)(?:[^/@]*@)?([^?#]*)")
 _BUCKET = re.compile(r"^(?:/vsi(s3|gs)/|(s3|gs)://)(.*)$")
 _ARCHIVE = re.compile(r"^/vsi(?:zip|tar|gzip)/")
 
 
-class SceneSource(Protocol):
-    """What an item says of a scene."""
-
-    @property
-    def name(self) -> str:
-        """What records call it."""
-
-    @property
-    def source(self) -> str:
-        """The file behind it, or its address."""
-
-
 def result_item_target(
     path: Path,
     *,
-    scenes: Iterable[SceneSource],
+    scenes: Iterable[Scene],
     model: str,
     output: Path | None,
     others: Mapping[str, Path] | None = None,
     key: str = "captions",
     file_format: str | None = None,
 ) -> Target:
-    """The STAC Item of a run as an output of the run.
+    """Return the STAC Item of a run as an output of the run.
 
     Args:
-        path: Where to, ending in ``.json``.
-        scenes: What the tiles are of, each linked as ``derived_from``.
+        path: Path that ends in ``.json``.
+        scenes: The scenes of the tiles, each linked as ``derived_from``.
         model: ``name@hash12`` of the bundle.
         output: The main output, or None where it went to standard output.
         others: Further files of the run by the key of their asset: ``embeddings``, ``report``, ``sheet``, ``style``
             or any other.
-        key: That of the main output's asset, such as ``captions`` or ``classes``.
-        file_format: Of the main output, where its suffix does not name it.
+        key: Asset key of the main output, such as ``captions`` or ``classes``.
+        file_format: Format of the main output, where its suffix does not name it.
 
     Raises:
         OptionError: ``path`` does not end in ``.json``, or is one of the other files.
@@ -109,35 +97,30 @@ def result_item_target(
         raise OptionError(f"a STAC item is JSON: end {os.fspath(path)!r} in .json")
     if path.resolve() in {file.resolve() for file in files.values()}:
         raise OptionError(f"the STAC item and another output were both to be written to {path}: name two files")
-    assets = {name: _asset(path, name, file, file_format if name == key else None) for name, file in files.items()}
-    links = [_link(path, scene) for scene in scenes]
+    assets = {}
+    for name, file in files.items():
+        kind = ((file_format if name == key else None) or file.suffix).lower().removeprefix(".")
+        assets[name] = {
+            "href": _relative(path, os.fspath(file)),
+            "title": _TITLES.get(name, name),
+            **({"type": _MEDIA_TYPES[kind]} if kind in _MEDIA_TYPES else {}),
+            "roles": _ROLES.get(name, ["data"]),
+        }
+    fields = {"links": [_link(path, scene) for scene in scenes], "assets": assets}
     item_id = path.stem if output is None else output.stem
-    return Target(
-        path, lambda: open_file(path, partial(_ItemWriter, item_id=item_id, model=model, assets=assets, links=links))
-    )
+    return file_target(path, partial(_ItemWriter, item_id=item_id, model=model, fields=fields))
 
 
 class _ItemWriter:
-    """Results to an item: what they have in common, in the room of a few."""
+    """Results to an item; memory does not grow with their number."""
 
-    def __init__(
-        self,
-        stream: BinaryIO,
-        *,
-        item_id: str,
-        model: str,
-        assets: Mapping[str, Any],
-        links: Sequence[Mapping[str, str]],
-    ) -> None:
-        self._stream = stream
-        self._item_id, self._model, self._assets, self._links = item_id, model, assets, links
+    def __init__(self, stream: BinaryIO, *, item_id: str, model: str, fields: Mapping[str, Any]) -> None:
+        self._stream, self._item_id, self._model, self._fields = stream, item_id, model, fields
         self._counts: Counter[str] = Counter()
         self._outlines: dict[tuple[str, str | None], Outline] = {}
-        self._known: dict[str, set[str]] = {
-            name: set() for name in ("datetime", "rendering", "mgrs_tile", "product_id", "scene_crs")
-        }
+        self._known: dict[str, set[str]] = {name: set() for name in ("datetime", *_LISTS)}
 
-    def write(self, results: Sequence[TileResult]) -> None:
+    def write(self, results: Iterable[TileResult]) -> None:
         places: dict[tuple[str, str | None], list[dict[str, Any]]] = {}
         for result in results:
             record = result.record
@@ -151,69 +134,38 @@ class _ItemWriter:
             self._outlines.setdefault(scene, Outline()).add(geometries)
 
     def finish(self) -> None:
+        # 1. The place: one hull per scene, joined where they touch.
         hulls = merge(hull for outline in self._outlines.values() if (hull := outline.hull()) is not None)
-        box = bounding_box(hulls)
+        box = outline_box(hulls)
+        # 2. The time: of one moment itself, of several null with the first and the last.
+        texts = (text.replace("Z", "+00:00") for text in self._known["datetime"])
+        moments = sorted(datetime.fromisoformat(text).astimezone(timezone.utc) for text in texts)
+        first, last = (rfc3339(moments[0]), rfc3339(moments[-1])) if moments else _UNKNOWN_TIME
+        span = {"datetime": None, "start_datetime": first, "end_datetime": last}
+        # 3. The item.
+        properties = {
+            **({"datetime": first} if first == last else span),
+            "rsedge:model": self._model,
+            "rsedge:tiles": sum(self._counts.values()),
+            "rsedge:tiles_by_status": {status: self._counts[status] for status in get_args(Status)},
+            **{f"rsedge:{_LISTS[name]}": sorted(self._known[name]) for name in _LISTS if self._known[name]},
+            "processing:software": {"rsedge": rsedge.__version__},
+        }
         item = {
             "type": "Feature",
-            "stac_version": STAC_VERSION,
+            "stac_version": "1.1.0",
             "stac_extensions": [PROCESSING],
             "id": plain(self._item_id),
             "geometry": to_geojson(hulls),
             **({} if box is None else {"bbox": box}),
-            "properties": self._properties(),
-            "links": self._links,
-            "assets": self._assets,
+            "properties": properties,
+            **self._fields,
         }
         text = json.dumps(item, ensure_ascii=False, allow_nan=False, indent=2)
         self._stream.write(text.encode("utf-8", "replace") + b"\n")
 
-    def _properties(self) -> dict[str, Any]:
-        lists = {
-            f"rsedge:{plural}": sorted(self._known[name])
-            for name, plural in (
-                ("rendering", "renderings"),
-                ("mgrs_tile", "mgrs_tiles"),
-                ("product_id", "product_ids"),
-                ("scene_crs", "scene_crs"),
-            )
-        }
-        return {
-            **_times(self._known["datetime"]),
-            "rsedge:model": self._model,
-            "rsedge:tiles": sum(self._counts.values()),
-            "rsedge:tiles_by_status": {status: self._counts[status] for status in _STATUSES},
-            **{name: values for name, values in lists.items() if values},
-            "processing:software": {"rsedge": rsedge.__version__},
-        }
 
-
-def _times(known: Iterable[str]) -> dict[str, str | None]:
-    """``datetime`` of one moment; of several, null with the first and the last."""
-    moments = sorted(datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(timezone.utc) for text in known)
-    if not moments:
-        first, last = UNKNOWN_TIME
-    else:
-        first, last = (
-            each.isoformat(timespec="milliseconds" if each.microsecond else "seconds").replace("+00:00", "Z")
-            for each in (moments[0], moments[-1])
-        )
-    if first == last:
-        return {"datetime": first}
-    return {"datetime": None, "start_datetime": first, "end_datetime": last}
-
-
-def _asset(item: Path, key: str, file: Path, file_format: str | None) -> dict[str, Any]:
-    kind = (file_format or file.suffix).lower().removeprefix(".")
-    media = {"type": _MEDIA_TYPES[kind]} if kind in _MEDIA_TYPES else {}
-    return {
-        "href": _relative(item, os.fspath(file)),
-        "title": _TITLES.get(key, key),
-        **media,
-        "roles": _ROLES.get(key, ["data"]),
-    }
-
-
-def _link(item: Path, scene: SceneSource) -> dict[str, str]:
+def _link(item: Path, scene: Scene) -> dict[str, str]:
     if match := _REMOTE.match(scene.source):
         href = match[1] + quote(match[2], safe="/%:!$&'()*+,;=")
     elif match := _BUCKET.match(scene.source):

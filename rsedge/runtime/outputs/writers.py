@@ -1,4 +1,4 @@
-"""Records to files. A format is one writer over the columns of a :class:`~rsedge.runtime.outputs.table.Table`."""
+"""Records to files. A format is one writer over the columns of a :class:`~rsedge.runtime.outputs.records.Table`."""
 
 from __future__ import annotations
 
@@ -7,78 +7,49 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 from rsedge.errors import OptionError
-from rsedge.runtime.outputs.files import open_file
+from rsedge.runtime.outputs.files import Writer, open_file
 from rsedge.runtime.outputs.geometry import wkt
 from rsedge.runtime.outputs.geopackage import open_geopackage
 from rsedge.runtime.outputs.geoparquet import GeoParquetWriter
-from rsedge.runtime.outputs.table import TILES, Table
+from rsedge.runtime.outputs.records import TILES, Table
 from rsedge.texts import cell
 
 STDOUT = "-"
 
 
-class Writer(Protocol):
-    """Writes records of a table in one format."""
-
-    def write(self, records: Iterable[Any]) -> None:
-        """Append records."""
-
-    def finish(self) -> None:
-        """Write what closes the format."""
-
-
-class GeoJsonLinesWriter:
-    """One RFC 7946 Feature a line (newline-delimited GeoJSON)."""
-
-    def __init__(self, stream: BinaryIO, table: Table) -> None:
-        self._stream, self._table = stream, table
-
-    def write(self, records: Iterable[Any]) -> None:
-        """Append records."""
-        for record in records:
-            self._stream.write(_feature(self._table.row(record)) + b"\n")
-        self._stream.flush()
-
-    def finish(self) -> None:
-        """Nothing closes the format."""
-
-
 class GeoJsonWriter:
-    """One RFC 7946 FeatureCollection, a feature a line."""
+    """One RFC 7946 FeatureCollection, a feature a line; with ``lines`` the features alone (newline-delimited)."""
 
-    def __init__(self, stream: BinaryIO, table: Table) -> None:
-        self._stream, self._table = stream, table
-        self._separator = b'{"type":"FeatureCollection","features":[\n'
+    def __init__(self, stream: BinaryIO, table: Table, *, lines: bool = False) -> None:
+        self._stream, self._table, self._lines = stream, table, lines
+        self._before = b'{"type":"FeatureCollection","features":[\n'
 
     def write(self, records: Iterable[Any]) -> None:
-        """Append records."""
+        """Append records.
+
+        Raises:
+            ValueError: A number is not finite.
+        """
         for record in records:
-            self._stream.write(self._separator + _feature(self._table.row(record)))
-            self._separator = b",\n"
+            properties = dict(self._table.row(record))
+            values = {"type": "Feature", "geometry": properties.pop("geometry"), "properties": properties}
+            feature = json.dumps(values, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+            self._stream.write(feature + b"\n" if self._lines else self._before + feature)
+            self._before = b",\n"
         self._stream.flush()
 
     def finish(self) -> None:
         """Close the collection."""
-        if self._separator != b",\n":
-            self._stream.write(self._separator.rstrip())
-        self._stream.write(b"\n]}\n")
-
-
-def _feature(row: Mapping[str, Any]) -> bytes:
-    """A GeoJSON feature in one line of UTF-8.
-
-    Raises:
-        ValueError: A number is not finite.
-    """
-    properties = dict(row)
-    values = {"type": "Feature", "geometry": properties.pop("geometry"), "properties": properties}
-    return json.dumps(values, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        if not self._lines:
+            empty = self._before != b",\n"
+            self._stream.write((self._before.rstrip() if empty else b"") + b"\n]}\n")
 
 
 class CsvWriter:
@@ -105,7 +76,7 @@ class CsvWriter:
 
 _STREAMS: dict[str, Callable[[BinaryIO, Table], Writer]] = {
     "geojson": GeoJsonWriter,
-    "geojsonl": GeoJsonLinesWriter,
+    "geojsonl": partial(GeoJsonWriter, lines=True),
     "csv": CsvWriter,
     "parquet": GeoParquetWriter,
 }
@@ -123,11 +94,7 @@ def parse_format(
 ) -> str:
     """Return the format of an output: the named one, else that of the suffix, else (standard output) GeoJSON lines.
 
-    Args:
-        target: Path or ``-``.
-        format: Name of a format, where the suffix does not name it.
-        formats: The formats to choose from.
-        records: What is written; an error names it.
+    It is one of ``formats``; an error names the ``records``.
 
     Raises:
         OptionError: The format or the suffix is not known, or the format cannot go to standard output.
@@ -161,12 +128,8 @@ def open_writer(
 ) -> Iterator[Writer]:
     """Open a writer for a path or, with ``-``, standard output, which gets each batch of records at once.
 
-    A path appears (or is replaced) by rename when the block ends well, and is left as it was otherwise.
-
-    Args:
-        target: Path or ``-``.
-        format: Name of a format, where the suffix does not name it.
-        table: The kind of records.
+    A path appears (or is replaced) by rename when the block ends well, and is left as it was otherwise. ``format`` is
+    needed where the suffix does not name it.
 
     Raises:
         OptionError: See ``parse_format``.

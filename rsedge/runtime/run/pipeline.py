@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from rsedge.errors import OptionError
+from rsedge.runtime.outputs.files import Target
 from rsedge.runtime.outputs.geoparquet import EmbeddingsInfo, open_embeddings
-from rsedge.runtime.outputs.table import RESULTS
-from rsedge.runtime.outputs.target import Target
+from rsedge.runtime.outputs.records import RESULTS
 from rsedge.runtime.outputs.writers import STDOUT, open_writer, parse_format
 from rsedge.runtime.run.run import (
     Models,

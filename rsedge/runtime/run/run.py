@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from rsedge.pixels import UInt8
-    from rsedge.runtime.outputs.target import Target
+    from rsedge.runtime.outputs.files import Target
 
 
 class TileModel(Protocol):

@@ -12,13 +12,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rsedge.errors import BackendError, OptionError
+from rsedge.jsontext import parse_json
+from rsedge.runtime.outputs.files import whole_file
 from rsedge.jsonvalues import parse_json
 from rsedge.runtime.outputs.files import open_file
 
@@ -36,19 +37,16 @@ _QUERY_BITS = 8
 _LARGEST_KEY = 2**16
 
 
-@dataclass(frozen=True, slots=True)
-class _Key:
-    """Which file an index is of."""
-
-    size: int
-    mtime_ns: int
-    rows: int
-    dim: int
-    model_hash: str
-
-    @classmethod
-    def of(cls, file: SearchFile) -> _Key:
-        return cls(*file.state, file.rows, file.info.dim, file.info.model_hash)
+def _key(file: SearchFile) -> dict[str, Any]:
+    """Which file, in which state, an index is of."""
+    size, mtime_ns = file.state
+    return {
+        "size": size,
+        "mtime_ns": mtime_ns,
+        "rows": file.rows,
+        "dim": file.info.dim,
+        "model_hash": file.info.model_hash,
+    }
 
 
 def index_path(file: SearchFile) -> Path:
@@ -57,12 +55,9 @@ def index_path(file: SearchFile) -> Path:
 
 
 def build(file: SearchFile, *, cells: int | None = None, progress: Callable[[int, int], None] | None = None) -> Path:
-    """Make the index of a file, or make it again.
+    """Make the index of a file, or make it again; ``progress`` is called with the rows done and their number.
 
-    Args:
-        file: What to index.
-        cells: Into how many to sort; None takes 2 √N of N rows, and not so many that they hold fewer than 40 each.
-        progress: Called with the rows done and their number.
+    ``cells`` None takes 2 √N cells for N rows, and not so many that they hold fewer than 40 each.
 
     Raises:
         BackendError: FAISS is not installed.
@@ -74,14 +69,23 @@ def build(file: SearchFile, *, cells: int | None = None, progress: Callable[[int
         raise OptionError(f"cells is {cells}, expected 1 to the {file.rows} rows of {file.path}")
     file.check_unchanged()
     count = cells or max(1, min(int(2 * math.sqrt(file.rows)), file.rows // _SAMPLE_PER_CELL))
-    sample = _sample(file, count * _SAMPLE_PER_CELL)
+    # 1. A sample to find the cells in, spread over the file; the same each time.
+    generator = np.random.default_rng(0)
+    share = min(1.0, count * _SAMPLE_PER_CELL / max(1, file.rows))
+    parts = [np.empty((0, file.info.dim), np.float32)]
+    for group in range(file.groups):
+        chosen = generator.random(file.group_rows(group)) < share
+        parts += [vectors.astype(np.float32) for vectors, _ in file.blocks(group, chosen)]
+    sample = np.concatenate(parts)
+    sample = sample[np.isfinite(sample).all(axis=1)]
     if not len(sample):
         raise OptionError(f"{file.path} holds no embeddings: nothing can be indexed")
     count = min(count, len(sample))
     index = faiss.index_factory(file.info.dim, f"IVF{count},RaBitQ", faiss.METRIC_INNER_PRODUCT)
     index.cp.min_points_per_centroid = 1  # small files are indexed too, and need no warning
     index.train(sample)
-    del sample
+    del sample, parts
+    # 2. All embeddings.
     for group in range(file.groups):
         for vectors, rows in file.blocks(group):
             wide = np.nan_to_num(vectors.astype(np.float32), posinf=0, neginf=0)
@@ -90,16 +94,19 @@ def build(file: SearchFile, *, cells: int | None = None, progress: Callable[[int
             progress(int(file.starts[group + 1]), file.rows)
     file.check_unchanged()
     path = index_path(file)
-    with open_file(path, _IndexWriter) as writer:
-        writer.write(_Key.of(file), index)
+    with whole_file(path) as temporary, temporary.open("wb") as stream:
+        stream.write(_MAGIC + json.dumps(_key(file)).encode() + b"\n")
+        writer = faiss.PyCallbackIOWriter(stream.write)
+        faiss.write_index(index, writer)
+        del writer  # flushes
     return path
 
 
 class Approximate:
     """The index of a file, ready to be searched; made by :meth:`open`."""
 
-    def __init__(self, file: SearchFile, index: Any) -> None:
-        self._file, self._index = file, index
+    def __init__(self, index: Any) -> None:
+        self._index = index
 
     @classmethod
     def open(cls, file: SearchFile) -> Approximate:
@@ -114,88 +121,37 @@ class Approximate:
         remedy = f"make it with rsedge search --build-index {file.path}, or search with --exact"
         try:
             with path.open("rb") as stream:
-                key = _read_key(stream)
-                if key == asdict(_Key.of(file)):
-                    return cls(file, faiss.read_index(faiss.PyCallbackIOReader(stream.read)))
+                if stream.readline(len(_MAGIC)) != _MAGIC:
+                    raise ValueError("it does not begin as one of this version")
+                key = parse_json(stream.readline(_LARGEST_KEY))
+                if not isinstance(key, dict):
+                    raise ValueError("it does not say which file it is of")
+                if key == _key(file):
+                    return cls(faiss.read_index(faiss.PyCallbackIOReader(stream.read)))
         except FileNotFoundError:
             raise OptionError(f"{file.path} has no index {path.name}: {remedy}") from None
         except (OSError, ValueError, RuntimeError) as error:
             raise OptionError(f"{path} cannot be read as an index: {error}; {remedy}") from error
-        changed = [name for name, value in asdict(_Key.of(file)).items() if key.get(name) != value]
+        changed = [name for name, value in _key(file).items() if key.get(name) != value]
         raise OptionError(f"{path} is out of date: {file.path} has another {', '.join(changed)}; {remedy}")
 
-    @property
-    def cells(self) -> int:
-        """Into how many the embeddings are sorted."""
-        return int(self._index.nlist)
-
     def candidates(
-        self,
-        query: NDArray[np.float64],
-        count: int,
-        *,
-        probes: int | None = None,
-        keep: NDArray[np.bool_] | None = None,
+        self, query: NDArray[np.float64], count: int, *, keep: NDArray[np.bool_] | None = None
     ) -> NDArray[np.int64]:
-        """Rows of the file that are probably among the nearest.
+        """Rows, int64 [n], that are probably among the nearest to the unit vector ``query``, float64 [D].
 
-        Args:
-            query: float64 [D] of unit length.
-            count: How many, at most.
-            probes: Cells to look into; None takes a sixteenth of them, at least 32.
-            keep: Rows of the file that may be given, bool [rows]; None allows all.
-
-        Returns:
-            Row numbers int64 [n].
+        They are at most ``count``, from a sixteenth of the cells, at least 32, and among ``keep``, bool [rows].
         """
-        faiss = _faiss()
-        chosen = min(self.cells, probes or max(32, self.cells // 16))
+        faiss, cells = _faiss(), int(self._index.nlist)
+        probes = min(cells, max(32, cells // 16))
         selector = None
         if keep is not None:
             bits = np.packbits(keep, bitorder="little")
             selector = faiss.IDSelectorBitmap(len(keep), faiss.swig_ptr(bits))
-        parameters = faiss.IVFRaBitQSearchParameters(nprobe=chosen, qb=_QUERY_BITS, sel=selector)
+        parameters = faiss.IVFRaBitQSearchParameters(nprobe=probes, qb=_QUERY_BITS, sel=selector)
         _, rows = self._index.search(query.astype(np.float32)[None], count, params=parameters)
         found: NDArray[np.int64] = rows[0][rows[0] >= 0]
         return found
-
-
-def _sample(file: SearchFile, count: int) -> NDArray[np.float32]:
-    """About ``count`` embeddings, spread over the file; the same each time."""
-    generator = np.random.default_rng(0)
-    share = min(1.0, count / max(1, file.rows))
-    parts = [np.empty((0, file.info.dim), np.float32)]
-    for group in range(file.groups):
-        chosen = generator.random(file.group_rows(group)) < share
-        parts += [vectors.astype(np.float32) for vectors, _ in file.blocks(group, chosen)]
-    sample = np.concatenate(parts)
-    return sample[np.isfinite(sample).all(axis=1)]
-
-
-class _IndexWriter:
-    """The key as a line of JSON, then what FAISS makes of the index."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-
-    def write(self, key: _Key, index: Any) -> None:
-        faiss = _faiss()
-        self._stream.write(_MAGIC + json.dumps(asdict(key)).encode() + b"\n")
-        writer = faiss.PyCallbackIOWriter(self._stream.write)
-        faiss.write_index(index, writer)
-        del writer  # flushes
-
-    def finish(self) -> None:
-        """Nothing closes it."""
-
-
-def _read_key(stream: BinaryIO) -> dict[str, Any]:
-    if stream.readline(len(_MAGIC)) != _MAGIC:
-        raise ValueError("it does not begin as one of this version")
-    key = parse_json(stream.readline(_LARGEST_KEY))
-    if not isinstance(key, dict):
-        raise ValueError("it does not say which file it is of")
-    return key
 
 
 def _faiss() -> Any:

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rasterio.errors import RasterioError
 
 from rsedge.errors import OptionError, RsedgeError, SceneError
+from rsedge.runtime.outputs.geometry import polygons
 from rsedge.runtime.outputs.report.sheet import write_sheet
 from rsedge.runtime.scenes.access import Access
 from rsedge.runtime.scenes.catalog import find
@@ -36,16 +37,11 @@ def write_hit_sheet(
     """Write a PNG with a card per hit, best first.
 
     A scene is looked for in ``folders`` (and the folders below) by its name, then where it was when it was embedded,
-    then beside the file of embeddings. What that file names is opened where it lies below the file's own folder or one
-    of ``folders``: it may come from a stranger. A card without pixels says why.
-
-    Args:
-        path: The PNG, replaced if it is there.
-        hits: What was found.
-        folders: Where the scenes are.
+    then beside the file of embeddings. What that file names is opened only where it lies below the file's own folder or
+    one of ``folders``: it may come from a stranger. A card without pixels shows the reason.
 
     Returns:
-        How many cards have no pixels.
+        Number of cards without pixels.
 
     Raises:
         OptionError: There are no hits, or a folder does not exist.
@@ -58,35 +54,18 @@ def write_hit_sheet(
     finder = _Scenes([Path(folder) for folder in folders])
     cards, without = [], 0
     for hit in hits:
-        pixels = finder.pixels(hit)
-        reason = pixels if isinstance(pixels, str) else None
-        without += reason is not None
-        text = " · ".join(_lines(hit, reason))
-        cards.append((None if isinstance(pixels, str) else pixels, replace(hit.record, caption=text)))
+        pixels, record = finder.pixels(hit), hit.record
+        texts = [f"#{hit.rank}", f"{hit.score:.4f}"]
+        if isinstance(pixels, str):
+            texts.append(pixels)
+            without += 1
+        if record.geometry is not None:  # the middle of the footprint, such as 46.0512°N 14.5058°E
+            lon, lat = np.array(polygons(record.geometry)[0][0][:-1]).mean(axis=0).tolist()
+            texts.append(f"{abs(lat):.4f}°{'NS'[lat < 0]} {abs(lon):.4f}°{'EW'[lon < 0]}")
+        texts += [record.scene, *([record.caption] if record.caption else [])]
+        cards.append((None if isinstance(pixels, str) else pixels, replace(record, caption=" · ".join(texts))))
     write_sheet(Path(path), cards, columns=min(_COLUMNS, len(cards)))
     return without
-
-
-def _lines(hit: Hit, reason: str | None) -> Iterator[str]:
-    yield f"#{hit.rank}"
-    yield f"{hit.score:.4f}"
-    if reason is not None:
-        yield reason
-    place = _place(hit.record.geometry)
-    if place is not None:
-        yield place
-    yield hit.record.scene
-    if hit.record.caption:
-        yield hit.record.caption
-
-
-def _place(geometry: dict[str, Any] | None) -> str | None:
-    """The middle of a footprint, such as ``46.0512°N 14.5058°E``."""
-    if geometry is None:
-        return None
-    polygon = geometry["coordinates"] if geometry["type"] == "Polygon" else geometry["coordinates"][0]
-    lon, lat = np.array(polygon[0][:-1]).mean(axis=0).tolist()
-    return f"{abs(lat):.4f}°{'NS'[lat < 0]} {abs(lon):.4f}°{'EW'[lon < 0]}"
 
 
 class _Scenes:
@@ -101,7 +80,12 @@ class _Scenes:
         """The pixels of a hit, uint8 [H, W, 3], or why there are none."""
         key = (hit.record.scene, hit.path, str(Path(hit.file).parent))
         if key not in self._opened:
-            self._opened[key] = self._open(hit)
+            found: Scene | str = "pixels not found: --pixels-from FOLDER"
+            for path in self._candidates(hit):
+                found = _try_open(path, hit.record.scene)
+                if not isinstance(found, str):
+                    break
+            self._opened[key] = found
         scene = self._opened[key]
         if isinstance(scene, str):
             return scene
@@ -123,15 +107,6 @@ class _Scenes:
         square = np.zeros((side, side, 3), np.uint8)
         square[:height, :width] = image
         return square
-
-    def _open(self, hit: Hit) -> Scene | str:
-        problem = "pixels not found: --pixels-from FOLDER"
-        for path in self._candidates(hit):
-            scene = _try_open(path, hit.record.scene)
-            if not isinstance(scene, str):
-                return scene
-            problem = scene
-        return problem
 
     def _candidates(self, hit: Hit) -> Iterator[Path]:
         if self._named is None:

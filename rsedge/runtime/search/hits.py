@@ -5,21 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from rsedge.errors import OutputError
 from rsedge.runtime.outputs import writers
 from rsedge.runtime.outputs.geometry import from_wkb
-from rsedge.runtime.outputs.records import TileRecord
-from rsedge.runtime.outputs.table import TILES, Column, Table
-from rsedge.texts import plain
-
-if TYPE_CHECKING:
-    from rsedge.runtime.search.search_file import SearchFile
+from rsedge.runtime.outputs.records import TILES, Column, Table, TileRecord
+from rsedge.runtime.search.search_file import SearchFile, reading
+from rsedge.texts import plain, rfc3339
 
 FORMATS = ("geojson", "geojsonl", "csv", "gpkg")
 
@@ -68,11 +64,11 @@ def read_records(file: SearchFile, rows: Sequence[int]) -> list[tuple[TileRecord
     numbers = np.asarray(rows, np.int64)
     groups = np.searchsorted(file.starts, numbers, side="right") - 1
     names = [name for name in file.schema.names if name not in ("embedding", "bbox")]
-    with file.reading(), file.parquet() as opened:
+    with reading(file.path), file.parquet() as opened:
         for group in np.unique(groups).tolist():
             wanted = np.unique(numbers[groups == group])
             first = int(file.starts[group])
-            with file.reading(group):
+            with reading(file.path, group):
                 for batch in opened.iter_batches(_BATCH_ROWS, row_groups=[group], columns=names, use_threads=False):
                     inside = wanted[(wanted >= first) & (wanted < first + len(batch))]
                     if len(inside):
@@ -92,14 +88,8 @@ def _record(values: dict[str, Any]) -> tuple[TileRecord, str | None]:
         raise OSError(f"a geometry is no polygon: {error}") from error
     defaults = {"caption": None, "score": None}
     known = {name: values[name] for name in TileRecord.__slots__ if name in values}
-    record = TileRecord(**{**defaults, **known, "geometry": geometry, "datetime": _rfc3339(moment)})
+    record = TileRecord(**{**defaults, **known, "geometry": geometry, "datetime": moment and rfc3339(moment)})
     return record, None if path is None else plain(path)
-
-
-def _rfc3339(moment: datetime | None) -> str | None:
-    if moment is None:
-        return None
-    return moment.isoformat(timespec="milliseconds" if moment.microsecond else "seconds").replace("+00:00", "Z")
 
 
 _TABLE = Table(

@@ -1,11 +1,18 @@
-"""Searching files of embeddings: what is most similar to a text, an image, a tile, or any embedding."""
+"""Search files of embeddings for the tiles most similar to a text, an image, a tile, or any embedding.
+
+An exact search compares every stored embedding once, in constant memory. Products in float32 find candidates, with a
+margin above any error of float32, and candidates are compared again in float64, row by row. So the order is that of the
+stored numbers: it depends neither on threads nor on where a block began, and equal embeddings rank in the order of
+files and rows.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
@@ -19,13 +26,14 @@ from rsedge.host import usable_cores
 from rsedge.runtime.search import approximate as ann
 from rsedge.runtime.search.filters import Filters, RowFilter
 from rsedge.runtime.search.hits import Hit, read_records
-from rsedge.runtime.search.nearest import Nearest, Scorer, block_rows
-from rsedge.runtime.search.search_file import SearchFile
+from rsedge.runtime.search.search_file import SearchFile, block_rows
 
 if TYPE_CHECKING:
     from rsedge.runtime.outputs.geoparquet import EmbeddingsInfo
+    from rsedge.runtime.outputs.records import TileRecord
 
 Float64 = NDArray[np.float64]
+Stored = NDArray[np.float16] | NDArray[np.float32]
 
 _log = logging.getLogger("rsedge")
 
@@ -33,6 +41,10 @@ _FEW_ROWS = 100_000
 """Where filters leave no more than these, comparing them all is as fast as an index, and exact."""
 _CANDIDATES, _FEWEST_CANDIDATES = 20, 400
 """Candidates of an approximate search that are compared exactly, per tile wanted and at least."""
+
+
+_HALF_SCALE = 2.0**112
+_HALF_BITS = np.int32(0x8FFFE000 - 2**32)  # where the sign, exponent and fraction of a float16 lie in a float32
 
 
 class QueryEmbedder(Protocol):
@@ -53,7 +65,7 @@ class Index:
 
     Attributes:
         files: In the order of their paths; equal scores rank in the order of files and rows.
-        info: Of the model, common to all.
+        info: Description of the embeddings, common to all.
         rows: Tiles in all of them, those without an embedding included.
     """
 
@@ -80,7 +92,12 @@ class Index:
             if not inside:
                 problems.append(f"{path} is a folder without .parquet files: make one with rsedge embed")
             found.update(dict.fromkeys(inside))
-        files = [file for path in found if (file := _open(path, problems)) is not None]
+        files = []
+        for path in found:
+            try:
+                files.append(SearchFile.open(path))
+            except OptionError as error:  # noqa: PERF203 - a try per file
+                problems.append(str(error))
         if len({(file.info.model_hash, file.info.dim) for file in files}) > 1:
             made = "".join(f"\n  - {f.path}: {f.info.model}, {f.info.dim} numbers" for f in files)
             problems.append(f"embeddings of different models cannot be compared: search those of one model{made}")
@@ -124,7 +141,8 @@ class Index:
                 file that is damaged.
             BackendError: ``approximate`` without FAISS.
         """
-        given = [name for name, value in _named(embedding, text, image, tile) if value is not None]
+        queries = {"embedding": embedding, "text": text, "image": image, "tile": tile}
+        given = [name for name, value in queries.items() if value is not None]
         if len(given) != 1:
             raise OptionError(f"{' and '.join(given) or 'nothing'} given: give one of embedding, text, image, tile")
         own = None
@@ -142,7 +160,18 @@ class Index:
             threads=threads,
         )[0]
         others = positions != (-1 if own is None else own)
-        return self._hits(scores[others][:top], positions[others][:top])
+        places = [self.locate(position) for position in positions[others][:top].tolist()]
+        records: dict[tuple[Path, int], tuple[TileRecord, str | None]] = {}
+        for file in dict.fromkeys(file for file, _ in places):
+            rows = [row for other, row in places if other is file]
+            records.update(zip([(file.path, row) for row in rows], read_records(file, rows), strict=True))
+        hits = []
+        for rank, (score, (file, row)) in enumerate(zip(scores[others][:top].tolist(), places, strict=True), 1):
+            # Stored in 16 bits, embeddings may be a little longer than 1.
+            cosine = round(min(1.0, max(-1.0, score)), 6) + 0.0
+            record, path = records[file.path, row]
+            hits.append(Hit(rank, cosine, record, path, str(file.path), row))
+        return hits
 
     def nearest(
         self,
@@ -153,11 +182,7 @@ class Index:
         approximate: bool | None = None,
         threads: int | None = None,
     ) -> list[tuple[Float64, NDArray[np.int64]]]:
-        """The nearest tiles of many queries in one pass, without their records.
-
-        Args:
-            queries: [Q, D], of any length but 0.
-            top, filters, approximate, threads: See :meth:`search`.
+        """The nearest tiles of many queries [Q, D] in one pass, without their records; options as in :meth:`search`.
 
         Returns:
             Per query the cosines float64 [n], descending, and positions int64 [n]: rows counted through all files, see
@@ -167,7 +192,17 @@ class Index:
             OptionError: See :meth:`search`.
             BackendError: ``approximate`` without FAISS.
         """
-        unit = self._unit(queries)
+        queries = np.asarray(queries)
+        if queries.ndim != 2 or queries.shape[1] != self.info.dim or not len(queries):
+            raise OptionError(
+                f"a query of shape {list(queries.shape[-1:] if queries.ndim == 2 else queries.shape)} was given, these "
+                f"embeddings by {self.info.model} have {self.info.dim} numbers"
+            )
+        wide = queries.astype(np.float64)
+        length = np.linalg.norm(wide, axis=1, keepdims=True)
+        if not (np.isfinite(length) & (length > 0)).all():
+            raise OptionError("a query has length 0 or numbers that are not finite: nothing is similar to it")
+        unit = wide / length
         if top < 1:
             raise OptionError(f"top is {top}, expected at least 1")
         if threads is not None and threads < 1:
@@ -175,13 +210,11 @@ class Index:
         for file in self.files:
             file.check_unchanged()
         chosen = filters if filters is not None else Filters()
-        rows = [chosen.rows(file) for file in self.files]
+        rows = [RowFilter(file, chosen) for file in self.files]
         indexes = self._choose(approximate)
         if indexes:
-            best = self._probe(indexes, unit, top, rows if chosen else None, threads)
-        else:
-            best = self._scan(unit, top, lambda file, group: rows[file].mask(group), threads)
-        return list(zip(best.scores, best.positions, strict=True))
+            return self._probe(indexes, unit, top, rows if chosen else None, threads)
+        return self._scan(unit, top, lambda file, group: rows[file].mask(group), threads)
 
     def locate(self, position: int) -> tuple[SearchFile, int]:
         """The file and the row in it of a position."""
@@ -191,13 +224,7 @@ class Index:
     def build_approximate(
         self, *, cells: int | None = None, progress: Callable[[int, int], None] | None = None
     ) -> list[Path]:
-        """Make an approximate index beside each file; see :func:`rsedge.runtime.search.approximate.build`.
-
-        Raises:
-            BackendError: FAISS is not installed.
-            OptionError: A file is damaged, or holds no embeddings.
-            OutputError: An index cannot be written.
-        """
+        """Make an approximate index beside each file; see :func:`rsedge.runtime.search.approximate.build`."""
         self._indexes.clear()
         return [ann.build(file, cells=cells, progress=progress) for file in self.files]
 
@@ -224,34 +251,20 @@ class Index:
         shares = [len(np.intersect1d(a[1], b[1])) / len(a[1]) for a, b in zip(exact, found, strict=True)]
         return float(np.mean(shares))
 
-    def _unit(self, queries: NDArray[Any]) -> Float64:
-        queries = np.asarray(queries)
-        if queries.ndim != 2 or queries.shape[1] != self.info.dim or not len(queries):
-            raise OptionError(
-                f"a query of shape {list(queries.shape[-1:] if queries.ndim == 2 else queries.shape)} was given, these "
-                f"embeddings by {self.info.model} have {self.info.dim} numbers"
-            )
-        wide = queries.astype(np.float64)
-        length = np.linalg.norm(wide, axis=1, keepdims=True)
-        if not (np.isfinite(length) & (length > 0)).all():
-            raise OptionError("a query has length 0 or numbers that are not finite: nothing is similar to it")
-        unit: Float64 = wide / length
-        return unit
-
     def _embed(
         self, text: str | None, image: NDArray[np.uint8] | None, embedder: QueryEmbedder | None
     ) -> NDArray[np.float32]:
-        kind = "text" if text is not None else "image"
         if embedder is None:
+            kind = "image" if text is None else "text"
             raise OptionError(
                 f"a {kind} as query needs the model of these embeddings: pass the bundle {self.info.model}"
             )
         self.check_model(embedder)
-        if text is not None and not text.strip():
+        if text is None:
+            return np.asarray(embedder.embed_images(np.asarray(image)[None])[0])
+        if not text.strip():
             raise OptionError("the text to search for is empty: give some words")
-        if text is not None:
-            return np.asarray(embedder.embed_texts([text])[0])
-        return np.asarray(embedder.embed_images(np.asarray(image)[None])[0])
+        return np.asarray(embedder.embed_texts([text])[0])
 
     def check_model(self, embedder: QueryEmbedder) -> None:
         """Refuse a model other than the one that made the embeddings.
@@ -273,8 +286,7 @@ class Index:
         found: list[tuple[int, NDArray[Any]]] = []
         without = 0
         for number, file in enumerate(self.files):
-            rows = wanted.rows(file)
-            wanted_rows = np.flatnonzero(_whole_mask(file, rows))
+            wanted_rows = np.flatnonzero(_whole_mask(file, RowFilter(file, wanted)))
             vectors, present = file.vectors(wanted_rows)
             without += len(wanted_rows) - len(present)
             found += zip((present + self._starts[number]).tolist(), vectors, strict=True)
@@ -313,7 +325,7 @@ class Index:
         top: int,
         filters: Sequence[RowFilter] | None,
         threads: int | None,
-    ) -> Nearest:
+    ) -> list[tuple[Float64, NDArray[np.int64]]]:
         """Candidates from the indexes, compared exactly."""
         keeps: list[NDArray[np.bool_] | None] = [None] * len(self.files)
         if filters is not None:
@@ -325,21 +337,19 @@ class Index:
                     return None if keep is None else keep[starts[group] : starts[group + 1]]
 
                 return self._scan(unit, top, mask, threads)
-        total = Nearest(unit, top)
-        wanted = max(_CANDIDATES * top, _FEWEST_CANDIDATES)
-        for number, query in enumerate(unit):
-            one = Nearest(query[None], top)
+        wanted, found = max(_CANDIDATES * top, _FEWEST_CANDIDATES), []
+        for query in unit:
+            best = Nearest(query[None], top)
             for place, (file, index) in enumerate(zip(self.files, indexes, strict=True)):
-                rows = index.candidates(query, wanted, keep=keeps[place])
-                vectors, present = file.vectors(rows)
+                vectors, present = file.vectors(index.candidates(query, wanted, keep=keeps[place]))
                 scorer = Scorer(query[None], file.dtype, max(1, len(present)))
-                one.offer(scorer(vectors), vectors, present + self._starts[place])
-            total.scores[number], total.positions[number] = one.scores[0], one.positions[0]
-        return total
+                best.offer(scorer(vectors), vectors, present + self._starts[place])
+            found += best.found()
+        return found
 
     def _scan(
         self, unit: Float64, top: int, mask: Callable[[int, int], NDArray[np.bool_] | None], threads: int | None
-    ) -> Nearest:
+    ) -> list[tuple[Float64, NDArray[np.int64]]]:
         """Compare every embedding; threads take row groups in turn."""
         work = [(number, group) for number, file in enumerate(self.files) for group in range(file.groups)]
         taken, stopped = count(), threading.Event()
@@ -365,36 +375,10 @@ class Index:
 
         workers = max(1, min(threads or usable_cores(), len(work)))
         if workers == 1:
-            return run()
+            return run().found()
         with ThreadPoolExecutor(workers, thread_name_prefix="rsedge-search") as pool:
             futures = [pool.submit(run) for _ in range(workers)]
-            return Nearest(unit, top).merge(future.result() for future in futures)
-
-    def _hits(self, scores: Float64, positions: NDArray[np.int64]) -> list[Hit]:
-        """The records at positions."""
-        places = [self.locate(position) for position in positions.tolist()]
-        records: dict[tuple[Path, int], Any] = {}
-        for file in dict.fromkeys(file for file, _ in places):
-            rows = [row for other, row in places if other is file]
-            records.update(zip([(file.path, row) for row in rows], read_records(file, rows), strict=True))
-        hits = []
-        for rank, (score, (file, row)) in enumerate(zip(scores.tolist(), places, strict=True), 1):
-            record, path = records[file.path, row]
-            # Stored in 16 bits, embeddings may be a little longer than 1.
-            hits.append(Hit(rank, round(min(1.0, max(-1.0, score)), 6) + 0.0, record, path, str(file.path), row))
-        return hits
-
-
-def _open(path: Path, problems: list[str]) -> SearchFile | None:
-    try:
-        return SearchFile.open(path)
-    except OptionError as error:
-        problems.append(str(error))
-        return None
-
-
-def _named(*queries: Any) -> zip[tuple[str, Any]]:
-    return zip(("embedding", "text", "image", "tile"), queries, strict=True)
+            return Nearest(unit, top).merge(future.result() for future in futures).found()
 
 
 def _whole_mask(file: SearchFile, rows: RowFilter) -> NDArray[np.bool_]:
@@ -402,3 +386,84 @@ def _whole_mask(file: SearchFile, rows: RowFilter) -> NDArray[np.bool_]:
     parts = [rows.mask(group) for group in range(file.groups)]
     whole = [np.ones(file.group_rows(g), np.bool_) if part is None else part for g, part in enumerate(parts)]
     return np.concatenate(whole) if whole else np.empty(0, np.bool_)
+
+
+class Scorer:
+    """Similarities of stored embeddings to queries float64 [Q, D] of unit length, for one thread.
+
+    float16 becomes float32 by moving its bits: sign-extended, shifted by 13 and masked they are the float32 of 2^-112
+    times the value, the smallest numbers included, and the query is multiplied by 2^112 instead. NumPy's own
+    conversion takes eight times as long. ``rows`` are the most embeddings at a time.
+    """
+
+    def __init__(self, queries: Float64, dtype: np.dtype[np.float16] | np.dtype[np.float32], rows: int) -> None:
+        self._half = dtype == np.float16 and sys.byteorder == "little"
+        self._queries = np.ascontiguousarray((queries * (_HALF_SCALE if self._half else 1)).astype(np.float32))
+        self._wide = np.empty((rows, queries.shape[1]), np.int32)
+
+    def __call__(self, vectors: Stored) -> NDArray[np.float32]:
+        """Products float32 [N, Q] with ``vectors`` [N, D]; what is not finite there gives any value."""
+        if self._half:
+            bits = self._wide[: len(vectors)]
+            np.copyto(bits, vectors.view(np.int16))
+            np.left_shift(bits, 13, out=bits)
+            np.bitwise_and(bits, _HALF_BITS, out=bits)
+            wide = bits.view(np.float32)
+        else:
+            wide = vectors.astype(np.float32, copy=False)
+        if len(self._queries) == 1:
+            # A product per row: BLAS would start its threads for each block, beside ours.
+            single: NDArray[np.float32] = np.matmul(wide[:, None, :], self._queries[0][:, None])[:, :, 0]
+            return single
+        return wide @ self._queries.T
+
+
+class Nearest:
+    """The ``top`` best of what has been offered so far, for each of the queries float64 [Q, D] of unit length."""
+
+    def __init__(self, queries: Float64, top: int) -> None:
+        self._queries, self._top = queries, top
+        # A sum of D products is off by at most D roundings of the whole; the query's own rounding and embeddings
+        # slightly above unit length (float16) are the rest.
+        self._margin = (queries.shape[1] + 8) * 2.0**-23
+        self._scores: list[Float64] = [np.empty(0) for _ in queries]
+        self._positions: list[NDArray[np.int64]] = [np.empty(0, np.int64) for _ in queries]
+
+    def offer(self, products: NDArray[np.float32], vectors: Stored, positions: NDArray[np.int64]) -> None:
+        """Keep what is among the best of a block ``vectors`` [N, D], with ``products`` float32 [N, Q] of a scorer.
+
+        ``positions`` int64 [N] name its rows; ascending numbers win where scores are equal.
+        """
+        for number in range(len(self._queries)):
+            column = products[:, number]
+            full = len(self._scores[number]) == self._top
+            floor = self._scores[number][-1] - self._margin if full else -np.inf
+            near = column >= floor
+            if not near.any():
+                continue
+            found = np.flatnonzero(near)
+            if len(found) > 4 * self._top:  # those of this block alone set a higher floor
+                least = np.partition(column[found], len(found) - self._top)[len(found) - self._top]
+                found = found[column[found] >= least - 2 * self._margin]
+            # Row by row in float64: the score of a row does not depend on its neighbours.
+            with np.errstate(invalid="ignore", over="ignore"):
+                scores = (vectors[found].astype(np.float64) * self._queries[number]).sum(axis=1)
+            finite = np.isfinite(scores)
+            self._keep(number, scores[finite], positions[found][finite])
+
+    def _keep(self, number: int, scores: Float64, positions: NDArray[np.int64]) -> None:
+        scores = np.concatenate([self._scores[number], scores])
+        positions = np.concatenate([self._positions[number], positions])
+        order = np.lexsort((positions, -scores))[: self._top]
+        self._scores[number], self._positions[number] = scores[order], positions[order]
+
+    def found(self) -> list[tuple[Float64, NDArray[np.int64]]]:
+        """Per query the scores float64 [n], descending, and positions int64 [n]."""
+        return list(zip(self._scores, self._positions, strict=True))
+
+    def merge(self, others: Iterable[Nearest]) -> Nearest:
+        """Take what others have found; gives itself."""
+        for other in others:
+            for number in range(len(self._queries)):
+                self._keep(number, other._scores[number], other._positions[number])
+        return self

@@ -8,7 +8,7 @@ import html
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from PIL import Image
 
 from rsedge.errors import OptionError, SceneError
+from rsedge.redaction import redact
+from rsedge.runtime.outputs.files import Target, file_target
+from rsedge.runtime.outputs.report.sheet import SceneOrder
 from rsedge.runtime.outputs.files import open_file
 from rsedge.runtime.outputs.report.scene_order import SceneOrder
 from rsedge.runtime.outputs.target import Target
@@ -25,7 +28,7 @@ from rsedge.runtime.scenes.quicklook import quicklook
 from rsedge.texts import plain, redact
 
 if TYPE_CHECKING:
-    from rsedge.runtime.outputs.records import TileRecord, TileResult
+    from rsedge.runtime.outputs.records import TileResult
     from rsedge.runtime.scenes.scene import Scene
 
 _SUFFIXES = (".html", ".htm")
@@ -43,10 +46,7 @@ _IN_SCRIPT = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&"}
 def report_target(path: str | os.PathLike[str], scenes: Sequence[Scene], *, longest: int = 1400) -> Target:
     """An output of a run that is one HTML file, with everything in it and nothing loaded from anywhere.
 
-    Args:
-        path: Path that ends in ``.html`` or ``.htm``.
-        scenes: The scenes of the run, in its order.
-        longest: Pixels of the longer side of a scene's picture, at most; less where scenes are many.
+    The longer side of a scene's picture has at most ``longest`` pixels, less where scenes are many.
 
     Raises:
         OptionError: The suffix is another one, or ``longest`` is below 1.
@@ -57,68 +57,60 @@ def report_target(path: str | os.PathLike[str], scenes: Sequence[Scene], *, long
         raise OptionError(f"longest is {longest}, expected at least 1 pixel")
     share = min(1.0, (_MANY / max(1, len(scenes))) ** 0.5)
     side = min(longest, max(_SMALLEST, int(longest * share)))
-    return Target(Path(path), lambda: open_file(Path(path), partial(ReportWriter, scenes=tuple(scenes), longest=side)))
+    return file_target(Path(path), partial(ReportWriter, scenes=tuple(scenes), longest=side))
 
 
 class ReportWriter:
     """Gathers the results of a run and writes the page in the end."""
 
     def __init__(self, stream: BinaryIO, scenes: Sequence[Scene], longest: int) -> None:
-        self._stream, self._longest = stream, longest
+        self._stream, self._scenes, self._longest = stream, scenes, longest
         self._order = SceneOrder(scenes)
-        self._entries = [_entry(scene) for scene in scenes]
-        self._scenes = scenes
+        self._entries: list[dict[str, Any]] = [
+            {
+                "name": scene.name,
+                "width": scene.width,
+                "height": scene.height,
+                "crs": plain(scene.crs.to_string()) if scene.crs else None,
+                "datetime": scene.datetime,
+                "product": None,
+                "mgrs": None,
+                "model": None,
+                "rendering": scene.rule,
+                "warnings": list(scene.warnings),
+                "picture": None,
+                "tiles": [],
+            }
+            for scene in scenes
+        ]
 
-    def write(self, results: Sequence[TileResult]) -> None:
+    def write(self, results: Iterable[TileResult]) -> None:
         """Append the results of a segment."""
         for result in results:
-            entry = self._entries[self._order.number(result)]
-            record = result.record
+            entry, record = self._entries[self._order.number(result)], result.record
             if not entry["tiles"]:
-                entry |= _from_record(record, entry)
+                crs = "none: positions are pixels" if record.scene_crs == "pixel" else record.scene_crs
+                entry |= {
+                    "crs": crs or entry["crs"],
+                    "product": record.product_id,
+                    "mgrs": record.mgrs_tile,
+                    "model": record.model,
+                    "rendering": record.rendering or entry["rendering"],
+                }
             entry["tiles"].append([*(getattr(record, name) for name in _COPIED), *_centre(record.geometry)])
 
     def finish(self) -> None:
         """Read the pictures and write the page."""
         for entry, scene in zip(self._entries, self._scenes, strict=True):
-            entry |= self._look(scene, entry["warnings"])
+            data = io.BytesIO()
+            try:  # without a picture the results are still worth showing
+                image = Image.fromarray(quicklook(scene, longest=self._longest), "RGBA")  # transparent without data
+                image.save(data, format="WEBP", quality=_QUALITY, method=4)
+                entry["picture"] = f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
+            except SceneError as error:
+                entry["warnings"].append(f"no picture: {redact(plain(str(error)))}")
         names = ", ".join(dict.fromkeys(scene.name for scene in self._scenes))
         self._stream.write(_page(f"{names} – rsedge", {"fields": _FIELDS, "scenes": self._entries}))
-
-    def _look(self, scene: Scene, warnings: list[str]) -> dict[str, Any]:
-        """The picture; without one the results are still worth showing."""
-        try:
-            return {"picture": _picture(scene, self._longest)}
-        except SceneError as error:
-            return {"warnings": [*warnings, f"no picture: {redact(plain(str(error)))}"]}
-
-
-def _entry(scene: Scene) -> dict[str, Any]:
-    return {
-        "name": scene.name,
-        "width": scene.width,
-        "height": scene.height,
-        "crs": plain(scene.crs.to_string()) if scene.crs else None,
-        "datetime": scene.datetime,
-        "product": None,
-        "mgrs": None,
-        "model": None,
-        "rendering": scene.rule,
-        "warnings": list(scene.warnings),
-        "picture": None,
-        "tiles": [],
-    }
-
-
-def _from_record(record: TileRecord, entry: dict[str, Any]) -> dict[str, Any]:
-    """What a record says of its scene."""
-    return {
-        "crs": "none: positions are pixels" if record.scene_crs == "pixel" else record.scene_crs or entry["crs"],
-        "product": record.product_id,
-        "mgrs": record.mgrs_tile,
-        "model": record.model,
-        "rendering": record.rendering or entry["rendering"],
-    }
 
 
 def _centre(geometry: dict[str, Any] | None) -> tuple[float | None, float | None]:
@@ -134,21 +126,11 @@ def _centre(geometry: dict[str, Any] | None) -> tuple[float | None, float | None
     return round(lon - 360 if lon > 180 else lon, 6), round(lat, 6)
 
 
-def _picture(scene: Scene, longest: int) -> str:
-    """The quicklook as a data URL: WebP, transparent where there is no data."""
-    data = io.BytesIO()
-    Image.fromarray(quicklook(scene, longest=longest), "RGBA").save(data, format="WEBP", quality=_QUALITY, method=4)
-    return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
-
-
 def _page(title: str, data: dict[str, Any]) -> bytes:
     """The file, UTF-8; the same for the same data.
 
-    Its policy lets nothing be loaded from anywhere, and nothing run but the one script, known by its hash.
-
-    Args:
-        title: Of the document; any text.
-        data: JSON values that the script shows; their texts may hold any markup, and are plain (:mod:`rsedge.texts`).
+    Its policy lets nothing be loaded from anywhere, and nothing run but the one script, known by its hash. The texts of
+    ``data``, which the script shows, may hold any markup, and are plain (:mod:`rsedge.texts`).
     """
     style, script = _part("report.css"), _part("report.js")
     text = Template(_part("report_template.html")).substitute(

@@ -1,28 +1,38 @@
-"""A contact sheet: the tiles of a scene as one picture, each with its caption beneath. Pillow only."""
+"""Contact sheets: tiles as one picture, each with its caption beneath, and the sheet of a run's scenes."""
 
 from __future__ import annotations
 
 import math
+import os
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from rasterio.errors import RasterioError
 
-from rsedge.errors import OptionError, OutputError
+from rsedge.errors import OptionError, OutputError, SceneError
 from rsedge.pixels import resize
+from rsedge.runtime.outputs.files import Target, file_target
+from rsedge.runtime.scenes.products.sentinel2 import printable
 from rsedge.texts import plain
 
 if TYPE_CHECKING:
     from rsedge.pixels import UInt8
-    from rsedge.runtime.outputs.records import TileRecord
+    from rsedge.runtime.outputs.records import TileRecord, TileResult
+    from rsedge.runtime.scenes.scene import Scene
 
 _PAPER, _INK, _FAINT, _EMPTY = (255, 255, 255), (24, 24, 24), (120, 120, 120), (228, 228, 228)
 _GAP = 8
 _LINES = 4  # of a caption, at most
 _TEXT = 13  # height of letters in pixels
 _LEADING = _TEXT + 4
+_WIDEST = 24  # cells in a row, unless asked for
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -35,14 +45,7 @@ def write_sheet(
     side: int = 200,
     title: str | None = None,
 ) -> Path:
-    """Write a PNG with one cell per tile, see :func:`draw_sheet`.
-
-    Args:
-        path: The PNG, replaced if it is there.
-        tiles, columns, side, title: As there.
-
-    Returns:
-        ``path``.
+    """Write the picture of :func:`draw_sheet` as PNG, replaced if it is there; return ``path``.
 
     Raises:
         OptionError: There are no tiles, or ``columns`` or ``side`` cannot be.
@@ -68,10 +71,9 @@ def draw_sheet(
 
     Args:
         tiles: Pixels, uint8 [H, W, 3] or None where there are none, and the record of each tile.
-        columns: Cells in a row.
-        side: Width and height of a tile in the picture, in pixels.
+        columns, side: Cells in a row, and pixels of a tile in the picture.
         title: Lines above the cells.
-        name_scenes: Whether each cell says which scene it is of.
+        name_scenes: Whether each cell names its scene.
 
     Raises:
         OptionError: There are no tiles, or ``columns`` or ``side`` cannot be.
@@ -97,7 +99,8 @@ def draw_sheet(
             sheet.paste(Image.fromarray(resize(pixels, side)), (left, top))
         place = f"row {record.row}, col {record.col}" + (f", {record.scene}" if name_scenes else "")
         draw.text((left, top + side + 2), wrap(place, font, side, 1)[0], fill=_FAINT, font=font)
-        text, ink = (_without(record), _FAINT) if record.caption is None else (record.caption, _INK)
+        missing = f"{record.status}: {record.message}" if record.message else record.status
+        text, ink = (missing, _FAINT) if record.caption is None else (record.caption, _INK)
         for number, line in enumerate(wrap(text, font, side), 1):
             draw.text((left, top + side + 2 + number * _LEADING), line, fill=ink, font=font)
     return sheet
@@ -121,6 +124,7 @@ def wrap(text: str, font: Font, width: int, lines: int = _LINES) -> list[str]:
 
 
 def _shorten(line: str, font: Font, width: int) -> str:
+    """The line, or as much of it as fits and an ellipsis."""
     if font.getlength(line) <= width:
         return line
     line = line.removesuffix("…").rstrip()
@@ -130,5 +134,151 @@ def _shorten(line: str, font: Font, width: int) -> str:
     return f"{line[: max(0, fitting)].rstrip()}…"
 
 
-def _without(record: TileRecord) -> str:
-    return f"{record.status}: {record.message}" if record.message else record.status
+class SceneOrder:
+    """Tells scenes apart though several may share a name, or a file: results come scene by scene, tile by tile."""
+
+    def __init__(self, scenes: Sequence[Scene]) -> None:
+        self._keys = [(scene.name, printable(scene.source)) for scene in scenes]
+        self._number, self._last = 0, (-1, -1)
+
+    def number(self, result: TileResult) -> int:
+        """The index of the scene of the next result.
+
+        Raises:
+            ValueError: It belongs to none of the scenes that are left.
+        """
+        place = (result.record.row, result.record.col)
+        key = (result.record.scene, result.path)
+        first = self._number if place > self._last else self._number + 1
+        for number in range(first, len(self._keys)):
+            if self._keys[number] == key:
+                self._number, self._last = number, place
+                return number
+        raise ValueError(f"a result of {key} is of none of the scenes of the run, or out of order")
+
+
+def sheet_target(
+    path: str | os.PathLike[str],
+    scenes: Sequence[Scene],
+    *,
+    columns: int | None = None,
+    most: int = 200,
+    side: int = 200,
+) -> Target:
+    """An output of a run that is one PNG with a cell per tile.
+
+    The tiles of a single scene stand as they lie there. Where there are more than ``most``, every second row and column
+    is shown, or every third and so on, and the sheet says so.
+
+    Args:
+        path: Path that ends in ``.png``.
+        scenes: The scenes of the run, in its order.
+        columns: Cells in a row; default: as many as the scene has tiles side by side, or a nearly square sheet.
+        most: Tiles on the sheet, at most; at least one of each scene is shown.
+        side: Width and height of a tile on the sheet, in pixels.
+
+    Raises:
+        OptionError: The suffix is another one, or a number cannot be.
+    """
+    problems = []
+    if Path(path).suffix.lower() != ".png":
+        problems.append(f"the contact sheet {os.fspath(path)!r} is written as PNG: end its name in .png")
+    if columns is not None and columns < 1:
+        problems.append(f"columns is {columns}, expected at least 1")
+    if most < 1:
+        problems.append(f"most is {most}, expected at least 1 tile")
+    if side < 32:
+        problems.append(f"side is {side}, expected at least 32 pixels")
+    if problems:
+        raise OptionError("\n".join(problems))
+    make = partial(_SheetWriter, scenes=tuple(scenes), columns=columns, most=most, side=side)
+    return file_target(Path(path), make)
+
+
+class _SheetWriter:
+    """Gathers the records of a run; reads the pixels of those that are shown, and draws, in the end."""
+
+    def __init__(self, stream: BinaryIO, scenes: Sequence[Scene], columns: int | None, most: int, side: int) -> None:
+        self._stream, self._scenes = stream, scenes
+        self._columns, self._most, self._side = columns, most, side
+        self._order = SceneOrder(scenes)
+        self._records: list[list[TileRecord]] = [[] for _ in scenes]
+
+    def write(self, results: Iterable[TileResult]) -> None:
+        for result in results:
+            self._records[self._order.number(result)].append(result.record)
+
+    def finish(self) -> None:
+        # 1. Choose the tiles of each scene, and read their pixels.
+        share = max(1, self._most // max(1, len(self._scenes)))
+        shown = [_choose(records, share) for records in self._records]
+        cells = [
+            (pixels, record)
+            for scene, chosen in zip(self._scenes, shown, strict=True)
+            for pixels, record in zip(_read(scene, chosen.records, self._side), chosen.records, strict=True)
+        ]
+        # 2. Columns: those of the one scene, or a sheet about as wide as it is high; cells are higher than wide.
+        several = len(self._scenes) > 1
+        columns = max(1, math.ceil(math.sqrt(len(cells) * 1.5))) if several else shown[0].columns
+        # 3. The title: a line for each scene, and the models.
+        title = []
+        for scene, records, chosen in zip(self._scenes, self._records, shown, strict=True):
+            tiles = f"{len(records):,} tiles"
+            if (step := chosen.step) > 1:
+                ending = "th" if step % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(step % 10, "th")
+                tiles = f"{len(chosen.records):,} of {tiles}, every {step}{ending} row and column"
+            title.append(" · ".join([scene.name, *([scene.datetime] if scene.datetime else []), tiles]))
+        title.append(" · ".join(dict.fromkeys(record.model for records in self._records for record in records)))
+        sheet = draw_sheet(
+            cells,
+            columns=self._columns or min(columns, _WIDEST),
+            side=self._side,
+            title="\n".join(title),
+            name_scenes=several,
+        )
+        sheet.save(self._stream, format="PNG", optimize=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """The tiles of one scene that are shown: those of every ``step``-th row and column."""
+
+    records: list[TileRecord]
+    step: int
+    columns: int
+
+
+def _choose(records: list[TileRecord], most: int) -> _Shown:
+    """As many tiles as there may be, evenly over the scene."""
+    rows, cols = (max((getattr(record, axis) for record in records), default=0) + 1 for axis in ("row", "col"))
+    step = 1
+    while -(-rows // step) * -(-cols // step) > most:
+        step += 1
+    # From the middle of each square of step × step tiles, so that the rim of the scene is not preferred.
+    first = (step - 1) // 2
+
+    def shown(position: int, count: int) -> bool:
+        """Whether a row or column is that of its square; the last square may lack it and gives its last one."""
+        return position % step == first or (position == count - 1 and position % step < first)
+
+    chosen = [record for record in records if shown(record.row, rows) and shown(record.col, cols)]
+    return _Shown(chosen, step, -(-cols // step))
+
+
+def _read(scene: Scene, records: Sequence[TileRecord], side: int) -> list[UInt8 | None]:
+    """Tiles as the model saw them, uint8 [side, side, 3], black beyond the rim; None where they cannot be read."""
+    size = max((max(record.width, record.height) for record in records), default=0)  # of a whole tile
+    squares: list[UInt8 | None] = [None] * len(records)
+    with ExitStack() as stack:
+        stack.enter_context(scene.environment())
+        try:
+            reader = stack.enter_context(scene.reader())
+        except SceneError:
+            return squares
+        for number, record in enumerate(records):
+            with suppress(RasterioError):
+                rgb, _ = reader.read(record.row_off, record.col_off, record.height, record.width)
+                square = np.zeros((size, size, 3), np.uint8)
+                square[: record.height, : record.width] = rgb
+                squares[number] = resize(square, side)
+    return squares
