@@ -15,8 +15,15 @@ import numpy as np
 from rsedge.errors import BackendError, BundleError, OptionError
 from rsedge.host import usable_cores
 from rsedge.runtime.engines.contract import Array, parse_device
-from rsedge.runtime.engines.cuda_graphs import GRAPHS_SINCE, Buffer, Packed, View, free_memory
-from rsedge.runtime.engines.memory import fitting_batch, is_out_of_memory
+from rsedge.runtime.engines.memory import (
+    GRAPHS_SINCE,
+    Buffer,
+    Packed,
+    View,
+    fitting_batch,
+    free_memory,
+    is_out_of_memory,
+)
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -94,10 +101,11 @@ def default_batch_size(manifest: Manifest, device: str, usual: Mapping[str, int]
     if found is None:
         _log.info("batch size %d: the usual one on %s, whose free memory is unknown", most, device)
         return most
-    free, total = found
-    size = fitting_batch(manifest, free, most=most)
-    told = (size, device, free / 2**30, total / 2**30)
-    _log.info("batch size %d: %s has %.1f of %.1f GiB free (choose another with --batch-size)", *told)
+    size = fitting_batch(manifest, found[0], most=most)
+    free, total = (amount / 2**30 for amount in found)
+    _log.info(
+        "batch size %d: %s has %.1f of %.1f GiB free (choose another with --batch-size)", size, device, free, total
+    )
     return size
 
 
@@ -114,6 +122,9 @@ class OrtBackend:
 
     Attributes:
         on_cuda: Whether memory is the GPU's.
+        place: Kind and number of the device, as ONNX Runtime takes them.
+        ort, version: The onnxruntime module and its version.
+        graph_ids: Numbers for captured graphs, each given once.
         undisturbed: What allocates runs in it: the lock of captures where there are any.
         fixed_addresses: Whether captioners keep their caches at fixed addresses, and run at few shapes.
     """
@@ -134,12 +145,13 @@ class OrtBackend:
         self.undisturbed = self.capture_lock if self.on_cuda else nullcontext()
         self.fixed_addresses = self.on_cuda
         self.threads = threads or usable_cores()
-        self._number = parse_device(device)[1]
-        self._ort = _import_onnxruntime()
-        self.cuda_graphs = self.on_cuda and _captures_soundly(self._ort) if cuda_graphs is None else cuda_graphs
+        self.place = "cuda" if self.on_cuda else "cpu", parse_device(device)[1]
+        self.ort = _import_onnxruntime()
+        self.version = str(self.ort.__version__)
+        self.cuda_graphs = self.on_cuda and _captures_soundly(self.ort) if cuda_graphs is None else cuda_graphs
         if self.on_cuda:
-            self._ort.set_default_logger_severity(3)  # where CUDA's kernels warn of in-place writes, node by node
-        self._graph_ids = itertools.count(1)
+            self.ort.set_default_logger_severity(3)  # where CUDA's kernels warn of in-place writes, node by node
+        self.graph_ids = itertools.count(1)
 
     def open(self, path: Path, *, capture: bool = False) -> OrtGraph:
         """A graph ready to run.
@@ -152,65 +164,46 @@ class OrtBackend:
             BundleError: ONNX Runtime refuses the graph.
             BackendError: The CUDA provider did not start.
         """
-        ort, capture = self._ort, capture and self.cuda_graphs
+        capture = capture and self.cuda_graphs
         try:
             session = self._session(path, capture)
         except Exception as error:  # onnxruntime raises several unrelated types
             if not (capture and any(words in str(error).lower() for words in ("cuda graph", "graph capture"))):
-                raise BundleError(f"onnxruntime {ort.__version__} refuses {path}: {error}") from error
+                raise BundleError(f"onnxruntime {self.version} refuses {path}: {error}") from error
             _log.warning("%s runs without CUDA graphs: %s", path.name, str(error).splitlines()[0][:200])
             session, capture = self._session(path, False), False
         if self.on_cuda and "CUDAExecutionProvider" not in session.get_providers():
-            raise BackendError(f"onnxruntime {ort.__version__} did not start its CUDA provider for {path.name}")
+            raise BackendError(f"onnxruntime {self.version} did not start its CUDA provider for {path.name}")
         return OrtGraph(self, session, path, captures=capture)
 
     def _session(self, path: Path, capture: bool) -> Any:
-        ort = self._ort
-        options = ort.SessionOptions()
+        options = self.ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.log_severity_level = 4  # errors are raised; printed, they would hold names out of the file as they are
         providers: list[Any] = ["CPUExecutionProvider"]
         if self.on_cuda:
-            settings = {"device_id": self._number, "arena_extend_strategy": "kSameAsRequested"}
+            settings = {"device_id": self.place[1], "arena_extend_strategy": "kSameAsRequested"}
             # float32 means float32: what is to be faster is exported with --fp16.
             settings |= {"use_tf32": 0, "enable_cuda_graph": int(capture)}
             providers.insert(0, ("CUDAExecutionProvider", settings))
         # No fallback: ONNX Runtime would print, take its usual providers, and hide the reason.
         with self.undisturbed:
-            return ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
-
-    @property
-    def version(self) -> str:
-        """Of ONNX Runtime."""
-        return str(self._ort.__version__)
-
-    @property
-    def place(self) -> tuple[str, int]:
-        """Kind and number of the device, as ONNX Runtime takes them."""
-        return "cuda" if self.on_cuda else "cpu", self._number
+            return self.ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
 
     def to_device(self, array: Array) -> onnxruntime.OrtValue:
         """A copy of ``array`` in the device's memory."""
         with self.undisturbed:
-            return self._ort.OrtValue.ortvalue_from_numpy(array, *self.place)
+            return self.ort.OrtValue.ortvalue_from_numpy(array, *self.place)
 
     def buffer(self, size: int) -> Buffer:
         """``size`` bytes of the device's memory, zeros, that stay where they are."""
         with self.undisturbed:
-            return Buffer(self._ort, size, *self.place)
+            return Buffer(self.ort, size, *self.place)
 
     def packed(self, tensors: Mapping[str, tuple[Any, tuple[int, ...]]]) -> Packed:
         """Tensors, name → type and shape, that cross to or from the device in one transfer."""
         with self.undisturbed:
-            return Packed(self._ort, *self.place, tensors)
-
-    def new_run_options(self) -> Any:
-        """ONNX Runtime's options of one run."""
-        return self._ort.RunOptions()
-
-    def new_graph_id(self) -> int:
-        """A number for a captured graph, never given twice."""
-        return next(self._graph_ids)
+            return Packed(self.ort, *self.place, tensors)
 
 
 def _captures_soundly(ort: Any) -> bool:
@@ -227,7 +220,6 @@ class OrtGraph:
     def __init__(self, backend: OrtBackend, session: Any, path: Path, *, captures: bool = False) -> None:
         self._backend, self._session, self._path, self.captures = backend, session, path, captures
         self._may_capture = captures
-        self._device, self._number = backend.place
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
         """Run on arrays of this machine's memory; on the CPU contiguous inputs are used where they lie.
@@ -264,7 +256,7 @@ class OrtGraph:
             for name in host:
                 binding.bind_output(name, "cpu")
             for name in device:
-                binding.bind_output(name, self._device, self._number)
+                binding.bind_output(name, *self._backend.place)
             self._session.run_with_iobinding(binding, self._options(None))
             values = binding.get_outputs()
         return [value.numpy() for value in values[: len(host)]], list(values[len(host) :])
@@ -277,11 +269,11 @@ class OrtGraph:
             outputs: Outputs that are wanted, and where they go; an input's address means in place.
         """
         backend = self._backend
-        return FixedRun(self, inputs, outputs, graph_id=backend.new_graph_id(), capture_lock=backend.capture_lock)
+        return FixedRun(self, inputs, outputs, graph_id=next(backend.graph_ids), capture_lock=backend.capture_lock)
 
     def bind(self, inputs: Mapping[str, View | Array | onnxruntime.OrtValue], outputs: Mapping[str, View]) -> Any:
         """A binding of ONNX Runtime for :meth:`run_binding`; it keeps addresses, not what is there."""
-        binding, place = self._session.io_binding(), (self._device, self._number)
+        binding, place = self._session.io_binding(), self._backend.place
         for name, value in inputs.items():
             if isinstance(value, View):
                 binding.bind_input(name, *place, value.dtype.type, value.shape, value.address)
@@ -320,7 +312,7 @@ class OrtGraph:
         """Run options where a session captures graphs: without them it would capture, and replay, any run."""
         if not self._may_capture:
             return None
-        options = self._backend.new_run_options()
+        options = self._backend.ort.RunOptions()
         options.add_run_config_entry("gpu_graph_id", str(-1 if graph_id is None else graph_id))
         return options
 
@@ -328,9 +320,8 @@ class OrtGraph:
 class FixedRun:
     """One graph at one shape, bound to fixed addresses and run often, as a CUDA graph where its session captures them.
 
-    Made by :meth:`OrtGraph.fix`. ONNX Runtime keeps captured graphs per thread, runs a graph
-    several times to capture it, and the CUDA runtime then lets no other thread allocate: such runs take
-        ``capture_lock``.
+    Made by :meth:`OrtGraph.fix`. ONNX Runtime keeps captured graphs per thread, runs a graph several times to capture
+    it, and the CUDA runtime then lets no other thread allocate: such runs take ``capture_lock``.
     """
 
     def __init__(

@@ -18,17 +18,18 @@ from rsedge.runtime.engines.contract import parse_device
 from rsedge.runtime.engines.memory import is_out_of_memory
 from rsedge.runtime.engines.tensorrt.build import (
     BuildSettings,
+    Limits,
     Loggers,
+    Profile,
     build_plan,
     import_tensorrt,
     line_reports,
+    profiles,
     refusals,
 )
 from rsedge.runtime.engines.tensorrt.cache import EngineKey, EngineStore
-from rsedge.runtime.engines.tensorrt.context import LoadedEngine
 from rsedge.runtime.engines.tensorrt.cuda import Cuda, DeviceArray, find_device
-from rsedge.runtime.engines.tensorrt.graph import RowsGraph, TrtGraph
-from rsedge.runtime.engines.tensorrt.profiles import Limits, Profile, profiles
+from rsedge.runtime.engines.tensorrt.graph import LoadedEngine, RowsGraph, TrtGraph
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

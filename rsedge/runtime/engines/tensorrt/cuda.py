@@ -252,8 +252,8 @@ class Cuda:
             while addresses:
                 self._call("freeing memory", self._cudart.cudaFree(addresses.pop()))
 
-    def arena(self, size: int) -> int:
-        """The address of at least ``size`` bytes that all execution contexts share for their activations.
+    def arena(self, size: int) -> tuple[int, int]:
+        """Address and size of at least ``size`` bytes that all execution contexts share for their activations.
 
         Sharing is safe since they run one after the other. Where the arena must grow it moves, and
         ``arena_generation`` says so: graphs captured before hold the old address.
@@ -269,12 +269,7 @@ class Cuda:
             size = _rounded(size)
             self._arena = (self._allocate(size), size)
             self.arena_generation += 1
-        return self._arena[0]
-
-    @property
-    def arena_size(self) -> int:
-        """Bytes of the arena."""
-        return self._arena[1]
+        return self._arena
 
     # Copies
 
