@@ -1,8 +1,7 @@
 """TensorRT, native: the graphs of a bundle as engines on one CUDA device, with the ONNX Runtime backend's interface.
 
 Engines are taken from the cache or built at first use. This backend is tested against a stand-in for TensorRT that
-enforces its call protocol, and against its bindings' signatures; it awaits confirmation on hardware, which
-``rsedge doctor --selftest`` gives in one command.
+enforces its call protocol, and against its bindings' signatures; ``rsedge doctor --selftest`` confirms it on hardware.
 """
 
 from __future__ import annotations
@@ -185,13 +184,11 @@ class TrtBackend:
         taken = {}
         for role in self.bundle.manifest.graphs:
             if role in ENGINES:
-                key = self._key(role, self._profiles(role))
+                profiles = self._profiles(role)
+                key, started = self._key(role, profiles), time.monotonic()
                 again = force or (exact and 0 <= self.store.level(key) < self.settings.level)
-                started = time.monotonic()
                 with self.cuda.using():
-                    _, _, built = self._plan(
-                        key if exact or again else self._found(role, self._profiles(role)), force=again
-                    )
+                    _, built = self._plan(key if exact or again else self._found(role, profiles), force=again)
                 taken[role] = time.monotonic() - started if built else 0.0
         return taken
 
@@ -226,59 +223,50 @@ class TrtBackend:
         )
 
     def _load(self, role: str, wanted: list[Profile]) -> LoadedEngine:
-        key, plan, built = self._plan(self._found(role, wanted))
-        engine, said = self._deserialized(plan)
-        if engine is None and not built and not is_out_of_memory(BackendError(said)):
+        key, again = self._found(role, wanted), False
+        while True:
+            plan, built = self._plan(key, force=again)
+            self._loggers.taken()  # of something else
+            engine, said = self._runtime.deserialize_cuda_engine(plan), self._loggers.taken()
+            if engine is not None:
+                return LoadedEngine(engine, [dict(profile) for profile in key.profiles], self._loggers.taken)
+            if built or is_out_of_memory(BackendError(said)):
+                made = "it has just built" if built else "that is kept"
+                raise BackendError(f"TensorRT {self.version} refuses the engine of {role} {made}:\n{said}")
             _log.warning("TensorRT %s refuses the kept engine of %s: building it again\n%s", self.version, role, said)
-            key, plan, built = self._plan(key, force=True)
-            engine, said = self._deserialized(plan)
-        if engine is None:
-            made = "it has just built" if built else "that is kept"
-            raise BackendError(f"TensorRT {self.version} refuses the engine of {role} {made}:\n{said}")
-        return LoadedEngine(engine, [dict(profile) for profile in key.profiles], self._loggers.taken)
+            again = True
 
-    def _deserialized(self, plan: bytes | memoryview) -> tuple[Any, str]:
-        """The engine, or None and why."""
-        self._loggers.taken()  # of something else
-        return self._runtime.deserialize_cuda_engine(plan), self._loggers.taken()
-
-    def _plan(self, key: EngineKey, *, force: bool = False) -> tuple[EngineKey, bytes | memoryview, bool]:
-        """The plan of a key, and whether it was built just now."""
+    def _plan(self, key: EngineKey, *, force: bool = False) -> tuple[bytes | memoryview, bool]:
+        """The plan of a key, from the cache or else built just now, and whether it was built."""
         if not force and (kept := self.store.load(key)) is not None:
-            return key, kept, False
+            return kept, False
         with self.store.building(key):
             if not force and (kept := self.store.load(key)) is not None:
-                return key, kept, False  # another process built it meanwhile
-            return key, self._build(key), True
-
-    def _build(self, key: EngineKey) -> memoryview:
-        role = key.role
-        _log.info(
-            "building the TensorRT engine of %s for %s (TensorRT %s): once, which can take minutes; kept in %s",
-            role,
-            self.cuda.info.name,
-            self.version,
-            self.store.root,
-        )
-        started = time.monotonic()
-        with refusals(self._trt, self._loggers, f"building the engine of {role}"):
-            plan, timing = build_plan(
-                self._trt,
-                self._loggers,
-                self.bundle.graph_path(role),
-                self.bundle.manifest.graphs[role],
-                role,
-                [dict(profile) for profile in key.profiles],
-                precision=self.bundle.manifest.precision,
-                settings=self.settings,
-                timing=self.store.load_timing(key),
-                report=self._report or line_reports(),
-                activate=self.cuda.activate,
+                return kept, False  # another process built it meanwhile
+            role, manifest, gpu = key.role, self.bundle.manifest, self.cuda.info.name
+            _log.info(
+                "building the TensorRT engine of %s for %s (TensorRT %s): once, which can take minutes; kept in %s",
+                *(role, gpu, self.version, self.store.root),
             )
-        self.store.save(key, plan, seconds=time.monotonic() - started, level=self.settings.level)
-        if timing is not None:
-            self.store.save_timing(key, timing)
-        return plan
+            started = time.monotonic()
+            with refusals(self._trt, self._loggers, f"building the engine of {role}"):
+                plan, timing = build_plan(
+                    self._trt,
+                    self._loggers,
+                    self.bundle.graph_path(role),
+                    manifest.graphs[role],
+                    role,
+                    [dict(profile) for profile in key.profiles],
+                    precision=manifest.precision,
+                    settings=self.settings,
+                    timing=self.store.load_timing(key),
+                    report=self._report or line_reports(),
+                    activate=self.cuda.activate,
+                )
+            self.store.save(key, plan, seconds=time.monotonic() - started, level=self.settings.level)
+            if timing is not None:
+                self.store.save_timing(key, timing)
+            return plan, True
 
 
 def device_summary(cuda: Any) -> str:

@@ -34,7 +34,6 @@ class DeviceInfo:
     """A CUDA device."""
 
     number: int
-    """Its index."""
     name: str
     """As the driver gives it, such as ``Orin``."""
     sm: str
@@ -146,7 +145,7 @@ class DeviceArray:
     @property
     def nbytes(self) -> int:
         """Bytes of the elements."""
-        return _size(self.shape, self.dtype)
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def numpy(self) -> Array:
         """A copy in this machine's memory."""
@@ -279,7 +278,7 @@ class Cuda:
         They share one block: what is made together recurs at the same addresses together, which captured graphs need.
         """
         kinds = [(shape, np.dtype(dtype)) for shape, dtype in arrays]
-        starts, total = _packed([_size(shape, kind) for shape, kind in kinds])
+        starts, total = _packed([math.prod(shape) * kind.itemsize for shape, kind in kinds])
         block = self.take(total)
         return [
             DeviceArray(self, block, start, shape, kind) for start, (shape, kind) in zip(starts, kinds, strict=True)
@@ -320,12 +319,16 @@ class Cuda:
         base = self._down[0]
         kind = self._cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
         for array, start in zip(arrays, starts, strict=True):
-            if array.nbytes:
-                result = self._cudart.cudaMemcpyAsync(base + start, array.address, array.nbytes, kind, self._stream)
+            if size := array.nbytes:
+                result = self._cudart.cudaMemcpyAsync(base + start, array.address, size, kind, self._stream)
                 self._call("copying from the GPU", result)
         self.wait()
         self._staged = 0
-        return [_copied(base + start, array) for array, start in zip(arrays, starts, strict=True)]
+        whole = np.frombuffer(memoryview((ctypes.c_byte * max(total, 1)).from_address(base)).cast("B"), np.uint8)
+        return [
+            whole[start : start + array.nbytes].view(array.dtype).reshape(array.shape).copy()
+            for array, start in zip(arrays, starts, strict=True)
+        ]
 
     def _page_locked(self, present: tuple[int, int], size: int) -> tuple[int, int]:
         """Page-locked memory, address and size, of at least ``size`` bytes; ``present`` if that is enough."""
@@ -406,10 +409,6 @@ def _rounded(size: int) -> int:
     return -(-size // step) * step
 
 
-def _size(shape: tuple[int, ...], kind: np.dtype[Any]) -> int:
-    return math.prod(shape) * kind.itemsize
-
-
 def _packed(sizes: list[int]) -> tuple[list[int], int]:
     """Where each of several pieces begins in one block, and the size of the block."""
     starts, total = [], 0
@@ -417,11 +416,3 @@ def _packed(sizes: list[int]) -> tuple[list[int], int]:
         starts.append(total)
         total += -(-size // _ALIGNMENT) * _ALIGNMENT
     return starts, total
-
-
-def _copied(address: int, like: DeviceArray) -> Array:
-    if not like.nbytes:
-        return np.empty(like.shape, like.dtype)
-    data = memoryview((ctypes.c_byte * like.nbytes).from_address(address)).cast("B")
-    values: Array = np.frombuffer(data, like.dtype).reshape(like.shape).copy()
-    return values
