@@ -28,8 +28,7 @@ from rsedge.bundle import (
 from rsedge.errors import CheckpointError, OptionError
 from rsedge.export import verify
 from rsedge.export.card import model_card, stac_item
-from rsedge.export.graphs.builder import OPSET, GraphBuilder
-from rsedge.export.graphs.precision import PRECISIONS, Precision
+from rsedge.export.graphs.builder import OPSET, PRECISIONS, GraphBuilder, Precision
 from rsedge.export.loading import load_checkpoint
 from rsedge.export.tokenizer import export_tokenizer
 from rsedge.pixels import ReflectanceRule

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch
 
     from rsedge.bundle import Bundle, ImageSpec
-    from rsedge.export.graphs.precision import Precision
+    from rsedge.export.graphs.builder import Precision
     from rsedge.runtime.decoding.decoder import Decoder
 
 IMAGES = 8
