@@ -52,15 +52,9 @@ class Settings:
 
 
 class Section:
-    """One object of ``config.json``.
+    """One object of ``config.json`` over the defaults of its configuration class; ``name`` is for messages.
 
     A value that cannot be used is reported and replaced by its default, so that one reading finds every problem.
-
-    Args:
-        given: The object; anything else counts as empty.
-        defaults: An instance of its configuration class.
-        name: For messages.
-        report: Called once per problem.
     """
 
     def __init__(self, given: Any, defaults: Any, name: str, report: Report) -> None:

@@ -26,6 +26,7 @@ from rsedge.export.checkpoint import Checkpoint, ModelType, Report, Settings
 from rsedge.export.models import blip, clip, clipcap
 from rsedge.jsonvalues import read_object
 from rsedge.preprocessor import read_image_spec
+from rsedge.texts import first_few, in_a_line
 
 MODEL_TYPES: dict[str, ModelType] = {
     "blip": blip.BLIP,
@@ -36,29 +37,15 @@ MODEL_TYPES: dict[str, ModelType] = {
 """By the ``model_type`` of ``config.json``."""
 SUPPORTED = "; ".join(f"{kind.title} (model_type '{name}', {kind.architecture})" for name, kind in MODEL_TYPES.items())
 
-# Pickled weights are not even downloaded.
-_HUB_FILES = (
-    "config.json",
-    "generation_config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-)
 _TOKENIZER_SETTINGS = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_SETTINGS = ("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json")
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
+# Pickled weights are not even downloaded.
+_HUB_FILES = ("model*.safetensors", INDEX, *_SETTINGS, *_VOCABULARIES, *_TOKENIZER_SETTINGS)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # A vocabulary may be padded to a round size, and BLIP's [DEC] and [ENC] are missing from some tokenizers; a larger gap
 # means ids without a word.
 _VOCABULARY_SLACK = 256
-_SHOWN = 8
 _REMEDY = "save the tokenizer again"
 
 SINGLE = "model.safetensors"
@@ -92,12 +79,13 @@ def load_checkpoint(source: str | Path, *, revision: str | None = None) -> Check
     settings = None
     if kind is not None and config is not None:
         trouble: list[str] = []
-        read = kind.read_settings(config, trouble.append)
+        settings = kind.read_settings(config, trouble.append)
         if config.get("quantization_config"):
             trouble.append(
                 "its weights are quantised (quantization_config): export the unquantised checkpoint with --int8"
             )
-        settings = None if trouble else read
+        if trouble:
+            settings = None
         problems += dict.fromkeys(trouble)  # a number that others follow from is read several times
 
     # 2. The tensors, where the configuration says which.
@@ -179,7 +167,7 @@ def _model_type(config: Mapping[str, Any], report: Report) -> ModelType | None:
 
 
 def _resolve(
-    found: Mapping[str, StoredTensor], kind: ModelType, config: Mapping[str, Any], report: Report
+    stored: Mapping[str, StoredTensor], kind: ModelType, config: Mapping[str, Any], report: Report
 ) -> dict[str, StoredTensor]:
     """The tensors of the model under their canonical names; missing, misshapen and packed ones are reported.
 
@@ -201,7 +189,7 @@ def _resolve(
     expected = {name: tuple(tensor.shape) for name, tensor in parameters.items() if name not in kind.unused}
 
     # 2. Any name of a tied tensor may be stored; where several are, each stands for itself, as in transformers.
-    named = {kind.canonical_name(name): tensor for name, tensor in found.items()}
+    named = {kind.canonical_name(name): tensor for name, tensor in stored.items()}
     tied: dict[int, StoredTensor] = {}
     for name, tensor in parameters.items():
         if name in named:
@@ -213,23 +201,23 @@ def _resolve(
     # 3. Compare.
     missing = [name for name in expected if name not in named]
     if missing:
-        report(f"{len(missing)} of {len(expected)} tensors are missing: {_listed(missing)}; save the checkpoint again")
+        some = "; ".join(first_few(missing))
+        report(f"{len(missing)} of {len(expected)} tensors are missing: {some}; save the checkpoint again")
     wrong = [
         f"{name} is {list(named[name].shape)}, the config says {list(shape)}"
         for name, shape in expected.items()
         if name in named and named[name].shape != shape
     ]
     if wrong:
-        report(f"{len(wrong)} tensors do not fit the config: {_listed(wrong)}; config.json belongs to another model")
-    odd = [f"{name} is {named[name].dtype}" for name in expected if name in named and not named[name].is_float]
+        some = "; ".join(first_few(wrong))
+        report(f"{len(wrong)} tensors do not fit the config: {some}; config.json belongs to another model")
+    found = {name: named[name] for name in expected if name in named}
+    # Buffers of integers cannot be weights, nor can packed quantised weights.
+    odd = [f"{name} is {tensor.dtype}" for name, tensor in found.items() if tensor.dtype not in _FLOATS]
     if odd:
-        report(f"{len(odd)} tensors are not floating point: {_listed(odd)}; export the unquantised checkpoint")
-    return {name: named[name] for name in expected if name in named}
-
-
-def _listed(texts: list[str]) -> str:
-    shown = "; ".join(texts[:_SHOWN])
-    return shown if len(texts) <= _SHOWN else f"{shown}; and {len(texts) - _SHOWN} more"
+        some = "; ".join(first_few(odd))
+        report(f"{len(odd)} tensors are not floating point: {some}; export the unquantised checkpoint")
+    return found
 
 
 def _tokenizer(path: Path, kind: ModelType | None, settings: Settings | None, report: Report) -> tuple[Path, ...]:
@@ -274,19 +262,18 @@ def vocabulary_ids(file: Path, report: Report) -> set[int] | None:
     """
     ids: set[int] | None = None
     try:
-        if file.name == "tokenizer.json":
+        if file.suffix == ".json":
             values = read_object(file, report, _REMEDY)
-            if values is None:
-                return None
-            vocabulary = values["model"]["vocab"]
-            ids = set(vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary)))
-            return ids | {int(token["id"]) for token in values.get("added_tokens") or ()}
-        if file.name == "vocab.txt":
+            if file.name == "tokenizer.json":
+                if values is None:
+                    return None
+                vocabulary = values["model"]["vocab"]
+                ids = set(vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary)))
+                return ids | {int(token["id"]) for token in values.get("added_tokens") or ()}
+            ids = None if values is None else _whole(values)
+        elif file.name == "vocab.txt":
             # Split at newlines only: str.splitlines would also split at characters that are tokens themselves.
             ids = set(range(len(file.read_text(encoding="utf-8").removesuffix("\n").split("\n"))))
-        elif file.name == "vocab.json":
-            values = read_object(file, report, _REMEDY)
-            ids = None if values is None else _whole(values)
         else:
             import sentencepiece
 
@@ -322,11 +309,6 @@ class StoredTensor:
     shape: tuple[int, ...]
     offset: int
     nbytes: int
-
-    @property
-    def is_float(self) -> bool:
-        """Whether it can be a weight; buffers of integers cannot, nor can packed quantised weights."""
-        return self.dtype in _FLOATS
 
     def read(self) -> NDArray[np.float32]:
         """The tensor as float32, a copy of its own."""
@@ -403,8 +385,7 @@ def _read_shards(folder: Path, report: Report) -> tuple[dict[str, StoredTensor],
             # transformers reads whatever a shard holds; a tensor promised and absent is a damaged checkpoint.
             absent = [tensor for tensor, place in places.items() if place == name and tensor not in tensors]
             if absent and tensors:
-                more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
-                some = ", ".join(absent[:5]) + more
+                some = in_a_line(absent)
                 report(f"the shard {name} lacks {some}, which {INDEX} says it holds: download it again")
             found.update(tensors)
     return found, files

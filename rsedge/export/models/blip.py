@@ -47,7 +47,6 @@ class BlipSettings(Settings):
     """The checked settings of a BLIP captioner, transformers' defaults filled in."""
 
     vision: Tower
-    """The image encoder."""
     text: Tower
     """The decoder."""
     positions: int
@@ -176,12 +175,7 @@ def vision_graph(settings: BlipSettings, tensors: Tensors, image: ImageSpec, pre
     Outputs: ``cross_k.l`` [B, H, d, S] and ``cross_v.l`` [B, H, S, d] for each layer l, ``image_embeds`` [B, S, D]. In
     int8 the caches are int8, a quarter of the bytes that each step reads, and ``cross_scales`` [B, 2·L, H, d] has the
     worth of a unit of each channel: of the keys of all layers, then of the values.
-
-    Args:
-        settings: The model's numbers, at the exported image size (position embeddings are interpolated).
-        tensors: Weights by transformers' names.
-        image: Size, mean and deviation.
-        precision: Of the linear layers.
+    Position embeddings are interpolated to the settings' image size, that of the export.
     """
     graph = GraphBuilder("vision")
     nn = Layers(graph, precision, tensors)

@@ -53,11 +53,9 @@ class VisionSettings:
     kind: Kind
     """CLIP reads a class token and projects it, SigLIP pools with attention."""
     tower: Tower
-    """Its layers."""
     image_size: int
-    """Pixels along an edge, of the checkpoint."""
     patch_size: int
-    """Pixels along an edge of a patch."""
+    """Pixels along an edge, of the checkpoint's images and of a patch."""
     dim: int
     """Length of an embedding."""
 
@@ -74,7 +72,6 @@ class TextSettings:
     kind: Kind
     """CLIP's is causal and read at the end token, SigLIP's sees all of a padded text and is read at the last."""
     tower: Tower
-    """Its layers."""
     vocab_size: int
     """Rows of the token embeddings."""
     context_length: int
@@ -170,13 +167,7 @@ def read_siglip_settings(config: Mapping[str, Any], report: Report) -> DualEncod
 
 
 def read_vision(section: Section, kind: Kind, dim: int | None = None) -> VisionSettings:
-    """Read an image encoder's settings.
-
-    Args:
-        section: The ``vision_config``.
-        kind: Of the model.
-        dim: Length of an embedding; None: SigLIP's, the encoder's width.
-    """
+    """Read an image encoder's ``vision_config``; ``dim`` is the length of an embedding, None: the encoder's width."""
     tower, size, patch = section.tower(), section.size("image_size"), section.size("patch_size")
     if section.get("num_channels", 3) != 3:
         section.report(
@@ -301,12 +292,7 @@ def vision_graph(settings: VisionSettings, tensors: Tensors, image: ImageSpec, p
 
     Inputs: ``pixels`` uint8 [B, size, size, 3].
     Outputs: ``image_embeds`` float32 [B, D] of unit length.
-
-    Args:
-        settings: The encoder's numbers.
-        tensors: Weights.
-        image: Size to export at (position embeddings are interpolated), mean and deviation.
-        precision: What the linear layers run in.
+    Position embeddings are interpolated to the size of ``image``.
     """
     graph = GraphBuilder("vision")
     nn = Layers(graph, precision, tensors)
@@ -359,11 +345,6 @@ def text_graph(settings: TextSettings, tensors: Tensors, precision: Precision) -
 
     Inputs: ``input_ids`` int64 [B, T]; T is at most the context length for CLIP, and the context length for SigLIP.
     Outputs: ``text_embeds`` float32 [B, D] of unit length.
-
-    Args:
-        settings: The encoder's numbers.
-        tensors: Weights.
-        precision: What the linear layers run in.
     """
     graph = GraphBuilder("text")
     nn = Layers(graph, precision, tensors)

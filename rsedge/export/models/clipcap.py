@@ -43,18 +43,16 @@ _MAPPERS = ("mlp", "transformer")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MapperSettings:
-    """The numbers of a mapper, which turns an image embedding into a prefix."""
+    """The numbers of a mapper, which turns an image embedding into a prefix; the last three are the transformer's."""
 
     kind: str
     """``mlp`` or ``transformer``."""
     prefix_length: int
     """Positions of GPT-2 that stand for the image."""
     clip_length: int
-    """Tokens the transformer makes of the image embedding."""
+    """Tokens made of the image embedding."""
     layers: int
-    """Of the transformer."""
     heads: int
-    """Of the transformer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,9 +60,7 @@ class ClipCapSettings(Settings):
     """The checked settings of a CLIPCap, the defaults filled in."""
 
     vision: VisionSettings
-    """The image encoder."""
     mapper: MapperSettings
-    """The mapper."""
     text: Tower
     """GPT-2."""
     positions: int
@@ -235,12 +231,7 @@ def vision_graph(settings: ClipCapSettings, tensors: Tensors, image: ImageSpec, 
     Inputs: ``pixels`` uint8 [B, size, size, 3].
     Outputs: ``cross_k.l`` [B, H, d, P − 1] and ``cross_v.l`` [B, H, P − 1, d] for each layer l, ``start`` [B, W] (the
     last prefix position), ``image_embeds`` float32 [B, D] of unit length.
-
-    Args:
-        settings: The model's numbers.
-        tensors: Weights.
-        image: Size to export at (position embeddings are interpolated), mean and deviation.
-        precision: What the linear layers run in.
+    Position embeddings are interpolated to the size of ``image``.
     """
     graph = GraphBuilder("vision")
     nn = Layers(graph, precision, tensors)

@@ -86,12 +86,8 @@ def _cuda_problem(number: int) -> str:
 
 
 def default_batch_size(manifest: Manifest, device: str, usual: Mapping[str, int]) -> int:
-    """Images computed together where the user does not say: the usual number, fewer if the device has not the memory.
-
-    Args:
-        manifest: Of the bundle.
-        device: ``cpu`` or ``cuda:N``.
-        usual: ``cpu`` and ``cuda`` → images.
+    """Images computed together unless the user says otherwise: the ``usual`` number of ``cpu`` or ``cuda``, or fewer
+    where the device, ``cpu`` or ``cuda:N``, has not the memory.
     """
     kind, number = parse_device(device)
     most = usual[kind]
@@ -222,11 +218,7 @@ class OrtGraph:
         self._may_capture = captures
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
-        """Run on arrays of this machine's memory; on the CPU contiguous inputs are used where they lie.
-
-        Raises:
-            BundleError: The graph does not take these inputs, or fails at them.
-        """
+        """As :class:`~rsedge.runtime.engines.contract.Graph` has it; the CPU uses contiguous inputs where they lie."""
         with self._backend.undisturbed, self._blamed():
             results: list[Array] = self._session.run(list(outputs), dict(feeds), self._options(None))
         return results
@@ -238,19 +230,7 @@ class OrtGraph:
         host: Sequence[str] = (),
         device: Sequence[str] = (),
     ) -> tuple[list[Array], list[onnxruntime.OrtValue]]:
-        """Run with inputs on either side.
-
-        Args:
-            feeds: Arrays, or values that stay where they are.
-            host: Outputs to bring into this machine's memory.
-            device: Outputs to leave in the device's memory.
-
-        Returns:
-            The ``host`` outputs as arrays and the ``device`` outputs as values, in the orders asked for.
-
-        Raises:
-            BundleError: As :meth:`run`.
-        """
+        """As :class:`~rsedge.runtime.engines.contract.Graph` has it."""
         with self._backend.undisturbed, self._blamed():
             binding = self.bind(feeds, {})
             for name in host:

@@ -10,7 +10,7 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rsedge.errors import BackendError, BundleError
 from rsedge.runtime.engines.contract import parse_device
@@ -44,16 +44,13 @@ ENGINES = ("vision", "text", "step", "self_cache")
 
 
 def tensorrt_problem(number: int, precision: str) -> str:
-    """Why TensorRT cannot run a bundle of this precision on CUDA device ``number``, or an empty string.
-
-    The device is looked for first: without one, TensorRT's runtime takes the process down.
-    """
+    """Why TensorRT cannot run a bundle of this precision on CUDA device ``number``, or an empty string."""
     if precision == "int8":
         return "an int8 bundle is made for CPUs, with operators TensorRT does not have: export with --fp16"
     if sys.platform == "win32":
         return "engines are code and are kept closed to other users, which rsedge cannot do on Windows"
     try:
-        find_device(number)
+        find_device(number)  # first: without a device, TensorRT's runtime takes the process down
         import_tensorrt()
     except BackendError as error:
         return str(error)
@@ -102,16 +99,12 @@ class TrtBackend:
         self._report, self._capture = report, capture
         self.cuda = Cuda(number)
         self._trt = import_tensorrt()
+        self.version = str(self._trt.__version__)
         self._loggers = Loggers(self._trt)
         with refusals(self._trt, self._loggers, "starting its runtime"):
             self._runtime = self._trt.Runtime(self._loggers.logger)
         self._roles = {bundle.path / graph.file: role for role, graph in bundle.manifest.graphs.items()}
         self._ready: dict[str, TrtGraph] = {}
-
-    @property
-    def version(self) -> str:
-        """Of TensorRT."""
-        return str(self._trt.__version__)
 
     def to_device(self, array: Array) -> DeviceArray:
         """A copy of ``array`` in the device's memory."""
@@ -119,10 +112,7 @@ class TrtBackend:
             return self.cuda.to_device(array)
 
     def open(self, path: Path) -> TrtGraph | RowsGraph:
-        """A graph ready to run; its engine is built if the cache has none.
-
-        Args:
-            path: Of a graph of this backend's bundle.
+        """A graph of this backend's bundle, ready to run; its engine is built if the cache has none.
 
         Raises:
             BundleError: The bundle has no such graph.
@@ -139,10 +129,8 @@ class TrtBackend:
         return self._ready.pop(role, None) or self._open(role)
 
     def open_ahead(self, roles: Iterable[str]) -> None:
-        """Load engines now, for :meth:`open` to hand out: whether that works is so known before it is relied on.
-
-        Args:
-            roles: Graphs of ``ENGINES``; those that the bundle does not have are left out.
+        """Load the engines of those ``roles`` that the bundle has, for :meth:`open` to hand out: so it is known whether
+        that works before it is relied on.
 
         Raises:
             BackendError: An engine cannot be built or loaded.
@@ -202,10 +190,10 @@ class TrtBackend:
 
     def _found(self, role: str, wanted: list[Profile]) -> EngineKey:
         """The engine that is there for these profiles, or for the least that will do; else the one to build."""
-        key = self.store.covering(self._key(role, wanted))
-        if wanted == self._profiles(role) and not self.store.path(key).exists():
-            least = self.store.covering(self._key(role, self._profiles(role, self._least)))
-            return least if self.store.path(least).exists() else key
+        key, store = self.store.covering(self._key(role, wanted)), self.store
+        if wanted == self._profiles(role) and not store.path(key).exists():
+            least = store.covering(self._key(role, self._profiles(role, self._least)))
+            return least if store.path(least).exists() else key
         return key
 
     def _key(self, role: str, wanted: list[Profile]) -> EngineKey:
@@ -269,7 +257,7 @@ class TrtBackend:
             return plan, True
 
 
-def device_summary(cuda: Any) -> str:
+def device_summary(cuda: Cuda) -> str:
     """One line about a device, for people."""
     info = cuda.info
     kind = "memory shared with the CPU" if info.integrated else "own memory"

@@ -85,12 +85,8 @@ class Limits:
 
 
 def profiles(role: str, limits: Limits, *, context_length: int | None = None) -> list[Profile]:
-    """The optimisation profiles of the graph ``role``, the narrowest first.
-
-    Args:
-        role: As in the manifest: ``vision``, ``text``, ``step`` or ``self_cache``.
-        limits: What they must serve.
-        context_length: Of the text graph.
+    """The optimisation profiles that serve ``limits``, the narrowest first, of the graph ``vision``, ``text``, ``step``
+    or ``self_cache``; ``context_length`` is the text graph's.
     """
     images, beams = limits.images, limits.beams
     few = max(1, images // 4)
@@ -163,15 +159,12 @@ class BuildSettings:
 
 @dataclass(frozen=True, slots=True)
 class BuildProgress:
-    """Where a build stands."""
+    """How far the build of the graph ``role`` is: steps done, and in all, of the ``phase`` as TensorRT names it."""
 
     role: str
-    """Graph that is built."""
     phase: str
-    """What TensorRT calls what it does."""
     step: int
     steps: int
-    """Done and in all, of this phase."""
 
 
 Report = Callable[[BuildProgress], None]
@@ -252,13 +245,12 @@ def build_plan(
         trt: The ``tensorrt`` module, imported where a device is known to be there.
         loggers: Where TensorRT's messages go.
         path: The ONNX file, already checked against the manifest.
-        graph: What the manifest says of it.
-        role: Its name in the manifest.
+        graph, role: The manifest's description of it, and its name there.
         profiles: Sizes it must serve.
         precision: Of the bundle; fp32 keeps TensorRT from rounding products to TF32.
         settings: How long to search.
         timing: A timing cache of the same TensorRT and GPU, or nothing.
-        report: Called from TensorRT's threads with where the build stands.
+        report: Called from TensorRT's threads with the progress of the build.
         activate: Makes the device that of the calling thread.
 
     Returns:

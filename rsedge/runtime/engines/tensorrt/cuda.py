@@ -120,7 +120,7 @@ class Block:
         self._pool, self.address, self.size = pool, address, size
 
     def __del__(self) -> None:
-        self._pool.give_back(self.address, self.size)
+        self._pool.free.setdefault(self.size, []).append(self.address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,11 +160,11 @@ class Cuda:
     gets it uses it on the same stream, later. It also makes addresses recur, which captured graphs depend on. All of it
     goes back to the driver with this object, which whatever uses it keeps alive.
 
-    Args:
-        number: Of the device.
+    Attributes:
+        free: Size of unused blocks → their addresses.
 
     Raises:
-        BackendError: There is no such device.
+        BackendError: There is no device of this number.
     """
 
     def __init__(self, number: int) -> None:
@@ -174,7 +174,7 @@ class Cuda:
         self.activate()
         flags = cudart.cudaStreamNonBlocking
         self._stream = self._call("making a stream", cudart.cudaStreamCreateWithFlags(flags))
-        self._free: dict[int, list[int]] = {}
+        self.free: dict[int, list[int]] = {}
         # Page-locked memory for copies to and from the device: address and size; and what of the first is being read.
         self._up = self._down = (0, 0)
         self._staged = 0
@@ -215,21 +215,6 @@ class Cuda:
 
     # Memory
 
-    def take(self, size: int) -> Block:
-        """At least ``size`` bytes, from those given back if any fit.
-
-        Raises:
-            CudaError: There is not that much memory.
-        """
-        size = _rounded(size)
-        waiting = self._free.get(size)
-        address = waiting.pop() if waiting else self._allocate(size)
-        return Block(self, address, size)
-
-    def give_back(self, address: int, size: int) -> None:
-        """Keep memory for whoever asks for this size next."""
-        self._free.setdefault(size, []).append(address)
-
     def _allocate(self, size: int) -> int:
         for last in (False, True):
             error, address = self._cudart.cudaMalloc(size)
@@ -247,7 +232,7 @@ class Cuda:
     def trim(self) -> None:
         """Give unused memory back to the driver."""
         self.wait()
-        for addresses in list(self._free.values()):
+        for addresses in list(self.free.values()):
             while addresses:
                 self._call("freeing memory", self._cudart.cudaFree(addresses.pop()))
 
@@ -275,11 +260,17 @@ class Cuda:
     def empty(self, *arrays: tuple[tuple[int, ...], DTypeLike]) -> list[DeviceArray]:
         """Memory for arrays of these shapes and types, with anything in it.
 
-        They share one block: what is made together recurs at the same addresses together, which captured graphs need.
+        They share one block, of memory given back if any fits: what is made together recurs at the same addresses
+        together, which captured graphs need.
+
+        Raises:
+            CudaError: There is not that much memory.
         """
         kinds = [(shape, np.dtype(dtype)) for shape, dtype in arrays]
         starts, total = _packed([math.prod(shape) * kind.itemsize for shape, kind in kinds])
-        block = self.take(total)
+        size = _rounded(total)
+        waiting = self.free.get(size)
+        block = Block(self, waiting.pop() if waiting else self._allocate(size), size)
         return [
             DeviceArray(self, block, start, shape, kind) for start, (shape, kind) in zip(starts, kinds, strict=True)
         ]

@@ -203,21 +203,13 @@ class TrtGraph:
         return host
 
     def run(self, feeds: Feeds, outputs: Sequence[str]) -> list[Array]:
-        """Run on arrays of this machine's memory; as of :class:`rsedge.runtime.engines.ort.OrtGraph`."""
+        """As :class:`~rsedge.runtime.engines.contract.Graph` has it."""
         return self.run_on_device(feeds, host=outputs)[0]
 
     def run_on_device(
         self, feeds: Feeds, *, host: Sequence[str] = (), device: Sequence[str] = ()
     ) -> tuple[list[Array], list[DeviceArray]]:
-        """Run with inputs on either side.
-
-        Args:
-            feeds: Arrays, or values that stay where they are; all inputs of the graph.
-            host: Outputs to bring into this machine's memory.
-            device: Outputs to leave in the device's memory.
-
-        Returns:
-            The ``host`` outputs as arrays and the ``device`` outputs as values, in the orders asked for.
+        """As :class:`~rsedge.runtime.engines.contract.Graph` has it.
 
         Raises:
             BackendError: TensorRT or CUDA refuses, or ``feeds`` are not the graph's inputs.
@@ -293,7 +285,7 @@ class TrtGraph:
         return found
 
     def _place(self, name: str, value: Array | DeviceArray) -> DeviceArray:
-        """The input on the device; arrays go to a place of their own, whose address stays while they fit."""
+        """The input on the device; arrays go to memory of their own, whose address stays while they fit."""
         if isinstance(value, DeviceArray):
             return value
         place = self._room(f"input {name}", value.shape, value.dtype)
