@@ -128,7 +128,6 @@ class ModelType:
     """What differs between the model types."""
 
     family: Family
-    """Of the bundle."""
     title: str
     """For messages."""
     module: str = "transformers"
@@ -165,13 +164,10 @@ class Checkpoint(Generic[S]):
     config: dict[str, Any]
     """``config.json`` as it is; ``settings`` has the defaults filled in."""
     settings: S
-    """The checked sizes."""
     model_type: ModelType
-    """Everything particular to its kind of model."""
     tensors: Tensors
     """Canonical name → float32 array, read at access; complete, shapes checked, a tied tensor under all its names."""
     tokenizer_files: tuple[Path, ...]
-    """The tokenizer's files."""
     image: ImageSpec
     """Size, filter, mean and deviation of its image processor; a checkpoint has no reflectance rule."""
     generation_config: dict[str, Any]

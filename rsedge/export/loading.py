@@ -255,10 +255,8 @@ def _tokenizer(path: Path, kind: ModelType | None, settings: Settings | None, re
 def vocabulary_ids(file: Path, report: Report) -> set[int] | None:
     """Every token id of the tokenizer that is kept in ``file``, or None after a report.
 
-    Args:
-        file: ``tokenizer.json`` (whole), ``vocab.txt`` (BERT), ``vocab.json`` (CLIP, GPT-2) or ``spiece.model``
-            (SentencePiece); beside all but the first, ``added_tokens.json`` may have more.
-        report: Called once per problem.
+    ``file`` is ``tokenizer.json`` (whole), ``vocab.txt`` (BERT), ``vocab.json`` (CLIP, GPT-2) or ``spiece.model``
+    (SentencePiece); beside all but the first, ``added_tokens.json`` may have more.
     """
     ids: set[int] | None = None
     try:

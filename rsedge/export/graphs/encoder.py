@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rsedge.bundle import DecoderSpec
+
 if TYPE_CHECKING:
     from rsedge.bundle import ImageSpec
     from rsedge.export.graphs.builder import Float32, GraphBuilder, Layers
@@ -31,6 +33,11 @@ class Tower:
     def head_dim(self) -> int:
         """Width of one head."""
         return self.width // self.heads
+
+    def caches(self, positions: int, image_tokens: int) -> DecoderSpec:
+        """Sizes of its caches as a decoder of that many positions and image tokens."""
+        sizes = {"layers": self.layers, "heads": self.heads, "head_dim": self.head_dim}
+        return DecoderSpec(**sizes, max_positions=positions, image_tokens=image_tokens)
 
 
 def interpolate_positions(positions: Float32, grid: int, *, extra: int = 1) -> Float32:

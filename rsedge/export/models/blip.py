@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rsedge.bundle import DecoderSpec, GenerationDefaults, TokenSpec
+from rsedge.bundle import GenerationDefaults, TokenSpec
 from rsedge.errors import BundleError, CheckpointError
 from rsedge.export import verify
 from rsedge.export.checkpoint import ModelType, Section, Settings
@@ -32,7 +32,7 @@ from rsedge.export.graphs.encoder import (
 from rsedge.export.graphs.steps import Step, cache_graphs, scaled_query
 
 if TYPE_CHECKING:
-    from rsedge.bundle import Bundle, ImageSpec
+    from rsedge.bundle import Bundle, DecoderSpec, ImageSpec
     from rsedge.export.checkpoint import Checkpoint, Report
 
 _HEAD = "text_decoder.cls.predictions"
@@ -61,14 +61,7 @@ class BlipSettings(Settings):
     @property
     def decoder(self) -> DecoderSpec:
         """Sizes of the caches; an image has its patches and the class token."""
-        text = self.text
-        return DecoderSpec(
-            layers=text.layers,
-            heads=text.heads,
-            head_dim=text.head_dim,
-            max_positions=self.positions,
-            image_tokens=self.grid**2 + 1,
-        )
+        return self.text.caches(self.positions, self.grid**2 + 1)
 
 
 def read_settings(config: Mapping[str, Any], report: Report) -> BlipSettings:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rsedge.bundle import DecoderSpec, GenerationDefaults, TokenSpec
+from rsedge.bundle import GenerationDefaults, TokenSpec
 from rsedge.export import verify
 from rsedge.export.checkpoint import ModelType, Section, Settings
 from rsedge.export.graphs.builder import GraphBuilder, Layers, Precision, Tensors, float_type
@@ -28,7 +28,7 @@ from rsedge.export.graphs.steps import Step, cache_graphs, scaled_query
 from rsedge.export.models.clip import VisionSettings, encode_images, read_vision
 
 if TYPE_CHECKING:
-    from rsedge.bundle import Bundle, ImageSpec
+    from rsedge.bundle import Bundle, DecoderSpec, ImageSpec
     from rsedge.export.checkpoint import Checkpoint, Report
     from rsedge.export.graphs.builder import Float32
 
@@ -75,14 +75,8 @@ class ClipCapSettings(Settings):
         """Sizes of the caches: the cross cache has the prefix but for its last position, which is the first step's; a
         caption has a token per position behind it (the last token is not run).
         """
-        text, tokens = self.text, self.mapper.prefix_length - 1
-        return DecoderSpec(
-            layers=text.layers,
-            heads=text.heads,
-            head_dim=text.head_dim,
-            max_positions=self.positions - tokens,
-            image_tokens=tokens,
-        )
+        tokens = self.mapper.prefix_length - 1
+        return self.text.caches(self.positions - tokens, tokens)
 
 
 def read_settings(config: Mapping[str, Any], report: Report) -> ClipCapSettings:

@@ -21,15 +21,12 @@ _log = logging.getLogger("rsedge")
 BACKENDS = ("auto", "onnxruntime", "tensorrt")
 """What ``--backend`` takes."""
 
-Kind = Literal["onnxruntime", "tensorrt"]
-
 
 @dataclass(frozen=True, slots=True)
 class Choice:
     """What runs a bundle."""
 
-    kind: Kind
-    """``onnxruntime`` or ``tensorrt``."""
+    kind: Literal["onnxruntime", "tensorrt"]
     device: str
     """``cpu`` or ``cuda:N``."""
     reason: str

@@ -84,23 +84,9 @@ class Buffer:
         """A tensor in it, ``offset`` bytes from its start."""
         return View(self._value.data_ptr() + offset, np.dtype(dtype), tuple(shape), self)
 
-    def write(self, data: Array) -> None:
-        """Replace all of it: uint8 of its size."""
-        self._value.update_inplace(data)
 
-    def read(self) -> Array:
-        """All of it, in one transfer: uint8."""
-        values: Array = self._value.numpy()
-        return values
-
-
-class Packed:
-    """Several tensors in one buffer, so that they cross to or from the device in one transfer.
-
-    Args:
-        ort, device, number: As :class:`Buffer` takes them.
-        tensors: Name → type and shape.
-    """
+class Packed(Buffer):
+    """Several ``tensors``, name → type and shape, that cross to or from the device in one transfer."""
 
     def __init__(self, ort: Any, device: str, number: int, tensors: Mapping[str, tuple[Any, tuple[int, ...]]]) -> None:
         self._places: dict[str, tuple[int, np.dtype[Any], tuple[int, ...]]] = {}
@@ -108,12 +94,12 @@ class Packed:
         for name, (dtype, shape) in tensors.items():
             self._places[name] = (size, np.dtype(dtype), shape)
             size += -(-math.prod(shape) * np.dtype(dtype).itemsize // _ALIGNMENT) * _ALIGNMENT
+        super().__init__(ort, size, device, number)
         self._host = np.zeros(max(size, 1), np.uint8)
-        self._buffer = Buffer(ort, size, device, number)
 
     def views(self) -> dict[str, View]:
         """The tensors in the device's memory."""
-        return {name: self._buffer.view(dtype, shape, at) for name, (at, dtype, shape) in self._places.items()}
+        return {name: self.view(dtype, shape, at) for name, (at, dtype, shape) in self._places.items()}
 
     def host(self, name: str) -> Array:
         """A tensor in this machine's memory: write to it, then :meth:`upload`."""
@@ -121,11 +107,11 @@ class Packed:
 
     def upload(self) -> None:
         """Bring what was written to :meth:`host` to the device."""
-        self._buffer.write(self._host)
+        self._value.update_inplace(self._host)
 
     def download(self) -> dict[str, Array]:
         """All tensors as the device has them."""
-        data = self._buffer.read()
+        data = self._value.numpy()
         return {name: self._of(data, name) for name in self._places}
 
     def _of(self, data: Array, name: str) -> Array:
@@ -134,11 +120,7 @@ class Packed:
 
 
 class Cudart:
-    """The few functions of the CUDA runtime library that ONNX Runtime does not pass on.
-
-    Args:
-        library: The loaded library; :meth:`load` finds the one that ONNX Runtime uses.
-    """
+    """The few functions of the CUDA runtime library that ONNX Runtime does not pass on; :meth:`load` finds its own."""
 
     def __init__(self, library: Any) -> None:
         self._library = library
@@ -215,12 +197,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def smaller_batch(error: Exception, size: int, what: str) -> int:
-    """Half the batch size, with a warning, if ``error`` says that memory ran out; else ``error`` is raised.
-
-    Args:
-        error: What an engine raised.
-        size: Images (or texts) computed together until now.
-        what: Who computes, for the warning.
+    """Half of ``size``, the images or texts computed together until now, with a warning that names ``what`` ran out of
+    memory; an ``error`` that says anything else is raised.
     """
     if size <= 1 or not is_out_of_memory(error):
         raise error

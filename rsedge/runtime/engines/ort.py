@@ -24,6 +24,7 @@ from rsedge.runtime.engines.memory import (
     free_memory,
     is_out_of_memory,
 )
+from rsedge.texts import first_line
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -44,14 +45,11 @@ def _import_onnxruntime() -> Any:
 
 
 def choose_device(device: str, precision: str) -> tuple[str, str]:
-    """The device to run on and why.
+    """The device to run on, ``cpu`` or ``cuda:N``, and a sentence that says why.
 
     Args:
         device: ``auto`` (a CUDA GPU if ONNX Runtime can use one, else the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
         precision: Of the bundle: int8 is made for CPUs and has no operators on CUDA.
-
-    Returns:
-        ``cpu`` or ``cuda:N``, and a sentence that says why.
 
     Raises:
         OptionError: ``device`` is none of these.
@@ -81,7 +79,7 @@ def _cuda_problem(number: int) -> str:
         # Allocating is the cheapest act that needs a working driver, and it fails where a session would fall back.
         ort.OrtValue.ortvalue_from_shape_and_type([1], np.float32, "cuda", number)
     except Exception as error:
-        return f"no usable CUDA device {number} ({str(error).splitlines()[0][:120]})"
+        return f"no usable CUDA device {number} ({first_line(error)[:120]})"
     return ""
 
 
@@ -150,11 +148,8 @@ class OrtBackend:
         self.graph_ids = itertools.count(1)
 
     def open(self, path: Path, *, capture: bool = False) -> OrtGraph:
-        """A graph ready to run.
-
-        Args:
-            path: An ONNX file.
-            capture: Whether its runs at fixed addresses may be captured as CUDA graphs.
+        """The graph in an ONNX file, ready to run; with ``capture`` its runs at fixed addresses may be captured as CUDA
+        graphs.
 
         Raises:
             BundleError: ONNX Runtime refuses the graph.
@@ -166,7 +161,7 @@ class OrtBackend:
         except Exception as error:  # onnxruntime raises several unrelated types
             if not (capture and any(words in str(error).lower() for words in ("cuda graph", "graph capture"))):
                 raise BundleError(f"onnxruntime {self.version} refuses {path}: {error}") from error
-            _log.warning("%s runs without CUDA graphs: %s", path.name, str(error).splitlines()[0][:200])
+            _log.warning("%s runs without CUDA graphs: %s", path.name, first_line(error)[:200])
             session, capture = self._session(path, False), False
         if self.on_cuda and "CUDAExecutionProvider" not in session.get_providers():
             raise BackendError(f"onnxruntime {self.version} did not start its CUDA provider for {path.name}")
@@ -331,7 +326,7 @@ class FixedRun:
             except Exception as error:
                 if is_out_of_memory(error):
                     raise
-                reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+                reason = first_line(error)[:200]
                 _log.warning("CUDA graphs cannot be captured here, running without them: %s", reason)
                 self._graph.captures = False
                 self._graph.run_binding(self._binding, self._id)

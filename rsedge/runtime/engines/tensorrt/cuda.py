@@ -128,14 +128,12 @@ class DeviceArray:
     """A dense array in device memory."""
 
     cuda: Cuda
-    """Where it is."""
     block: Block
     """Its memory, which may be larger."""
     start: int
     """Where it begins in the block, bytes."""
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    """As NumPy's."""
 
     @property
     def address(self) -> int:
@@ -161,6 +159,7 @@ class Cuda:
     goes back to the driver with this object, which whatever uses it keeps alive.
 
     Attributes:
+        stream: The stream's handle, as TensorRT takes it.
         free: Size of unused blocks → their addresses.
 
     Raises:
@@ -174,6 +173,7 @@ class Cuda:
         self.activate()
         flags = cudart.cudaStreamNonBlocking
         self._stream = self._call("making a stream", cudart.cudaStreamCreateWithFlags(flags))
+        self.stream = int(self._stream)
         self.free: dict[int, list[int]] = {}
         # Page-locked memory for copies to and from the device: address and size; and what of the first is being read.
         self._up = self._down = (0, 0)
@@ -192,11 +192,6 @@ class Cuda:
 
     def _call(self, doing: str, result: tuple[Any, ...]) -> Any:
         return _values(self._cudart, result, doing)
-
-    @property
-    def stream(self) -> int:
-        """The stream's handle, as TensorRT takes it."""
-        return int(self._stream)
 
     def activate(self) -> None:
         """Make this the device of the calling thread: threads do not inherit it, and others may have chosen another."""
