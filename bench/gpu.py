@@ -242,7 +242,7 @@ def profiles(case: Case, rows: dict[str, Any], batches: list[int]) -> dict[str, 
 def profile(case: Case, engine: Rsedge, search: str, batch: int) -> dict[str, Any]:
     """Milliseconds per image and stage; the encoder runs beside the decoder, so stages may sum to more than the run."""
     from rsedge.runtime.decoding.fixed_batch import FixedBatch, FixedGraphs, FixedMemory
-    from rsedge.runtime.engines.cuda_graphs import Packed
+    from rsedge.runtime.engines.memory import Packed
     from rsedge.runtime.engines.ort import FixedRun
 
     fixed = engine.captioner.decoder._fixed

@@ -26,7 +26,7 @@ BUILTIN = Path(rsedge.__file__).parent / "builtin"
 
 def exported(folder: Path):
     """Every graph of every family, mapper, activation, precision and way to change the size, as a path."""
-    from rsedge.export.graphs.precision import ACTIVATIONS, PRECISIONS
+    from rsedge.export.graphs.builder import ACTIVATIONS, PRECISIONS
     from rsedge.export.loading import load_checkpoint
     from tests.clipcap_models import make_clipcap
     from tests.dual_encoders import make_clip, make_siglip

@@ -15,8 +15,7 @@ from rsedge.cli.say import say, say_json
 if TYPE_CHECKING:
     from rsedge.bundle import Bundle
     from rsedge.runtime.engines.tensorrt.backend import TrtBackend
-    from rsedge.runtime.engines.tensorrt.build import BuildProgress, BuildSettings
-    from rsedge.runtime.engines.tensorrt.profiles import Limits
+    from rsedge.runtime.engines.tensorrt.build import BuildProgress, BuildSettings, Limits
 
 
 @click.command("build")
@@ -60,8 +59,7 @@ def command(
     """
     from rsedge.bundle import read_bundle
     from rsedge.errors import OptionError
-    from rsedge.runtime.engines.tensorrt.build import BuildSettings
-    from rsedge.runtime.engines.tensorrt.profiles import Limits
+    from rsedge.runtime.engines.tensorrt.build import BuildSettings, Limits
 
     kind, _, number = device.partition(":")
     if kind != "cuda" or (number and not number.isdecimal()):

@@ -62,8 +62,11 @@ def stac_item(manifest: Manifest) -> dict[str, Any]:
     if embedding is not None:
         result = {"shape": [-1, embedding.dim], "dim_order": ["batch", "embedding"], "data_type": "float32"}
     name = manifest.name  # the extension's pattern: a letter first, a letter or digit last, three at least
+    # Python 3.10 reads neither Z nor every length of fraction.
+    exported = re.sub(r"\.\d+", "", manifest.provenance.exported_at.upper()).replace("Z", "+00:00")
+    moment = datetime.fromisoformat(exported).astimezone(timezone.utc)
     properties: dict[str, Any] = {
-        "datetime": _utc(manifest.provenance.exported_at),
+        "datetime": moment.strftime("%Y-%m-%dT%H:%M:%SZ"),
         "description": _summary(manifest),
         "bands": bands,
         "mlm:name": name if _MLM_NAME.fullmatch(name) else f"model-{name.rstrip('._-')}",
@@ -107,15 +110,13 @@ def _assets(manifest: Manifest, bands: list[dict[str, str]]) -> dict[str, Any]:
         }
 
     assets: dict[str, Any] = {}
+    octets = "application/octet-stream"
     for role, graph in manifest.graphs.items():
-        media_type = "application/octet-stream; framework=onnx"
-        entry = asset(graph.files[0], f"ONNX graph: {role}", media_type, "mlm:model") | {"mlm:artifact_type": "onnx"}
-        if not assets:  # STAC admits bands in an Item's properties, where MLM looks, only beside an asset that has some
-            entry["bands"] = bands
-        assets[role] = entry
+        entry = asset(graph.files[0], f"ONNX graph: {role}", f"{octets}; framework=onnx", "mlm:model")
+        # STAC admits bands in an Item's properties, where MLM looks, only beside an asset that has some.
+        assets[role] = entry | {"mlm:artifact_type": "onnx"} | ({} if assets else {"bands": bands})
         for ref in graph.external_data:
-            title = f"Tensors of the {role} graph"
-            assets[ref.file] = asset(ref, title, "application/octet-stream", "mlm:weights")
+            assets[ref.file] = asset(ref, f"Tensors of the {role} graph", octets, "mlm:weights")
     if manifest.tokenizer is not None:
         assets["tokenizer"] = asset(manifest.tokenizer, "Tokenizer", "application/json", "metadata")
     for name, href, title, media_type, role in (
@@ -124,12 +125,6 @@ def _assets(manifest: Manifest, bands: list[dict[str, str]]) -> dict[str, Any]:
     ):
         assets[name] = {"href": href, "title": title, "type": media_type, "roles": [role]}
     return assets
-
-
-def _utc(rfc3339: str) -> str:
-    # Python 3.10 reads neither Z nor every length of fraction.
-    moment = datetime.fromisoformat(re.sub(r"\.\d+", "", rfc3339.upper()).replace("Z", "+00:00"))
-    return moment.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 # The model card
@@ -150,12 +145,17 @@ def model_card(manifest: Manifest) -> str:
         ("standard deviation", _show(image.std)),
         *((f"reflectance: {key}", _show(value)) for key, value in image.reflectance.items()),
     ]
+    graphs = ["| graph | file | opset | bytes | inputs | outputs |", "| --- | --- | ---: | ---: | --- | --- |"]
+    for role, graph in manifest.graphs.items():
+        size = sum(ref.size for ref in graph.files)
+        names = [", ".join(f"`{tensor.name}`" for tensor in side) for side in (graph.inputs, graph.outputs)]
+        graphs.append(f"| {role} | `{graph.file}` | {graph.opset} | {size} | {names[0]} | {names[1]} |")
     sections = [
         "\n".join([*front, "---"]),
         f"# {manifest.name}\n\n{_summary(manifest)}",
         f"## Use\n\n{_usage(manifest)}",
         f"## Image\n\n{_table('', image_rows)}",
-        f"## Graphs\n\n{_graph_table(manifest)}",
+        "## Graphs\n\n" + "\n".join(graphs),
     ]
     for title, heading, spec in (
         ("Embedding", "", manifest.embedding),
@@ -206,15 +206,6 @@ def _usage(manifest: Manifest) -> str:
         command = f"rsedge caption scene.tif -m {bundle} -o captions.geojson"
         code = f'from rsedge import Captioner\n\ncaptioner = Captioner.load("{bundle}")\ncaptioner.caption(images)'
     return f"```sh\n{command}\n```\n\n```python\n{code}  # uint8 [B, H, W, 3]\n```"
-
-
-def _graph_table(manifest: Manifest) -> str:
-    lines = ["| graph | file | opset | bytes | inputs | outputs |", "| --- | --- | ---: | ---: | --- | --- |"]
-    for role, graph in manifest.graphs.items():
-        size = sum(ref.size for ref in graph.files)
-        names = [", ".join(f"`{tensor.name}`" for tensor in side) for side in (graph.inputs, graph.outputs)]
-        lines.append(f"| {role} | `{graph.file}` | {graph.opset} | {size} | {names[0]} | {names[1]} |")
-    return "\n".join(lines)
 
 
 def _flatten(prefix: str, value: Any) -> list[tuple[str, str]]:

@@ -11,11 +11,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from rsedge.export.graphs.builder import ACTIVATIONS
+from rsedge.export.graphs.encoder import Tower
+
 if TYPE_CHECKING:
     from rsedge.bundle import Bundle, Family, ImageSpec, TokenSpec
-    from rsedge.export.graphs.builder import GraphBuilder
-    from rsedge.export.graphs.precision import Precision
-    from rsedge.export.weights import Report, Weights
+    from rsedge.export.graphs.builder import GraphBuilder, Precision, Tensors
+
+Report = Callable[[str], None]
+"""Called with each problem of a checkpoint, a sentence."""
+
+KEYS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "hidden_act",
+    "layer_norm_eps",
+)
+"""Names of a tower's settings in most configurations of transformers."""
+
+MOST_LAYERS = 1000
+"""The model is built to learn its names, so a stranger's number of layers needs a limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +49,62 @@ class Settings:
     """Ids the tokenizer must have, each with its purpose: "which ends a caption (…)"."""
     tokens: TokenSpec | None = None
     """Start, end and padding ids of a captioner; None where nothing is generated."""
+
+
+class Section:
+    """One object of ``config.json`` over the defaults of its configuration class; ``name`` is for messages.
+
+    A value that cannot be used is reported and replaced by its default, so that one reading finds every problem.
+    """
+
+    def __init__(self, given: Any, defaults: Any, name: str, report: Report) -> None:
+        self.given: dict[str, Any] = given if isinstance(given, dict) else {}
+        self.name, self.report = name, report
+        self._defaults: dict[str, Any] = defaults.to_dict()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value as it is; ``default`` where the configuration class has none either."""
+        return self.given.get(key, self._defaults.get(key, default))
+
+    def size(self, key: str) -> int:
+        """A positive whole number."""
+        value = self.get(key)
+        if type(value) is int and value > 0:
+            return value
+        self.report(f"{self.name}.{key} is {value!r}; rsedge exports one positive whole number")
+        return int(self._defaults.get(key) or 1)
+
+    def layers(self, key: str) -> int:
+        """A number of layers."""
+        value = self.size(key)
+        if value > MOST_LAYERS:
+            self.report(f"{self.name}.{key} is {value}; rsedge exports at most {MOST_LAYERS}")
+        return min(value, MOST_LAYERS)
+
+    def token(self, key: str, vocab_size: int) -> int:
+        """A token id."""
+        value = self.get(key)
+        if type(value) is int and 0 <= value < vocab_size:
+            return value
+        self.report(
+            f"{self.name}.{key} is {value!r}; it must be one token id of the vocabulary (0 to {vocab_size - 1})"
+        )
+        return 0
+
+    def tower(self, keys: tuple[str, ...] = KEYS) -> Tower:
+        """The numbers of a transformer, by their names in ``keys``, whose order is that of ``KEYS``."""
+        width, inner, heads = self.size(keys[0]), self.size(keys[1]), self.size(keys[3])
+        act, eps = (self.get(key) for key in keys[4:])
+        if act not in tuple(ACTIVATIONS):
+            self.report(f"{self.name}.{keys[4]} is {act!r}; rsedge exports {', '.join(ACTIVATIONS)}")
+        if type(eps) not in (int, float):
+            self.report(f"{self.name}.{keys[5]} is {eps!r}, expected a number, such as 1e-5")
+            eps = 1e-5
+        if width % heads:
+            self.report(
+                f"{self.name}.{keys[0]} ({width}) is not a multiple of its {keys[3]} ({heads}): the config is damaged"
+            )
+        return Tower(width=width, inner=inner, layers=self.layers(keys[2]), heads=heads, act=act, eps=float(eps))
 
 
 class Plan(Protocol):
@@ -55,7 +128,6 @@ class ModelType:
     """What differs between the model types."""
 
     family: Family
-    """Of the bundle."""
     title: str
     """For messages."""
     module: str = "transformers"
@@ -92,13 +164,10 @@ class Checkpoint(Generic[S]):
     config: dict[str, Any]
     """``config.json`` as it is; ``settings`` has the defaults filled in."""
     settings: S
-    """The checked sizes."""
     model_type: ModelType
-    """Everything particular to its kind of model."""
-    tensors: Weights
+    tensors: Tensors
     """Canonical name → float32 array, read at access; complete, shapes checked, a tied tensor under all its names."""
     tokenizer_files: tuple[Path, ...]
-    """The tokenizer's files."""
     image: ImageSpec
     """Size, filter, mean and deviation of its image processor; a checkpoint has no reflectance rule."""
     generation_config: dict[str, Any]

@@ -28,8 +28,7 @@ from rsedge.bundle import (
 from rsedge.errors import CheckpointError, OptionError
 from rsedge.export import verify
 from rsedge.export.card import model_card, stac_item
-from rsedge.export.graphs.builder import OPSET, GraphBuilder
-from rsedge.export.graphs.precision import PRECISIONS, Precision
+from rsedge.export.graphs.builder import OPSET, PRECISIONS, GraphBuilder, Precision
 from rsedge.export.loading import load_checkpoint
 from rsedge.export.tokenizer import export_tokenizer
 from rsedge.pixels import ReflectanceRule
@@ -85,13 +84,15 @@ def export(
     folder = Path(checkpoint.source).expanduser()
     public_name = folder.resolve().name if folder.exists() else checkpoint.source
 
+    stem = Path(target).name.removesuffix(".rsedge")
+
     def build(root: Path) -> Manifest:
         progress(f"writing {precision} graphs at {size} px")
         graphs = {role: _save(graph, root) for role, graph in plan.graphs(precision).items()}
         export_tokenizer(checkpoint.path, root / TOKENIZER)
         draft = Manifest(
-            name=_bundle_name(target, checkpoint.model_type.family),
-            family=checkpoint.model_type.family,
+            name=(re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or checkpoint.family)[:100],
+            family=checkpoint.family,
             precision=precision,
             graphs=graphs,
             image=dataclasses.replace(checkpoint.image, size=size, reflectance=reflectance),
@@ -134,12 +135,6 @@ def _save(graph: GraphBuilder, root: Path) -> Graph:
     model = onnx.load(path, load_external_data=False)
     inputs, outputs = ([spec(value) for value in side] for side in (model.graph.input, model.graph.output))
     return describe_graph(root, path.name, opset=OPSET, inputs=inputs, outputs=outputs)
-
-
-def _bundle_name(target: str | Path, default: str) -> str:
-    """A name in the letters that names may have, from that of the directory."""
-    name = Path(target).name.removesuffix(".rsedge")
-    return (re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or default)[:100]
 
 
 def _recipe(checkpoint: Checkpoint[Any]) -> dict[str, Any] | None:

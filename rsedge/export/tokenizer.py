@@ -18,18 +18,8 @@ from rsedge.errors import CheckpointError
 from rsedge.tokenizerfile import PUNCTUATION, no_panic
 
 # transformers' PreTrainedTokenizerBase.clean_up_tokenization, in its order.
-_CLEAN_UP = (
-    (" .", "."),
-    (" ?", "?"),
-    (" !", "!"),
-    (" ,", ","),
-    (" ' ", "'"),
-    (" n't", "n't"),
-    (" 'm", "'m"),
-    (" 's", "'s"),
-    (" 've", "'ve"),
-    (" 're", "'re"),
-)
+_CLEAN_UP = [(f" {mark}", mark) for mark in ".?!,"] + [(" ' ", "'")]
+_CLEAN_UP += [(f" {end}", end) for end in ("n't", "'m", "'s", "'ve", "'re")]
 _ENDS = [("Regex", r"\A\s+", ""), ("Regex", r"\s+\z", "")]
 """No white space at either end."""
 _PROBES = (
@@ -58,28 +48,34 @@ def export_tokenizer(checkpoint: str | Path, target: Path) -> Path:
         steps += [_ENDS]
     if source.clean_up_tokenization_spaces and data["model"]["type"] != "BPE":  # transformers spares BPE too
         steps += [[("String", old, new) for old, new in _CLEAN_UP]]
-    for replacements in steps:
-        data["decoder"] = _followed_by(data["decoder"], replacements)
+    for replacements in steps:  # in the text as a whole, since patterns may span tokens
+        first = [] if data["decoder"] is None else [data["decoder"]]
+        replace = [{"type": "Replace", "pattern": {kind: old}, "content": new} for kind, old, new in replacements]
+        data["decoder"] = {"type": "Sequence", "decoders": [*first, {"type": "Fuse"}, *replace]}
     text = json.dumps(data, ensure_ascii=False)
+    different = None
     try:
         with no_panic(ValueError):
-            _check(str(checkpoint), source, tokenizers.Tokenizer.from_str(text))
-    except CheckpointError:
-        raise
+            written = tokenizers.Tokenizer.from_str(text)
+            for probe in _PROBES:
+                ids = source.encode(probe)
+                said = source.decode(ids, skip_special_tokens=True)
+                if written.encode(probe).ids != ids or written.decode(ids, skip_special_tokens=True) != said:
+                    different = probe
+                    break
     except Exception as error:  # the package raises bare Exception for a file it cannot follow
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(
             str(checkpoint), [f"its tokenizer fails at a text ({reason}): save a plain tokenizer with its vocabulary"]
         ) from error
+    if different is not None:
+        problem = (
+            f"{type(source).__name__} does more than its tokenizer.json says (seen on {different!r}): "
+            "save a plain tokenizer of its kind with the same vocabulary beside the weights"
+        )
+        raise CheckpointError(str(checkpoint), [problem])
     target.write_text(text, encoding="utf-8")
     return target
-
-
-def _followed_by(decoder: dict[str, Any] | None, replacements: list[tuple[str, str, str]]) -> dict[str, Any]:
-    """``decoder``, then replacements in the text as a whole, since patterns may span tokens."""
-    first = [] if decoder is None else [decoder]
-    replace = [{"type": "Replace", "pattern": {kind: old}, "content": new} for kind, old, new in replacements]
-    return {"type": "Sequence", "decoders": [*first, {"type": "Fuse"}, *replace]}
 
 
 def _load(checkpoint: str | Path) -> Any:
@@ -137,18 +133,3 @@ def _from_sentencepiece(source: Any) -> tokenizers.Tokenizer:
     ]
     result.add_special_tokens([*added, *(token for token in control if token not in added)])
     return result
-
-
-def _check(checkpoint: str, source: Any, written: tokenizers.Tokenizer) -> None:
-    """Refuse a tokenizer whose Python side does something that the file cannot say."""
-    for probe in _PROBES:
-        ids = source.encode(probe)
-        text = source.decode(ids, skip_special_tokens=True)
-        if written.encode(probe).ids != ids or written.decode(ids, skip_special_tokens=True) != text:
-            raise CheckpointError(
-                checkpoint,
-                [
-                    f"{type(source).__name__} does more than its tokenizer.json says (seen on {probe!r}): "
-                    "save a plain tokenizer of its kind with the same vocabulary beside the weights"
-                ],
-            )

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch
 
     from rsedge.bundle import Bundle, ImageSpec
-    from rsedge.export.graphs.precision import Precision
+    from rsedge.export.graphs.builder import Precision
     from rsedge.runtime.decoding.decoder import Decoder
 
 IMAGES = 8
@@ -109,10 +109,10 @@ def torch_model(model_class: Any, folder: Path) -> Any:
 def captioner_report(
     bundle: Bundle, torch_results: Callable[[UInt8, ImageSpec, int], tuple[Float32, Captions]], *, reference: str
 ) -> dict[str, Any]:
-    """Compare a captioner's bundle with its checkpoint on seeded images.
+    """Compare a captioner's fresh bundle with its checkpoint on seeded images.
 
     Args:
-        bundle: A fresh one.
+        bundle: Of the checkpoint.
         torch_results: Images uint8 [B, H, W, 3], their normalisation, longest caption → the checkpoint's encoder output
             and captions.
         reference: Name of ``torch_results``, for the report.
@@ -122,36 +122,33 @@ def captioner_report(
         agreement, per search ``caption_tokens`` and ``captions`` agreement (shares), the tolerance, and ``problems``.
     """
     images = seeded_images(IMAGES, bundle.manifest.image.size)
-    backend = OrtBackend("cpu")
-    captioner = Captioner(bundle, backend, device_reason="the reference device", batch_size=IMAGES)
+    captioner = Captioner(bundle, OrtBackend("cpu"), device_reason="the reference device", batch_size=IMAGES)
     decoder = captioner.decoder
     tokens = min(TOKENS, decoder.spec.max_positions)
     expected, captions = torch_results(images, bundle.manifest.image, tokens)
     tolerance = TOLERANCES[bundle.manifest.precision]
 
     error = np.abs(decoder.encode(images) - expected)
-    magnitude = float(np.abs(expected).mean())
+    magnitude = _rounded(np.abs(expected).mean())
     searches: dict[str, dict[str, float]] = {}
     for name, beams in SEARCHES.items():
         ours = [caption.token_ids for caption in captioner.caption(images, **generation(beams, tokens))]
-        agreement = [_agreement(mine, torch) for mine, torch in zip(ours, captions[name], strict=True)]
+        agreement = [
+            sum(a == b for a, b in zip(mine, theirs, strict=False)) / max(len(mine), len(theirs))
+            for mine, theirs in zip(ours, captions[name], strict=True)
+        ]
         searches[name] = {
             "caption_tokens": _rounded(np.mean(agreement)),
             "captions": _rounded(np.mean([share == 1.0 for share in agreement])),
         }
-    next_token = _next_token_agreement(decoder, bundle, images, captions["greedy"])
     report: dict[str, Any] = {
         "reference": reference,
         "device": "cpu",
         "images": IMAGES,
         "image_seed": SEED,
         "new_tokens": tokens,
-        "encoder": {
-            "max": _rounded(error.max()),
-            "mean": _rounded(error.mean()),
-            "mean_magnitude": _rounded(magnitude),
-        },
-        "next_token": _rounded(next_token),
+        "encoder": {"max": _rounded(error.max()), "mean": _rounded(error.mean()), "mean_magnitude": magnitude},
+        "next_token": _rounded(_next_token_agreement(decoder, bundle, images, captions["greedy"])),
         **searches,
         "tolerance": {
             "encoder_max_over_magnitude": tolerance.encoder_max,
@@ -160,12 +157,7 @@ def captioner_report(
             "caption_tokens": tolerance.caption_tokens,
         },
     }
-    report["problems"] = _captioner_problems(report, tolerance)
-    return report
-
-
-def _captioner_problems(report: dict[str, Any], tolerance: Tolerance) -> list[str]:
-    """Every figure beyond its tolerance, as a sentence; NaN compares false, so a graph that yields it is caught too."""
+    # Every figure beyond its tolerance, as a sentence; NaN compares false, so a graph that yields it is caught too.
     encoder, problems = report["encoder"], []
     for kind, limit in (("max", tolerance.encoder_max), ("mean", tolerance.encoder_mean)):
         relative = encoder[kind] / max(encoder["mean_magnitude"], 1e-12)
@@ -173,30 +165,16 @@ def _captioner_problems(report: dict[str, Any], tolerance: Tolerance) -> list[st
             problems.append(f"the encoder's {kind} error is {relative:.2g} of its magnitude, accepted is {limit:g}")
     shares = {"next tokens": (report["next_token"], tolerance.next_token)}
     shares |= {f"{name} tokens": (report[name]["caption_tokens"], tolerance.caption_tokens) for name in SEARCHES}
-    problems += [
-        f"{name} agree to {share:.2%}, accepted is at least {least:.2%}"
-        for name, (share, least) in shares.items()
-        if not share >= least
-    ]
-    return problems
+    for name, (share, least) in shares.items():
+        if not share >= least:
+            problems.append(f"{name} agree to {share:.2%}, accepted is at least {least:.2%}")
+    return report | {"problems": problems}
 
 
 def generation(beams: int, tokens: int) -> dict[str, Any]:
     """The same generation for both sides, whatever the defaults of the checkpoint."""
-    return {
-        "num_beams": beams,
-        "max_new_tokens": tokens,
-        "min_new_tokens": 0,
-        "length_penalty": 1.0,
-        "early_stopping": False,
-        "repetition_penalty": 1.0,
-        "no_repeat_ngram_size": 0,
-    }
-
-
-def _agreement(mine: tuple[int, ...], theirs: tuple[int, ...]) -> float:
-    equal = sum(a == b for a, b in zip(mine, theirs, strict=False))
-    return equal / max(len(mine), len(theirs))
+    neutral = {"length_penalty": 1.0, "early_stopping": False, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+    return {"num_beams": beams, "max_new_tokens": tokens, "min_new_tokens": 0, **neutral}
 
 
 def _next_token_agreement(decoder: Decoder, bundle: Bundle, images: UInt8, captions: list[tuple[int, ...]]) -> float:

@@ -98,7 +98,7 @@ def test_what_else_a_checkpoint_knows(original: Path):
     assert checkpoint.source == str(original)
     assert checkpoint.revision is None
     assert checkpoint.tokens == TokenSpec(bos=148, eos=3, pad=0, vocab_size=150)
-    assert (checkpoint.settings.image_tokens, checkpoint.settings.text.width) == (17, 24)
+    assert (checkpoint.settings.decoder.image_tokens, checkpoint.settings.text.width) == (17, 24)
     assert (checkpoint.image.size, checkpoint.image.resample) == (32, "bicubic")
     assert checkpoint.image.mean == (0.48145466, 0.4578275, 0.40821073)
     assert checkpoint.generation_config["bos_token_id"] == 148

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, CLIPTokenizer
 
+from rsedge.export.loading import vocabulary_ids
 from rsedge.export.tokenizer import export_tokenizer
-from rsedge.export.vocabulary import vocabulary_ids
 from rsedge.runtime.decoding.tokenizer import Tokenizer
 from tests.conftest import shared_data
 

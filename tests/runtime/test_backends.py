@@ -15,7 +15,7 @@ from rsedge.bundle import EmbeddingSpec, read_bundle
 from rsedge.errors import BackendError, BundleError, OptionError
 from rsedge.runtime.engines.choose import choose_backend, end_problems, open_bundle
 from rsedge.runtime.engines.tensorrt.backend import TrtBackend
-from rsedge.runtime.engines.tensorrt.profiles import Limits
+from rsedge.runtime.engines.tensorrt.build import Limits
 from tests.fake_cuda import FakeCuda
 from tests.runtime.trt_machines import make_machine
 

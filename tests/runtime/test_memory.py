@@ -13,8 +13,8 @@ from rsedge import Captioner
 from rsedge.bundle import read_bundle
 from rsedge.export.convert import export
 from rsedge.runtime.embedder import Embedder
-from rsedge.runtime.engines import cuda_graphs, memory, ort
-from rsedge.runtime.engines.cuda_graphs import Cudart
+from rsedge.runtime.engines import memory, ort
+from rsedge.runtime.engines.memory import Cudart
 from rsedge.runtime.engines.ort import OrtGraph, default_batch_size
 from tests.dual_encoders import TEXTS, make_clip
 from tests.models import random_images
@@ -173,8 +173,8 @@ def test_free_memory_is_asked_of_the_right_device():
 def test_a_device_that_shares_memory_can_have_what_linux_calls_available(monkeypatch, integrated, available, free):
     library = FakeCudart(2 * 2**30, 8 * 2**30, integrated=integrated)
     monkeypatch.setattr(Cudart, "load", classmethod(lambda cls: Cudart(library)))
-    monkeypatch.setattr(cuda_graphs, "memory_available", lambda: None if available is None else available * 2**30)
-    assert cuda_graphs.free_memory(0) == (free * 2**30, 8 * 2**30)
+    monkeypatch.setattr(memory, "memory_available", lambda: None if available is None else available * 2**30)
+    assert memory.free_memory(0) == (free * 2**30, 8 * 2**30)
 
 
 def test_a_failed_call_leaves_no_error_for_the_next_kernel():
@@ -203,14 +203,14 @@ def test_without_the_cuda_runtime_the_driver_tool_is_asked(monkeypatch):
         assert "--id=1" in command
         return subprocess.CompletedProcess(command, 0, "3000, 8000\n")
 
-    monkeypatch.setattr(cuda_graphs.subprocess, "run", answer)
-    assert cuda_graphs.free_memory(1) == (3000 * 2**20, 8000 * 2**20)
+    monkeypatch.setattr(memory.subprocess, "run", answer)
+    assert memory.free_memory(1) == (3000 * 2**20, 8000 * 2**20)
 
     def absent(command, **options):
         raise FileNotFoundError(command[0])
 
-    monkeypatch.setattr(cuda_graphs.subprocess, "run", absent)
-    assert cuda_graphs.free_memory(1) is None
+    monkeypatch.setattr(memory.subprocess, "run", absent)
+    assert memory.free_memory(1) is None
 
 
 def test_the_batch_fits_into_the_free_memory(bundle_path, monkeypatch, caplog):

@@ -10,7 +10,7 @@ import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from rsedge.runtime.decoding.options import DecodingOptions
-from rsedge.runtime.decoding.sampling import draw, filtered, uniform
+from rsedge.runtime.decoding.search import draw, filtered, uniform
 
 CASES = [
     {"temperature": 0.7},

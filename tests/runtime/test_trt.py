@@ -17,7 +17,7 @@ from rsedge.runtime.embedder import Embedder
 from rsedge.runtime.engines.ort import OrtBackend
 from rsedge.runtime.engines.tensorrt import graph as trt_graph
 from rsedge.runtime.engines.tensorrt.backend import TrtBackend
-from rsedge.runtime.engines.tensorrt.profiles import Limits
+from rsedge.runtime.engines.tensorrt.build import Limits
 from tests.fake_cuda import FakeCuda
 from tests.models import random_images
 from tests.runtime.trt_api import VERSIONS

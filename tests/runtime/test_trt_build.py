@@ -15,8 +15,15 @@ from onnx import numpy_helper
 from rsedge.bundle import Bundle, read_bundle
 from rsedge.errors import BackendError, OptionError
 from rsedge.runtime.engines.tensorrt.backend import ENGINES, TrtBackend
-from rsedge.runtime.engines.tensorrt.build import BuildProgress, BuildSettings, import_tensorrt
-from rsedge.runtime.engines.tensorrt.profiles import Limits, fitting, profiles, widened
+from rsedge.runtime.engines.tensorrt.build import (
+    BuildProgress,
+    BuildSettings,
+    Limits,
+    fitting,
+    import_tensorrt,
+    profiles,
+    widened,
+)
 from tests.runtime.trt_api import VERSIONS
 from tests.runtime.trt_machines import Machine, make_machine
 from tests.runtime.trt_operators import CONSTANT_INPUTS, PARSER_OPERATORS

@@ -18,8 +18,8 @@ import pytest
 from rsedge.bundle import read_bundle
 from rsedge.errors import BackendError
 from rsedge.runtime.engines.tensorrt.backend import TrtBackend
+from rsedge.runtime.engines.tensorrt.build import Limits
 from rsedge.runtime.engines.tensorrt.cache import EngineKey, EngineStore
-from rsedge.runtime.engines.tensorrt.profiles import Limits
 from tests.fake_cuda import FakeCuda, Properties
 from tests.runtime.trt_api import VERSIONS
 from tests.runtime.trt_machines import make_machine

@@ -13,7 +13,7 @@ from transformers import AutoModel, CLIPVisionModelWithProjection, GPT2Config, G
 
 from rsedge.errors import OptionError
 from rsedge.runtime.decoding.options import DecodingOptions
-from rsedge.runtime.decoding.sampling import draw
+from rsedge.runtime.decoding.search import draw
 from rsedge.training.losses import caption_loss_sum
 from rsedge.training.models.clipcap_decode import DEFAULTS, _beam_search, generate
 from rsedge.training.models.clipcap_model import (

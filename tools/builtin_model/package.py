@@ -12,7 +12,7 @@ from tools.builtin_model.chips import HELD_OUT, read_chips
 from tools.builtin_model.quality import measure, measure_scene
 
 if TYPE_CHECKING:
-    from rsedge.export.graphs.precision import Precision
+    from rsedge.export.graphs.builder import Precision
 
 _log = logging.getLogger(__name__)
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
+
+from rsedge.bundle import DecoderSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from rsedge.bundle import ImageSpec
-    from rsedge.export.graphs.precision import Layers
-
-Tensors = Mapping[str, NDArray[np.float32]]
+    from rsedge.export.graphs.builder import Float32, GraphBuilder, Layers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +25,7 @@ class Tower:
     layers: int
     heads: int
     act: str
-    """A key of :data:`rsedge.export.graphs.precision.ACTIVATIONS`."""
+    """A key of :data:`rsedge.export.graphs.builder.ACTIVATIONS`."""
     eps: float
     """Epsilon of the LayerNorms."""
 
@@ -37,8 +34,13 @@ class Tower:
         """Width of one head."""
         return self.width // self.heads
 
+    def caches(self, positions: int, image_tokens: int) -> DecoderSpec:
+        """Sizes of its caches as a decoder of that many positions and image tokens."""
+        sizes = {"layers": self.layers, "heads": self.heads, "head_dim": self.head_dim}
+        return DecoderSpec(**sizes, max_positions=positions, image_tokens=image_tokens)
 
-def interpolate_positions(positions: NDArray[np.float32], grid: int, *, extra: int = 1) -> NDArray[np.float32]:
+
+def interpolate_positions(positions: Float32, grid: int, *, extra: int = 1) -> Float32:
     """Position embeddings [extra + g², W] at another grid, as transformers' ``interpolate_pos_encoding`` has them.
 
     Args:
@@ -59,9 +61,7 @@ def interpolate_positions(positions: NDArray[np.float32], grid: int, *, extra: i
     return np.concatenate([positions[:extra], resized.permute(0, 2, 3, 1).reshape(grid * grid, -1).numpy()])
 
 
-def embed_patches(
-    nn: Layers, image: ImageSpec, patch: int, kernel: NDArray[np.float32], bias: NDArray[np.float32] | None
-) -> str:
+def embed_patches(nn: Layers, image: ImageSpec, patch: int, kernel: Float32, bias: Float32 | None) -> str:
     """Declare the input ``pixels`` uint8 [B, size, size, 3], normalise it and embed its patches, [B, grid², W].
 
     Args:
@@ -88,7 +88,7 @@ def embed_patches(
     return graph.reshape(graph.op("Gemm", *terms), -1, grid * grid, width)
 
 
-def prepend_token(nn: Layers, x: str, token: NDArray[np.float32]) -> str:
+def prepend_token(nn: Layers, x: str, token: Float32) -> str:
     """The class token [W] before the patches, [B, S, W] → [B, S + 1, W]."""
     graph, width = nn.graph, len(token)
     batch = graph.op("Shape", x, start=0, end=1)
@@ -104,15 +104,22 @@ def unit_length(nn: Layers, rows: str) -> str:
     return graph.op("Div", rows, graph.op("Max", length, graph.const(1e-12, "float32")))
 
 
-def norm(nn: Layers, x: str, tensors: Tensors, name: str, eps: float) -> str:
-    """The LayerNorm ``name``."""
-    return nn.layer_norm(x, name, tensors[f"{name}.weight"], tensors[f"{name}.bias"], eps)
+def split_heads(graph: GraphBuilder, rows: str, length: int, heads: int, head_dim: int, parts: int = 3) -> list[str]:
+    """Split projections [B·T, parts·H·d] into ``parts`` values [B, H, T, d]."""
+    split = graph.transpose(graph.reshape(rows, -1, length, parts, heads, head_dim), 2, 0, 3, 1, 4)
+    return [graph.op("Gather", split, graph.const(index, "int64"), axis=0) for index in range(parts)]
 
 
-def linear(nn: Layers, x: str, tensors: Tensors, name: str) -> str:
-    """The linear layer ``name``, [M, K] → [M, N]; without a bias where none is stored."""
-    weight, bias = tensors[f"{name}.weight"], f"{name}.bias"
-    return nn.linear(x, name, weight, tensors[bias] if bias in tensors else np.zeros(len(weight), np.float32))
+def attend(nn: Layers, q: str, k: str, v: str, mask: str | None = None) -> str:
+    """Attention of scaled queries [B, H, T, d] over keys and values [B, H, S, d] → [B, T, H, d]."""
+    graph = nn.graph
+    weights = nn.softmax(graph.op("MatMul", q, graph.transpose(k, 0, 1, 3, 2)), mask)
+    return graph.transpose(graph.op("MatMul", weights, v), 0, 2, 1, 3)
+
+
+def mlp(nn: Layers, x: str, name: str, act: str) -> str:
+    """The two linear layers ``name.fc1`` and ``name.fc2``, [M, W] → [M, W]."""
+    return nn.linear(nn.activation(nn.linear(x, f"{name}.fc1"), act), f"{name}.fc2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,14 +138,12 @@ class Encoder:
     Args:
         nn: Layers of the graph.
         tower: Their sizes.
-        tensors: Weights by transformers' names.
-        prefix: What their names begin with: ``vision_model`` or ``text_model``.
+        prefix: What the names of their weights begin with: ``vision_model`` or ``text_model``.
         by_token: int64 [2], the lengths B and S; one may be −1.
     """
 
-    def __init__(self, nn: Layers, tower: Tower, tensors: Tensors, prefix: str, by_token: str) -> None:
-        self.nn, self.tower, self._tensors, self._prefix = nn, tower, tensors, prefix
-        self._by_token = by_token
+    def __init__(self, nn: Layers, tower: Tower, prefix: str, by_token: str) -> None:
+        self.nn, self.tower, self._prefix, self._by_token = nn, tower, prefix, by_token
 
     def run(self, x: str, *, mask: str | None = None, reading: Reading | None = None) -> str:
         """All layers, [B·S, W] → [B·S, W]; with ``reading`` → [B, W].
@@ -151,27 +156,23 @@ class Encoder:
             mask: Added to the scores, float32 that broadcasts to [B, H, S, S].
             reading: Where the output is read.
         """
-        last = self.tower.layers - 1
-        for index in range(last):
-            x = self._layer(index, x, mask, None)
-        return self._layer(last, x, mask, reading)
-
-    def _layer(self, index: int, x: str, mask: str | None, reading: Reading | None) -> str:
-        nn, tower, name = self.nn, self.tower, f"{self._prefix}.encoder.layers.{index}"
-        normed = norm(nn, x, self._tensors, f"{name}.layer_norm1", tower.eps)
-        if reading is None:
-            q, k, v = self._heads(normed, f"{name}.self_attn", ("q_proj", "k_proj", "v_proj"))
-            context = attend(nn, q, k, v, mask)
-        else:
-            k, v = self._heads(normed, f"{name}.self_attn", ("k_proj", "v_proj"))
-            q = nn.linear(reading.rows(normed), f"{name}.self_attn.q_proj", *self._stack(f"{name}.self_attn", "q_proj"))
-            q = nn.graph.reshape(q, -1, tower.heads, 1, tower.head_dim)
-            context = attend(nn, q, k, v, reading.mask)
-            x = reading.rows(x)
-        context = linear(nn, nn.graph.reshape(context, -1, tower.width), self._tensors, f"{name}.self_attn.out_proj")
-        x = nn.graph.op("Add", context, x)
-        normed = norm(nn, x, self._tensors, f"{name}.layer_norm2", tower.eps)
-        return nn.graph.op("Add", mlp(nn, normed, self._tensors, f"{name}.mlp", tower.act), x)
+        nn, graph, tower = self.nn, self.nn.graph, self.tower
+        for index in range(tower.layers):
+            name = f"{self._prefix}.encoder.layers.{index}"
+            attention, normed = f"{name}.self_attn", nn.norm(x, f"{name}.layer_norm1", tower.eps)
+            if reading is None or index < tower.layers - 1:
+                q, k, v = self._heads(normed, attention, ("q_proj", "k_proj", "v_proj"))
+                context = attend(nn, q, k, v, mask)
+            else:
+                k, v = self._heads(normed, attention, ("k_proj", "v_proj"))
+                q = nn.linear(reading.rows(normed), f"{attention}.q_proj", *self._stack(attention, "q_proj"))
+                context = attend(nn, graph.reshape(q, -1, tower.heads, 1, tower.head_dim), k, v, reading.mask)
+                x = reading.rows(x)
+            context = nn.linear(graph.reshape(context, -1, tower.width), f"{attention}.out_proj")
+            x = graph.op("Add", context, x)
+            normed = nn.norm(x, f"{name}.layer_norm2", tower.eps)
+            x = graph.op("Add", mlp(nn, normed, f"{name}.mlp", tower.act), x)
+        return x
 
     def _heads(self, x: str, name: str, parts: tuple[str, ...]) -> list[str]:
         """Projections of ``x`` [B·S, W] side by side in one product, each [B, H, S, d]."""
@@ -181,23 +182,12 @@ class Encoder:
         both = graph.transpose(graph.op("Reshape", both, shape), 2, 0, 3, 1, 4)
         return [graph.op("Gather", both, graph.const(index, "int64"), axis=0) for index in range(count)]
 
-    def _stack(self, name: str, *parts: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def _stack(self, name: str, *parts: str) -> list[Float32]:
         """Weights [n·W, W] and biases [n·W] of projections; attention's 1/√d is folded into the query's."""
-        scales = [self.tower.head_dim**-0.5 if part == "q_proj" else 1.0 for part in parts]
-        weights = [
-            self._tensors[f"{name}.{part}.weight"] * np.float32(s) for part, s in zip(parts, scales, strict=True)
+        scales = [np.float32(self.tower.head_dim**-0.5 if part == "q_proj" else 1.0) for part in parts]
+        return [
+            np.concatenate(
+                [self.nn.tensors[f"{name}.{part}.{kind}"] * s for part, s in zip(parts, scales, strict=True)]
+            )
+            for kind in ("weight", "bias")
         ]
-        biases = [self._tensors[f"{name}.{part}.bias"] * np.float32(s) for part, s in zip(parts, scales, strict=True)]
-        return np.concatenate(weights), np.concatenate(biases)
-
-
-def attend(nn: Layers, q: str, k: str, v: str, mask: str | None = None) -> str:
-    """Attention of scaled queries [B, H, T, d] over keys and values [B, H, S, d], [B, T, H, d]."""
-    graph = nn.graph
-    weights = nn.softmax(graph.op("MatMul", q, graph.transpose(k, 0, 1, 3, 2)), mask)
-    return graph.transpose(graph.op("MatMul", weights, v), 0, 2, 1, 3)
-
-
-def mlp(nn: Layers, x: str, tensors: Tensors, name: str, act: str) -> str:
-    """The two linear layers ``name.fc1`` and ``name.fc2``, [M, W] → [M, W]."""
-    return linear(nn, nn.activation(linear(nn, x, tensors, f"{name}.fc1"), act), tensors, f"{name}.fc2")

@@ -15,31 +15,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rsedge.bundle import DecoderSpec, GenerationDefaults, TokenSpec
+from rsedge.bundle import GenerationDefaults, TokenSpec
 from rsedge.errors import BundleError, CheckpointError
 from rsedge.export import verify
-from rsedge.export.checkpoint import ModelType, Settings
-from rsedge.export.graphs.builder import GraphBuilder
-from rsedge.export.graphs.caches import CacheGraphs
+from rsedge.export.checkpoint import ModelType, Section, Settings
+from rsedge.export.graphs.builder import GraphBuilder, Layers, Precision, Tensors, float_type
 from rsedge.export.graphs.encoder import (
-    Tensors,
     Tower,
     attend,
     embed_patches,
     interpolate_positions,
-    linear,
     mlp,
-    norm,
     prepend_token,
+    split_heads,
 )
-from rsedge.export.graphs.precision import Layers, Precision, float_type
-from rsedge.export.graphs.steps import StepInputs, give_candidates, give_new_column, scaled_query
-from rsedge.export.models.settings import Section
+from rsedge.export.graphs.steps import Step, cache_graphs, scaled_query
 
 if TYPE_CHECKING:
-    from rsedge.bundle import Bundle, ImageSpec
-    from rsedge.export.checkpoint import Checkpoint
-    from rsedge.export.weights import Report
+    from rsedge.bundle import Bundle, DecoderSpec, ImageSpec
+    from rsedge.export.checkpoint import Checkpoint, Report
 
 _HEAD = "text_decoder.cls.predictions"
 _EMBEDDINGS = "text_decoder.bert.embeddings"
@@ -53,7 +47,6 @@ class BlipSettings(Settings):
     """The checked settings of a BLIP captioner, transformers' defaults filled in."""
 
     vision: Tower
-    """The image encoder."""
     text: Tower
     """The decoder."""
     positions: int
@@ -66,9 +59,9 @@ class BlipSettings(Settings):
         return self.image_size // self.patch_size
 
     @property
-    def image_tokens(self) -> int:
-        """Patches and the class token."""
-        return int(self.grid**2 + 1)
+    def decoder(self) -> DecoderSpec:
+        """Sizes of the caches; an image has its patches and the class token."""
+        return self.text.caches(self.positions, self.grid**2 + 1)
 
 
 def read_settings(config: Mapping[str, Any], report: Report) -> BlipSettings:
@@ -116,31 +109,17 @@ class BlipPlan:
 
     def graphs(self, precision: Precision) -> dict[str, GraphBuilder]:
         """The captioner's two graphs, and those that keep its caches on a device."""
-        settings, text, tensors = self._settings, self._settings.text, self._checkpoint.tensors
+        settings, tensors, codes = self._settings, self._checkpoint.tensors, precision == "int8"
         return {
             "vision": vision_graph(settings, tensors, self._image, precision),
             "step": step_graph(settings, tensors, precision),
-            **CacheGraphs(
-                layers=text.layers,
-                heads=text.heads,
-                head_dim=text.head_dim,
-                image_tokens=settings.image_tokens,
-                dtype=float_type(precision),
-                codes=precision == "int8",
-            ).by_role(),
+            **cache_graphs(settings.decoder, float_type(precision), codes=codes),
         }
 
     def manifest_fields(self) -> dict[str, Any]:
         """Tokens, decoding defaults and the sizes of the caches."""
-        text = self._settings.text
-        decoder = DecoderSpec(
-            layers=text.layers,
-            heads=text.heads,
-            head_dim=text.head_dim,
-            max_positions=self._settings.positions,
-            image_tokens=self._settings.image_tokens,
-        )
-        return {"tokens": self._settings.tokens, "generation": self._generation, "decoder": decoder}
+        settings = self._settings
+        return {"tokens": settings.tokens, "generation": self._generation, "decoder": settings.decoder}
 
     def parity(self, bundle: Bundle) -> dict[str, Any]:
         """See :func:`rsedge.export.verify.captioner_report`."""
@@ -189,16 +168,11 @@ def vision_graph(settings: BlipSettings, tensors: Tensors, image: ImageSpec, pre
     Outputs: ``cross_k.l`` [B, H, d, S] and ``cross_v.l`` [B, H, S, d] for each layer l, ``image_embeds`` [B, S, D]. In
     int8 the caches are int8, a quarter of the bytes that each step reads, and ``cross_scales`` [B, 2·L, H, d] has the
     worth of a unit of each channel: of the keys of all layers, then of the values.
-
-    Args:
-        settings: The model's numbers, at the exported image size (position embeddings are interpolated).
-        tensors: Weights by transformers' names.
-        image: Size, mean and deviation.
-        precision: Of the linear layers.
+    Position embeddings are interpolated to the settings' image size, that of the export.
     """
     graph = GraphBuilder("vision")
-    nn = Layers(graph, precision)
-    vision, text, tokens = settings.vision, settings.text, settings.image_tokens
+    nn = Layers(graph, precision, tensors)
+    vision, text, tokens = settings.vision, settings.text, settings.decoder.image_tokens
 
     # 1. Pixels → embedded patches with class token and positions, [B·S, D].
     name = "vision_model.embeddings"
@@ -208,19 +182,27 @@ def vision_graph(settings: BlipSettings, tensors: Tensors, image: ImageSpec, pre
     positions = interpolate_positions(tensors[f"{name}.position_embedding"][0], settings.grid)
     x = graph.reshape(graph.op("Add", x, nn.array("positions", positions)), -1, vision.width)
 
-    # 2. The encoder.
+    # 2. The encoder: pre-norm layers.
     for layer in range(vision.layers):
-        x = _vision_layer(nn, settings, tensors, f"vision_model.encoder.layers.{layer}", x)
-    x = norm(nn, x, tensors, "vision_model.post_layernorm", vision.eps)
+        name = f"vision_model.encoder.layers.{layer}"
+        weight, bias = (tensors[f"{name}.self_attn.qkv.{part}"] for part in ("weight", "bias"))
+        normed = nn.norm(x, f"{name}.layer_norm1", vision.eps)
+        scaled = scaled_query(weight, bias, vision.width, vision.head_dim**-0.5)
+        qkv = nn.linear(normed, f"{name}.self_attn.qkv", *scaled)
+        q, k, v = split_heads(graph, qkv, tokens, vision.heads, vision.head_dim)
+        context = graph.reshape(attend(nn, q, k, v), -1, vision.width)
+        x = graph.op("Add", nn.linear(context, f"{name}.self_attn.projection"), x)
+        normed = nn.norm(x, f"{name}.layer_norm2", vision.eps)
+        x = graph.op("Add", mlp(nn, normed, f"{name}.mlp", vision.act), x)
+    x = nn.norm(x, "vision_model.post_layernorm", vision.eps)
 
     # 3. Keys, then values of every decoder layer.
     scales = []
     for kind, axes, along in (("key", (0, 2, 3, 1), -1), ("value", (0, 2, 1, 3), -2)):
         tail = (text.head_dim, tokens) if kind == "key" else (tokens, text.head_dim)
         for layer in range(text.layers):
-            y = linear(nn, x, tensors, f"text_decoder.bert.encoder.layer.{layer}.crossattention.self.{kind}")
-            y = graph.reshape(y, -1, tokens, text.heads, text.head_dim)
-            y = graph.transpose(y, *axes)
+            y = nn.linear(x, f"text_decoder.bert.encoder.layer.{layer}.crossattention.self.{kind}")
+            y = graph.transpose(graph.reshape(y, -1, tokens, text.heads, text.head_dim), *axes)
             if precision == "int8":
                 y, scale = nn.cache_codes(y, along)
                 scales.append(graph.reshape(scale, -1, 1, text.heads, text.head_dim))
@@ -233,124 +215,72 @@ def vision_graph(settings: BlipSettings, tensors: Tensors, image: ImageSpec, pre
     return graph
 
 
-def _vision_layer(nn: Layers, settings: BlipSettings, tensors: Tensors, prefix: str, x: str) -> str:
-    """One pre-norm encoder layer, [B·S, D] → [B·S, D]."""
-    graph, tower, tokens = nn.graph, settings.vision, settings.image_tokens
-    weight, bias = (tensors[f"{prefix}.self_attn.qkv.{part}"] for part in ("weight", "bias"))
-    weight, bias = scaled_query(weight, bias, tower.width, tower.head_dim**-0.5)
-    normed = norm(nn, x, tensors, f"{prefix}.layer_norm1", tower.eps)
-    qkv = nn.linear(normed, f"{prefix}.self_attn.qkv", weight, bias)
-    qkv = graph.transpose(graph.reshape(qkv, -1, tokens, 3, tower.heads, tower.head_dim), 2, 0, 3, 1, 4)
-    q, k, v = (graph.op("Gather", qkv, graph.const(index, "int64"), axis=0) for index in range(3))
-    context = graph.reshape(attend(nn, q, k, v), -1, tower.width)
-    x = graph.op("Add", linear(nn, context, tensors, f"{prefix}.self_attn.projection"), x)
-    normed = norm(nn, x, tensors, f"{prefix}.layer_norm2", tower.eps)
-    return graph.op("Add", mlp(nn, normed, tensors, f"{prefix}.mlp", tower.act), x)
-
-
 def step_graph(settings: BlipSettings, tensors: Tensors, precision: Precision) -> GraphBuilder:
     """One decoder run: one token per row against the self cache and the image's cross cache.
 
-    Inputs: those of :class:`rsedge.export.graphs.steps.StepInputs`.
-    Outputs: those of :func:`rsedge.export.graphs.steps.give_candidates`, and ``new_kv`` [2·L, R, H, d].
+    Inputs: those of :class:`rsedge.export.graphs.steps.Step`.
+    Outputs: those of :meth:`rsedge.export.graphs.steps.Step.give`.
     """
-    graph = GraphBuilder("step")
-    nn = Layers(graph, precision)
-    decoder, text = _Step(nn, settings, tensors), settings.text
-    x = decoder.embed()
-    mask = decoder.inputs.cache_mask(graph)
+    graph, text = GraphBuilder("step"), settings.text
+    nn = Layers(graph, precision, tensors)
+    step = Step(nn, settings.decoder, codes=precision == "int8")
+
+    def added(value: str, x: str, name: str) -> str:
+        """A projection of ``value``, added to ``x`` and normalised, [R, D]."""
+        return nn.norm(graph.op("Add", nn.linear(value, f"{name}.dense"), x), f"{name}.LayerNorm", text.eps)
+
+    # 1. Token and position embeddings, normalised, [R, D].
+    table = tensors[f"{_EMBEDDINGS}.word_embeddings.weight"]
+    words = nn.embedding(step.tokens, "word_embeddings", table)
+    places = nn.array("position_embeddings", tensors[f"{_EMBEDDINGS}.position_embeddings.weight"])
+    x = graph.op("Add", words, graph.op("Gather", places, step.lengths))
+    x = nn.norm(x, f"{_EMBEDDINGS}.LayerNorm", text.eps)
+
+    # 2. The layers, post-norm: self attention, cross attention, feed-forward, [R, D].
+    mask = step.cache_mask()
     for layer in range(text.layers):
-        x = decoder.layer(layer, x, mask)
-    give_candidates(graph, decoder.inputs, nn.to_float32(decoder.head(x)), settings.vocab_size)
-    give_new_column(nn, decoder.new_keys, decoder.new_values, heads=text.heads, head_dim=text.head_dim)
-    return graph
+        name = f"text_decoder.bert.encoder.layer.{layer}"
+        x = added(_self_attention(step, text, f"{name}.attention.self", layer, x, mask), x, f"{name}.attention.output")
+        context = _cross_attention(step, text, f"{name}.crossattention.self", layer, x)
+        x = added(context, x, f"{name}.crossattention.output")
+        x = added(nn.activation(nn.linear(x, f"{name}.intermediate.dense"), text.act), x, f"{name}.output")
+
+    # 3. Logits over the vocabulary, [R, V].
+    x = nn.activation(nn.linear(x, f"{_HEAD}.transform.dense"), text.act)
+    x = nn.norm(x, f"{_HEAD}.transform.LayerNorm", text.eps)
+    weight, bias = tensors[f"{_HEAD}.decoder.weight"], tensors[f"{_HEAD}.decoder.bias"]
+    if np.array_equal(weight, table):
+        return step.give(nn.linear_from_table(x, "word_embeddings", weight, bias), settings.vocab_size)
+    return step.give(nn.linear(x, f"{_HEAD}.decoder", weight, bias), settings.vocab_size)
 
 
-class _Step:
-    """The decoder's layers for one token per row; collects each layer's new key and value [1, R, H, d]."""
+def _self_attention(step: Step, text: Tower, prefix: str, layer: int, x: str, mask: str) -> str:
+    """Attention to the row's tokens so far and its present one, [R, D] → [R, D]."""
+    nn, graph = step.nn, step.graph
+    weight, bias = (
+        np.concatenate([nn.tensors[f"{prefix}.{kind}.{part}"] for kind in ("query", "key", "value")])
+        for part in ("weight", "bias")
+    )
+    scaled = scaled_query(weight, bias, text.width, text.head_dim**-0.5)
+    _, v, past, present = step.self_scores(layer, nn.linear(x, f"{prefix}.qkv", *scaled), mask)
+    scores = graph.op("Concat", past, nn.to_float32(present), axis=-1)
+    weights = nn.from_float32(graph.op("Softmax", scores, axis=-1))
+    on_past = graph.op("Slice", weights, graph.ints(0), graph.ints(-1), graph.ints(3))
+    on_present = graph.op("Slice", weights, graph.ints(-1), graph.ints(2**31), graph.ints(3))
+    of_past = graph.op("MatMul", on_past, step.caches[layer].self_v)
+    return graph.reshape(graph.op("Add", of_past, graph.op("Mul", on_present, v)), -1, text.width)
 
-    def __init__(self, nn: Layers, settings: BlipSettings, tensors: Tensors) -> None:
-        self.nn, self.graph, self.text, self.tensors = nn, nn.graph, settings.text, tensors
-        self.new_keys: list[str] = []
-        self.new_values: list[str] = []
-        self.inputs = StepInputs(
-            nn,
-            layers=self.text.layers,
-            heads=self.text.heads,
-            head_dim=self.text.head_dim,
-            image_tokens=settings.image_tokens,
-            codes=nn.precision == "int8",
-        )
 
-    def linear(self, value: str, name: str) -> str:
-        return linear(self.nn, value, self.tensors, name)
-
-    def norm(self, value: str, name: str) -> str:
-        return norm(self.nn, value, self.tensors, name, self.text.eps)
-
-    def embed(self) -> str:
-        """Token and position embeddings, normalised, [R, D]."""
-        table = self.tensors[f"{_EMBEDDINGS}.word_embeddings.weight"]
-        words = self.nn.embedding(self.inputs.tokens, "word_embeddings", table)
-        places = self.nn.array("position_embeddings", self.tensors[f"{_EMBEDDINGS}.position_embeddings.weight"])
-        x = self.graph.op("Add", words, self.graph.op("Gather", places, self.inputs.lengths))
-        return self.norm(x, f"{_EMBEDDINGS}.LayerNorm")
-
-    def layer(self, index: int, x: str, mask: str) -> str:
-        """Self attention, cross attention and the feed-forward layer, post-norm, [R, D] → [R, D]."""
-        prefix = f"text_decoder.bert.encoder.layer.{index}"
-        context = self._self_attention(f"{prefix}.attention.self", index, x, mask)
-        x = self._residual(context, x, f"{prefix}.attention.output")
-        context = self._cross_attention(f"{prefix}.crossattention.self", index, x)
-        x = self._residual(context, x, f"{prefix}.crossattention.output")
-        hidden = self.nn.activation(self.linear(x, f"{prefix}.intermediate.dense"), self.text.act)
-        return self._residual(hidden, x, f"{prefix}.output")
-
-    def _residual(self, value: str, x: str, prefix: str) -> str:
-        return self.norm(self.graph.op("Add", self.linear(value, f"{prefix}.dense"), x), f"{prefix}.LayerNorm")
-
-    def _self_attention(self, prefix: str, index: int, x: str, mask: str) -> str:
-        graph, text = self.graph, self.text
-        caches = self.inputs.caches[index]
-        parts = [f"{prefix}.{kind}" for kind in ("query", "key", "value")]
-        weight = np.concatenate([self.tensors[f"{name}.weight"] for name in parts])
-        bias = np.concatenate([self.tensors[f"{name}.bias"] for name in parts])
-        weight, bias = scaled_query(weight, bias, text.width, text.head_dim**-0.5)
-        qkv = self.nn.linear(x, f"{prefix}.qkv", weight, bias)
-        qkv = graph.reshape(qkv, -1, 3 * text.heads, 1, text.head_dim)
-        q, k, v = graph.multi("Split", qkv, outputs=3, axis=1, num_outputs=3)
-        for new, collected in ((k, self.new_keys), (v, self.new_values)):
-            collected.append(graph.reshape(new, 1, -1, text.heads, text.head_dim))
-        past = graph.op("MatMul", q, graph.transpose(caches.self_k, 0, 1, 3, 2))
-        past = graph.op("Add", self.nn.to_float32(past), mask)
-        present = graph.op("ReduceSum", graph.op("Mul", q, k), graph.ints(-1), keepdims=1)
-        scores = graph.op("Concat", past, self.nn.to_float32(present), axis=-1)
-        weights = self.nn.from_float32(graph.op("Softmax", scores, axis=-1))
-        on_past = graph.op("Slice", weights, graph.ints(0), graph.ints(-1), graph.ints(3))
-        on_present = graph.op("Slice", weights, graph.ints(-1), graph.ints(2**31), graph.ints(3))
-        context = graph.op("Add", graph.op("MatMul", on_past, caches.self_v), graph.op("Mul", on_present, v))
-        return graph.reshape(context, -1, text.width)
-
-    def _cross_attention(self, prefix: str, index: int, x: str) -> str:
-        graph, text = self.graph, self.text
-        caches = self.inputs.caches[index]
-        name = f"{prefix}.query"
-        weight, bias = self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"]
-        q = self.nn.linear(x, name, *scaled_query(weight, bias, text.width, text.head_dim**-0.5))
-        # All rows of an image go through one product with its keys: the cache is read once and never repeated.
-        q = graph.transpose(graph.op("Reshape", q, self.inputs.by_image), 0, 2, 1, 3)
-        if caches.scale_k is None or caches.scale_v is None:
-            context = graph.op("MatMul", self.nn.softmax(graph.op("MatMul", q, caches.cross_k)), caches.cross_v)
-        else:
-            weights = self.nn.softmax(self.nn.times_codes(graph.op("Mul", q, caches.scale_k), caches.cross_k))
-            context = graph.op("Mul", self.nn.weights_times_codes(weights, caches.cross_v), caches.scale_v)
-        return graph.reshape(graph.transpose(context, 0, 2, 1, 3), -1, text.width)
-
-    def head(self, x: str) -> str:
-        """Logits over the vocabulary, [R, V]."""
-        x = self.nn.activation(self.linear(x, f"{_HEAD}.transform.dense"), self.text.act)
-        x = self.norm(x, f"{_HEAD}.transform.LayerNorm")
-        weight, bias = self.tensors[f"{_HEAD}.decoder.weight"], self.tensors[f"{_HEAD}.decoder.bias"]
-        if np.array_equal(weight, self.tensors[f"{_EMBEDDINGS}.word_embeddings.weight"]):
-            return self.nn.linear_from_table(x, "word_embeddings", weight, bias)
-        return self.nn.linear(x, f"{_HEAD}.decoder", weight, bias)
+def _cross_attention(step: Step, text: Tower, prefix: str, layer: int, x: str) -> str:
+    """Attention to the image, [R, D] → [R, D]."""
+    nn, graph, caches, name = step.nn, step.graph, step.caches[layer], f"{prefix}.query"
+    weight, bias = nn.tensors[f"{name}.weight"], nn.tensors[f"{name}.bias"]
+    q = nn.linear(x, name, *scaled_query(weight, bias, text.width, text.head_dim**-0.5))
+    # All rows of an image go through one product with its keys: the cache is read once and never repeated.
+    q = graph.transpose(graph.op("Reshape", q, step.by_image), 0, 2, 1, 3)
+    if caches.scale_k is None or caches.scale_v is None:
+        context = graph.op("MatMul", nn.softmax(graph.op("MatMul", q, caches.cross_k)), caches.cross_v)
+    else:
+        weights = nn.softmax(nn.times_codes(graph.op("Mul", q, caches.scale_k), caches.cross_k))
+        context = graph.op("Mul", nn.weights_times_codes(weights, caches.cross_v), caches.scale_v)
+    return graph.reshape(graph.transpose(context, 0, 2, 1, 3), -1, text.width)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsedge.runtime.decoding.search import Ints, Request, StepOutput
-from rsedge.runtime.engines.cuda_graphs import Buffer, Cudart, Packed, View
+from rsedge.runtime.engines.memory import Buffer, Cudart, Packed, View
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -37,8 +37,41 @@ def _in_units(count: int) -> int:
     return -(-count // _TOP) * _TOP
 
 
+class CacheLayout:
+    """Names, types and shapes of a captioner's caches.
+
+    Attributes:
+        dtype: Of the self cache.
+        self_names: Its tensors, keys of all layers before values: the order of ``new_kv``.
+        per_image: What the step graph takes once per image, all of which its vision graph gives: name → type, and shape
+            behind the images.
+    """
+
+    def __init__(self, spec: DecoderSpec, inputs: Sequence[TensorSpec]) -> None:
+        self._spec = spec
+        self.dtype = next(np.dtype(tensor.dtype) for tensor in inputs if tensor.name == "self_k.0")
+        self.self_names = [f"self_{kind}.{layer}" for kind in "kv" for layer in range(spec.layers)]
+        self.per_image = {
+            tensor.name: (np.dtype(tensor.dtype), tuple(int(size) for size in tensor.shape[1:]))
+            for tensor in inputs
+            if tensor.shape[:1] == ("images",)
+        }
+
+    def self_shape(self, rows: int, columns: int) -> tuple[int, int, int, int]:
+        """Shape of one tensor of the self cache, [R, H, C, d]."""
+        return rows, self._spec.heads, columns, self._spec.head_dim
+
+    def new_shape(self, rows: int) -> tuple[int, int, int, int]:
+        """Shape of a new column of all of them, [2·L, R, H, d]."""
+        return 2 * self._spec.layers, rows, self._spec.heads, self._spec.head_dim
+
+    def image_zeros(self, images: int) -> dict[str, Array]:
+        """Arrays for what there is per image."""
+        return {name: np.zeros((images, *tail), dtype) for name, (dtype, tail) in self.per_image.items()}
+
+
 class FixedGraphs:
-    """The graphs of a captioner for :class:`FixedBatch`, and what encodes its images beside it.
+    """The graphs of a captioner for :class:`FixedBatch`, and the thread that encodes its images beside it.
 
     Attributes:
         step, self_write, cross_write, self_cache, cross_cache: Of the bundle.
@@ -56,7 +89,7 @@ class FixedGraphs:
 
     def encode(self, pixels: UInt8, names: Sequence[str]) -> Future[dict[str, onnxruntime.OrtValue]]:
         """Begin to encode uint8 [M, H, W, 3]; gives the outputs ``names`` in the device's memory."""
-        return self._thread.submit(self._encode, pixels, tuple(names))
+        return self._thread.submit(self._encode, pixels, names)
 
     def _encode(self, pixels: UInt8, names: Sequence[str]) -> dict[str, onnxruntime.OrtValue]:
         with self.backend.capture_lock:  # a capture forbids other threads to use the device
@@ -75,66 +108,49 @@ class FixedMemory:
 
     Args:
         graphs: What is run.
-        spec: Sizes of the caches.
-        inputs: Of the step graph.
+        layout: Of the caches.
         vocab_size: Tokens there are.
         slots, rows: Images, and rows of each.
     """
 
-    def __init__(
-        self,
-        graphs: FixedGraphs,
-        spec: DecoderSpec,
-        inputs: Sequence[TensorSpec],
-        vocab_size: int,
-        *,
-        slots: int,
-        rows: int,
-    ) -> None:
-        self.slots, self.rows, self._graphs, self._spec, self.vocab_size = slots, rows, graphs, spec, vocab_size
+    def __init__(self, graphs: FixedGraphs, layout: CacheLayout, vocab_size: int, *, slots: int, rows: int) -> None:
+        self.slots, self.rows, self._graphs, self._layout, self.vocab_size = slots, rows, graphs, layout, vocab_size
         self.shapes = sorted({max(1, slots >> power) for power in range(_SHAPES)})
-        self._images: dict[str, tuple[Buffer, np.dtype[Any], tuple[int, ...]]] = {}
-        for tensor in inputs:
-            if tensor.shape[:1] == ("images",):
-                tail, dtype = tuple(int(size) for size in tensor.shape[1:]), np.dtype(tensor.dtype)
-                size = slots * int(np.prod(tail)) * dtype.itemsize
-                self._images[tensor.name] = graphs.backend.buffer(size), dtype, tail
-        self._dtype = next(np.dtype(tensor.dtype) for tensor in inputs if tensor.name == "self_k.0")
-        self._new = self._buffer(2 * spec.layers)
+        self.image_names = tuple(layout.per_image)
+        self._images = {
+            name: graphs.backend.buffer(slots * int(np.prod(tail)) * dtype.itemsize)
+            for name, (dtype, tail) in layout.per_image.items()
+        }
+        self._new = self._buffer(layout.new_shape(slots * rows))
         self._selves: dict[int, dict[str, Buffer]] = {}
-        self._runs: dict[tuple[Any, ...], tuple[FixedRun, Packed, Packed | None]] = {}
+        self._steps: dict[tuple[int, ...], tuple[FixedRun, Packed, Packed]] = {}
+        self._writes: dict[tuple[int, ...], tuple[FixedRun, Packed]] = {}
 
-    @property
-    def image_names(self) -> list[str]:
-        """What is kept once per image."""
-        return list(self._images)
-
-    def _buffer(self, columns: int) -> Buffer:
-        """Room for ``columns`` vectors of every row and head."""
-        size = columns * self.slots * self.rows * self._spec.heads * self._spec.head_dim * self._dtype.itemsize
-        return self._graphs.backend.buffer(size)
+    def _buffer(self, shape: tuple[int, ...]) -> Buffer:
+        return self._graphs.backend.buffer(int(np.prod(shape)) * self._layout.dtype.itemsize)
 
     def image_views(self, images: int) -> dict[str, View]:
         """The cross cache, and whatever else there is per image, of the first ``images`` slots."""
-        return {name: buffer.view(dtype, (images, *tail)) for name, (buffer, dtype, tail) in self._images.items()}
+        kinds = self._layout.per_image
+        return {name: self._images[name].view(dtype, (images, *tail)) for name, (dtype, tail) in kinds.items()}
 
     def self_views(self, images: int, width: int) -> dict[str, View]:
         """The self cache of the rows of the first ``images`` slots, ``width`` columns of it."""
-        names = [f"self_{kind}.{layer}" for kind in "kv" for layer in range(self._spec.layers)]
+        layout = self._layout
         if width not in self._selves:
-            self._selves[width] = {name: self._buffer(width) for name in names}
-        shape = (images * self.rows, self._spec.heads, width, self._spec.head_dim)
-        return {name: buffer.view(self._dtype, shape) for name, buffer in self._selves[width].items()}
+            whole = layout.self_shape(self.slots * self.rows, width)
+            self._selves[width] = {name: self._buffer(whole) for name in layout.self_names}
+        shape = layout.self_shape(images * self.rows, width)
+        return {name: buffer.view(layout.dtype, shape) for name, buffer in self._selves[width].items()}
 
     def new_view(self, images: int) -> View:
         """The new column of those rows."""
-        shape = (2 * self._spec.layers, images * self.rows, self._spec.heads, self._spec.head_dim)
-        return self._new.view(self._dtype, shape)
+        return self._new.view(self._layout.dtype, self._layout.new_shape(images * self.rows))
 
     def step(self, images: int, width: int, top: int, watched: int, full: bool) -> tuple[FixedRun, Packed, Packed]:
         """A decoder run at one shape, with what it takes (tokens, lengths, watch) and gives."""
-        key = ("step", images, width, top, watched, full)
-        if key not in self._runs:
+        key = (images, width, top, watched, full)
+        if key not in self._steps:
             rows, backend = images * self.rows, self._graphs.backend
             takes = backend.packed(
                 {"tokens": (np.int64, (rows,)), "lengths": (np.int64, (rows,)), "watch": (np.int64, (rows, watched))}
@@ -151,35 +167,26 @@ class FixedMemory:
                 {**takes.views(), "top": np.array([top], np.int64), **caches},
                 {**gives.views(), "new_kv": self.new_view(images)},
             )
-            self._runs[key] = run, takes, gives
-        run, takes, found = self._runs[key]
-        assert found is not None
-        return run, takes, found
+            self._steps[key] = run, takes, gives
+        return self._steps[key]
 
     def write(self, images: int, width: int, moves: int) -> tuple[FixedRun, Packed]:
         """A run that appends the new column and copies ``moves`` rows, with what it takes."""
-        key = ("write", images, width, moves)
-        if key not in self._runs:
-            takes = self._graphs.backend.packed(
-                {
-                    "lengths": (np.int64, (images * self.rows,)),
-                    "origins": (np.int64, (moves,)),
-                    "targets": (np.int64, (moves,)),
-                }
-            )
+        key = (images, width, moves)
+        if key not in self._writes:
+            sizes = {"lengths": images * self.rows, "origins": moves, "targets": moves}
+            takes = self._graphs.backend.packed({name: (np.int64, (size,)) for name, size in sizes.items()})
             caches = self.self_views(images, width)
             outputs = {f"{kind}_{name}": view for name, view in caches.items() for kind in ("written", "next")}
             inputs = {**takes.views(), **caches, "new_kv": self.new_view(images)}
-            self._runs[key] = self._graphs.self_write.fix(inputs, outputs), takes, None
-        run, takes, _ = self._runs[key]
-        return run, takes
+            self._writes[key] = self._graphs.self_write.fix(inputs, outputs), takes
+        return self._writes[key]
 
     def widen(self, images: int, old: int, new: int) -> None:
         """Bring the self cache of the first ``images`` slots from ``old`` columns to ``new``."""
-        rows = images * self.rows
-        before, after = self.self_views(images, old), self.self_views(images, new)
+        rows, after = images * self.rows, self.self_views(images, new)
         inputs: dict[str, View | Array] = {
-            **before,
+            **self.self_views(images, old),
             "new_kv": self.new_view(images),
             "lengths": np.full(rows, -1, np.int64),
             "grow": np.array([new - old], np.int64),
@@ -205,14 +212,14 @@ class FixedMemory:
 
     def release(self) -> None:
         """Free what was captured; the memory goes when nobody refers to it."""
-        for run, _, _ in self._runs.values():
+        for run in (*(entry[0] for entry in self._steps.values()), *(entry[0] for entry in self._writes.values())):
             run.release()
-        self._runs.clear()
+        self._steps.clear()
+        self._writes.clear()
 
 
 class FixedBatch:
-    """Images in work: a search's requests go in, its candidates come out; as
-    :class:`rsedge.runtime.decoding.decoder.Batch`.
+    """Images in work, as in :class:`rsedge.runtime.decoding.decoder.Batch`.
 
     Args:
         graphs: What is run.
@@ -253,48 +260,38 @@ class FixedBatch:
             sources: int64 [k], distinct.
             pixels: uint8 [m, H, W, 3]; m may be 0.
         """
-        memory, rows = self._memory, self._memory.rows
+        # 1. The slots that stay, and how many places the batch now takes.
+        memory, ranks = self._memory, np.arange(self._memory.rows)
         self._slots = self._slots[sources]
-        self._rows = self._rows.reshape(-1, rows)[sources].reshape(-1)
+        self._rows = self._rows.reshape(-1, memory.rows)[sources].reshape(-1)
         count = len(sources) + len(pixels)
         images = next(size for size in (*memory.shapes, count) if size >= count)
-        self._shrink(images)
-        free = np.setdiff1d(np.arange(images), self._slots)
+
+        # 2. What lies behind these places moves into gaps in them.
+        beyond = np.flatnonzero(self._slots >= images)
+        if len(beyond):
+            targets = np.setdiff1d(np.arange(images), self._slots)[: len(beyond)]
+            origins = self._slots[beyond]
+            memory.move(origins, targets)
+            here, there = ((places[:, None] * memory.rows + ranks).reshape(-1) for places in (origins, targets))
+            self._write(np.full(len(self._rows), self._width - 1), here, there)
+            self._rows.reshape(-1, memory.rows)[beyond] += ((targets - origins) * memory.rows)[:, None]
+            self._slots[beyond] = targets
         self._images = images
+
+        # 3. New images enter, encoded already where they were expected.
+        free = np.setdiff1d(np.arange(images), self._slots)
         for first in range(0, len(pixels), self.together):
             part = pixels[first : first + self.together]
             places = free[first : first + len(part)]
-            memory.enter(self._encoded(pixels, part), places)
+            coming, self._coming = self._coming, None
+            if coming is None or coming[0] is not pixels or len(part) < len(pixels):
+                if coming is not None:
+                    coming[1].result()  # one at a time: they share the array the device reads from
+                coming = part, self._graphs.encode(part, memory.image_names)
+            memory.enter(coming[1].result(), places)
             self._slots = np.concatenate([self._slots, places])
-            fresh = (places[:, None] * rows + np.arange(rows)).reshape(-1)
-            self._rows = np.concatenate([self._rows, fresh])
-
-    def _encoded(self, pixels: UInt8, part: UInt8) -> Mapping[str, onnxruntime.OrtValue]:
-        coming, self._coming = self._coming, None
-        if coming is None or coming[0] is not pixels or len(part) < len(pixels):
-            if coming is not None:
-                coming[1].result()  # one at a time: they share the array the device reads from
-            return self._graphs.encode(part, self._memory.image_names).result()
-        return coming[1].result()
-
-    def _shrink(self, images: int) -> None:
-        """Move what lies behind the first ``images`` places into gaps there."""
-        memory, rows = self._memory, self._memory.rows
-        beyond = np.flatnonzero(self._slots >= images)
-        if not len(beyond):
-            return
-        targets = np.setdiff1d(np.arange(images), self._slots)[: len(beyond)]
-        origins = self._slots[beyond]
-        memory.move(origins, targets)
-        ranks = np.arange(rows)
-        self._write(
-            np.full(len(self._rows), self._width - 1),
-            (origins[:, None] * rows + ranks).reshape(-1),
-            (targets[:, None] * rows + ranks).reshape(-1),
-        )
-        table = self._rows.reshape(-1, rows)
-        table[beyond] += ((targets - origins) * rows)[:, None]
-        self._slots[beyond] = targets
+            self._rows = np.concatenate([self._rows, (places[:, None] * memory.rows + ranks).reshape(-1)])
 
     def step(self, request: Request) -> StepOutput:
         """One decoder run for all rows."""

@@ -14,14 +14,11 @@ _NOT_AVERAGED = ("min_new_tokens", "length_penalty", "early_stopping", "repetiti
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodingOptions(GenerationDefaults):
-    """What to generate: the settings of :class:`~rsedge.manifest.GenerationDefaults`, settled, and a seed.
-
-    Attributes:
-        seed: Of the draws. A draw depends on the seed, the image's key and the position in its caption alone.
-    """
+    """What to generate: the settings of :class:`~rsedge.manifest.GenerationDefaults`, settled, and a seed."""
 
     max_new_tokens: int = 20
     seed: int = 0
+    """Of the draws. A draw depends on the seed, the image's key and the position in its caption alone."""
 
     def __post_init__(self) -> None:
         problems = self.problems()
@@ -45,10 +42,9 @@ class DecodingOptions(GenerationDefaults):
             raise OptionError("; ".join(problems))
 
     def averaged_problems(self, vocab_size: int) -> list[str]:
-        """What CLIPCap's searches cannot honour, as sentences; they know nothing but beams, lengths and draws.
+        """What CLIPCap's searches, which have only beams, lengths and draws, cannot honour, as sentences.
 
-        Args:
-            vocab_size: Of the model: the first step has no more candidates.
+        The first step has no more candidates than ``vocab_size``.
         """
         neutral = {entry.name: entry.default for entry in fields(self)}
         problems = [
@@ -72,8 +68,7 @@ class DecodingOptions(GenerationDefaults):
         """
         given = {name: value for name, value in overrides.items() if value is not None}
         known = [field.name for field in fields(cls)]
-        unknown = sorted(set(given) - set(known))
-        if unknown:
+        if unknown := sorted(set(given) - set(known)):
             raise OptionError(f"unknown decoding option {', '.join(unknown)}; there are: {', '.join(known)}")
         values = asdict(defaults)
         sampling = bool({"temperature", "top_p"} & set(given)) or bool(given.get("top_k"))

@@ -28,6 +28,8 @@ from rsedge.runtime.demo.scene import repeat_scene, write_scene
 from rsedge.runtime.diagnostics.benchmark_report import BatchRate, BenchmarkReport, Spread, Stage, this_machine
 from rsedge.runtime.embedder import Embedder
 from rsedge.runtime.engines.contract import parse_device
+from rsedge.runtime.engines.memory import free_memory
+from rsedge.runtime.outputs.target import Target
 from rsedge.runtime.engines.cuda_graphs import free_memory
 from rsedge.runtime.outputs.files import Target
 from rsedge.runtime.run.pipeline import embeddings_target, records_target

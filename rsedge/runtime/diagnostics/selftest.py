@@ -189,8 +189,8 @@ def _ort(device: str) -> Check:
 
 def _tensorrt(device: str, report: Report | None) -> Check:
     from rsedge.runtime.engines.tensorrt.backend import TrtBackend, device_summary, tensorrt_problem
+    from rsedge.runtime.engines.tensorrt.build import Limits
     from rsedge.runtime.engines.tensorrt.cache import EngineStore
-    from rsedge.runtime.engines.tensorrt.profiles import Limits
 
     bundle = selftest_bundle()
     if problem := tensorrt_problem(parse_device(device)[1], bundle.manifest.precision):

@@ -21,15 +21,12 @@ _log = logging.getLogger("rsedge")
 BACKENDS = ("auto", "onnxruntime", "tensorrt")
 """What ``--backend`` takes."""
 
-Kind = Literal["onnxruntime", "tensorrt"]
-
 
 @dataclass(frozen=True, slots=True)
 class Choice:
     """What runs a bundle."""
 
-    kind: Kind
-    """``onnxruntime`` or ``tensorrt``."""
+    kind: Literal["onnxruntime", "tensorrt"]
     device: str
     """``cpu`` or ``cuda:N``."""
     reason: str
@@ -144,7 +141,7 @@ def open_bundle(
     choice = choose_backend(backend, device, bundle.manifest.precision)
     size = batch_size or default_batch_size(bundle.manifest, choice.device, usual)
     made: Backend | None = None
-    problem: str | None = None
+    problem = ""
     if choice.kind == "tensorrt":
         try:
             made = _tensorrt(bundle, choice.device, size, beams, tokens)
@@ -152,12 +149,12 @@ def open_bundle(
             if backend == "tensorrt":
                 raise
             problem = str(error)
-    if problem is not None:  # out of the except clause, where the error keeps what it left on the GPU
-        _log.warning("Warning: TensorRT fails, going on with ONNX Runtime: %s", problem)
-        choice = choose_backend("onnxruntime", device, bundle.manifest.precision)
-        first = problem.partition("\n")[0]
-        choice = Choice(choice.kind, choice.device, f"{choice.reason}; without TensorRT: {first}")
-        size = batch_size or default_batch_size(bundle.manifest, choice.device, usual)
+        if made is None:  # out of the except clause, where the error keeps what it left on the GPU
+            _log.warning("Warning: TensorRT fails, going on with ONNX Runtime: %s", problem)
+            choice = choose_backend("onnxruntime", device, bundle.manifest.precision)
+            first = problem.partition("\n")[0]
+            choice = replace(choice, reason=f"{choice.reason}; without TensorRT: {first}")
+            size = batch_size or default_batch_size(bundle.manifest, choice.device, usual)
     if made is None:
         made = OrtBackend(choice.device, threads=threads)
     _log.info("running %s on %s with %s: %s", bundle.model, made.device, made.name, choice.reason)
@@ -166,15 +163,12 @@ def open_bundle(
 
 def _tensorrt(bundle: Bundle, device: str, images: int, beams: int | None, tokens: int | None) -> Backend:
     from rsedge.runtime.engines.tensorrt.backend import ENGINES, TrtBackend
-    from rsedge.runtime.engines.tensorrt.profiles import Limits
+    from rsedge.runtime.engines.tensorrt.build import Limits
 
-    manifest, usual = bundle.manifest, bundle.manifest.generation
+    manifest, usual, least = bundle.manifest, bundle.manifest.generation, None
     if usual:  # engines made for no more than these, by rsedge build, are not to be built again for being tight
-        least = Limits.of(
-            manifest, images=images, beams=beams or usual.num_beams, tokens=tokens or usual.max_new_tokens
-        )
-    else:
-        least = None
+        sizes = (beams or usual.num_beams, tokens or usual.max_new_tokens)
+        least = Limits.of(manifest, images=images, beams=sizes[0], tokens=sizes[1])
     limits = Limits.of(manifest, images=images)
     if beams or tokens:
         asked = Limits.of(manifest, images=images, beams=beams, tokens=tokens)

@@ -36,12 +36,24 @@ class Graph(Protocol):
     """A graph ready to run."""
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
-        """Run on arrays of this machine's memory."""
+        """Run on arrays of this machine's memory.
+
+        Raises:
+            BundleError: The graph does not take these inputs, or fails at them.
+            BackendError: The engine or the device refuses.
+        """
 
     def run_on_device(
         self, feeds: Mapping[str, Any], *, host: Sequence[str] = (), device: Sequence[str] = ()
     ) -> tuple[list[Array], list[Any]]:
-        """Run with inputs on either side; gives ``host`` outputs as arrays and ``device`` outputs as values there."""
+        """Run with inputs on either side: arrays, or values that stay where they are.
+
+        Returns:
+            The ``host`` outputs as arrays and the ``device`` outputs as values there, in the orders asked for.
+
+        Raises:
+            BundleError, BackendError: As :meth:`run`.
+        """
 
 
 class Backend(Protocol):

@@ -15,8 +15,16 @@ import numpy as np
 from rsedge.errors import BackendError, BundleError, OptionError
 from rsedge.host import usable_cores
 from rsedge.runtime.engines.contract import Array, parse_device
-from rsedge.runtime.engines.cuda_graphs import GRAPHS_SINCE, Buffer, Packed, View, free_memory
-from rsedge.runtime.engines.memory import fitting_batch, is_out_of_memory
+from rsedge.runtime.engines.memory import (
+    GRAPHS_SINCE,
+    Buffer,
+    Packed,
+    View,
+    fitting_batch,
+    free_memory,
+    is_out_of_memory,
+)
+from rsedge.texts import first_line
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -37,14 +45,11 @@ def _import_onnxruntime() -> Any:
 
 
 def choose_device(device: str, precision: str) -> tuple[str, str]:
-    """The device to run on and why.
+    """The device to run on, ``cpu`` or ``cuda:N``, and a sentence that says why.
 
     Args:
         device: ``auto`` (a CUDA GPU if ONNX Runtime can use one, else the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
         precision: Of the bundle: int8 is made for CPUs and has no operators on CUDA.
-
-    Returns:
-        ``cpu`` or ``cuda:N``, and a sentence that says why.
 
     Raises:
         OptionError: ``device`` is none of these.
@@ -74,17 +79,13 @@ def _cuda_problem(number: int) -> str:
         # Allocating is the cheapest act that needs a working driver, and it fails where a session would fall back.
         ort.OrtValue.ortvalue_from_shape_and_type([1], np.float32, "cuda", number)
     except Exception as error:
-        return f"no usable CUDA device {number} ({str(error).splitlines()[0][:120]})"
+        return f"no usable CUDA device {number} ({first_line(error)[:120]})"
     return ""
 
 
 def default_batch_size(manifest: Manifest, device: str, usual: Mapping[str, int]) -> int:
-    """Images computed together where the user does not say: the usual number, fewer if the device has not the memory.
-
-    Args:
-        manifest: Of the bundle.
-        device: ``cpu`` or ``cuda:N``.
-        usual: ``cpu`` and ``cuda`` → images.
+    """Images computed together unless the user says otherwise: the ``usual`` number of ``cpu`` or ``cuda``, or fewer
+    where the device, ``cpu`` or ``cuda:N``, has not the memory.
     """
     kind, number = parse_device(device)
     most = usual[kind]
@@ -94,10 +95,11 @@ def default_batch_size(manifest: Manifest, device: str, usual: Mapping[str, int]
     if found is None:
         _log.info("batch size %d: the usual one on %s, whose free memory is unknown", most, device)
         return most
-    free, total = found
-    size = fitting_batch(manifest, free, most=most)
-    told = (size, device, free / 2**30, total / 2**30)
-    _log.info("batch size %d: %s has %.1f of %.1f GiB free (choose another with --batch-size)", *told)
+    size = fitting_batch(manifest, found[0], most=most)
+    free, total = (amount / 2**30 for amount in found)
+    _log.info(
+        "batch size %d: %s has %.1f of %.1f GiB free (choose another with --batch-size)", size, device, free, total
+    )
     return size
 
 
@@ -114,6 +116,9 @@ class OrtBackend:
 
     Attributes:
         on_cuda: Whether memory is the GPU's.
+        place: Kind and number of the device, as ONNX Runtime takes them.
+        ort, version: The onnxruntime module and its version.
+        graph_ids: Numbers for captured graphs, each given once.
         undisturbed: What allocates runs in it: the lock of captures where there are any.
         fixed_addresses: Whether captioners keep their caches at fixed addresses, and run at few shapes.
     """
@@ -134,83 +139,62 @@ class OrtBackend:
         self.undisturbed = self.capture_lock if self.on_cuda else nullcontext()
         self.fixed_addresses = self.on_cuda
         self.threads = threads or usable_cores()
-        self._number = parse_device(device)[1]
-        self._ort = _import_onnxruntime()
-        self.cuda_graphs = self.on_cuda and _captures_soundly(self._ort) if cuda_graphs is None else cuda_graphs
+        self.place = "cuda" if self.on_cuda else "cpu", parse_device(device)[1]
+        self.ort = _import_onnxruntime()
+        self.version = str(self.ort.__version__)
+        self.cuda_graphs = self.on_cuda and _captures_soundly(self.ort) if cuda_graphs is None else cuda_graphs
         if self.on_cuda:
-            self._ort.set_default_logger_severity(3)  # where CUDA's kernels warn of in-place writes, node by node
-        self._graph_ids = itertools.count(1)
+            self.ort.set_default_logger_severity(3)  # where CUDA's kernels warn of in-place writes, node by node
+        self.graph_ids = itertools.count(1)
 
     def open(self, path: Path, *, capture: bool = False) -> OrtGraph:
-        """A graph ready to run.
-
-        Args:
-            path: An ONNX file.
-            capture: Whether its runs at fixed addresses may be captured as CUDA graphs.
+        """The graph in an ONNX file, ready to run; with ``capture`` its runs at fixed addresses may be captured as CUDA
+        graphs.
 
         Raises:
             BundleError: ONNX Runtime refuses the graph.
             BackendError: The CUDA provider did not start.
         """
-        ort, capture = self._ort, capture and self.cuda_graphs
+        capture = capture and self.cuda_graphs
         try:
             session = self._session(path, capture)
         except Exception as error:  # onnxruntime raises several unrelated types
             if not (capture and any(words in str(error).lower() for words in ("cuda graph", "graph capture"))):
-                raise BundleError(f"onnxruntime {ort.__version__} refuses {path}: {error}") from error
-            _log.warning("%s runs without CUDA graphs: %s", path.name, str(error).splitlines()[0][:200])
+                raise BundleError(f"onnxruntime {self.version} refuses {path}: {error}") from error
+            _log.warning("%s runs without CUDA graphs: %s", path.name, first_line(error)[:200])
             session, capture = self._session(path, False), False
         if self.on_cuda and "CUDAExecutionProvider" not in session.get_providers():
-            raise BackendError(f"onnxruntime {ort.__version__} did not start its CUDA provider for {path.name}")
+            raise BackendError(f"onnxruntime {self.version} did not start its CUDA provider for {path.name}")
         return OrtGraph(self, session, path, captures=capture)
 
     def _session(self, path: Path, capture: bool) -> Any:
-        ort = self._ort
-        options = ort.SessionOptions()
+        options = self.ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.log_severity_level = 4  # errors are raised; printed, they would hold names out of the file as they are
         providers: list[Any] = ["CPUExecutionProvider"]
         if self.on_cuda:
-            settings = {"device_id": self._number, "arena_extend_strategy": "kSameAsRequested"}
+            settings = {"device_id": self.place[1], "arena_extend_strategy": "kSameAsRequested"}
             # float32 means float32: what is to be faster is exported with --fp16.
             settings |= {"use_tf32": 0, "enable_cuda_graph": int(capture)}
             providers.insert(0, ("CUDAExecutionProvider", settings))
         # No fallback: ONNX Runtime would print, take its usual providers, and hide the reason.
         with self.undisturbed:
-            return ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
-
-    @property
-    def version(self) -> str:
-        """Of ONNX Runtime."""
-        return str(self._ort.__version__)
-
-    @property
-    def place(self) -> tuple[str, int]:
-        """Kind and number of the device, as ONNX Runtime takes them."""
-        return "cuda" if self.on_cuda else "cpu", self._number
+            return self.ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
 
     def to_device(self, array: Array) -> onnxruntime.OrtValue:
         """A copy of ``array`` in the device's memory."""
         with self.undisturbed:
-            return self._ort.OrtValue.ortvalue_from_numpy(array, *self.place)
+            return self.ort.OrtValue.ortvalue_from_numpy(array, *self.place)
 
     def buffer(self, size: int) -> Buffer:
         """``size`` bytes of the device's memory, zeros, that stay where they are."""
         with self.undisturbed:
-            return Buffer(self._ort, size, *self.place)
+            return Buffer(self.ort, size, *self.place)
 
     def packed(self, tensors: Mapping[str, tuple[Any, tuple[int, ...]]]) -> Packed:
         """Tensors, name → type and shape, that cross to or from the device in one transfer."""
         with self.undisturbed:
-            return Packed(self._ort, *self.place, tensors)
-
-    def new_run_options(self) -> Any:
-        """ONNX Runtime's options of one run."""
-        return self._ort.RunOptions()
-
-    def new_graph_id(self) -> int:
-        """A number for a captured graph, never given twice."""
-        return next(self._graph_ids)
+            return Packed(self.ort, *self.place, tensors)
 
 
 def _captures_soundly(ort: Any) -> bool:
@@ -227,14 +211,9 @@ class OrtGraph:
     def __init__(self, backend: OrtBackend, session: Any, path: Path, *, captures: bool = False) -> None:
         self._backend, self._session, self._path, self.captures = backend, session, path, captures
         self._may_capture = captures
-        self._device, self._number = backend.place
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
-        """Run on arrays of this machine's memory; on the CPU contiguous inputs are used where they lie.
-
-        Raises:
-            BundleError: The graph does not take these inputs, or fails at them.
-        """
+        """As :class:`~rsedge.runtime.engines.contract.Graph` has it; the CPU uses contiguous inputs where they lie."""
         with self._backend.undisturbed, self._blamed():
             results: list[Array] = self._session.run(list(outputs), dict(feeds), self._options(None))
         return results
@@ -246,25 +225,13 @@ class OrtGraph:
         host: Sequence[str] = (),
         device: Sequence[str] = (),
     ) -> tuple[list[Array], list[onnxruntime.OrtValue]]:
-        """Run with inputs on either side.
-
-        Args:
-            feeds: Arrays, or values that stay where they are.
-            host: Outputs to bring into this machine's memory.
-            device: Outputs to leave in the device's memory.
-
-        Returns:
-            The ``host`` outputs as arrays and the ``device`` outputs as values, in the orders asked for.
-
-        Raises:
-            BundleError: As :meth:`run`.
-        """
+        """As :class:`~rsedge.runtime.engines.contract.Graph` has it."""
         with self._backend.undisturbed, self._blamed():
             binding = self.bind(feeds, {})
             for name in host:
                 binding.bind_output(name, "cpu")
             for name in device:
-                binding.bind_output(name, self._device, self._number)
+                binding.bind_output(name, *self._backend.place)
             self._session.run_with_iobinding(binding, self._options(None))
             values = binding.get_outputs()
         return [value.numpy() for value in values[: len(host)]], list(values[len(host) :])
@@ -277,11 +244,11 @@ class OrtGraph:
             outputs: Outputs that are wanted, and where they go; an input's address means in place.
         """
         backend = self._backend
-        return FixedRun(self, inputs, outputs, graph_id=backend.new_graph_id(), capture_lock=backend.capture_lock)
+        return FixedRun(self, inputs, outputs, graph_id=next(backend.graph_ids), capture_lock=backend.capture_lock)
 
     def bind(self, inputs: Mapping[str, View | Array | onnxruntime.OrtValue], outputs: Mapping[str, View]) -> Any:
         """A binding of ONNX Runtime for :meth:`run_binding`; it keeps addresses, not what is there."""
-        binding, place = self._session.io_binding(), (self._device, self._number)
+        binding, place = self._session.io_binding(), self._backend.place
         for name, value in inputs.items():
             if isinstance(value, View):
                 binding.bind_input(name, *place, value.dtype.type, value.shape, value.address)
@@ -320,7 +287,7 @@ class OrtGraph:
         """Run options where a session captures graphs: without them it would capture, and replay, any run."""
         if not self._may_capture:
             return None
-        options = self._backend.new_run_options()
+        options = self._backend.ort.RunOptions()
         options.add_run_config_entry("gpu_graph_id", str(-1 if graph_id is None else graph_id))
         return options
 
@@ -328,9 +295,8 @@ class OrtGraph:
 class FixedRun:
     """One graph at one shape, bound to fixed addresses and run often, as a CUDA graph where its session captures them.
 
-    Made by :meth:`OrtGraph.fix`. ONNX Runtime keeps captured graphs per thread, runs a graph
-    several times to capture it, and the CUDA runtime then lets no other thread allocate: such runs take
-        ``capture_lock``.
+    Made by :meth:`OrtGraph.fix`. ONNX Runtime keeps captured graphs per thread, runs a graph several times to capture
+    it, and the CUDA runtime then lets no other thread allocate: such runs take ``capture_lock``.
     """
 
     def __init__(
@@ -360,7 +326,7 @@ class FixedRun:
             except Exception as error:
                 if is_out_of_memory(error):
                     raise
-                reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+                reason = first_line(error)[:200]
                 _log.warning("CUDA graphs cannot be captured here, running without them: %s", reason)
                 self._graph.captures = False
                 self._graph.run_binding(self._binding, self._id)

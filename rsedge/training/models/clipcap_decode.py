@@ -17,7 +17,7 @@ Log-probabilities and sums are float32. One beam is greedy search.
 
 Sampling draws each token from the distribution that ``temperature``, ``top_k`` and ``top_p`` leave, until the stop
 token or ``max_new_tokens``. A draw depends on the seed, the image's key and the position alone, by the runtime's own
-generator (:mod:`rsedge.runtime.decoding.sampling`), so that an image's caption is the same in any batch and on either
+generator (:mod:`rsedge.runtime.decoding.search`), so that an image's caption is the same in any batch and on either
 side.
 
 There is no start token: the prefix takes its place. A caption's stop token, "." of GPT-2, is part of its text.
@@ -36,7 +36,7 @@ from transformers import DynamicCache
 
 from rsedge.errors import OptionError
 from rsedge.runtime.decoding.options import DecodingOptions
-from rsedge.runtime.decoding.sampling import draw
+from rsedge.runtime.decoding.search import draw
 
 if TYPE_CHECKING:
     from rsedge.training.models.clipcap_model import ClipCapModel

@@ -1,8 +1,7 @@
 """TensorRT, native: the graphs of a bundle as engines on one CUDA device, with the ONNX Runtime backend's interface.
 
 Engines are taken from the cache or built at first use. This backend is tested against a stand-in for TensorRT that
-enforces its call protocol, and against its bindings' signatures; it awaits confirmation on hardware, which
-``rsedge doctor --selftest`` gives in one command.
+enforces its call protocol, and against its bindings' signatures; ``rsedge doctor --selftest`` confirms it on hardware.
 """
 
 from __future__ import annotations
@@ -11,24 +10,25 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rsedge.errors import BackendError, BundleError
 from rsedge.runtime.engines.contract import parse_device
 from rsedge.runtime.engines.memory import is_out_of_memory
 from rsedge.runtime.engines.tensorrt.build import (
     BuildSettings,
+    Limits,
     Loggers,
+    Profile,
     build_plan,
     import_tensorrt,
     line_reports,
+    profiles,
     refusals,
 )
 from rsedge.runtime.engines.tensorrt.cache import EngineKey, EngineStore
-from rsedge.runtime.engines.tensorrt.context import LoadedEngine
 from rsedge.runtime.engines.tensorrt.cuda import Cuda, DeviceArray, find_device
-from rsedge.runtime.engines.tensorrt.graph import RowsGraph, TrtGraph
-from rsedge.runtime.engines.tensorrt.profiles import Limits, Profile, profiles
+from rsedge.runtime.engines.tensorrt.graph import LoadedEngine, RowsGraph, TrtGraph
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -44,16 +44,13 @@ ENGINES = ("vision", "text", "step", "self_cache")
 
 
 def tensorrt_problem(number: int, precision: str) -> str:
-    """Why TensorRT cannot run a bundle of this precision on CUDA device ``number``, or an empty string.
-
-    The device is looked for first: without one, TensorRT's runtime takes the process down.
-    """
+    """Why TensorRT cannot run a bundle of this precision on CUDA device ``number``, or an empty string."""
     if precision == "int8":
         return "an int8 bundle is made for CPUs, with operators TensorRT does not have: export with --fp16"
     if sys.platform == "win32":
         return "engines are code and are kept closed to other users, which rsedge cannot do on Windows"
     try:
-        find_device(number)
+        find_device(number)  # first: without a device, TensorRT's runtime takes the process down
         import_tensorrt()
     except BackendError as error:
         return str(error)
@@ -102,16 +99,12 @@ class TrtBackend:
         self._report, self._capture = report, capture
         self.cuda = Cuda(number)
         self._trt = import_tensorrt()
+        self.version = str(self._trt.__version__)
         self._loggers = Loggers(self._trt)
         with refusals(self._trt, self._loggers, "starting its runtime"):
             self._runtime = self._trt.Runtime(self._loggers.logger)
         self._roles = {bundle.path / graph.file: role for role, graph in bundle.manifest.graphs.items()}
         self._ready: dict[str, TrtGraph] = {}
-
-    @property
-    def version(self) -> str:
-        """Of TensorRT."""
-        return str(self._trt.__version__)
 
     def to_device(self, array: Array) -> DeviceArray:
         """A copy of ``array`` in the device's memory."""
@@ -119,10 +112,7 @@ class TrtBackend:
             return self.cuda.to_device(array)
 
     def open(self, path: Path) -> TrtGraph | RowsGraph:
-        """A graph ready to run; its engine is built if the cache has none.
-
-        Args:
-            path: Of a graph of this backend's bundle.
+        """A graph of this backend's bundle, ready to run; its engine is built if the cache has none.
 
         Raises:
             BundleError: The bundle has no such graph.
@@ -139,10 +129,8 @@ class TrtBackend:
         return self._ready.pop(role, None) or self._open(role)
 
     def open_ahead(self, roles: Iterable[str]) -> None:
-        """Load engines now, for :meth:`open` to hand out: whether that works is so known before it is relied on.
-
-        Args:
-            roles: Graphs of ``ENGINES``; those that the bundle does not have are left out.
+        """Load the engines of those ``roles`` that the bundle has, for :meth:`open` to hand out: so it is known whether
+        that works before it is relied on.
 
         Raises:
             BackendError: An engine cannot be built or loaded.
@@ -184,13 +172,11 @@ class TrtBackend:
         taken = {}
         for role in self.bundle.manifest.graphs:
             if role in ENGINES:
-                key = self._key(role, self._profiles(role))
+                profiles = self._profiles(role)
+                key, started = self._key(role, profiles), time.monotonic()
                 again = force or (exact and 0 <= self.store.level(key) < self.settings.level)
-                started = time.monotonic()
                 with self.cuda.using():
-                    _, _, built = self._plan(
-                        key if exact or again else self._found(role, self._profiles(role)), force=again
-                    )
+                    _, built = self._plan(key if exact or again else self._found(role, profiles), force=again)
                 taken[role] = time.monotonic() - started if built else 0.0
         return taken
 
@@ -204,10 +190,10 @@ class TrtBackend:
 
     def _found(self, role: str, wanted: list[Profile]) -> EngineKey:
         """The engine that is there for these profiles, or for the least that will do; else the one to build."""
-        key = self.store.covering(self._key(role, wanted))
-        if wanted == self._profiles(role) and not self.store.path(key).exists():
-            least = self.store.covering(self._key(role, self._profiles(role, self._least)))
-            return least if self.store.path(least).exists() else key
+        key, store = self.store.covering(self._key(role, wanted)), self.store
+        if wanted == self._profiles(role) and not store.path(key).exists():
+            least = store.covering(self._key(role, self._profiles(role, self._least)))
+            return least if store.path(least).exists() else key
         return key
 
     def _key(self, role: str, wanted: list[Profile]) -> EngineKey:
@@ -225,62 +211,53 @@ class TrtBackend:
         )
 
     def _load(self, role: str, wanted: list[Profile]) -> LoadedEngine:
-        key, plan, built = self._plan(self._found(role, wanted))
-        engine, said = self._deserialized(plan)
-        if engine is None and not built and not is_out_of_memory(BackendError(said)):
+        key, again = self._found(role, wanted), False
+        while True:
+            plan, built = self._plan(key, force=again)
+            self._loggers.taken()  # of something else
+            engine, said = self._runtime.deserialize_cuda_engine(plan), self._loggers.taken()
+            if engine is not None:
+                return LoadedEngine(engine, [dict(profile) for profile in key.profiles], self._loggers.taken)
+            if built or is_out_of_memory(BackendError(said)):
+                made = "it has just built" if built else "that is kept"
+                raise BackendError(f"TensorRT {self.version} refuses the engine of {role} {made}:\n{said}")
             _log.warning("TensorRT %s refuses the kept engine of %s: building it again\n%s", self.version, role, said)
-            key, plan, built = self._plan(key, force=True)
-            engine, said = self._deserialized(plan)
-        if engine is None:
-            made = "it has just built" if built else "that is kept"
-            raise BackendError(f"TensorRT {self.version} refuses the engine of {role} {made}:\n{said}")
-        return LoadedEngine(engine, [dict(profile) for profile in key.profiles], self._loggers.taken)
+            again = True
 
-    def _deserialized(self, plan: bytes | memoryview) -> tuple[Any, str]:
-        """The engine, or None and why."""
-        self._loggers.taken()  # of something else
-        return self._runtime.deserialize_cuda_engine(plan), self._loggers.taken()
-
-    def _plan(self, key: EngineKey, *, force: bool = False) -> tuple[EngineKey, bytes | memoryview, bool]:
-        """The plan of a key, and whether it was built just now."""
+    def _plan(self, key: EngineKey, *, force: bool = False) -> tuple[bytes | memoryview, bool]:
+        """The plan of a key, from the cache or else built just now, and whether it was built."""
         if not force and (kept := self.store.load(key)) is not None:
-            return key, kept, False
+            return kept, False
         with self.store.building(key):
             if not force and (kept := self.store.load(key)) is not None:
-                return key, kept, False  # another process built it meanwhile
-            return key, self._build(key), True
-
-    def _build(self, key: EngineKey) -> memoryview:
-        role = key.role
-        _log.info(
-            "building the TensorRT engine of %s for %s (TensorRT %s): once, which can take minutes; kept in %s",
-            role,
-            self.cuda.info.name,
-            self.version,
-            self.store.root,
-        )
-        started = time.monotonic()
-        with refusals(self._trt, self._loggers, f"building the engine of {role}"):
-            plan, timing = build_plan(
-                self._trt,
-                self._loggers,
-                self.bundle.graph_path(role),
-                self.bundle.manifest.graphs[role],
-                role,
-                [dict(profile) for profile in key.profiles],
-                precision=self.bundle.manifest.precision,
-                settings=self.settings,
-                timing=self.store.load_timing(key),
-                report=self._report or line_reports(),
-                activate=self.cuda.activate,
+                return kept, False  # another process built it meanwhile
+            role, manifest, gpu = key.role, self.bundle.manifest, self.cuda.info.name
+            _log.info(
+                "building the TensorRT engine of %s for %s (TensorRT %s): once, which can take minutes; kept in %s",
+                *(role, gpu, self.version, self.store.root),
             )
-        self.store.save(key, plan, seconds=time.monotonic() - started, level=self.settings.level)
-        if timing is not None:
-            self.store.save_timing(key, timing)
-        return plan
+            started = time.monotonic()
+            with refusals(self._trt, self._loggers, f"building the engine of {role}"):
+                plan, timing = build_plan(
+                    self._trt,
+                    self._loggers,
+                    self.bundle.graph_path(role),
+                    manifest.graphs[role],
+                    role,
+                    [dict(profile) for profile in key.profiles],
+                    precision=manifest.precision,
+                    settings=self.settings,
+                    timing=self.store.load_timing(key),
+                    report=self._report or line_reports(),
+                    activate=self.cuda.activate,
+                )
+            self.store.save(key, plan, seconds=time.monotonic() - started, level=self.settings.level)
+            if timing is not None:
+                self.store.save_timing(key, timing)
+            return plan, True
 
 
-def device_summary(cuda: Any) -> str:
+def device_summary(cuda: Cuda) -> str:
     """One line about a device, for people."""
     info = cuda.info
     kind = "memory shared with the CPU" if info.integrated else "own memory"

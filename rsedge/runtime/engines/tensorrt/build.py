@@ -1,4 +1,9 @@
-"""ONNX graph → TensorRT plan, one code path for TensorRT 10.3 to 11.4.
+"""ONNX graph → TensorRT plan, one code path for TensorRT 10.3 to 11.4; first the shapes that an engine is made for.
+
+TensorRT fixes at build time which sizes each dynamic dimension may have and which it is tuned for. A few optimisation
+profiles per graph say so by the names that the manifest gives to dimensions: images as ``batch``, ``images``; rows
+(beams of images) as ``rows``, ``previous``; ``columns`` of the self cache; ``watched`` and ``tokens``. ``top`` and
+``grow`` are inputs whose value is a size.
 
 Networks are strongly typed: the types are those of the ONNX graph, so no precision flag of the builder is needed, and
 TensorRT 11 has none. Written against the bindings' documented signatures and tested against a stand-in that enforces
@@ -12,16 +17,17 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rsedge.errors import BackendError, OptionError
-from rsedge.runtime.engines.tensorrt.profiles import SIZE_INPUTS, Profile, shape_of
+from rsedge.runtime.engines.contract import CACHE_BUCKET
 
 if TYPE_CHECKING:
-    from rsedge.bundle import Graph
+    from rsedge.bundle import Graph, Manifest
 
 _log = logging.getLogger("rsedge")
 
@@ -29,6 +35,110 @@ OLDEST = (10, 3)
 """First TensorRT that is served: that of JetPack 6.1 and 6.2."""
 
 _MOST_ERRORS = 10
+
+Range = tuple[int, int, int]
+"""Smallest, tuned-for and largest size."""
+Profile = dict[str, Range]
+"""Dimension or value name → its range."""
+
+SIZE_INPUTS = ("top", "grow")
+"""Inputs int64 [1] that shapes depend on: TensorRT wants them in this machine's memory, and a range for their value."""
+
+_IMAGES, _BEAMS, _TOKENS = 32, 3, 40
+_IMAGES_EMBEDDED = 64
+_MOST_CANDIDATES = 3839  # of TensorRT's TopK
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What engines are made for."""
+
+    images: int = _IMAGES
+    """Images computed together."""
+    beams: int = _BEAMS
+    """Rows per image."""
+    tokens: int = _TOKENS
+    """Longest caption."""
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} is {getattr(self, name)}, expected 1 to {most}"
+            for name, most in (("images", 4096), ("beams", 64), ("tokens", 4096))
+            if not 1 <= getattr(self, name) <= most
+        ]
+        if problems:
+            raise OptionError("; ".join(problems))
+
+    @classmethod
+    def of(
+        cls, manifest: Manifest, *, images: int | None = None, beams: int | None = None, tokens: int | None = None
+    ) -> Limits:
+        """The given limits, else what the bundle's defaults need and a little more."""
+        generation, decoder = manifest.generation, manifest.decoder
+        longest = decoder.max_positions if decoder else 4096
+        usual = generation.max_new_tokens if generation else None
+        return cls(
+            images=images or (_IMAGES if generation else _IMAGES_EMBEDDED),
+            beams=beams or max(_BEAMS, generation.num_beams if generation else 1),
+            tokens=min(tokens or max(_TOKENS, usual or 0), longest),
+        )
+
+
+def profiles(role: str, limits: Limits, *, context_length: int | None = None) -> list[Profile]:
+    """The optimisation profiles that serve ``limits``, the narrowest first, of the graph ``vision``, ``text``, ``step``
+    or ``self_cache``; ``context_length`` is the text graph's.
+    """
+    images, beams = limits.images, limits.beams
+    few = max(1, images // 4)
+    columns = -(-limits.tokens // CACHE_BUCKET) * CACHE_BUCKET + CACHE_BUCKET
+    if role in ("vision", "text"):
+        tokens = context_length or limits.tokens
+        length: Profile = {"tokens": (1, min(16, tokens), tokens)}
+        return _distinct([{"batch": (1, few, few), **length}, {"batch": (1, images, images), **length}])
+    cache = (CACHE_BUCKET, min(2 * CACHE_BUCKET, columns), columns)
+    rows = [(1, images, images), (1, images * min(beams, 3), images * beams)]
+    if role == "step":
+        shared: Profile = {
+            "columns": cache,
+            "images": (1, images, images),
+            "watched": (0, 0, columns + CACHE_BUCKET),
+            "top": (1, 2 * beams, min(_MOST_CANDIDATES, 2 * beams + columns + CACHE_BUCKET)),
+        }
+        return _distinct([{"rows": each, **shared} for each in rows])
+    shared = {"columns": cache, "grow": (0, 0, CACHE_BUCKET)}
+    return _distinct([{"rows": each, "previous": each, **shared} for each in rows])
+
+
+def _distinct(candidates: list[Profile]) -> list[Profile]:
+    return [profile for index, profile in enumerate(candidates) if profile not in candidates[:index]]
+
+
+def fitting(candidates: list[Profile], sizes: Mapping[str, int]) -> int | None:
+    """The first profile that allows ``sizes``, or None."""
+    for index, profile in enumerate(candidates):
+        if all(profile[name][0] <= size <= profile[name][2] for name, size in sizes.items() if name in profile):
+            return index
+    return None
+
+
+def widened(candidates: list[Profile], sizes: Mapping[str, int]) -> list[Profile]:
+    """The profiles with the last of them widened so that it allows ``sizes``: doubled, to widen seldom.
+
+    Raises:
+        OptionError: A size is below what any profile could start at.
+    """
+    last = dict(candidates[-1])
+    for name, size in sizes.items():
+        if name in last:
+            low, tuned, high = last[name]
+            if size > high:
+                most = _MOST_CANDIDATES if name == "top" else 1 << 30
+                if size > most:
+                    raise OptionError(f"{name} is {size}, TensorRT allows at most {most}")
+                last[name] = (low, tuned, min(most, 1 << (size - 1).bit_length()))
+            elif size < low:
+                last[name] = (size, tuned, high)
+    return [*candidates[:-1], last]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,15 +159,12 @@ class BuildSettings:
 
 @dataclass(frozen=True, slots=True)
 class BuildProgress:
-    """Where a build stands."""
+    """How far the build of the graph ``role`` is: steps done, and in all, of the ``phase`` as TensorRT names it."""
 
     role: str
-    """Graph that is built."""
     phase: str
-    """What TensorRT calls what it does."""
     step: int
     steps: int
-    """Done and in all, of this phase."""
 
 
 Report = Callable[[BuildProgress], None]
@@ -87,19 +194,17 @@ class Loggers:
 
     def __init__(self, trt: Any) -> None:
         self.errors: deque[str] = deque(maxlen=_MOST_ERRORS)
-        errors, severity = self.errors, trt.ILogger.Severity
-        levels = {severity.WARNING: logging.DEBUG}
+        errors, kinds = self.errors, trt.ILogger.Severity
 
         class Logger(trt.ILogger):  # type: ignore[misc]
             def __init__(self) -> None:
                 trt.ILogger.__init__(self)
 
             def log(self, severity: Any, msg: str) -> None:
-                if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                if severity in (kinds.ERROR, kinds.INTERNAL_ERROR):
                     errors.append(msg)
+                if severity in (kinds.ERROR, kinds.INTERNAL_ERROR, kinds.WARNING):
                     _log.debug("TensorRT: %s", msg)
-                elif severity in levels:
-                    _log.log(levels[severity], "TensorRT: %s", msg)
 
         self.logger = Logger()
 
@@ -140,13 +245,12 @@ def build_plan(
         trt: The ``tensorrt`` module, imported where a device is known to be there.
         loggers: Where TensorRT's messages go.
         path: The ONNX file, already checked against the manifest.
-        graph: What the manifest says of it.
-        role: Its name in the manifest.
+        graph, role: The manifest's description of it, and its name there.
         profiles: Sizes it must serve.
         precision: Of the bundle; fp32 keeps TensorRT from rounding products to TF32.
         settings: How long to search.
         timing: A timing cache of the same TensorRT and GPU, or nothing.
-        report: Called from TensorRT's threads with where the build stands.
+        report: Called from TensorRT's threads with the progress of the build.
         activate: Makes the device that of the calling thread.
 
     Returns:
@@ -160,7 +264,14 @@ def build_plan(
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, loggers.logger)
     if not parser.parse_from_file(str(path)):
-        raise BackendError(_parser_message(trt, parser, path, loggers))
+        lines = []
+        for index in range(min(parser.num_errors, _MOST_ERRORS)):
+            error = parser.get_error(index)
+            name = error.node_name() or f"number {error.node()}"
+            lines.append(f"  - node {name} ({error.node_operator() or 'unknown operator'}): {error.desc()}")
+        loggers.errors.clear()  # the same, less well said
+        text = "\n".join(lines) or "  - no reason given"
+        raise BackendError(f"TensorRT {trt.__version__} does not accept {path}:\n{text}")
     config = builder.create_builder_config()
     config.builder_optimization_level = settings.level
     if settings.workspace is not None:
@@ -191,23 +302,15 @@ def _profile(builder: Any, network: Any, graph: Graph, profile: Profile) -> Any:
     for index in range(network.num_inputs):
         name = network.get_input(index).name
         if name in SIZE_INPUTS and network.get_input(index).is_shape_tensor:
-            low, tuned, high = ([size] for size in profile[name])
-            made.set_shape_input(name, low, tuned, high)
-        elif any(isinstance(size, str) for size in tensors[name].shape):
-            made.set_shape(name, *shape_of(tensors[name], profile))
+            made.set_shape_input(name, *([size] for size in profile[name]))
+            continue
+        shape = tensors[name].shape
+        if any(isinstance(size, str) for size in shape):
+            ranges = (
+                tuple(size if isinstance(size, int) else profile[size][end] for size in shape) for end in range(3)
+            )
+            made.set_shape(name, *ranges)
     return made
-
-
-def _parser_message(trt: Any, parser: Any, path: Path, loggers: Loggers) -> str:
-    """Every node that the parser refuses."""
-    lines = []
-    for index in range(min(parser.num_errors, _MOST_ERRORS)):
-        error = parser.get_error(index)
-        name = error.node_name() or f"number {error.node()}"
-        lines.append(f"  - node {name} ({error.node_operator() or 'unknown operator'}): {error.desc()}")
-    loggers.errors.clear()  # the same, less well said
-    text = "\n".join(lines) or "  - no reason given"
-    return f"TensorRT {trt.__version__} does not accept {path}:\n{text}"
 
 
 def _monitor(trt: Any, role: str, report: Report | None) -> Any:
@@ -231,44 +334,35 @@ def _monitor(trt: Any, role: str, report: Report | None) -> Any:
             return not self.cancelled.is_set()
 
         def phase_finish(self, phase_name: str) -> None:
+            self._tell(phase_name, None)
             with self._lock:
-                steps = self._outer.pop(phase_name, None)
-            if steps is not None and report is not None:
-                report(BuildProgress(role, phase_name, steps, steps))
+                self._outer.pop(phase_name, None)
 
-        def _tell(self, phase: str, step: int) -> None:
+        def _tell(self, phase: str, step: int | None) -> None:
             with self._lock:
                 steps = self._outer.get(phase)
             if steps is not None and report is not None:
-                report(BuildProgress(role, phase, step, steps))
+                report(BuildProgress(role, phase, steps if step is None else step, steps))
 
     return Monitor()
 
 
 def _interruptible(build: Callable[[], Any], monitor: Any, activate: Callable[[], None]) -> Any:
     """Run ``build`` in a thread, so that Ctrl-C reaches Python and ends it at its next step."""
-    result: list[Any] = []
-    failures: list[BaseException] = []
 
-    def work() -> None:
+    def work() -> Any:
+        activate()
+        return build()
+
+    with ThreadPoolExecutor(1, thread_name_prefix="rsedge-tensorrt-build") as pool:
+        future = pool.submit(work)
         try:
-            activate()
-            result.append(build())
-        except BaseException as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=work, name="rsedge-tensorrt-build")
-    thread.start()
-    try:
-        while thread.is_alive():
-            thread.join(0.2)
-    except BaseException:
-        monitor.cancelled.set()
-        thread.join()
-        raise
-    if failures:
-        raise failures[0]
-    return result[0]
+            while not wait([future], timeout=0.2).done:
+                pass
+        except BaseException:
+            monitor.cancelled.set()
+            raise
+        return future.result()
 
 
 def line_reports(every: float = 30.0) -> Report:
@@ -281,12 +375,7 @@ def line_reports(every: float = 30.0) -> Report:
             if now - last[0] < every:
                 return
             last[0] = now
-        _log.info(
-            "building the TensorRT engine of %s: %s, %d of %d",
-            progress.role,
-            progress.phase,
-            progress.step,
-            progress.steps,
-        )
+        values = (progress.role, progress.phase, progress.step, progress.steps)
+        _log.info("building the TensorRT engine of %s: %s, %d of %d", *values)
 
     return report

@@ -2,9 +2,12 @@
 
 Deserialising a plan runs code that is in it. So engines are never kept inside a bundle, which people pass on, but in
 ``engines/`` of :func:`rsedge.bundle.cache_dir`: a directory that its owner alone may read and write. Each plan has a
-JSON file beside it with what it was made for, its SHA-256, and a seal: an HMAC of both under a secret of this user, see
-:mod:`rsedge.runtime.engines.tensorrt.seal`. Anyone can write a hash; so a cache that came from a stranger is not
-believed.
+JSON file beside it with what it was made for, its SHA-256, and a seal: an HMAC-SHA256 of both under a secret of this
+user. Anyone can write a hash; so a cache that came from a stranger is not believed.
+
+The secret is 32 random bytes. It is made at first use and lies outside the cache, since a cache may come from elsewhere
+as a whole: in ``engine.key`` of the user's settings, ``$XDG_CONFIG_HOME/rsedge`` or ``~/.config/rsedge``, or in the
+file that ``RSEDGE_ENGINE_KEY`` names.
 """
 
 from __future__ import annotations
@@ -12,10 +15,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import hmac
 import json
 import logging
 import math
 import os
+import secrets
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -25,7 +30,6 @@ from typing import Any
 
 from rsedge.bundle import cache_dir
 from rsedge.errors import BackendError
-from rsedge.runtime.engines.tensorrt.seal import is_sealed, seal, secret_path
 
 _log = logging.getLogger("rsedge")
 
@@ -34,6 +38,10 @@ FORMAT = 1
 Buffer = bytes | memoryview
 Ranges = tuple[tuple[str, tuple[int, int, int]], ...]
 """A profile as a key holds it."""
+
+_LABELS = {"tensorrt": "TensorRT", "sm": "compute capability", "gpu": "GPU", "multiprocessors": "GPU cores (SM)"}
+_SECRET_LENGTH = 32
+_UNFIT_SECRET = f"it must have {_SECRET_LENGTH} bytes, be yours, and be closed to others (chmod 600)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +102,7 @@ class EngineStore:
         """The plan of ``key`` if a sound one is there; else None, and why is logged."""
         path = self.path(key)
         if not path.exists():
-            if reason := self._why_missing(key):
-                _log.info("%s: %s", key.role, reason)
+            self._log_others(key)
             return None
         self._check_owner()
         try:
@@ -109,7 +116,7 @@ class EngineStore:
             problem = "what stands beside it is not about this engine"
         elif hashlib.sha256(plan).hexdigest() != expected.get("sha256"):
             problem = f"it is damaged: {len(plan)} bytes, sha256 other than noted"
-        elif not is_sealed(_sealed(key, expected), expected.get("seal"), self._secret):
+        elif not self._is_sealed(_sealed(key, expected["sha256"]), expected.get("seal")):
             problem = "it was not made by this user on this machine"
         if problem:
             _log.warning("the TensorRT engine %s is not used, %s: building it again", path, problem)
@@ -135,7 +142,12 @@ class EngineStore:
                 other = dataclasses.replace(key, profiles=_profiles(there.get("profiles")))
                 if self.path(other).exists() and _serves(other, key):
                     found.append(other)
-        return min(found, key=_extent, default=key)
+
+        def extent(engine: EngineKey) -> int:
+            """How much the widest profile allows: a number to compare engines of one graph by."""
+            return math.prod(high + 1 for _, (_, _, high) in engine.profiles[-1])
+
+        return min(found, key=extent, default=key)
 
     def save(self, key: EngineKey, plan: Buffer, *, seconds: float, level: int) -> Path:
         """Keep a plan; readers see the old one or the new one.
@@ -150,21 +162,18 @@ class EngineStore:
             BackendError: It, or the user's secret, cannot be written.
         """
         self._prepare()
-        path = self.path(key)
-        sha256 = hashlib.sha256(plan).hexdigest()
+        path, sha256 = self.path(key), hashlib.sha256(plan).hexdigest()
         notes = {
             "key": key.to_json(),
             "sha256": sha256,
-            "seal": seal(_sealed(key, {"sha256": sha256}), self._secret),
+            "seal": self._seal(_sealed(key, sha256)),
             "seconds": round(seconds, 1),
             "level": level,
         }
-        try:
+        with self._writing():
             # A plan whose note is older is taken for damaged, so the note goes first and nothing worse can be seen.
             _write(path.with_suffix(".json"), json.dumps(notes, indent=1).encode())
             _write(path, plan)
-        except OSError as error:
-            raise BackendError(_cannot_write(self.root, error)) from error
         return path
 
     def load_timing(self, key: EngineKey) -> bytes:
@@ -175,13 +184,13 @@ class EngineStore:
             sealed, data = _read_own(path).split(b"\n", 1)
         except (OSError, ValueError):
             return b""
-        return data if is_sealed(data, sealed.decode("ascii", "replace"), self._secret) else b""
+        return data if self._is_sealed(data, sealed.decode("ascii", "replace")) else b""
 
     def save_timing(self, key: EngineKey, data: Buffer) -> None:
         """Keep a timing cache: it makes the next build faster and is worth no error."""
         with contextlib.suppress(OSError, BackendError):
             self._prepare()
-            _write(self._timing(key), seal(bytes(data), self._secret).encode() + b"\n" + bytes(data))
+            _write(self._timing(key), self._seal(bytes(data)).encode() + b"\n" + bytes(data))
 
     def _timing(self, key: EngineKey) -> Path:
         text = json.dumps([key.tensorrt, key.gpu, key.sm, key.multiprocessors])
@@ -197,10 +206,8 @@ class EngineStore:
         import fcntl
 
         self._prepare()
-        try:
+        with self._writing():
             handle = os.open(self.root / f"{key.name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise BackendError(_cannot_write(self.root, error)) from error
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -213,13 +220,21 @@ class EngineStore:
         finally:
             os.close(handle)  # which unlocks; the file stays, since removing it would race with who waits for it
 
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise BackendError(
+                f"cannot keep TensorRT engines in {self.root}: {error.strerror}; point RSEDGE_CACHE at a directory of "
+                "your own"
+            ) from error
+
     def _prepare(self) -> None:
         """Make the directory, the owner's alone."""
-        try:
+        with self._writing():
             self.root.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.root.mkdir(mode=0o700, exist_ok=True)
-        except OSError as error:
-            raise BackendError(_cannot_write(self.root, error)) from error
         self._check_owner()
 
     def _check_owner(self) -> None:
@@ -232,7 +247,7 @@ class EngineStore:
             )
         if not status.st_mode & 0o077:
             return
-        try:
+        with self._writing():
             self.root.chmod(0o700)
             if status.st_mode & 0o022:
                 for path in (*self.root.glob("*.plan"), *self.root.glob("timing-*.cache")):
@@ -242,36 +257,80 @@ class EngineStore:
                     "directory is closed, and engines are built again",
                     self.root,
                 )
-        except OSError as error:
-            raise BackendError(_cannot_write(self.root, error)) from error
 
-    def _why_missing(self, key: EngineKey) -> str:
-        """What engines of the same graph there are, if any, and how they differ."""
-        wanted, reasons = key.to_json(), []
+    def _log_others(self, key: EngineKey) -> None:
+        """How the last of the engines of the same graph differs, if there is any."""
+        wanted, reason = key.to_json(), ""
         for path in sorted(self.root.glob(f"{key.role}-*.json")):
             there = _notes(path).get("key")
             if isinstance(there, dict) and there.get("graph_sha256") == key.graph_sha256:
-                differing = [name for name in wanted if there.get(name) != wanted[name]]
-                reasons.append(", ".join(_difference(name, there.get(name), wanted[name]) for name in differing))
-        return f"its TensorRT engine is for {reasons[-1]}: building another" if reasons and reasons[-1] else ""
+                reason = ", ".join(
+                    "other sizes" if name == "profiles" else f"{_LABELS.get(name, name)} {there.get(name)}, not {value}"
+                    for name, value in wanted.items()
+                    if there.get(name) != value
+                )
+        if reason:
+            _log.info("%s: its TensorRT engine is for %s: building another", key.role, reason)
+
+    def _seal(self, data: bytes) -> str:
+        """The seal of ``data``, hexadecimal; the secret is made if there is none.
+
+        Raises:
+            BackendError: The secret cannot be written or read, or others can read it.
+        """
+        path = self._secret
+        try:
+            if not path.exists():
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                # Unlike a rename, a link never takes the place of a secret that another process has made meanwhile.
+                with _draft(path, secrets.token_bytes(_SECRET_LENGTH)) as draft, contextlib.suppress(FileExistsError):
+                    path.hardlink_to(draft)
+            return self._digest(data)
+        except OSError as error:
+            raise BackendError(
+                f"cannot keep TensorRT engines without a secret in {path}: {error.strerror or error}; set "
+                "RSEDGE_ENGINE_KEY to a file that you alone can read and write, in a directory of your own"
+            ) from error
+
+    def _is_sealed(self, data: bytes, found: object) -> bool:
+        """Whether ``found`` is the seal of ``data``; False where there is no sound secret."""
+        try:
+            expected = self._digest(data)
+        except OSError:
+            return False
+        return isinstance(found, str) and hmac.compare_digest(expected.encode(), found.encode("utf-8", "replace"))
+
+    def _digest(self, data: bytes) -> str:
+        secret = _read_own(self._secret, _SECRET_LENGTH, closed=0o077, otherwise=_UNFIT_SECRET)
+        if len(secret) != _SECRET_LENGTH:
+            raise PermissionError(_UNFIT_SECRET)
+        return hmac.digest(secret, data, "sha256").hex()
 
 
-def _sealed(key: EngineKey, notes: dict[str, Any]) -> bytes:
+def secret_path() -> Path:
+    """Where this user's secret is, or would be."""
+    if chosen := os.environ.get("RSEDGE_ENGINE_KEY"):
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(base) / "rsedge" / "engine.key"
+
+
+def _sealed(key: EngineKey, sha256: str) -> bytes:
     """What the seal of a plan is made over."""
-    return json.dumps([key.to_json(), notes.get("sha256")], sort_keys=True).encode()
+    return json.dumps([key.to_json(), sha256], sort_keys=True).encode()
 
 
-def _read_own(path: Path) -> bytes:
-    """The bytes of a plain file that is this user's, and that nobody else may write.
+def _read_own(path: Path, most: int = -1, *, closed: int = 0o022, otherwise: str = "") -> bytes:
+    """The bytes, ``most`` at most, of a plain file that is this user's, and whose mode has no bit of ``closed``.
 
     Raises:
-        OSError: It is another kind of file, or someone else's.
+        OSError: It is another kind of file, or someone else's; ``otherwise`` says so.
     """
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as stream:
         status = os.fstat(stream.fileno())
-        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
-            raise PermissionError(f"{path.name} is not a plain file that its owner alone may write")
-        return stream.read()
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & closed:
+            raise PermissionError(otherwise or f"{path.name} is not a plain file that its owner alone may write")
+        return stream.read(most)
 
 
 def _notes(path: Path) -> dict[str, Any]:
@@ -286,14 +345,12 @@ def _notes(path: Path) -> dict[str, Any]:
 def _profiles(values: Any) -> tuple[Ranges, ...]:
     """Profiles from JSON; none if they are not such."""
     try:
-        return tuple(tuple((str(name), _range(each)) for name, each in profile) for profile in values)
+        return tuple(
+            tuple((str(name), (int(low), int(tuned), int(high))) for name, (low, tuned, high) in profile)
+            for profile in values
+        )
     except (TypeError, ValueError):
         return ()
-
-
-def _range(values: Any) -> tuple[int, int, int]:
-    low, tuned, high = (int(value) for value in values)
-    return low, tuned, high
 
 
 def _serves(other: EngineKey, key: EngineKey) -> bool:
@@ -308,31 +365,22 @@ def _serves(other: EngineKey, key: EngineKey) -> bool:
     )
 
 
-def _extent(key: EngineKey) -> int:
-    """How much the widest profile allows: a number to compare engines of one graph by."""
-    return math.prod(high + 1 for _, (_, _, high) in key.profiles[-1])
-
-
-def _difference(name: str, there: Any, wanted: Any) -> str:
-    if name == "profiles":
-        return "other sizes"
-    label = {"tensorrt": "TensorRT", "sm": "compute capability", "gpu": "GPU", "multiprocessors": "GPU cores (SM)"}
-    return f"{label.get(name, name)} {there}, not {wanted}"
-
-
-def _cannot_write(root: Path, error: OSError) -> str:
-    return f"cannot keep TensorRT engines in {root}: {error.strerror}; point RSEDGE_CACHE at a directory of your own"
-
-
 def _write(path: Path, data: Buffer) -> None:
     """Write a whole file or none, readable by its owner alone."""
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}", suffix=".tmp")
+    with _draft(path, data) as draft:
+        draft.replace(path)
+
+
+@contextlib.contextmanager
+def _draft(path: Path, data: Buffer) -> Iterator[Path]:
+    """A file of ``data`` beside ``path``, readable by its owner alone; deleted when the block ends if it is there."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}", suffix=".tmp")
+    draft = Path(name)
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        Path(draft).replace(path)
-    except BaseException:
-        Path(draft).unlink()
-        raise
+        yield draft
+    finally:
+        draft.unlink(missing_ok=True)

@@ -34,7 +34,6 @@ class DeviceInfo:
     """A CUDA device."""
 
     number: int
-    """Its index."""
     name: str
     """As the driver gives it, such as ``Orin``."""
     sm: str
@@ -121,7 +120,7 @@ class Block:
         self._pool, self.address, self.size = pool, address, size
 
     def __del__(self) -> None:
-        self._pool.give_back(self.address, self.size)
+        self._pool.free.setdefault(self.size, []).append(self.address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,14 +128,12 @@ class DeviceArray:
     """A dense array in device memory."""
 
     cuda: Cuda
-    """Where it is."""
     block: Block
     """Its memory, which may be larger."""
     start: int
     """Where it begins in the block, bytes."""
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    """As NumPy's."""
 
     @property
     def address(self) -> int:
@@ -146,7 +143,7 @@ class DeviceArray:
     @property
     def nbytes(self) -> int:
         """Bytes of the elements."""
-        return _size(self.shape, self.dtype)
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def numpy(self) -> Array:
         """A copy in this machine's memory."""
@@ -161,11 +158,12 @@ class Cuda:
     gets it uses it on the same stream, later. It also makes addresses recur, which captured graphs depend on. All of it
     goes back to the driver with this object, which whatever uses it keeps alive.
 
-    Args:
-        number: Of the device.
+    Attributes:
+        stream: The stream's handle, as TensorRT takes it.
+        free: Size of unused blocks → their addresses.
 
     Raises:
-        BackendError: There is no such device.
+        BackendError: There is no device of this number.
     """
 
     def __init__(self, number: int) -> None:
@@ -175,7 +173,8 @@ class Cuda:
         self.activate()
         flags = cudart.cudaStreamNonBlocking
         self._stream = self._call("making a stream", cudart.cudaStreamCreateWithFlags(flags))
-        self._free: dict[int, list[int]] = {}
+        self.stream = int(self._stream)
+        self.free: dict[int, list[int]] = {}
         # Page-locked memory for copies to and from the device: address and size; and what of the first is being read.
         self._up = self._down = (0, 0)
         self._staged = 0
@@ -194,11 +193,6 @@ class Cuda:
     def _call(self, doing: str, result: tuple[Any, ...]) -> Any:
         return _values(self._cudart, result, doing)
 
-    @property
-    def stream(self) -> int:
-        """The stream's handle, as TensorRT takes it."""
-        return int(self._stream)
-
     def activate(self) -> None:
         """Make this the device of the calling thread: threads do not inherit it, and others may have chosen another."""
         self._call(f"choosing CUDA device {self.info.number}", self._cudart.cudaSetDevice(self.info.number))
@@ -215,21 +209,6 @@ class Cuda:
         self._call("computing", self._cudart.cudaStreamSynchronize(self._stream))
 
     # Memory
-
-    def take(self, size: int) -> Block:
-        """At least ``size`` bytes, from those given back if any fit.
-
-        Raises:
-            CudaError: There is not that much memory.
-        """
-        size = _rounded(size)
-        waiting = self._free.get(size)
-        address = waiting.pop() if waiting else self._allocate(size)
-        return Block(self, address, size)
-
-    def give_back(self, address: int, size: int) -> None:
-        """Keep memory for whoever asks for this size next."""
-        self._free.setdefault(size, []).append(address)
 
     def _allocate(self, size: int) -> int:
         for last in (False, True):
@@ -248,12 +227,12 @@ class Cuda:
     def trim(self) -> None:
         """Give unused memory back to the driver."""
         self.wait()
-        for addresses in list(self._free.values()):
+        for addresses in list(self.free.values()):
             while addresses:
                 self._call("freeing memory", self._cudart.cudaFree(addresses.pop()))
 
-    def arena(self, size: int) -> int:
-        """The address of at least ``size`` bytes that all execution contexts share for their activations.
+    def arena(self, size: int) -> tuple[int, int]:
+        """Address and size of at least ``size`` bytes that all execution contexts share for their activations.
 
         Sharing is safe since they run one after the other. Where the arena must grow it moves, and
         ``arena_generation`` says so: graphs captured before hold the old address.
@@ -269,23 +248,24 @@ class Cuda:
             size = _rounded(size)
             self._arena = (self._allocate(size), size)
             self.arena_generation += 1
-        return self._arena[0]
-
-    @property
-    def arena_size(self) -> int:
-        """Bytes of the arena."""
-        return self._arena[1]
+        return self._arena
 
     # Copies
 
     def empty(self, *arrays: tuple[tuple[int, ...], DTypeLike]) -> list[DeviceArray]:
         """Memory for arrays of these shapes and types, with anything in it.
 
-        They share one block: what is made together recurs at the same addresses together, which captured graphs need.
+        They share one block, of memory given back if any fits: what is made together recurs at the same addresses
+        together, which captured graphs need.
+
+        Raises:
+            CudaError: There is not that much memory.
         """
         kinds = [(shape, np.dtype(dtype)) for shape, dtype in arrays]
-        starts, total = _packed([_size(shape, kind) for shape, kind in kinds])
-        block = self.take(total)
+        starts, total = _packed([math.prod(shape) * kind.itemsize for shape, kind in kinds])
+        size = _rounded(total)
+        waiting = self.free.get(size)
+        block = Block(self, waiting.pop() if waiting else self._allocate(size), size)
         return [
             DeviceArray(self, block, start, shape, kind) for start, (shape, kind) in zip(starts, kinds, strict=True)
         ]
@@ -325,12 +305,16 @@ class Cuda:
         base = self._down[0]
         kind = self._cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
         for array, start in zip(arrays, starts, strict=True):
-            if array.nbytes:
-                result = self._cudart.cudaMemcpyAsync(base + start, array.address, array.nbytes, kind, self._stream)
+            if size := array.nbytes:
+                result = self._cudart.cudaMemcpyAsync(base + start, array.address, size, kind, self._stream)
                 self._call("copying from the GPU", result)
         self.wait()
         self._staged = 0
-        return [_copied(base + start, array) for array, start in zip(arrays, starts, strict=True)]
+        whole = np.frombuffer(memoryview((ctypes.c_byte * max(total, 1)).from_address(base)).cast("B"), np.uint8)
+        return [
+            whole[start : start + array.nbytes].view(array.dtype).reshape(array.shape).copy()
+            for array, start in zip(arrays, starts, strict=True)
+        ]
 
     def _page_locked(self, present: tuple[int, int], size: int) -> tuple[int, int]:
         """Page-locked memory, address and size, of at least ``size`` bytes; ``present`` if that is enough."""
@@ -411,10 +395,6 @@ def _rounded(size: int) -> int:
     return -(-size // step) * step
 
 
-def _size(shape: tuple[int, ...], kind: np.dtype[Any]) -> int:
-    return math.prod(shape) * kind.itemsize
-
-
 def _packed(sizes: list[int]) -> tuple[list[int], int]:
     """Where each of several pieces begins in one block, and the size of the block."""
     starts, total = [], 0
@@ -422,11 +402,3 @@ def _packed(sizes: list[int]) -> tuple[list[int], int]:
         starts.append(total)
         total += -(-size // _ALIGNMENT) * _ALIGNMENT
     return starts, total
-
-
-def _copied(address: int, like: DeviceArray) -> Array:
-    if not like.nbytes:
-        return np.empty(like.shape, like.dtype)
-    data = memoryview((ctypes.c_byte * like.nbytes).from_address(address)).cast("B")
-    values: Array = np.frombuffer(data, like.dtype).reshape(like.shape).copy()
-    return values

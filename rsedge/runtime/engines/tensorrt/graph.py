@@ -1,24 +1,24 @@
-"""The graphs of a bundle with values left on the device: as TensorRT engines, and one that needs no engine."""
+"""The graphs of a bundle with values left on the device: as TensorRT engines, whose execution contexts share one arena
+for their activations, and one graph that needs no engine.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rsedge.errors import BackendError
-from rsedge.runtime.engines.tensorrt.context import Context, LoadedEngine
+from rsedge.runtime.engines.tensorrt.build import SIZE_INPUTS, Profile, fitting, widened
 from rsedge.runtime.engines.tensorrt.cuda import CapturedGraph, DeviceArray, Feeds, on_host
-from rsedge.runtime.engines.tensorrt.profiles import SIZE_INPUTS, Profile, fitting, widened
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from rsedge.bundle import Graph
     from rsedge.runtime.engines.contract import Array
     from rsedge.runtime.engines.tensorrt.cuda import Cuda
@@ -34,6 +34,94 @@ _SEEN_AT_MOST = 64
 """To this that number grows where captured graphs make room for others before they have paid for themselves."""
 _WORTH = 16
 """Replays that pay for a capture: it makes an execution context and computes twice more."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedEngine:
+    """An engine in memory, and what it was built for."""
+
+    engine: Any
+    """TensorRT's ``ICudaEngine``."""
+    profiles: list[Profile]
+    """Its optimisation profiles."""
+    errors: Callable[[], str]
+    """Gives what TensorRT said went wrong since it was last asked, or an empty string."""
+
+
+class Context:
+    """An execution context whose activations lie in the shared arena.
+
+    Calls come in TensorRT's order: profile, input shapes, addresses of sizes in host memory, then output shapes, then
+    all other addresses, then execution.
+    """
+
+    def __init__(self, trt: Any, cuda: Cuda, loaded: LoadedEngine) -> None:
+        self._cuda, self._engine, self._errors = cuda, loaded.engine, loaded.errors
+        self._sizes: dict[str, Array] = {}  # TensorRT holds their addresses
+        # The activations of all contexts share the arena; without this each would keep its own.
+        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        self._context = loaded.engine.create_execution_context(strategy)
+        if self._context is None:
+            raise self._refused("to make an execution context")
+        self._generation = -1
+        self._profile: int | None = None
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # the driver may be gone
+            self._cuda.wait()  # what still runs uses what goes with the context
+
+    def _refused(self, what: str) -> BackendError:
+        """TensorRT's own words are part of it: by them is known whether memory ran out."""
+        return BackendError("\n".join(filter(None, (f"TensorRT refuses {what}", self._errors()))))
+
+    def shape(
+        self,
+        profile: int,
+        shapes: Mapping[str, tuple[int, ...]],
+        sizes: Mapping[str, Array],
+        outputs: Sequence[str],
+    ) -> dict[str, tuple[int, ...]]:
+        """Choose a profile and input shapes; returns the shapes of the outputs.
+
+        Args:
+            profile: Index of the optimisation profile.
+            shapes: Of every input.
+            sizes: Inputs in this machine's memory; they must not be changed before the next call.
+            outputs: Names.
+
+        Raises:
+            BackendError: TensorRT refuses one of them, or lacks memory.
+        """
+        context, cuda = self._context, self._cuda
+        if self._generation != cuda.arena_generation:
+            context.set_device_memory(*cuda.arena(max(int(self._engine.device_memory_size_v2), 1)))
+            self._generation = cuda.arena_generation
+        if self._profile != profile:
+            if not context.set_optimization_profile_async(profile, cuda.stream):
+                raise self._refused(f"optimization profile {profile}")
+            self._profile = profile
+        for name, shape in shapes.items():
+            if not context.set_input_shape(name, shape):
+                raise self._refused(f"the shape {list(shape)} of {name}")
+        for name, value in sizes.items():
+            if not context.set_tensor_address(name, value.ctypes.data):
+                raise self._refused(f"an address for {name}")
+        self._sizes = dict(sizes)
+        try:
+            missing = context.infer_shapes()
+        except RuntimeError as error:  # which is how it says that the shapes do not fit together
+            raise self._refused(f"these shapes ({error})") from error
+        if missing:
+            raise self._refused(f"to tell the output shapes without {', '.join(missing)}")
+        return {name: tuple(int(size) for size in context.get_tensor_shape(name)) for name in outputs}
+
+    def run(self, addresses: Mapping[str, int]) -> None:
+        """Enqueue execution on the device's stream."""
+        for name, address in addresses.items():
+            if not self._context.set_tensor_address(name, address):
+                raise self._refused(f"an address for {name}")
+        if not self._context.execute_async_v3(self._cuda.stream):
+            raise self._refused("the execution")
 
 
 @dataclass(slots=True)
@@ -115,60 +203,51 @@ class TrtGraph:
         return host
 
     def run(self, feeds: Feeds, outputs: Sequence[str]) -> list[Array]:
-        """Run on arrays of this machine's memory; as of :class:`rsedge.runtime.engines.ort.OrtGraph`."""
+        """As :class:`~rsedge.runtime.engines.contract.Graph` has it."""
         return self.run_on_device(feeds, host=outputs)[0]
 
     def run_on_device(
         self, feeds: Feeds, *, host: Sequence[str] = (), device: Sequence[str] = ()
     ) -> tuple[list[Array], list[DeviceArray]]:
-        """Run with inputs on either side.
-
-        Args:
-            feeds: Arrays, or values that stay where they are; all inputs of the graph.
-            host: Outputs to bring into this machine's memory.
-            device: Outputs to leave in the device's memory.
-
-        Returns:
-            The ``host`` outputs as arrays and the ``device`` outputs as values, in the orders asked for.
+        """As :class:`~rsedge.runtime.engines.contract.Graph` has it.
 
         Raises:
             BackendError: TensorRT or CUDA refuses, or ``feeds`` are not the graph's inputs.
             OptionError: A size that no engine can serve.
         """
         with self._cuda.using():
-            return self._run(feeds, host, device)
+            # 1. The profile for these sizes, and the inputs: sizes on this machine, all else on the device.
+            profile = self._profile_for(self._dimensions(feeds))
+            sizes = {name: on_host(feeds[name]).astype(np.int64) for name in self._sizes}
+            inputs = {name: self._place(name, feeds[name]) for name in self._inputs if name not in sizes}
+            shapes = {name: tuple(feeds[name].shape) for name in self._inputs}
 
-    def _run(self, feeds: Feeds, host: Sequence[str], device: Sequence[str]) -> tuple[list[Array], list[DeviceArray]]:
-        profile = self._profile_for(self._dimensions(feeds))
-        sizes = {name: on_host(feeds[name]).astype(np.int64) for name in self._sizes}
-        inputs = {name: self._place(name, feeds[name]) for name in self._inputs if name not in sizes}
-        shapes = {name: tuple(feeds[name].shape) for name in self._inputs}
-        given = self._output_shapes(profile, shapes, sizes)
-        left = self._cuda.empty(*((given[name], self._outputs[name].dtype) for name in device)) if device else []
-        outputs = dict(zip(device, left, strict=True)) | {
-            name: self._room(f"output {name}", shape, self._outputs[name].dtype)
-            for name, shape in given.items()
-            if name not in device
-        }
-        outputs = {name: outputs[name] for name in given}  # in one order: addresses are compared as a tuple
-        addresses = {name: value.address for name, value in (inputs | outputs).items()}
-        self._execute(profile, shapes, sizes, addresses)
-        results = self._cuda.to_host([outputs[name] for name in host]) if host else []
-        return results, [outputs[name] for name in device]
+            # 2. The shapes of the outputs, asked of TensorRT once.
+            key = (tuple(shapes.values()), tuple(value.item() for value in sizes.values()))
+            if key not in self._shapes:
+                given = self._context.shape(profile, shapes, sizes, list(self._outputs))
+                if unknown := [name for name, shape in given.items() if min(shape, default=0) < 0]:
+                    raise BackendError(
+                        f"TensorRT cannot tell the shape of {', '.join(unknown)} of the graph {self.role}"
+                    )
+                if len(self._shapes) >= _MOST_SHAPES:
+                    self._shapes.clear()
+                self._shapes[key] = given
+            given = self._shapes[key]
 
-    def _output_shapes(
-        self, profile: int, shapes: Mapping[str, tuple[int, ...]], sizes: Mapping[str, Array]
-    ) -> dict[str, tuple[int, ...]]:
-        """The shapes of the outputs, asked of TensorRT once."""
-        key = (tuple(shapes.values()), tuple(value.item() for value in sizes.values()))
-        if key not in self._shapes:
-            given = self._context.shape(profile, shapes, sizes, list(self._outputs))
-            if unknown := [name for name, shape in given.items() if min(shape, default=0) < 0]:
-                raise BackendError(f"TensorRT cannot tell the shape of {', '.join(unknown)} of the graph {self.role}")
-            if len(self._shapes) >= _MOST_SHAPES:
-                self._shapes.clear()
-            self._shapes[key] = given
-        return self._shapes[key]
+            # 3. Memory for them: new for what stays on the device, else memory kept for this output.
+            left = self._cuda.empty(*((given[name], self._outputs[name].dtype) for name in device)) if device else []
+            fresh = dict(zip(device, left, strict=True))
+            outputs = {  # in one order: addresses are compared as a tuple
+                name: fresh[name] if name in fresh else self._room(f"output {name}", shape, self._outputs[name].dtype)
+                for name, shape in given.items()
+            }
+            addresses = {name: value.address for name, value in (inputs | outputs).items()}
+
+            # 4. Replay, or run.
+            self._execute((*key, tuple(addresses.values())), profile, shapes, sizes, addresses)
+            results = self._cuda.to_host([outputs[name] for name in host]) if host else []
+            return results, [outputs[name] for name in device]
 
     def _dimensions(self, feeds: Feeds) -> dict[str, int]:
         """The size of every named dimension and value, checked against the contract."""
@@ -206,7 +285,7 @@ class TrtGraph:
         return found
 
     def _place(self, name: str, value: Array | DeviceArray) -> DeviceArray:
-        """The input on the device; arrays go to a place of their own, whose address stays while they fit."""
+        """The input on the device; arrays go to memory of their own, whose address stays while they fit."""
         if isinstance(value, DeviceArray):
             return value
         place = self._room(f"input {name}", value.shape, value.dtype)
@@ -223,17 +302,13 @@ class TrtGraph:
 
     def _execute(
         self,
+        key: Any,
         profile: int,
         shapes: Mapping[str, tuple[int, ...]],
         sizes: Mapping[str, Array],
         addresses: Mapping[str, int],
     ) -> None:
-        """Replay this run if it is captured, else run it, and capture it for the next time if it recurs."""
-        key = (
-            tuple(shapes.values()),
-            tuple(value.item() for value in sizes.values()),
-            tuple(addresses.values()),
-        )
+        """Replay the run ``key`` if it is captured, else run it, and capture it for the next time if it recurs."""
         captured = self._captured.pop(key, None)
         if captured is not None and captured.generation == self._cuda.arena_generation:
             self._captured[key] = captured  # the last to be given up
@@ -243,25 +318,15 @@ class TrtGraph:
         del captured  # its activations are where the arena was
         self._context.shape(profile, shapes, sizes, [])
         self._context.run(addresses)
-        if self._capture and self._recurs(key):
-            self._record(key, profile, shapes, sizes, addresses)
-
-    def _recurs(self, key: Any) -> bool:
+        if not self._capture:
+            return
         count = self._seen.pop(key, 0) + 1
         self._seen[key] = count
         while len(self._seen) > 16 * _MOST_CAPTURED:
             self._seen.popitem(last=False)
-        return count >= self._wanted
-
-    def _record(
-        self,
-        key: Any,
-        profile: int,
-        shapes: Mapping[str, tuple[int, ...]],
-        sizes: Mapping[str, Array],
-        addresses: Mapping[str, int],
-    ) -> None:
-        """Capture a run that has just been computed; the outputs are computed again, to the same values."""
+        if count < self._wanted:
+            return
+        # Capture what has just been computed; the outputs are computed again, to the same values.
         while len(self._captured) >= _MOST_CAPTURED:
             if self._captured.popitem(last=False)[1].replays < _WORTH:
                 self._wanted = min(2 * self._wanted, _SEEN_AT_MOST)
@@ -298,40 +363,35 @@ class RowsGraph:
         """As of :class:`TrtGraph`: ``next_X`` holds the rows ``sources`` of ``X`` with ``fresh_X`` behind it."""
         if unknown := sorted({*host, *device} - self._outputs):
             raise BackendError(f"the graph {self.role} has no output {', '.join(unknown)}")
-        with self._cuda.using():
-            made = self._gather(feeds, (*host, *device))
-            results = self._cuda.to_host([made[name] for name in host]) if host else []
+        cuda = self._cuda
+        with cuda.using():
+            sources, pairs = on_host(feeds["sources"]), {}
+            for name in (*host, *device):
+                own = name.removeprefix("next_")
+                pairs[name] = tuple(
+                    value if isinstance(value, DeviceArray) else cuda.to_device(value)
+                    for value in (feeds[own], feeds[f"fresh_{own}"])
+                )
+            shapes = (((len(sources), *present.shape[1:]), present.dtype) for present, _ in pairs.values())
+            made = dict(zip(pairs, cuda.empty(*shapes), strict=True))
+            for name, (present, fresh) in pairs.items():
+                count = present.shape[0]
+                rows = count + fresh.shape[0]
+                if len(sources) and not 0 <= int(sources.min()) <= int(sources.max()) < rows:
+                    raise BackendError(f"sources of the graph {self.role} name images beyond the {rows} there are")
+                row = math.prod(present.shape[1:]) * present.dtype.itemsize
+                # A new run begins where a row does not follow the one before it, and where the second array begins.
+                breaks = np.flatnonzero((np.diff(sources) != 1) | (sources[1:] == count)) + 1
+                for first, last in zip((0, *breaks.tolist()), (*breaks.tolist(), len(sources)), strict=True):
+                    if first < last:
+                        begin = int(sources[first])
+                        origin = (
+                            present.address + begin * row if begin < count else fresh.address + (begin - count) * row
+                        )
+                        cuda.copy(made[name].address + first * row, origin, (last - first) * row)
+            results = cuda.to_host([made[name] for name in host]) if host else []
         return results, [made[name] for name in device]
 
     def run(self, feeds: Feeds, outputs: Sequence[str]) -> list[Array]:
         """As of :class:`TrtGraph`."""
         return self.run_on_device(feeds, host=outputs)[0]
-
-    def _gather(self, feeds: Feeds, outputs: Sequence[str]) -> dict[str, DeviceArray]:
-        sources = on_host(feeds["sources"])
-        pairs = {}
-        for name in outputs:
-            own = name.removeprefix("next_")
-            pairs[name] = tuple(
-                value if isinstance(value, DeviceArray) else self._cuda.to_device(value)
-                for value in (feeds[own], feeds[f"fresh_{own}"])
-            )
-        shapes = (((len(sources), *present.shape[1:]), present.dtype) for present, _ in pairs.values())
-        targets = dict(zip(pairs, self._cuda.empty(*shapes), strict=True))
-        for name, (present, fresh) in pairs.items():
-            self._copy_rows(sources, present, fresh, targets[name])
-        return targets
-
-    def _copy_rows(self, sources: Array, present: DeviceArray, fresh: DeviceArray, target: DeviceArray) -> None:
-        count = present.shape[0]
-        rows = count + fresh.shape[0]
-        if len(sources) and not 0 <= int(sources.min()) <= int(sources.max()) < rows:
-            raise BackendError(f"sources of the graph {self.role} name images beyond the {rows} there are")
-        row = math.prod(present.shape[1:]) * present.dtype.itemsize
-        # A new run begins where a row does not follow the one before it, and where the second array begins.
-        breaks = np.flatnonzero((np.diff(sources) != 1) | (sources[1:] == count)) + 1
-        for first, last in zip((0, *breaks.tolist()), (*breaks.tolist(), len(sources)), strict=True):
-            if first < last:
-                source = int(sources[first])
-                origin = present.address + source * row if source < count else fresh.address + (source - count) * row
-                self._cuda.copy(target.address + first * row, origin, (last - first) * row)
