@@ -1,6 +1,6 @@
 """The training loop: the only one, for all families, on whatever accelerate is configured for.
 
-Every random choice is a function of the seed and of where in the run it is made (:mod:`rsedge.training.data.order`,
+Every random choice is a function of the seed and of where in the run it is made (:mod:`rsedge.training.data.samples`,
 :mod:`rsedge.training.objective`), never of what was drawn before; so a run that goes on from a checkpoint takes the
 same steps as one that was never stopped, and the number of processes, passes and workers changes nothing but rounding.
 """
@@ -25,14 +25,12 @@ from transformers.utils.logging import disable_progress_bar
 
 from rsedge.errors import BackendError, OptionError, RsedgeError
 from rsedge.texts import first_line
-from rsedge.training import figures
-from rsedge.training.data.order import BatchSampler, Order
-from rsedge.training.data.samples import TrainingSamples
+from rsedge.training.data.samples import BatchSampler, Order, TrainingSamples
 from rsedge.training.losses import ExponentialAverage
 from rsedge.training.models.task import Batch, CaptionTask, Task
 from rsedge.training.objective import objective_for
 from rsedge.training.optim import Progress, factor_at, freeze, make_optimizer
-from rsedge.training.run_folder import STATE, RunFolder, read_metrics
+from rsedge.training.run_folder import STATE, RunFolder, draw_losses, draw_samples, read_metrics
 from rsedge.training.validation import Validation
 
 if TYPE_CHECKING:
@@ -266,10 +264,10 @@ class Trainer:
             texts = self._watch.generate(task, shown)
             task.train(was_training)
         if self._accelerator.is_main_process:
-            figures.draw_losses(read_metrics(self._folder.metrics), self._folder.path / "loss.png")
+            draw_losses(read_metrics(self._folder.metrics), self._folder.path / "loss.png")
             if texts is not None:
                 title = f"validation images after {self.progress.step} steps"
-                figures.draw_samples(shown, texts, self._folder.path / "samples.png", title=title)
+                draw_samples(shown, texts, self._folder.path / "samples.png", title=title)
         return best
 
     def _save(self, *, best: bool) -> None:

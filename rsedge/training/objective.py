@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from rsedge.training.data.order import Order, derive
+from rsedge.training.data.samples import Order, derive
 from rsedge.training.models.task import Batch, CaptionTask, ContrastiveTask, Task
 
 if TYPE_CHECKING:

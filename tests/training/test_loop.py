@@ -17,8 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from rsedge.errors import BackendError, OptionError, OutputError, RsedgeError
-from rsedge.training.data.order import Order
-from rsedge.training.data.samples import TrainingSamples
+from rsedge.training.data.samples import Order, TrainingSamples
 from rsedge.training.loop import Trainer, make_accelerator
 from rsedge.training.objective import objective_for
 from rsedge.training.optim import Progress

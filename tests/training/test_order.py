@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rsedge.errors import OptionError
-from rsedge.training.data.order import BatchSampler, Order, derive
+from rsedge.training.data.samples import BatchSampler, Order, derive
 
 
 @settings(max_examples=60, deadline=None)

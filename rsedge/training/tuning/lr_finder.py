@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rsedge.errors import OptionError, OutputError, RsedgeError
-from rsedge.training.figures import save
-from rsedge.training.recipe_files import with_settings
+from rsedge.training.recipe import with_settings
+from rsedge.training.run_folder import new_figure, replacing, save
 from rsedge.training.train import make_task, read_data
 
 if TYPE_CHECKING:
@@ -169,12 +169,10 @@ def write_curve(curve: LearningRateCurve, folder: str | Path, *, overwrite: bool
     table, picture = curve_files(folder, overwrite=overwrite)
     try:
         table.parent.mkdir(parents=True, exist_ok=True)
-        draft = table.with_name(f".{table.name}.tmp")
-        with draft.open("w", encoding="utf-8", newline="") as file:
+        with replacing(table) as draft, draft.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["learning_rate", "loss", "smoothed_loss"])
             writer.writerows(zip(curve.rates, curve.losses, curve.smoothed, strict=True))
-        draft.replace(table)
         _draw(curve, picture)
     except OSError as error:
         raise OutputError(f"cannot write in {folder}: {error.strerror}; choose another with -o") from error
@@ -182,7 +180,7 @@ def write_curve(curve: LearningRateCurve, folder: str | Path, *, overwrite: bool
 
 
 def curve_files(folder: str | Path, *, overwrite: bool = False) -> tuple[Path, Path]:
-    """Where :func:`write_curve` writes.
+    """The files of :func:`write_curve`.
 
     Raises:
         OutputError: Something is there already.
@@ -195,9 +193,7 @@ def curve_files(folder: str | Path, *, overwrite: bool = False) -> tuple[Path, P
 
 
 def _draw(curve: LearningRateCurve, path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = new_figure(8, 4.5)
     axes = figure.subplots()
     axes.plot(curve.rates, curve.losses, color="tab:blue", alpha=0.3, linewidth=1, label="loss")
     axes.plot(curve.rates, curve.smoothed, color="tab:blue", label="smoothed")

@@ -1,4 +1,4 @@
-"""What a search may change: recipe keys and the values each may take, read from text or TOML and checked on the recipe.
+"""The search space: recipe keys and the values each may take, read from text or TOML and checked on the recipe.
 
 One syntax for the command line, a TOML table and Python: ``float:LOW:HIGH`` (uniform), ``log:LOW:HIGH`` (uniform in
 the logarithm), ``int:LOW:HIGH`` or ``int:LOW:HIGH:STEP`` (whole numbers, both ends included), or a list of choices,
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from rsedge.errors import OptionError
 from rsedge.tomlfile import parse_toml, read_toml
-from rsedge.training.recipe_files import flat, locate, with_settings
+from rsedge.training.recipe import flat, locate, parse_value, with_settings
 
 if TYPE_CHECKING:
     from rsedge.training.recipe import Recipe
@@ -59,12 +59,10 @@ class Range:
     @property
     def grid(self) -> tuple[Any, ...] | None:
         """Every value, where they can be counted."""
-        if self.kind != "int":
-            return None
-        return tuple(range(int(self.low), int(self.high) + 1, self.step))
+        return tuple(range(int(self.low), int(self.high) + 1, self.step)) if self.kind == "int" else None
 
     def distribution(self) -> Any:
-        """As Optuna has it."""
+        """Optuna's distribution."""
         from optuna.distributions import FloatDistribution, IntDistribution
 
         if self.kind == "int":
@@ -104,7 +102,7 @@ class Choices:
         return self.values
 
     def distribution(self) -> Any:
-        """As Optuna has it."""
+        """Optuna's distribution."""
         from optuna.distributions import CategoricalDistribution
 
         return CategoricalDistribution([encode(value) for value in self.values])
@@ -142,7 +140,7 @@ def read_settings(settings: Sequence[str]) -> dict[str, str]:
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """The table ``[search]`` of a TOML file, keys as long as they are written: ``optimizer.learning_rate`` or a table.
+    """The table ``[search]`` of a TOML file with dotted keys; the file may nest them in tables.
 
     Raises:
         OptionError: It cannot be read, or has another table or none.
@@ -216,8 +214,17 @@ def _parse(value: Any) -> Range | Choices:
     if not isinstance(value, str):
         raise OptionError(f"{value!r} is no range: give {FORMS}")
     kind, *ends = value.split(":")
-    if kind.strip() in _KINDS:
-        return _range(value, kind.strip(), ends)
+    if (kind := kind.strip()) in _KINDS:
+        number: Callable[[str], float] = int if kind == "int" else float
+        try:
+            numbers = [number(end) for end in ends]
+            if len(numbers) != 2 and not (kind == "int" and len(numbers) == 3):
+                raise ValueError
+        except ValueError:
+            expected = "int:LOW:HIGH or int:LOW:HIGH:STEP with whole numbers" if kind == "int" else f"{kind}:LOW:HIGH"
+            raise OptionError(f"{value!r} is no range: give {expected}") from None
+        step = int(numbers[2]) if len(numbers) == 3 else 1
+        return Range(cast("Literal['float', 'log', 'int']", kind), numbers[0], numbers[1], step)
     if value.startswith("["):
         try:
             return _parse(parse_toml(f"value = {value}")["value"])
@@ -226,30 +233,7 @@ def _parse(value: Any) -> Range | Choices:
     entries = [entry.strip() for entry in value.split(",")]
     if len(entries) < 2 or "(" in value:  # a comma in loguniform(1, 2) separates no choices
         raise OptionError(f"{value!r} is no range: give {FORMS}")
-    return Choices(tuple(_choice(entry) for entry in entries))
-
-
-def _range(text: str, kind: str, ends: list[str]) -> Range:
-    number: Callable[[str], float] = int if kind == "int" else float
-    try:
-        numbers = [number(end) for end in ends]
-        if len(numbers) != 2 and not (kind == "int" and len(numbers) == 3):
-            raise ValueError
-    except ValueError:
-        expected = "int:LOW:HIGH or int:LOW:HIGH:STEP with whole numbers" if kind == "int" else f"{kind}:LOW:HIGH"
-        raise OptionError(f"{text!r} is no range: give {expected}") from None
-    step = int(numbers[2]) if len(numbers) == 3 else 1
-    return Range(cast("Literal['float', 'log', 'int']", kind), numbers[0], numbers[1], step)
-
-
-def _choice(text: str) -> Any:
-    """A value as ``--set`` takes it."""
-    if not text:
-        return None
-    try:
-        return parse_toml(f"value = {text}")["value"]
-    except ValueError:
-        return text  # a word without quotes
+    return Choices(tuple(parse_value(entry) if entry else None for entry in entries))
 
 
 def _never_accepted(space: Space, recipe: Recipe) -> Iterator[str]:
