@@ -49,7 +49,7 @@ def make(path: Path, name: str) -> Path:
 
     from rsedge.bundle import ImageSpec
     from rsedge.preprocessor import write_image_spec
-    from rsedge.training.models.tokenizers import learn_clip_bpe
+    from rsedge.training.models.loading import learn_clip_bpe
 
     kind, vision, text, dim = MODELS[name]
     tokenizer = learn_clip_bpe(TEXTS, 600)

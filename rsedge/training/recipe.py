@@ -273,17 +273,11 @@ class ContrastiveObjective:
 
 
 def monitors(family: Family, *, captions: int, contrastive: ContrastiveObjective) -> dict[str, Better | None]:
-    """The values that :class:`rsedge.training.validation.Validation` computes, in their order.
+    """The values that :class:`rsedge.training.validation.Validation` computes, in their order, each with the better
+    direction, or None where neither is better, such as for the length of captions.
 
-    Known from the recipe, so that a misspelt monitor is refused at once.
-
-    Args:
-        family: Of the recipe.
-        captions: ``loop.captions``; without any a captioner has its loss alone.
-        contrastive: The objective of clip; ignored for the others.
-
-    Returns:
-        Name → ``min`` or ``max``, whichever is better; None where neither is, such as for the length of captions.
+    Known from the recipe, so that a misspelt monitor is refused at once. A captioner without ``captions`` has its loss
+    alone; ``contrastive`` is for clip.
     """
     found: dict[str, Better | None] = {"val_loss": "min"}
     if family == "clip":
@@ -307,11 +301,7 @@ def monitors(family: Family, *, captions: int, contrastive: ContrastiveObjective
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A whole training run.
-
-    Raises:
-        OptionError: Values that are impossible or contradict each other, all of a table named at once.
-    """
+    """A whole training run. Raises OptionError: impossible values or contradictions, all of a table at once."""
 
     family: Family
     """``blip``, ``clip`` (SigLIP too) or ``clipcap``."""
@@ -445,11 +435,7 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
 
 
 def from_dict(values: dict[str, Any]) -> Recipe:
-    """The recipe that :func:`to_dict` gave ``values`` for.
-
-    Raises:
-        OptionError: As :func:`load_recipe`.
-    """
+    """The recipe that :func:`to_dict` gave ``values`` for. Raises OptionError: as :func:`load_recipe`."""
     problems: list[str] = []
     recipe = build(Recipe, values, "", problems.append)
     if recipe is None:
@@ -505,11 +491,7 @@ def _keys(cls: Any = Recipe, table: tuple[str, ...] = ()) -> list[tuple[tuple[st
 
 
 def locate(key: str) -> tuple[tuple[str, ...], str]:
-    """Table and name of a dotted key, or of a name only one table has.
-
-    Raises:
-        OptionError: No such key, or several; says which are near.
-    """
+    """Table and name of a dotted key, or of a name only one table has. Raises OptionError: no such key, or several."""
     *table, name = key.split(".")
     known = _keys()
     # A table such as model.config has open keys.

@@ -44,25 +44,15 @@ _FREE_ON_RESUME = ("data.workers", "data.sources")  # sources may have moved; th
 
 
 class RunFolder:
-    """A run on disk.
-
-    Args:
-        path: The folder.
-    """
+    """A run on disk."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
 
-    # Start and resume
-
     def check_free(self, *, overwrite: bool) -> None:
-        """Check, before the data is read, that a run can be made here.
-
-        Raises:
-            OutputError: Something is there already.
-        """
+        """Check that a run can be made here. Raises OutputError: something is there already."""
         if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
             return
         if not self._is_run():
@@ -101,11 +91,7 @@ class RunFolder:
 
     @property
     def recipe_path(self) -> Path:
-        """The recipe the run was started with.
-
-        Raises:
-            OptionError: There is no run here.
-        """
+        """The recipe the run was started with. Raises OptionError: there is no run here."""
         if not self._is_run():
             raise OptionError(f"there is no run in {self.path} to resume: start one without --resume")
         return self.path / "recipe.toml"
@@ -130,8 +116,6 @@ class RunFolder:
                 f"or start a new run with another -o (model.init = {self.path / 'last'} starts from its weights)"
             )
 
-    # Metrics
-
     def append(self, values: Mapping[str, Any]) -> None:
         """Add a line to the metrics."""
         with self.metrics.open("a", encoding="utf-8") as file:
@@ -142,8 +126,6 @@ class RunFolder:
         if self.metrics.exists():
             kept = [line for line in read_metrics(self.metrics) if line["step"] <= step]
             _write(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
-
-    # Checkpoints
 
     def draft_path(self, step: int) -> Path:
         """Folder in which the checkpoint of ``step`` is put together."""
@@ -160,20 +142,12 @@ class RunFolder:
         """Make a draft the last checkpoint, and the best if it is; what is neither goes."""
         save_recipe(draft / "recipe.toml", recipe)
         _write(draft / STATE / "progress.json", json.dumps(asdict(progress)) + "\n")
-        # To the disk, so that the rename cannot outrun the files in a power failure.
-        for path in (*draft.rglob("*"), draft):
-            handle = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+        _sync(draft)
         final = self.checkpoints / draft.name.removeprefix(".").removesuffix(".tmp")
         shutil.rmtree(final, ignore_errors=True)  # of a run that was killed between rename and link
         draft.rename(final)
         for name in ("best", "last") if best else ("last",):
-            with replacing(self.path / name) as link:
-                link.unlink(missing_ok=True)
-                link.symlink_to(final.relative_to(self.path), target_is_directory=True)
+            self._link(name, final)
         kept = {link.resolve() for name in ("best", "last") if (link := self.path / name).exists()}
         for folder in self.checkpoints.iterdir():
             if folder.resolve() not in kept:
@@ -188,6 +162,11 @@ class RunFolder:
         if not state.is_file():
             return None
         return (self.path / "last").resolve(), Progress(**json.loads(state.read_text(encoding="utf-8")))
+
+    def _link(self, name: str, target: Path) -> None:
+        with replacing(self.path / name) as link:
+            link.unlink(missing_ok=True)
+            link.symlink_to(target.relative_to(self.path), target_is_directory=True)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -212,13 +191,18 @@ def _write(path: Path, text: str) -> None:
         draft.write_text(text, encoding="utf-8")
 
 
-def draw_losses(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """The training loss, the validation loss and the learning rate over the steps, as PNG; nothing without a loss.
+def _sync(folder: Path) -> None:
+    """Bring a folder's files to the disk, so that the rename cannot outrun them in a power failure."""
+    for path in (*folder.rglob("*"), folder):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
-    Args:
-        lines: Those of ``metrics.jsonl``.
-        path: PNG to write.
-    """
+
+def draw_losses(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write losses and learning rate over the steps of ``metrics.jsonl`` as PNG; nothing without a loss."""
     trained, validated, rates = (
         [(line["step"], line[name]) for line in lines if name in line] for name in ("loss", "val_loss", "learning_rate")
     )
@@ -242,14 +226,7 @@ def draw_losses(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def draw_samples(examples: Sequence[Example], texts: Sequence[str], path: Path, *, title: str) -> None:
-    """A grid of images, each with the model's text and its first reference, as PNG.
-
-    Args:
-        examples: Up to a few dozen.
-        texts: What the model says of each.
-        path: PNG to write.
-        title: Above the grid.
-    """
+    """Write a grid of a few dozen images, each with the model's text and its first reference, as PNG."""
     columns = min(4, len(examples))
     rows = -(-len(examples) // columns)
     figure = new_figure(3.2 * columns, 4.1 * rows)

@@ -18,8 +18,7 @@ from safetensors.torch import load_file
 
 from rsedge.errors import BackendError, OptionError, OutputError, RsedgeError
 from rsedge.training.data.samples import Order, TrainingSamples
-from rsedge.training.loop import Trainer, make_accelerator
-from rsedge.training.objective import objective_for
+from rsedge.training.loop import Trainer, make_accelerator, objective_for
 from rsedge.training.optim import Progress
 from rsedge.training.recipe import ContrastiveObjective, monitors
 from rsedge.training.run_folder import RunFolder, read_metrics
@@ -62,15 +61,9 @@ NO_DROPOUT = tuple(f"model.config.text.{name}_pdrop=0.0" for name in ("resid", "
 )
 def test_gradients_do_not_depend_on_the_chunks(family, settings):
     torch.manual_seed(0)
-    task = make_task(tiny_recipe(family, *settings), DATA).train()
-    samples = TrainingSamples(
-        DATA.split("train"),
-        task.image,
-        augmentation=None,
-        seed=0,
-        one_caption=task.one_caption,
-        paraphrase_probability=0,
-    )
+    recipe = tiny_recipe(family, *settings)
+    task = make_task(recipe, DATA).train()
+    samples = TrainingSamples(DATA.split("train"), task.image, recipe, one_caption=task.one_caption)
     found = {}
     for micro in (8, 2):
         order, accelerator = Order(24, 8, micro), Accelerator(cpu=True)

@@ -17,13 +17,14 @@ from torch.utils.data import Dataset
 
 from rsedge.errors import OptionError
 from rsedge.pixels import resize
-from rsedge.training.data.augment import ImageAugmentation, choose_caption, sample_seed
+from rsedge.training.data.augment import choose_caption, sample_seed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rsedge.datasets.examples import Example
     from rsedge.manifest import ImageSpec
+    from rsedge.training.recipe import Recipe
 
 Position = tuple[int, int]
 """Epoch and index of an example."""
@@ -102,25 +103,10 @@ class Order:
                 yield [(epoch, int(index)) for index in permutation[offset : offset + self.micro_batch_size]]
 
 
-class BatchSampler:
-    """``Order.batches`` as a batch sampler of torch's DataLoader."""
-
-    def __init__(self, order: Order, start: int, stop: int) -> None:
-        self._order, self._start, self._stop = order, start, stop
-
-    def __iter__(self) -> Iterator[list[Position]]:
-        return self._order.batches(self._start, self._stop)
-
-    def __len__(self) -> int:
-        return (self._stop - self._start) * self._order.chunks
-
-
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One image of a step."""
 
-    key: str
-    """Of the example."""
     pixels: Tensor
     """uint8 [3, S, S]. Augmented images are rounded too: the runtime knows 8-bit pixels only."""
     captions: tuple[str, ...]
@@ -128,29 +114,18 @@ class Sample:
 
 
 class TrainingSamples(Dataset[Sample]):
-    """Samples by (epoch, index). Equal positions give equal samples, in whichever process and order they are asked for.
+    """Samples by (epoch, index). Equal positions give equal samples in any process and any order.
 
     Args:
         examples: The training images.
         image: Size and filter of the model's images.
-        augmentation: Of the pixels; None: none.
-        seed: Of augmentation and choice.
+        recipe: For the seed, the augmentation of pixels, and the share of paraphrases.
         one_caption: Give one caption per epoch, in turn, instead of all.
-        paraphrase_probability: How often a caption is replaced by one of its paraphrases.
     """
 
-    def __init__(
-        self,
-        examples: Sequence[Example],
-        image: ImageSpec,
-        *,
-        augmentation: ImageAugmentation | None,
-        seed: int,
-        one_caption: bool,
-        paraphrase_probability: float,
-    ) -> None:
-        self._examples, self._image, self._augmentation = tuple(examples), image, augmentation
-        self._seed, self._one, self._probability = seed, one_caption, paraphrase_probability
+    def __init__(self, examples: Sequence[Example], image: ImageSpec, recipe: Recipe, *, one_caption: bool) -> None:
+        self._examples, self._image, self._augmentation = tuple(examples), image, recipe.augmentation
+        self._seed, self._one, self._probability = recipe.seed, one_caption, recipe.data.paraphrase_probability
 
     def __getitem__(self, position: Position) -> Sample:
         epoch, index = position
@@ -161,16 +136,15 @@ class TrainingSamples(Dataset[Sample]):
             pixels = (changed * 255).round().clamp(0, 255).to(torch.uint8)
         captions = example.captions
         if self._one:
-            captions = (
-                choose_caption(example, epoch=epoch, seed=self._seed, paraphrase_probability=self._probability),
-            )
+            chance = self._probability
+            captions = (choose_caption(example, epoch=epoch, seed=self._seed, paraphrase_probability=chance),)
         elif example.paraphrases and self._probability:
             draw = np.random.Generator(np.random.Philox(derive("paraphrases", self._seed, epoch, example.key)))
             captions = tuple(
                 str(draw.choice(others)) if draw.random() < self._probability and others else caption
                 for caption, others in zip(captions, example.paraphrases, strict=True)
             )
-        return Sample(example.key, pixels, captions)
+        return Sample(pixels, captions)
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -184,7 +158,7 @@ class PlainSamples(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         example = self._examples[index]
-        return Sample(example.key, read_pixels(example, self._image), example.captions)
+        return Sample(read_pixels(example, self._image), example.captions)
 
     def __len__(self) -> int:
         return len(self._examples)

@@ -22,19 +22,14 @@ if TYPE_CHECKING:
     from rsedge.training.recipe import Recipe
 
 FORMS = "float:LOW:HIGH, log:LOW:HIGH, int:LOW:HIGH[:STEP], or choices A,B,C"
-_KINDS = ("float", "log", "int")
-# What decides which images there are; they are read once and shared, so that all trials are judged on the same ones.
+# Keys that decide which images there are: they are read once and shared, so that all trials are judged on the same.
 _FIXED = ("family", "seed", "data.sources", "data.fractions", "data.limit", "data.skip_bad", "data.paraphrases")
 _MONITOR = ("loop.monitor", "loop.monitor_mode")
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Numbers from ``low`` to ``high``, both included.
-
-    Raises:
-        OptionError: The ends are no range.
-    """
+    """Numbers from ``low`` to ``high``, both included. Raises OptionError: the ends are no range."""
 
     kind: Literal["float", "log", "int"]
     """``float`` (uniform), ``log`` (uniform in the logarithm) or ``int``."""
@@ -140,11 +135,7 @@ def read_settings(settings: Sequence[str]) -> dict[str, str]:
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """The table ``[search]`` of a TOML file with dotted keys; the file may nest them in tables.
-
-    Raises:
-        OptionError: It cannot be read, or has another table or none.
-    """
+    """The dotted keys of the table ``[search]`` in a TOML file. Raises OptionError: it has not that table alone."""
     values = read_toml(path)
     table = values.pop("search", None)
     if values or not isinstance(table, dict):
@@ -214,7 +205,7 @@ def _parse(value: Any) -> Range | Choices:
     if not isinstance(value, str):
         raise OptionError(f"{value!r} is no range: give {FORMS}")
     kind, *ends = value.split(":")
-    if (kind := kind.strip()) in _KINDS:
+    if (kind := kind.strip()) in ("float", "log", "int"):
         number: Callable[[str], float] = int if kind == "int" else float
         try:
             numbers = [number(end) for end in ends]
@@ -237,7 +228,7 @@ def _parse(value: Any) -> Range | Choices:
 
 
 def _never_accepted(space: Space, recipe: Recipe) -> Iterator[str]:
-    """What is wrong with values that the recipe refuses by themselves and beside any other value searched.
+    """The problems of values that the recipe refuses by themselves and beside any other value searched.
 
     Values that contradict each other only in some combinations are no fault: those trials fail and the others run.
     """

@@ -80,11 +80,10 @@ class Trials:
 
     Args:
         journal: File that no other process uses.
-        recipe: What is searched around; its monitor is the metric.
-        space: What is searched.
+        recipe: The base of the search; its monitor is the metric.
+        space: The searched keys.
         points: Every point of a grid, as Optuna stores them; empty with another method.
-        method, pruner: As :func:`rsedge.training.tuning.tune.tune` has them.
-        seed: Of the proposals.
+        method, pruner, seed: As in :func:`rsedge.training.tuning.tune.tune`.
     """
 
     def __init__(
@@ -121,8 +120,6 @@ class Trials:
                 direction="minimize" if self._minimize else "maximize",
                 load_if_exists=True,
             )
-
-    # What is tried
 
     @property
     def done(self) -> int:
@@ -164,8 +161,6 @@ class Trials:
                 self._study.enqueue_trial(params, user_attrs={"repeats": trial.number, "attempt": attempt + 1})
             self._study.tell(trial.number, state=TrialState.FAIL)
 
-    # What came of it
-
     def end(self, trial: Any, value: float | None, state: str) -> None:
         """Store what a trial reached, or with ``PRUNED`` or ``FAIL`` that it ended early or could not be trained."""
         from optuna.trial import TrialState
@@ -203,11 +198,7 @@ class Trials:
         return min(complete)[2] if complete else None
 
     def recipe_of(self, record: TrialRecord) -> Recipe:
-        """What a trial trained with.
-
-        Raises:
-            OptionError: Its settings contradict each other.
-        """
+        """The recipe of a trial. Raises OptionError: its settings contradict each other."""
         return with_settings(self.recipe, dict(record.settings))
 
     def importances(self, records: Sequence[TrialRecord]) -> dict[str, float]:
@@ -352,29 +343,13 @@ class StudyFolder:
                 shutil.rmtree(self.run(record.number) / "checkpoints", ignore_errors=True)
 
 
-def draw_study(
-    records: Sequence[TrialRecord],
-    space: Space,
-    folder: Path,
-    *,
-    metric: str,
-    best: int | None,
-    importances: Mapping[str, float],
-) -> None:
-    """Write ``history.png``, ``slices.png`` and ``importances.png``; the first two need a value, the last a share.
-
-    Args:
-        records: The trials.
-        space: The searched keys.
-        folder: Of the study.
-        metric: What the values are.
-        best: The number of the best trial.
-        importances: Key → its share in what makes a trial good.
-    """
+def draw_study(trials: Trials, records: Sequence[TrialRecord], importances: Mapping[str, float], folder: Path) -> None:
+    """Write ``history.png``, ``slices.png`` and ``importances.png``; the first two need a value, the last a share."""
+    metric, best = trials.recipe.loop.monitor, trials.best(records)
     valued = [record for record in records if record.state in _LOOKS and record.value is not None]
     if valued:
         save(_history(records, valued, metric, best), folder / "history.png")
-        save(_slices(valued, space, metric, best), folder / "slices.png")
+        save(_slices(valued, trials.space, metric, best), folder / "slices.png")
     if importances:
         figure = new_figure(8, 1.2 + 0.4 * len(importances))
         axes = figure.subplots()
@@ -385,15 +360,17 @@ def draw_study(
         save(figure, folder / "importances.png")
 
 
-def _history(records: Sequence[TrialRecord], valued: Sequence[TrialRecord], metric: str, best: int | None) -> Any:
+def _history(
+    records: Sequence[TrialRecord], valued: Sequence[TrialRecord], metric: str, best: TrialRecord | None
+) -> Any:
     """The value of every trial in order, and the best so far."""
     figure = new_figure(8, 4.5)
     axes = figure.subplots()
     _scatter(axes, valued, [record.number for record in valued], best)
     complete = {record.number: record.value for record in valued if record.state == "complete"}
-    if best in complete:
+    if best is not None:
         values = np.array(list(complete.values()))
-        so_far = (np.minimum if values.min() == complete[best] else np.maximum).accumulate(values)
+        so_far = (np.minimum if values.min() == best.value else np.maximum).accumulate(values)
         looks = {"color": "tab:blue", "alpha": 0.5, "linewidth": 1, "label": "best so far"}
         axes.step(list(complete), so_far, where="post", **looks)
     failed = [record.number for record in records if record.state == "failed" and record.value is None]
@@ -407,7 +384,7 @@ def _history(records: Sequence[TrialRecord], valued: Sequence[TrialRecord], metr
     return figure
 
 
-def _slices(valued: Sequence[TrialRecord], space: Space, metric: str, best: int | None) -> Any:
+def _slices(valued: Sequence[TrialRecord], space: Space, metric: str, best: TrialRecord | None) -> Any:
     """The values of the trials over each searched key, one panel each; choices stand side by side, in their order."""
     columns = min(3, len(space))
     rows = -(-len(space) // columns)
@@ -437,7 +414,7 @@ def _slices(valued: Sequence[TrialRecord], space: Space, metric: str, best: int 
     return figure
 
 
-def _scatter(axes: Any, valued: Sequence[TrialRecord], places: Sequence[float], best: int | None) -> None:
+def _scatter(axes: Any, valued: Sequence[TrialRecord], places: Sequence[float], best: TrialRecord | None) -> None:
     placed = list(zip(places, valued, strict=True))
     for state, looks in _LOOKS.items():
         points = [
@@ -448,5 +425,5 @@ def _scatter(axes: Any, valued: Sequence[TrialRecord], places: Sequence[float], 
         if points:
             axes.scatter(*zip(*points, strict=True), label=state, **looks)
     for place, record in placed:
-        if record.number == best:
+        if record is best:
             axes.scatter(place, record.value, s=140, marker="*", color="tab:green", label="best", zorder=3)

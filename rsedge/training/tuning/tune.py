@@ -78,9 +78,8 @@ def tune(
     memory left) is recorded as failed with its reason, and the search goes on.
 
     Args:
-        recipe: What is searched around; its monitor becomes the metric.
-        space: Recipe key → ``float:LOW:HIGH``, ``log:LOW:HIGH``, ``int:LOW:HIGH[:STEP]`` or choices; see
-            :mod:`rsedge.training.tuning.search_space`.
+        recipe: The base of the search; its monitor becomes the metric.
+        space: Recipe key → range or choices, as in :mod:`rsedge.training.tuning.search_space`.
         output: Folder of the study.
         data: Examples made elsewhere; else the recipe's ``data.sources`` are read, once.
         method: ``tpe`` and ``gp`` propose what earlier trials make promising (the first 10 trials are random);
@@ -188,14 +187,7 @@ class _Search:
         finally:
             records, best = self.update()
             importances = self.trials.importances(records)
-            draw_study(
-                records,
-                self.trials.space,
-                self.folder.path,
-                metric=self.metric,
-                best=best.number if best else None,
-                importances=importances,
-            )
+            draw_study(self.trials, records, importances, self.folder.path)
         if best is None:
             raise RsedgeError(self.none_completed(records))
         return TuningResult(self.folder.path, best, self.trials.recipe_of(best), tuple(records), importances)
