@@ -50,11 +50,7 @@ def freeze(model: nn.Module, patterns: Iterable[str], parts: Mapping[str, str]) 
 
 
 def make_optimizer(model: nn.Module, recipe: OptimizerRecipe, parts: Mapping[str, str]) -> torch.optim.Optimizer:
-    """The optimiser over what is not frozen; every group has its highest rate as ``peak_lr``.
-
-    Raises:
-        OptionError: A pattern of ``learning_rates`` matches nothing, or only frozen parameters.
-    """
+    """The optimiser; groups have their highest rate as ``peak_lr``. Raises OptionError: rates of nothing trained."""
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     rates = dict.fromkeys(trained, recipe.learning_rate)
     for pattern, rate in reversed(recipe.learning_rates.items()):

@@ -272,33 +272,6 @@ class ContrastiveObjective:
         )
 
 
-def monitors(family: Family, *, captions: int, contrastive: ContrastiveObjective) -> dict[str, Better | None]:
-    """The values that :class:`rsedge.training.validation.Validation` computes, in their order, each with the better
-    direction, or None where neither is better, such as for the length of captions.
-
-    Known from the recipe, so that a misspelt monitor is refused at once. A captioner without ``captions`` has its loss
-    alone; ``contrastive`` is for clip.
-    """
-    found: dict[str, Better | None] = {"val_loss": "min"}
-    if family == "clip":
-        rsdix = contrastive.rsdix
-        parts = ["sigmoid"] if rsdix.use_sigmoid_loss else ["contrastive"]
-        parts += ["distillation"] if rsdix.teacher != "none" else []
-        parts += ["projection"] if rsdix.teacher == "sbert" else []
-        found |= {f"val_{part}": "min" for part in parts}
-        found["val_accuracy"] = "max"
-        if contrastive.sbert is not None:
-            found["val_sbs_mse"] = "min"
-        for direction in ("image_to_text", "text_to_image"):
-            found |= {f"val_{direction}_r{k}": "max" for k in (1, 5, 10)}
-        found["val_mean_recall"] = "max"
-    elif captions:
-        scores = (*(f"bleu_{n}" for n in range(1, 5)), "rouge_l", "cider_d")
-        found |= {f"val_{score}": "max" for score in scores}
-        found |= {"val_words": None, "val_distinct": None}
-    return found
-
-
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """A whole training run. Raises OptionError: impossible values or contradictions, all of a table at once."""
@@ -322,7 +295,7 @@ class Recipe:
     def __post_init__(self) -> None:
         family, loop, model = self.family, self.loop, self.model
         captioner = family != "clip"
-        known = monitors(family, captions=loop.captions, contrastive=self.contrastive or ContrastiveObjective())
+        known = monitors(self)
         scores = ", or set loop.captions above 0 to score generated captions" * (captioner and not loop.captions)
         better = known.get(loop.monitor) or loop.monitor_mode
         parts = (model.encoder, model.language_model)
@@ -359,6 +332,33 @@ class Recipe:
                 "'captions' to learn one from the training captions",
             ),
         )
+
+
+def monitors(recipe: Recipe) -> dict[str, Better | None]:
+    """The values that :class:`rsedge.training.validation.Validation` computes, in their order, each with the better
+    direction, or None where neither is better, such as for the length of captions.
+
+    Known from the recipe, so that a misspelt monitor is refused at once.
+    """
+    found: dict[str, Better | None] = {"val_loss": "min"}
+    if recipe.family == "clip":
+        contrastive = recipe.contrastive or ContrastiveObjective()
+        rsdix = contrastive.rsdix
+        parts = ["sigmoid"] if rsdix.use_sigmoid_loss else ["contrastive"]
+        parts += ["distillation"] if rsdix.teacher != "none" else []
+        parts += ["projection"] if rsdix.teacher == "sbert" else []
+        found |= {f"val_{part}": "min" for part in parts}
+        found["val_accuracy"] = "max"
+        if contrastive.sbert is not None:
+            found["val_sbs_mse"] = "min"
+        for direction in ("image_to_text", "text_to_image"):
+            found |= {f"val_{direction}_r{k}": "max" for k in (1, 5, 10)}
+        found["val_mean_recall"] = "max"
+    elif recipe.loop.captions:
+        scores = (*(f"bleu_{n}" for n in range(1, 5)), "rouge_l", "cider_d")
+        found |= {f"val_{score}": "max" for score in scores}
+        found |= {"val_words": None, "val_distinct": None}
+    return found
 
 
 def presets() -> dict[str, str]:
@@ -444,11 +444,7 @@ def from_dict(values: dict[str, Any]) -> Recipe:
 
 
 def with_settings(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
-    """The recipe with other values for dotted keys, ``{"optimizer.learning_rate": 1e-4}``.
-
-    Raises:
-        OptionError: An unknown key, or a value or combination that is not accepted.
-    """
+    """The recipe with other values for dotted keys. Raises OptionError: an unknown key, or values not accepted."""
     values = to_dict(recipe)
     for key, value in settings.items():
         table, name = locate(key)

@@ -53,26 +53,14 @@ class RunFolder:
 
     def check_free(self, *, overwrite: bool) -> None:
         """Check that a run can be made here. Raises OutputError: something is there already."""
-        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
-            return
-        if not self._is_run():
-            raise OutputError(f"{self.path} exists and is no run: choose another folder with -o")
-        if not overwrite:
-            raise OutputError(
-                f"{self.path} holds a run already: go on with --resume, start it anew with --overwrite, or "
-                "choose another folder with -o"
-            )
+        check_free(self.path, "run", is_one=self._is_run(), overwrite=overwrite)
 
     def _is_run(self) -> bool:
         """Whether a run was begun here; a folder that only holds someone's recipe.toml is none."""
         return all((self.path / name).exists() for name in _MADE)
 
     def create(self, recipe: Recipe, data: Mapping[str, Any], *, overwrite: bool) -> None:
-        """Make the folder in place of a run that is there (its other files stay), and write recipe and data.
-
-        Raises:
-            OutputError: Something is there already, or it cannot be made.
-        """
+        """Write a new run; other files stay. Raises OutputError: the folder is taken, or cannot be made."""
         self.check_free(overwrite=overwrite)
         try:
             if overwrite:
@@ -97,11 +85,7 @@ class RunFolder:
         return self.path / "recipe.toml"
 
     def check(self, recipe: Recipe, data: Mapping[str, Any]) -> None:
-        """Check that a resumed run means the same as the one that began here.
-
-        Raises:
-            OptionError: The recipe or the data differ; names the differences.
-        """
+        """Check that a resumed run is the one that began here. Raises OptionError: names the differences."""
         was = to_dict(from_dict(read_toml(self.recipe_path)))
         differing = differences(was, to_dict(recipe), free=_FREE_ON_RESUME)
         stored = json.loads((self.path / "data.json").read_text(encoding="utf-8"))
@@ -167,6 +151,19 @@ class RunFolder:
         with replacing(self.path / name) as link:
             link.unlink(missing_ok=True)
             link.symlink_to(target.relative_to(self.path), target_is_directory=True)
+
+
+def check_free(path: Path, kind: str, *, is_one: bool, overwrite: bool) -> None:
+    """Check that a run or study can be made at ``path``. Raises OutputError: something is there already."""
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not is_one:
+        raise OutputError(f"{path} exists and is no {kind}: choose another folder with -o")
+    if not overwrite:
+        raise OutputError(
+            f"{path} holds a {kind} already: go on with --resume, start it anew with --overwrite, or choose another "
+            "folder with -o"
+        )
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

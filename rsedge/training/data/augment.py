@@ -20,17 +20,13 @@ if TYPE_CHECKING:
 
     from rsedge.datasets.examples import Example
 
+_RANGES = ("crop_scale", "crop_ratio", "rotation", "brightness", "contrast", "saturation", "hue", "sharpness", "blur")
 # Field → lowest and highest value that makes sense in its range.
 _LIMITS = {
+    **dict.fromkeys(_RANGES, (0.0, math.inf)),
     "crop_scale": (0.0, 1.0),
-    "crop_ratio": (0.0, math.inf),
     "rotation": (-360.0, 360.0),
-    "brightness": (0.0, math.inf),
-    "contrast": (0.0, math.inf),
-    "saturation": (0.0, math.inf),
     "hue": (-0.5, 0.5),
-    "sharpness": (0.0, math.inf),
-    "blur": (0.0, math.inf),
 }
 _NOT_ZERO = ("crop_scale", "crop_ratio", "blur")
 _PROBABILITIES = ("probability", "horizontal_flip", "vertical_flip", "blur_probability")

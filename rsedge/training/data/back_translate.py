@@ -184,7 +184,24 @@ def back_translate(
             os.fsync(stream.fileno())
             if progress is not None:
                 progress(start + len(segment), len(examples))
-        return _publish(stream, done, output)
+        # 4. Finished work becomes the output, and is counted.
+        counts = {"images": 0, "captions": 0, "paraphrases": 0}
+        temporary = output.with_name(f".{output.name}.tmp")
+        stream.flush()
+        stream.seek(done)
+        with temporary.open("wb") as target:
+            for line in stream:
+                values = json.loads(line)
+                counts["images"] += 1
+                counts["captions"] += len(values["captions"])
+                counts["paraphrases"] += sum(map(len, values["paraphrases"]))
+                target.write(line)
+            target.flush()
+            os.fsync(target.fileno())
+        temporary.replace(output)
+        sync_folder(output.parent)
+        output.with_name(f"{output.name}.partial").unlink()
+        return counts
 
 
 def _reword(
@@ -256,24 +273,3 @@ def _whole_lines(stream: BinaryIO, start: int, examples: Sequence[Example]) -> i
     stream.seek(ends[finished])
     stream.truncate()
     return finished
-
-
-def _publish(stream: BinaryIO, start: int, output: Path) -> dict[str, int]:
-    """Turn finished work into the output, and count it."""
-    counts = {"images": 0, "captions": 0, "paraphrases": 0}
-    temporary = output.with_name(f".{output.name}.tmp")
-    stream.flush()
-    stream.seek(start)
-    with temporary.open("wb") as target:
-        for line in stream:
-            values = json.loads(line)
-            counts["images"] += 1
-            counts["captions"] += len(values["captions"])
-            counts["paraphrases"] += sum(map(len, values["paraphrases"]))
-            target.write(line)
-        target.flush()
-        os.fsync(target.fileno())
-    temporary.replace(output)
-    sync_folder(output.parent)
-    output.with_name(f"{output.name}.partial").unlink()
-    return counts

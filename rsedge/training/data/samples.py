@@ -86,17 +86,14 @@ class Order:
         """The number, within the whole step, of this process's ``chunk``-th chunk."""
         return self.process * self.chunks + chunk
 
-    def permutation(self, epoch: int) -> np.ndarray:
-        """The order of the examples in an epoch, int64 [examples]."""
-        return np.random.Generator(np.random.Philox(derive("order", self.seed, epoch))).permutation(self.examples)
-
     def batches(self, start: int, stop: int) -> Iterator[list[Position]]:
         """The chunks of this process for steps ``start`` up to, not including, ``stop``: ``chunks`` lists per step."""
         known, permutation = -1, np.empty(0, np.int64)
         for step in range(start, stop):
             epoch, within = divmod(step, self.steps_per_epoch)
             if epoch != known:
-                known, permutation = epoch, self.permutation(epoch)
+                known, generator = epoch, np.random.Generator(np.random.Philox(derive("order", self.seed, epoch)))
+                permutation = generator.permutation(self.examples)
             first = within * self.batch_size + self.chunk_number(0) * self.micro_batch_size
             for chunk in range(self.chunks):
                 offset = first + chunk * self.micro_batch_size

@@ -68,11 +68,7 @@ class BlipTask(CaptionTask):
 
 
 def make(recipe: Recipe, data: CaptionData) -> BlipTask:
-    """The task of a recipe, its model loaded or made from the seed.
-
-    Raises:
-        OptionError: The checkpoint is not BLIP, or settings do not fit it.
-    """
+    """The task of a recipe. Raises OptionError: the checkpoint is not BLIP, or settings do not fit it."""
     wanted = recipe.model
     tokenizer = obtain_tokenizer(wanted, wanted.init, data, learn_wordpiece)
     if wanted.init is None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from rsedge.datasets.examples import CaptionData
     from rsedge.manifest import ImageSpec
     from rsedge.training.data.samples import Sample
-    from rsedge.training.recipe import ModelRecipe, Recipe
+    from rsedge.training.recipe import Recipe
 
 _KINDS: dict[str, Any] = {"clip": (CLIPConfig, CLIPModel), "siglip": (SiglipConfig, SiglipModel)}
 _MAX_LOG_SCALE = math.log(100)  # CLIP's own bound
@@ -163,16 +163,25 @@ def embed_tokens(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def make(recipe: Recipe, data: CaptionData) -> ClipTask:
-    """The task of a recipe, its model loaded or made from the seed.
-
-    Raises:
-        OptionError: The checkpoint is neither CLIP nor SigLIP, or settings do not fit it.
-    """
+    """The task of a recipe. Raises OptionError: the model is neither CLIP nor SigLIP, or settings do not fit it."""
     wanted = recipe.model
     objective = recipe.contrastive or ContrastiveObjective()
     tokenizer = obtain_tokenizer(wanted, wanted.init, data, learn_clip_bpe)
     if wanted.init is None:
-        model, image = _from_config(wanted, tokenizer)
+        changes = dict(wanted.config)
+        kind = changes.pop("model_type", "clip")
+        if kind not in _KINDS:
+            raise OptionError(f"model.config.model_type is {kind!r}: give {' or '.join(_KINDS)}")
+        config_class, model_class = _KINDS[kind]
+        ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        defaults = {
+            "vision_config": {"image_size": wanted.image_size or 224},
+            "text_config": {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **ids},
+        }
+        config = config_class(**merge_config(config_class, defaults, changes))
+        if kind == "clip":  # the towers, opened alone, read it from their own configuration
+            config.vision_config.projection_dim = config.text_config.projection_dim = config.projection_dim
+        model, image = model_class(config), default_image(kind, config.vision_config.image_size)
     else:
         kind = config_type(wanted.init, wanted.revision)
         if kind not in _KINDS:
@@ -202,23 +211,6 @@ def make(recipe: Recipe, data: CaptionData) -> ClipTask:
     return ClipTask(
         model, replace(image, size=size), ClipCollate(tokenizer, tokens, siglip, table), tokenizer, objective
     )
-
-
-def _from_config(wanted: ModelRecipe, tokenizer: Any) -> tuple[Any, ImageSpec]:
-    changes = dict(wanted.config)
-    kind = changes.pop("model_type", "clip")
-    if kind not in _KINDS:
-        raise OptionError(f"model.config.model_type is {kind!r}: give {' or '.join(_KINDS)}")
-    config_class, model_class = _KINDS[kind]
-    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    defaults = {
-        "vision_config": {"image_size": wanted.image_size or 224},
-        "text_config": {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **ids},
-    }
-    config = config_class(**merge_config(config_class, defaults, changes))
-    if kind == "clip":  # the towers, opened alone, read it from their own configuration
-        config.vision_config.projection_dim = config.text_config.projection_dim = config.projection_dim
-    return model_class(config), default_image(kind, config.vision_config.image_size)
 
 
 def sentence_embeddings(model: str, texts: Iterable[str]) -> dict[str, np.ndarray]:

@@ -76,11 +76,7 @@ class ClipCapTask(CaptionTask):
 
 
 def make(recipe: Recipe, data: CaptionData) -> ClipCapTask:
-    """The task of a recipe: a whole CLIPCap, or one of trained or random parts with a new mapper.
-
-    Raises:
-        OptionError: A part is of another kind, or settings do not fit.
-    """
+    """The task of a recipe: a CLIPCap, or parts and a new mapper. Raises OptionError: parts or settings do not fit."""
     wanted = recipe.model
     tokenizer = obtain_tokenizer(wanted, wanted.init or wanted.language_model, data, learn_byte_bpe)
     if wanted.init is not None:

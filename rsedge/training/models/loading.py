@@ -228,11 +228,7 @@ def interpolate(positions: Tensor, grid: int, *, class_token: bool) -> Tensor:
 
 @torch.no_grad()
 def resize_vision(model: Any, image_size: int) -> None:
-    """Give the vision tower of a BLIP, CLIP or SigLIP model, or one alone, another image size in pixels.
-
-    Raises:
-        OptionError: The size is not a multiple of the patch size.
-    """
+    """Give a vision tower, or its model, another image size. Raises OptionError: no multiple of the patch size."""
     tower = getattr(model, "vision_model", model)
     config, embeddings = tower.config, tower.embeddings
     patch = config.patch_size
@@ -339,11 +335,7 @@ def learn_byte_bpe(captions: Iterable[str], size: int) -> Any:
 def obtain_tokenizer(
     wanted: ModelRecipe, own: str | None, data: CaptionData, learn: Callable[[Iterable[str], int], Any]
 ) -> Any:
-    """The tokenizer a recipe asks for: named, learnt from the training captions, or that of the checkpoint ``own``.
-
-    Raises:
-        OptionError: None is named, or two are.
-    """
+    """The tokenizer of a recipe: named, learnt, or that of ``own``. Raises OptionError: none is named, or two are."""
     if own is not None and wanted.tokenizer is not None:
         raise OptionError(f"{own} has a tokenizer of its own: leave model.tokenizer out")
     if wanted.tokenizer == FROM_CAPTIONS:

@@ -91,10 +91,6 @@ class Task(nn.Module, ABC):
         """Model input, float32 [B, 3, S, S], from uint8; the formula of the exported graph."""
         return (pixels.float() / 255 - self._mean) / self._std
 
-    @abstractmethod
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """What the loss is computed from."""
-
     def after_step(self) -> None:
         """Called after an optimiser step."""
 

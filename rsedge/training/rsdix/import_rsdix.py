@@ -100,7 +100,14 @@ def import_rsdix(
     source, target = Path(source), Path(target)
     if weights not in get_args(Weights):
         raise OptionError(f"weights is {weights!r}, expected {' or '.join(get_args(Weights))}")
-    _check_target(target, overwrite)
+    if not target.resolve().parent.is_dir():
+        raise OutputError(f"the folder {target.resolve().parent} does not exist: create it first")
+    if target.exists() and not (target / _PROVENANCE).is_file():  # a config.json is in many folders of someone's work
+        raise OutputError(
+            f"{target} exists and is not a checkpoint of import-rsdix: rsedge will not replace it; choose another name"
+        )
+    if target.exists() and not overwrite:
+        raise OutputError(f"{target} exists already: choose another name, or allow overwriting with --overwrite")
     progress(f"reading {source}")
     checkpoint = read_lightning(source)
     family, found = collect(checkpoint, weights)
@@ -202,19 +209,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [item if isinstance(item, str | int | float) else type(item).__name__ for item in value]
     return type(value).__name__
-
-
-def _check_target(target: Path, overwrite: bool) -> None:
-    if not target.resolve().parent.is_dir():
-        raise OutputError(f"the folder {target.resolve().parent} does not exist: create it first")
-    if not target.exists():
-        return
-    if not (target / _PROVENANCE).is_file():  # a config.json is in many folders that are someone's work
-        raise OutputError(
-            f"{target} exists and is not a checkpoint of import-rsdix: rsedge will not replace it; choose another name"
-        )
-    if not overwrite:
-        raise OutputError(f"{target} exists already: choose another name, or allow overwriting with --overwrite")
 
 
 @contextmanager

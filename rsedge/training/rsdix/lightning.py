@@ -17,6 +17,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -281,19 +282,14 @@ class _Unpickler(pickle._Unpickler):  # the one in Python, whose steps can be wa
         return Storage(member, dtype, count)
 
 
-def _weighed(code: bytes) -> None:
-    """Weigh the tuple that an opcode makes."""
-    load = _Unpickler.dispatch[code[0]]
-
-    def load_and_weigh(unpickler: Any) -> None:
-        load(unpickler)
-        unpickler._weigh()
-
-    _Unpickler.dispatch[code[0]] = load_and_weigh
+def _load_and_weigh(load: Callable[[Any], None], unpickler: Any) -> None:
+    """Make the tuple of an opcode, and weigh it."""
+    load(unpickler)
+    unpickler._weigh()
 
 
 for _code in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3):
-    _weighed(_code)
+    _Unpickler.dispatch[_code[0]] = partial(_load_and_weigh, _Unpickler.dispatch[_code[0]])
 
 
 def _rebuilders() -> dict[str, Callable[..., Any]]:

@@ -154,11 +154,7 @@ def find_learning_rate(
 
 
 def write_curve(curve: LearningRateCurve, folder: str | Path, *, overwrite: bool = False) -> tuple[Path, Path]:
-    """Write ``lr-finder.csv`` and ``lr-finder.png`` into a folder, beside whatever is there.
-
-    Raises:
-        OutputError: They are there already, or cannot be written.
-    """
+    """Write ``lr-finder.csv`` and ``lr-finder.png`` in a folder. Raises OutputError: they exist, or writing fails."""
     table, picture = curve_files(folder, overwrite=overwrite)
     try:
         table.parent.mkdir(parents=True, exist_ok=True)
@@ -166,7 +162,20 @@ def write_curve(curve: LearningRateCurve, folder: str | Path, *, overwrite: bool
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["learning_rate", "loss", "smoothed_loss"])
             writer.writerows(zip(curve.rates, curve.losses, curve.smoothed, strict=True))
-        _draw(curve, picture)
+        figure = new_figure(8, 4.5)
+        axes = figure.subplots()
+        axes.plot(curve.rates, curve.losses, color="tab:blue", alpha=0.3, linewidth=1, label="loss")
+        axes.plot(curve.rates, curve.smoothed, color="tab:blue", label="smoothed")
+        marks = {"steepest slope": curve.steepest, "a tenth of the minimum": curve.tenth_of_minimum}
+        for (name, rate), color in zip(marks.items(), ("tab:orange", "tab:green"), strict=True):
+            axes.axvline(rate, color=color, linestyle="--", linewidth=1, label=f"{name}: {rate:.2g}")
+        smoothed = np.array(curve.smoothed)
+        low, high = min(curve.losses), max(smoothed[: max(2, len(smoothed) // 2)].max(), curve.losses[0])
+        axes.set_ylim(low - 0.05 * (high - low), high + 0.3 * (high - low))  # what broke out leaves the picture
+        axes.set(xlabel="learning rate", ylabel="training loss", xscale="log")
+        axes.grid(alpha=0.3)
+        figure.legend(loc="outside upper center", ncols=2, frameon=False)
+        save(figure, picture)
     except OSError as error:
         raise OutputError(f"cannot write in {folder}: {error.strerror}; choose another with -o") from error
     return table, picture
@@ -179,20 +188,3 @@ def curve_files(folder: str | Path, *, overwrite: bool = False) -> tuple[Path, P
     if taken and not overwrite:
         raise OutputError(f"{' and '.join(taken)} exist already: pass --overwrite, or choose another -o")
     return paths
-
-
-def _draw(curve: LearningRateCurve, path: Path) -> None:
-    figure = new_figure(8, 4.5)
-    axes = figure.subplots()
-    axes.plot(curve.rates, curve.losses, color="tab:blue", alpha=0.3, linewidth=1, label="loss")
-    axes.plot(curve.rates, curve.smoothed, color="tab:blue", label="smoothed")
-    marks = {"steepest slope": curve.steepest, "a tenth of the minimum": curve.tenth_of_minimum}
-    for (name, rate), color in zip(marks.items(), ("tab:orange", "tab:green"), strict=True):
-        axes.axvline(rate, color=color, linestyle="--", linewidth=1, label=f"{name}: {rate:.2g}")
-    smoothed = np.array(curve.smoothed)
-    low, high = min(curve.losses), max(smoothed[: max(2, len(smoothed) // 2)].max(), curve.losses[0])
-    axes.set_ylim(low - 0.05 * (high - low), high + 0.3 * (high - low))  # what broke out leaves the picture
-    axes.set(xlabel="learning rate", ylabel="training loss", xscale="log")
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside upper center", ncols=2, frameon=False)
-    save(figure, path)

@@ -73,11 +73,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """One of several values: text, numbers, truth values, lists; None leaves the key out of the recipe.
-
-    Raises:
-        OptionError: There are fewer than two, or one stands twice.
-    """
+    """One of several values; None leaves out the recipe's key. Raises OptionError: fewer than two, or one twice."""
 
     values: tuple[Any, ...]
 
@@ -116,11 +112,7 @@ def encode(value: Any) -> Any:
 
 
 def read_settings(settings: Sequence[str]) -> dict[str, str]:
-    """``KEY=RANGE`` texts of a command line as a mapping for :func:`parse_space`.
-
-    Raises:
-        OptionError: One has no ``=``, or a key stands twice; all such are named.
-    """
+    """``KEY=RANGE`` texts as a mapping. Raises OptionError: texts without ``=``, or a key twice; names all."""
     found: dict[str, str] = {}
     problems = []
     for setting in settings:

@@ -19,7 +19,7 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ from rsedge.errors import OptionError, OutputError
 from rsedge.tomlfile import read_toml, write_toml
 from rsedge.training.data.samples import derive
 from rsedge.training.recipe import differences, save_recipe, with_settings
-from rsedge.training.run_folder import RunFolder, new_figure, replacing, save
+from rsedge.training.run_folder import RunFolder, check_free, new_figure, replacing, save
 from rsedge.training.tuning.search_space import Range
 
 if TYPE_CHECKING:
@@ -48,6 +48,9 @@ _ATTEMPTS = 3  # a trial whose process ends so often is given up: it may be what
 _ENOUGH = 20  # complete trials, for importances to mean something
 _FREE_ON_RESUME = ("recipe.data.workers", "recipe.data.sources")  # the fingerprint holds what the data must be
 _FILES = ("study.toml", "trials.csv", "best.toml", "history.png", "slices.png", "importances.png")
+# Classes of Optuna. The sampler of a grid is never asked: its points are enqueued.
+_SAMPLERS = {"tpe": "TPESampler", "gp": "GPSampler", "grid": "RandomSampler"}
+_PRUNERS = {"median": "MedianPruner", "hyperband": "HyperbandPruner", "none": "NopPruner"}
 _LOOKS: dict[str, dict[str, Any]] = {
     "complete": {"color": "tab:blue", "marker": "o", "s": 28},
     "pruned": {"color": "tab:orange", "marker": "v", "s": 28},
@@ -80,33 +83,20 @@ class Trials:
 
     Args:
         journal: File that no other process uses.
+        plan: With the method, the pruner and the seed of the proposals.
         recipe: The base of the search; its monitor is the metric.
         space: The searched keys.
         points: Every point of a grid, as Optuna stores them; empty with another method.
-        method, pruner, seed: As in :func:`rsedge.training.tuning.tune.tune`.
     """
 
     def __init__(
-        self,
-        journal: Path,
-        recipe: Recipe,
-        space: Space,
-        points: Sequence[dict[str, Any]],
-        *,
-        method: Method,
-        pruner: Pruner,
-        seed: int,
+        self, journal: Path, plan: Mapping[str, Any], recipe: Recipe, space: Space, points: Sequence[dict[str, Any]]
     ) -> None:
         import optuna
 
         self.recipe, self.space = recipe, space
-        self._points, self._method, self._seed = points, method, seed
+        self._points, self._sampler, self._seed = points, _SAMPLERS[plan["method"]], plan["seed"]
         self._minimize = recipe.loop.monitor_mode == "min"
-        pruners: dict[str, Callable[[], Any]] = {
-            "median": optuna.pruners.MedianPruner,
-            "hyperband": optuna.pruners.HyperbandPruner,
-            "none": optuna.pruners.NopPruner,
-        }
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # its news of every trial are told here
         # The journal needs no lock of its own: a study folder is open in one process at a time.
         unlocked = SimpleNamespace(acquire=lambda: True, release=lambda: None)
@@ -116,7 +106,7 @@ class Trials:
             self._study = optuna.create_study(
                 storage=optuna.storages.JournalStorage(backend),
                 study_name="rsedge",
-                pruner=pruners[pruner](),
+                pruner=getattr(optuna.pruners, _PRUNERS[plan["pruner"]])(),
                 direction="minimize" if self._minimize else "maximize",
                 load_if_exists=True,
             )
@@ -136,15 +126,11 @@ class Trials:
         position = self.done
         if self._points and not any(trial.state == TrialState.WAITING for trial in self._all()):
             self._study.enqueue_trial(self._points[position])
-        made: dict[str, Callable[..., Any]] = {
-            "tpe": samplers.TPESampler,
-            "gp": samplers.GPSampler,
-            "grid": samplers.RandomSampler,  # never asked: a grid's points are enqueued
-        }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             # A seed of its own for every trial: what is proposed after a resume is what would have been.
-            self._study.sampler = made[self._method](seed=derive("sampler", self._seed, position) % 2**32)
+            sampler = getattr(samplers, self._sampler)
+            self._study.sampler = sampler(seed=derive("sampler", self._seed, position) % 2**32)
             trial = self._study.ask({key: entry.distribution() for key, entry in self.space.items()})
         return trial, self._settings(trial.params)
 
@@ -249,15 +235,8 @@ class StudyFolder:
         """
         if resume and not self._plan.is_file():
             raise OptionError(f"there is no study in {self.path} to resume: start one without --resume")
-        if resume or not self.path.exists():
-            return
-        if not self.path.is_dir() or (any(self.path.iterdir()) and not self._plan.is_file()):
-            raise OutputError(f"{self.path} exists and is no study: choose another folder with -o")
-        if self._plan.is_file() and not overwrite:
-            raise OutputError(
-                f"{self.path} holds a study already: go on with --resume, start it anew with --overwrite, or choose "
-                "another folder with -o"
-            )
+        if not resume:
+            check_free(self.path, "study", is_one=self._plan.is_file(), overwrite=overwrite)
 
     @contextmanager
     def open(self, plan: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Iterator[Path]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rsedge.errors import BackendError, OptionError, RsedgeError
-from rsedge.training.recipe import ContrastiveObjective, monitors, to_dict, with_settings
+from rsedge.training.recipe import monitors, to_dict, with_settings
 from rsedge.training.run_folder import read_metrics
 from rsedge.training.train import fingerprint, read_data, train
 from rsedge.training.tuning.search_space import encode, parse_space, to_toml
@@ -118,10 +118,7 @@ def tune(
         raise OptionError("; ".join(problems))
     metric = metric or recipe.loop.monitor
     if direction is None:
-        known = monitors(
-            recipe.family, captions=recipe.loop.captions, contrastive=recipe.contrastive or ContrastiveObjective()
-        )
-        better = recipe.loop.monitor_mode if metric == recipe.loop.monitor else known.get(metric)
+        better = recipe.loop.monitor_mode if metric == recipe.loop.monitor else monitors(recipe).get(metric)
         direction = "minimize" if better == "min" else "maximize"
     wanted = {"loop.monitor": metric, "loop.monitor_mode": "min" if direction == "minimize" else "max"}
     base = with_settings(recipe, wanted)
@@ -132,7 +129,6 @@ def tune(
         points = [dict(zip(parsed, point, strict=True)) for point in itertools.product(*values)]
     if method == "grid" and trials is not None and trials > len(points):
         raise OptionError(f"trials is {trials}, but the grid has {len(points)} points: leave it out to try them all")
-    seed = recipe.seed if seed is None else seed
     folder = StudyFolder(Path(output), keep=keep)
     folder.check(resume=resume, overwrite=overwrite)
     if data is None:
@@ -145,14 +141,13 @@ def tune(
         "metric": metric,
         "direction": direction,
         "pruner": pruner,
-        "seed": seed,
+        "seed": recipe.seed if seed is None else seed,
         "data": fingerprint(data),
         "search": to_toml(parsed),
         "recipe": to_dict(base),
     }
     with folder.open(plan, resume=resume, overwrite=overwrite) as journal:
-        made = Trials(journal, base, parsed, points, method=method, pruner=pruner, seed=seed)
-        search = _Search(made, folder, data, cpu, observe, metric)
+        search = _Search(Trials(journal, plan, base, parsed, points), folder, data, cpu, observe, metric)
         return search.run(trials or len(points) or _TRIALS, timeout)
 
 
