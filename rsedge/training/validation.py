@@ -52,9 +52,10 @@ class Validation:
         model.eval()
         try:
             with torch.no_grad():
-                evaluate: Any = self._contrastive if isinstance(task, ContrastiveTask) else self._caption
-                values: dict[str, float] = evaluate(model, task)
-                return values
+                if isinstance(task, ContrastiveTask):
+                    return self._contrastive(model, task)
+                assert isinstance(task, CaptionTask)
+                return self._caption(model, task)
         finally:
             model.train(was_training)
 
