@@ -19,7 +19,7 @@ from common import machine, median, save
 
 from rsedge.datasets import CaptionData, Example, load_examples
 from rsedge.training.loop import Trainer, make_accelerator
-from rsedge.training.recipe_files import load_recipe
+from rsedge.training.recipe import load_recipe
 from rsedge.training.train import make_task
 
 WORDS = [

@@ -21,8 +21,7 @@ from rsedge.checkpointfiles import folder_problems
 from rsedge.errors import CheckpointError, OptionError, RsedgeError
 from rsedge.export.convert import export
 from rsedge.export.loading import load_checkpoint
-from rsedge.training.models.loading import load_pretrained
-from rsedge.training.models.tokenizers import open_tokenizer
+from rsedge.training.models.loading import load_pretrained, open_tokenizer
 from rsedge.training.recipe import ModelRecipe
 from tests.models import make_blip
 
@@ -213,7 +212,7 @@ from rsedge.export.loading import load_checkpoint
 from rsedge.export.tokenizer import export_tokenizer
 from rsedge.training.models.loading import load_pretrained
 from rsedge.training.recipe import ModelRecipe
-from rsedge.training.models.tokenizers import open_tokenizer
+from rsedge.training.models.loading import open_tokenizer
 from pathlib import Path
 checkpoint = load_checkpoint({name!r})
 export_tokenizer(checkpoint.path, Path({str(tmp_path / "tokenizer.json")!r}))

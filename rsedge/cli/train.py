@@ -15,7 +15,7 @@ from rsedge.cli.say import say, say_json
 def _list_presets(ctx: click.Context, param: click.Parameter, value: bool) -> None:  # noqa: ARG001
     """Print the built-in recipes and exit."""
     if value:
-        from rsedge.training.recipe_files import presets
+        from rsedge.training.recipe import presets
 
         for name, text in presets().items():
             say(f"{name:<24} {text}")
@@ -25,7 +25,7 @@ def _list_presets(ctx: click.Context, param: click.Parameter, value: bool) -> No
 def _list_keys(ctx: click.Context, param: click.Parameter, value: bool) -> None:  # noqa: ARG001
     """Print the keys of a recipe and exit."""
     if value:
-        from rsedge.training.recipe_files import keys
+        from rsedge.training.recipe import keys
 
         say("\n".join(keys()))
         ctx.exit()
@@ -99,7 +99,7 @@ def command(
     from rsedge.errors import BackendError, OptionError
 
     try:
-        from rsedge.training.recipe_files import load_recipe
+        from rsedge.training.recipe import load_recipe
         from rsedge.training.run_folder import RunFolder
         from rsedge.training.train import train
     except ImportError as error:

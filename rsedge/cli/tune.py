@@ -139,7 +139,7 @@ def command(
     if resume and overwrite:
         raise OptionError("--resume continues a study, --overwrite replaces it: give one of them")
     try:
-        from rsedge.training.recipe_files import load_recipe
+        from rsedge.training.recipe import load_recipe
         from rsedge.training.tuning import lr_finder
         from rsedge.training.tuning.search_space import read_file, read_settings
         from rsedge.training.tuning.tune import tune

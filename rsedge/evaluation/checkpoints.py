@@ -19,8 +19,7 @@ from rsedge.manifest import GenerationDefaults, ImageSpec
 from rsedge.pixels import UInt8, resize
 from rsedge.runtime.decoding.options import DecodingOptions
 from rsedge.texts import first_line
-from rsedge.training.models.loading import config_type, image_spec, load_pretrained, torch_device
-from rsedge.training.models.tokenizers import open_tokenizer
+from rsedge.training.models.loading import config_type, image_spec, load_pretrained, open_tokenizer, torch_device
 from rsedge.training.recipe import ModelRecipe
 
 if TYPE_CHECKING:
@@ -99,8 +98,7 @@ class _Blip(_Checkpoint):
 
 class _ClipCap(_Checkpoint):
     def __init__(self, path: str, name: str, device: str, batch_size: int, options: dict[str, Any]) -> None:
-        from rsedge.training.models.clipcap_decode import DEFAULTS
-        from rsedge.training.models.clipcap_model import ClipCapModel
+        from rsedge.training.models.clipcap_model import DEFAULTS, ClipCapModel
 
         super().__init__(ClipCapModel, path, name, device, batch_size)
         config = self._model.config
@@ -112,8 +110,8 @@ class _ClipCap(_Checkpoint):
 
     @torch.no_grad()
     def caption(self, images: Sequence[UInt8], *, keys: Sequence[int] | None = None) -> list[str]:
-        """Captions by :func:`rsedge.training.models.clipcap_decode.generate`."""
-        from rsedge.training.models.clipcap_decode import generate
+        """Captions by :func:`rsedge.training.models.clipcap_model.generate`."""
+        from rsedge.training.models.clipcap_model import generate
 
         texts: list[str] = []
         for pixels in self._batches(images):

@@ -1,8 +1,15 @@
 """The training loop: the only one, for all families, on whatever accelerate is configured for.
 
-Every random choice is a function of the seed and of where in the run it is made (:mod:`rsedge.training.data.order`,
-:mod:`rsedge.training.objective`), never of what was drawn before; so a run that goes on from a checkpoint takes the
-same steps as one that was never stopped, and the number of processes, passes and workers changes nothing but rounding.
+Every random choice is a function of the seed and of its place in the run (:mod:`rsedge.training.data.samples`), never
+of earlier choices; so a run that goes on from a checkpoint takes the same steps as one that was never stopped, and the
+number of processes, passes and workers changes nothing but rounding. Dropout is seeded by (seed, step, chunk): a chunk
+drops the same units in both passes, on any process, and after a resume.
+
+Gradients do not depend on how a step is cut into chunks. A captioner's loss is a mean over the caption tokens of the
+whole step, whichever process and pass they are in. A contrastive loss compares every image of the step with every text
+of it: chunks are embedded first, the loss is taken over the embeddings of all processes, and its gradient with respect
+to them is carried through each chunk in a second pass (cached gradients, Gao et al. 2021, "Scaling Deep Contrastive
+Learning Batch Size under Memory Limited Setup").
 """
 
 from __future__ import annotations
@@ -12,6 +19,7 @@ import math
 import os
 import pickle
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,19 +28,17 @@ import torch
 from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin, LoggerType, ProjectConfiguration
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers.utils.logging import disable_progress_bar
 
 from rsedge.errors import BackendError, OptionError, RsedgeError
 from rsedge.texts import first_line
-from rsedge.training import figures
-from rsedge.training.data.order import BatchSampler, Order
-from rsedge.training.data.samples import TrainingSamples
+from rsedge.training.data.samples import Order, TrainingSamples, derive
 from rsedge.training.losses import ExponentialAverage
-from rsedge.training.models.task import Batch, CaptionTask, Task
-from rsedge.training.objective import objective_for
+from rsedge.training.models.task import Batch, CaptionTask, ContrastiveTask, Task
 from rsedge.training.optim import Progress, factor_at, freeze, make_optimizer
-from rsedge.training.run_folder import STATE, RunFolder, read_metrics
+from rsedge.training.run_folder import STATE, RunFolder, draw_losses, draw_samples, read_metrics
 from rsedge.training.validation import Validation
 
 if TYPE_CHECKING:
@@ -45,7 +51,7 @@ _SAMPLES = 12  # validation images in the sample grid
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What the loop tells its observer, on the main process."""
+    """A report to the observer, on the main process."""
 
     step: int
     steps: int
@@ -65,11 +71,11 @@ class Trainer:
     """One run.
 
     Args:
-        recipe: What to do.
-        task: The model, on the CPU, as the recipe's family makes it.
+        recipe: Of the run.
+        task: The model of the recipe's family, on the CPU.
         training, validation: The examples.
-        accelerator: Where and in which precision; its accumulation steps are set by :func:`make_accelerator`.
-        folder: Of the run; None keeps nothing, for a search or a learning-rate test.
+        accelerator: Made by :func:`make_accelerator`, which sets its accumulation steps.
+        folder: Of the run; None keeps nothing, for a learning-rate test.
         observe: Called after logged steps and evaluations.
 
     Raises:
@@ -117,23 +123,13 @@ class Trainer:
         self.task: Task = accelerator.unwrap_model(self.model)
         self._average = ExponentialAverage(self.task, decay=loop.ema_decay) if loop.ema_decay else None
         self._objective = objective_for(self.task, accelerator, self.order)
-        self._watch = Validation(
-            validation,
-            task,
-            accelerator,
-            chunk=self.order.micro_batch_size,
-            batch_size=loop.batch_size,
-            captions=loop.captions,
-            workers=recipe.data.workers,
-        )
-
-    # The run
+        self._watch = Validation(validation, task, accelerator, recipe, chunk=self.order.micro_batch_size)
 
     def resume(self) -> bool:
-        """Go back to the last checkpoint of the run folder; False where there is none.
+        """Load the last checkpoint of the run folder without executing anything in it; False where there is none.
 
         Raises:
-            OptionError: Its state cannot be read. Nothing in it is executed.
+            OptionError: Its state cannot be read.
         """
         found = self._folder.last() if self._folder else None
         if found is None:
@@ -146,19 +142,14 @@ class Trainer:
             if self._average is not None:
                 self._average.load_state_dict(torch.load(state / _AVERAGE, map_location="cpu", weights_only=True))
         except (pickle.UnpicklingError, RuntimeError, OSError, KeyError) as error:
-            reason = first_line(error)
             raise OptionError(
-                f"cannot resume from {state}: it is damaged, of another version or no mere numbers ({reason}): "
-                f"start a new run with model.init = {checkpoint}"
+                f"cannot resume from {state}: it is damaged, of another version or no mere numbers "
+                f"({first_line(error)}): start a new run with model.init = {checkpoint}"
             ) from error
         return True
 
     def run(self) -> Progress:
-        """Train to the end, evaluating and saving on the way.
-
-        Raises:
-            RsedgeError: The loss is no longer a number.
-        """
+        """Train to the end, evaluating and saving on the way. Raises RsedgeError: the loss is no longer a number."""
         if self.progress.finished or self.progress.step >= self.steps:
             return self.progress
         self.model.train()
@@ -173,10 +164,8 @@ class Trainer:
                     values["gpu_memory_mb"] = torch.cuda.max_memory_allocated(self._accelerator.device) / 1e6
                 self._log(values)
                 began, images = time.monotonic(), 0
-            best = False
             evaluate = step % self._evaluate_every == 0 or last
-            if evaluate:
-                best = self._evaluate()
+            best = evaluate and self._evaluate()
             stop = last or self.progress.finished
             if stop or best or step % self._checkpoint_every == 0:
                 self._save(best=best)
@@ -203,52 +192,41 @@ class Trainer:
                 f"the loss is {values['loss']} at step {self.progress.step + 1}: lower optimizer.learning_rate, set "
                 "optimizer.clip_norm, or use loop.mixed_precision bf16 or no; --resume goes on from the last checkpoint"
             )
-        if self._recipe.optimizer.clip_norm is not None:
-            norm = self._accelerator.clip_grad_norm_(self.model.parameters(), self._recipe.optimizer.clip_norm)
+        if (most := self._recipe.optimizer.clip_norm) is not None:
+            norm = self._accelerator.clip_grad_norm_(self.model.parameters(), most)
             if norm is not None:
                 values["gradient_norm"] = float(norm)
         self.optimizer.step()
         self.progress.step += 1
-        self.task.after_step(self.progress.step)
+        self.task.after_step()
         if self._average is not None:
             self._average.update(self.task)
         return {**values, "learning_rate": rate}
 
     def batches(self, start: int = 0) -> Iterator[list[Batch]]:
         """The chunks of each step from ``start`` on, on this process's device."""
-        data, order = self._recipe.data, self.order
-        samples = TrainingSamples(
-            self._training,
-            self.task.image,
-            augmentation=self._recipe.augmentation,
-            seed=self._recipe.seed,
-            one_caption=self.task.one_caption,
-            paraphrase_probability=data.paraphrase_probability,
-        )
+        order, device = self.order, self._accelerator.device
+        samples = TrainingSamples(self._training, self.task.image, self._recipe, one_caption=self.task.one_caption)
         loader: DataLoader[Any] = DataLoader(
             samples,
-            batch_sampler=BatchSampler(order, start, self.steps),
+            batch_sampler=order.batches(start, self.steps),
             collate_fn=self.task.collate,
-            num_workers=data.workers,
-            pin_memory=self._accelerator.device.type == "cuda",
+            num_workers=self._recipe.data.workers,
+            pin_memory=device.type == "cuda",
         )
         chunks: list[Batch] = []
         for batch in loader:
-            chunks.append(
-                {name: value.to(self._accelerator.device, non_blocking=True) for name, value in batch.items()}
-            )
+            chunks.append({name: value.to(device, non_blocking=True) for name, value in batch.items()})
             if len(chunks) == order.chunks:
                 yield chunks
                 chunks = []
 
-    # Evaluation and checkpoints
-
     def _evaluate(self) -> bool:
         """Evaluate and draw the pictures of the run folder; True if the model is the best so far."""
         recipe, loop = self._recipe, self._recipe.loop
-        task = self._average.module if self._average is not None else self.task
+        task, model = (self.task, self.model) if self._average is None else (self._average.module,) * 2
         assert isinstance(task, Task)
-        values = self._watch.run(task if self._average is not None else self.model, task)
+        values = self._watch.run(model, task)
         best = self.progress.record(
             values[loop.monitor],
             better_is_less=loop.monitor_mode == "min",
@@ -266,10 +244,10 @@ class Trainer:
             texts = self._watch.generate(task, shown)
             task.train(was_training)
         if self._accelerator.is_main_process:
-            figures.draw_losses(read_metrics(self._folder.metrics), self._folder.path / "loss.png")
+            draw_losses(read_metrics(self._folder.metrics), self._folder.path / "loss.png")
             if texts is not None:
                 title = f"validation images after {self.progress.step} steps"
-                figures.draw_samples(shown, texts, self._folder.path / "samples.png", title=title)
+                draw_samples(shown, texts, self._folder.path / "samples.png", title=title)
         return best
 
     def _save(self, *, best: bool) -> None:
@@ -281,36 +259,143 @@ class Trainer:
         accelerator.wait_for_everyone()
         draft = draft or self._folder.draft_path(self.progress.step)
         accelerator.save_state(str(draft / STATE))
-        if self._average is not None and accelerator.is_main_process:
-            torch.save(self._average.state_dict(), draft / STATE / _AVERAGE)
-        if self._average is not None:
-            state: Mapping[str, torch.Tensor] = self._average.module.state_dict()
+        if self._average is None:
+            state: Mapping[str, Tensor] = accelerator.get_state_dict(self.model)
         else:
-            state = accelerator.get_state_dict(self.model)
+            state = self._average.module.state_dict()
+            if accelerator.is_main_process:
+                torch.save(self._average.state_dict(), draft / STATE / _AVERAGE)
         if accelerator.is_main_process:
             self.task.save(draft, state)
             self._folder.publish(draft, self.progress, self._recipe, best=best)
         accelerator.wait_for_everyone()
 
-    # Telling
-
     def _log(self, values: Mapping[str, float], *, evaluated: bool = False) -> None:
         epoch = self.progress.step / self.order.steps_per_epoch
         self._accelerator.log(dict(values), step=self.progress.step)
-        if not self._accelerator.is_main_process:
-            return
-        if self._folder is not None:
+        main = self._accelerator.is_main_process
+        if main and self._folder is not None:
             self._folder.append({"step": self.progress.step, "epoch": round(epoch, 4), **values})
-        if self._observe is not None:
+        if main and self._observe is not None:
             self._observe(Event(self.progress.step, self.steps, epoch, dict(values), evaluated))
 
 
-def make_order(recipe: Recipe, examples: int, state: Accelerator | PartialState) -> Order:
-    """The order of a recipe's run over as many examples, for the process that asks.
+class Objective(ABC):
+    """Computes the gradients of a step."""
 
-    Raises:
-        OptionError: A step cannot be filled, or not be shared evenly.
-    """
+    def __init__(self, task: Task, accelerator: Accelerator, order: Order) -> None:
+        self._task, self._accelerator, self._order = task, accelerator, order
+
+    @abstractmethod
+    def backward(self, model: nn.Module, chunks: Sequence[Batch], step: int) -> dict[str, float]:
+        """Add the gradients of ``chunks`` and return the losses of the whole step."""
+
+    def _seed(self, step: int, chunk: int) -> None:
+        torch.manual_seed(derive("dropout", self._order.seed, step, self._order.chunk_number(chunk)))
+
+    def _backward(self, loss: Tensor) -> None:
+        # accelerate divides by the number of accumulation passes; our losses are shares of the step already.
+        self._accelerator.backward(loss * self._accelerator.gradient_accumulation_steps)
+
+
+class SummedObjective(Objective):
+    """Cross entropy per caption token of the whole step."""
+
+    _task: CaptionTask
+
+    def backward(self, model: nn.Module, chunks: Sequence[Batch], step: int) -> dict[str, float]:
+        """As :class:`Objective`; one pass per chunk."""
+        accelerator = self._accelerator
+        tokens = torch.tensor(float(sum(self._task.tokens(chunk) for chunk in chunks)), device=accelerator.device)
+        tokens = accelerator.reduce(tokens, reduction="sum")
+        total = torch.zeros((), device=accelerator.device)
+        for number, chunk in enumerate(chunks):
+            with accelerator.accumulate(model):
+                self._seed(step, number)
+                loss = model(chunk)["loss_sum"] / tokens
+                # Processes average their gradients; the share of each is to be added.
+                self._backward(loss * accelerator.num_processes)
+                total += loss.detach()
+        return {"loss": accelerator.reduce(total, reduction="sum").item()}
+
+
+class CachedContrastiveObjective(Objective):
+    """A loss over the embeddings of the whole step, in memory for one chunk."""
+
+    _task: ContrastiveTask
+
+    def backward(self, model: nn.Module, chunks: Sequence[Batch], step: int) -> dict[str, float]:
+        """As :class:`Objective`; two passes per chunk, or one where the process has a single chunk."""
+        accelerator = self._accelerator
+        if len(chunks) == 1:
+            with accelerator.accumulate(model):
+                outputs = self._embed(model, chunks[0], step, 0)
+                losses, gradients = self._losses([outputs])
+                self._carry(outputs, gradients, 0, 1)
+            return losses
+        with torch.no_grad():
+            embedded = [self._embed(model, chunk, step, number) for number, chunk in enumerate(chunks)]
+        losses, gradients = self._losses(embedded)
+        for number, chunk in enumerate(chunks):
+            with accelerator.accumulate(model):
+                self._carry(self._embed(model, chunk, step, number), gradients, number, len(chunks))
+        return losses
+
+    def _embed(self, model: nn.Module, chunk: Batch, step: int, number: int) -> dict[str, Tensor]:
+        self._seed(step, number)
+        outputs: dict[str, Tensor] = model(chunk)
+        return outputs
+
+    def _losses(self, embedded: Sequence[dict[str, Tensor]]) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """The losses of the step, and the gradient for this process's embeddings and for the learnt scalars."""
+        accelerator, rows = self._accelerator, self._task.rows
+        leaves: dict[str, Tensor] = {}
+        for name, value in embedded[0].items():
+            if name in rows:
+                mine = torch.cat([outputs[name].detach().float() for outputs in embedded])
+                # Processes work on neighbouring chunks, so in the order of processes this is the order of the step.
+                leaves[name] = accelerator.gather(mine)
+            else:
+                leaves[name] = value.detach().float().clone()
+            leaves[name].requires_grad_()
+        losses = self._task.loss(leaves)
+        losses["loss"].backward()  # type: ignore[no-untyped-call]
+        gradients = {}
+        for name, leaf in leaves.items():
+            if leaf.grad is not None:
+                size = len(leaf) // accelerator.num_processes if name in rows else 0
+                first = accelerator.process_index * size
+                gradients[name] = leaf.grad[first : first + size] if name in rows else leaf.grad
+        return {name: value.item() for name, value in losses.items()}, gradients
+
+    def _carry(self, outputs: dict[str, Tensor], gradients: dict[str, Tensor], number: int, chunks: int) -> None:
+        """Continue the gradient of the embeddings, and of the scalars, into the weights."""
+        parts = []
+        for name, value in outputs.items():
+            if name not in gradients or not value.requires_grad:
+                continue
+            gradient = gradients[name]
+            if name in self._task.rows:
+                size = len(gradient) // chunks
+                # Processes average their gradients; those of different images are to be added …
+                mine = gradient[number * size : (number + 1) * size]
+                parts.append((value * mine).sum() * self._accelerator.num_processes)
+            else:
+                # … while every process knows a scalar's whole gradient, and carries a share of it with each chunk.
+                parts.append((value * gradient).sum() / chunks)
+        if not parts:
+            raise RuntimeError("the loss depends on nothing that is trained")
+        self._backward(sum(parts[1:], parts[0]))
+
+
+def objective_for(task: Task, accelerator: Accelerator, order: Order) -> Objective:
+    """The objective of a task."""
+    kind = SummedObjective if isinstance(task, CaptionTask) else CachedContrastiveObjective
+    return kind(task, accelerator, order)
+
+
+def make_order(recipe: Recipe, examples: int, state: Accelerator | PartialState) -> Order:
+    """The order of a run for this process. Raises OptionError: a step cannot be filled, or not be shared evenly."""
     micro = recipe.loop.micro_batch_size or max(1, recipe.loop.batch_size // state.num_processes)
     return Order(examples, recipe.loop.batch_size, micro, recipe.seed, state.num_processes, state.process_index)
 
@@ -318,16 +403,15 @@ def make_order(recipe: Recipe, examples: int, state: Accelerator | PartialState)
 def make_accelerator(
     recipe: Recipe, *, cpu: bool = False, trackers: Sequence[str] = (), folder: RunFolder | None = None
 ) -> Accelerator:
-    """Accelerate as the recipe wants it; the rest (processes, FSDP, DeepSpeed) comes from its own configuration.
+    """Accelerate for a recipe; the rest (processes, FSDP, DeepSpeed) comes from its own configuration.
 
     Args:
         recipe: For precision and accumulation.
         cpu: Leave GPUs alone.
-        trackers: Names accelerate knows: ``tensorboard``, ``wandb`` …
-        folder: Of the run, for the trackers' logs.
+        trackers: Accelerate's names: ``tensorboard``, ``wandb`` …; their logs go into ``folder``.
 
     Raises:
-        BackendError: A tracker is not installed, or the precision is not to be had on this machine.
+        BackendError: A tracker is not installed, or this machine does not have the precision.
         OptionError: There is no such tracker, or the batch cannot be shared evenly.
     """
     # Accelerate leaves out, with a word at most, a tracker that is not installed.

@@ -1,9 +1,7 @@
-"""Losses of captions and of contrastive training, RSDiX-CLIP's self-distillation among them, the teacher's weights, and
-monitors.
+"""Losses of captions and of contrastive training with RSDiX-CLIP's self-distillation, teacher weights, and monitors.
 
-Those that take embeddings want them of unit length, for a whole batch: row i of the images and row i of the texts
-belong together. Over several processes they are given the embeddings gathered from all of them. They compute in float32
-under autocast too.
+Embeddings are of unit length and of a whole batch, gathered from all processes: row i of the images and row i of the
+texts belong together. Everything is computed in float32, under autocast too.
 
 The soft targets of RSDiX-CLIP follow OTTER (Wu et al., "OTTER: Data Efficient Language-Supervised Zero-Shot Recognition
 with Optimal Transport Distillation", 2021): the teacher's similarities are the negative cost of an optimal transport
@@ -34,6 +32,7 @@ IGNORED = -100
 """The label of a token that is not learnt."""
 
 _TEMPERATURE_RANGE = (1.0, 100.0)
+_SHAPING = ("sinkhorn_lambda", "iterations", "ii_coeff", "tt_coeff", "remove_diag")  # settings of teacher_targets
 _DIAGONAL = 1e2  # what remove_diag subtracts: far more than any cosine similarity
 
 
@@ -49,14 +48,11 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
-    """CLIP's loss: each image is to find its text among all of the batch, and each text its image.
+    """CLIP's loss, a scalar: the cross entropy of images over all texts, and of texts over all images, averaged.
 
     Args:
         image, text: float [N, D], of unit length.
         logit_scale: Scalar, already exponentiated.
-
-    Returns:
-        The mean of the two cross entropies, a scalar.
     """
     logits = similarities(image, text) * logit_scale
     labels = torch.arange(len(logits), device=logits.device)
@@ -64,7 +60,7 @@ def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor
 
 
 def sigmoid_loss(image: Tensor, text: Tensor, log_temperature: Tensor, bias: Tensor) -> Tensor:
-    """SigLIP's loss: each of the N² pairs is judged by itself, to belong together or not.
+    """SigLIP's loss: a binary decision for each of the N² pairs.
 
     Args:
         image, text: float [N, D], of unit length.
@@ -111,7 +107,7 @@ def teacher_targets(
     sinkhorn_lambda: float = 0.1,
     iterations: int = 4,
 ) -> tuple[Tensor, Tensor]:
-    """What the student's softmax over captions, and over images, is to be; no gradient flows back.
+    """Targets of the student's softmax over captions, and over images; no gradient flows back.
 
     Args:
         image, text: The teacher's embeddings, float [N, D], of unit length; row i of each belong together.
@@ -128,16 +124,14 @@ def teacher_targets(
         diagonal = _DIAGONAL * torch.eye(len(ii), dtype=ii.dtype, device=ii.device)
         ii, tt = ii - diagonal, tt - diagonal
     among = ii * ii_coeff + tt * tt_coeff
-    return (
-        sinkhorn(-(among + it), regulariser=sinkhorn_lambda, iterations=iterations),
-        sinkhorn(-(among + it.T), regulariser=sinkhorn_lambda, iterations=iterations),
-    )
+    settings: dict[str, Any] = {"regulariser": sinkhorn_lambda, "iterations": iterations}
+    return sinkhorn(-(among + it), **settings), sinkhorn(-(among + it.T), **settings)
 
 
 def distillation_loss(
     image: Tensor, text: Tensor, image_targets: Tensor, text_targets: Tensor, log_temperature: Tensor
 ) -> Tensor:
-    """How far the student is from the teacher's targets.
+    """Divergence of the student from the teacher's targets.
 
     Args:
         image, text: The student's embeddings, float [N, D], of unit length.
@@ -148,23 +142,20 @@ def distillation_loss(
         KL(targets ‖ softmax(cosine · temperature)), the mean over the batch, averaged over images and texts.
     """
     logits = similarities(image, text) * log_temperature.exp().clamp(*_TEMPERATURE_RANGE)
-    return (_divergence(logits, image_targets) + _divergence(logits.T, text_targets)) / 2
-
-
-def _divergence(logits: Tensor, targets: Tensor) -> Tensor:
-    return functional.kl_div(logits.log_softmax(dim=1), targets.to(logits.dtype), reduction="batchmean")
+    image_part, text_part = (
+        functional.kl_div(rows.log_softmax(dim=1), targets.to(rows.dtype), reduction="batchmean")
+        for rows, targets in ((logits, image_targets), (logits.T, text_targets))
+    )
+    return (image_part + text_part) / 2
 
 
 def caption_loss_sum(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """The cross entropy of caption tokens, added up.
+    """The cross entropy of caption tokens, added up, float32 [].
 
     Args:
         logits: [rows, T, V]; position t is the prediction of token t.
         labels: int64 [rows, T]; −100 where nothing is to be predicted.
         label_smoothing: Share of the target spread evenly over the vocabulary.
-
-    Returns:
-        float32 [].
     """
     return functional.cross_entropy(
         logits.float().flatten(0, 1),
@@ -177,13 +168,13 @@ def caption_loss_sum(logits: Tensor, labels: Tensor, *, label_smoothing: float =
 
 @dataclass(frozen=True, slots=True)
 class RsdixSettings:
-    """Which losses train a CLIP or SigLIP, and how its teacher's targets are made.
+    """The losses that train a CLIP or SigLIP, and the making of its teacher's targets.
 
     The defaults are RSDiX-CLIP's. Plain CLIP is ``alpha=1, teacher="none"``; RSDiX-SigLIP is that with
-    ``use_sigmoid_loss=True``. What would change nothing is refused.
+    ``use_sigmoid_loss=True``. A setting without effect is refused.
 
     Raises:
-        OptionError: Every value that is not accepted, and every contradiction.
+        OptionError: Every value that is not accepted, else the first contradiction.
     """
 
     alpha: float = 0.5
@@ -201,48 +192,42 @@ class RsdixSettings:
     for images and a frozen Sentence-BERT, with a learnt projection, for texts."""
 
     def __post_init__(self) -> None:
-        problems = []
-        if self.teacher not in get_args(Teacher):
-            problems.append(f"teacher is {self.teacher!r}, expected one of {', '.join(get_args(Teacher))}")
-        if not 0 <= self.alpha <= 1:
-            problems.append(f"alpha is {self.alpha}, expected 0 to 1")
-        if not 0 < self.sinkhorn_lambda < math.inf:
-            problems.append(f"sinkhorn_lambda is {self.sinkhorn_lambda}, expected a number above 0, such as 0.1")
-        if self.iterations < 0:
-            problems.append(f"iterations is {self.iterations}, expected 0 or more, such as 4")
-        problems += [
-            f"{name} is {value}, expected a finite number"
-            for name, value in (("ii_coeff", self.ii_coeff), ("tt_coeff", self.tt_coeff))
-            if not math.isfinite(value)
+        values = [
+            (self.teacher in get_args(Teacher), "teacher", f"one of {', '.join(get_args(Teacher))}"),
+            (0 <= self.alpha <= 1, "alpha", "0 to 1"),
+            (0 < self.sinkhorn_lambda < math.inf, "sinkhorn_lambda", "a number above 0, such as 0.1"),
+            (self.iterations >= 0, "iterations", "0 or more, such as 4"),
+            (math.isfinite(self.ii_coeff), "ii_coeff", "a finite number"),
+            (math.isfinite(self.tt_coeff), "tt_coeff", "a finite number"),
         ]
-        if not problems:
-            problems = self._contradictions()
-        if problems:
-            raise OptionError("; ".join(problems))
-
-    def _contradictions(self) -> list[str]:
-        if self.use_sigmoid_loss and (self.teacher != "none" or self.alpha != 1):
-            return [
+        problems = [f"{name} is {getattr(self, name)!r}, expected {text}" for holds, name, text in values if not holds]
+        plain = self.teacher == "none"
+        changed = [
+            item.name for item in fields(self) if item.name in _SHAPING and getattr(self, item.name) != item.default
+        ]
+        contradictions = [
+            (
+                self.use_sigmoid_loss and not (plain and self.alpha == 1),
                 "use_sigmoid_loss takes the place of the contrastive loss and of the distillation, so it goes with "
                 f"teacher 'none' and alpha 1 (teacher is {self.teacher!r}, alpha {self.alpha}): set those, or leave it "
-                "out"
-            ]
-        if self.teacher == "none" and self.alpha != 1:
-            return [
-                f"alpha is {self.alpha}, but with teacher 'none' nothing is distilled: set alpha 1 or name a teacher"
-            ]
-        if self.teacher != "none" and self.alpha == 1:
-            return [
-                f"alpha is 1, so nothing is learnt from teacher {self.teacher!r}: set alpha below 1 or teacher 'none'"
-            ]
-        targets = ("sinkhorn_lambda", "iterations", "ii_coeff", "tt_coeff", "remove_diag")
-        defaults = {field.name: field.default for field in fields(self)}
-        changed = [name for name in targets if getattr(self, name) != defaults[name]]
-        if self.teacher == "none" and changed:
-            return [
-                f"{', '.join(changed)} only shape a teacher's targets, and teacher is 'none': name one or leave it out"
-            ]
-        return []
+                "out",
+            ),
+            (
+                plain and self.alpha != 1,
+                f"alpha is {self.alpha}, but with teacher 'none' nothing is distilled: set alpha 1 or name a teacher",
+            ),
+            (
+                not plain and self.alpha == 1,
+                f"alpha is 1, so nothing is learnt from teacher {self.teacher!r}: set alpha below 1 or teacher 'none'",
+            ),
+            (
+                plain and bool(changed),
+                f"{', '.join(changed)} only shape a teacher's targets, and teacher is 'none': name one or leave it out",
+            ),
+        ]
+        problems = problems or [text for wrong, text in contradictions if wrong][:1]
+        if problems:
+            raise OptionError("; ".join(problems))
 
 
 class RsdixLoss(nn.Module):
@@ -254,8 +239,7 @@ class RsdixLoss(nn.Module):
     and scaled to unit length. The targets carry no gradient, for a target that may follow the student is met by
     becoming uniform; so the distillation cannot teach the projection. It learns from a contrastive loss of its own
     between its texts and the student's images, in which image embeddings and scale are constants: the student's
-    gradient is exactly that of the total above, and the projection's that of this alone. The value is ``projection`` in
-    the result and part of ``loss``.
+    gradient is that of the total alone. The value is ``projection`` in the result and part of ``loss``.
 
     Args:
         settings: What to compute.
@@ -300,11 +284,11 @@ class RsdixLoss(nn.Module):
             teacher_text: Likewise; with teacher ``sbert`` its raw embeddings, [N, sbert_width].
 
         Returns:
-            Scalars: ``loss``, to be minimised, and ``contrastive``, ``distillation``, ``projection`` or ``sigmoid`` as
-            far as they enter it.
+            Scalars: ``loss``, to be minimised, and its parts of ``contrastive``, ``distillation``, ``projection`` and
+            ``sigmoid``.
 
         Raises:
-            ValueError: An input that the settings need is None, or one is given that they have no use for.
+            ValueError: An input that the settings need is None, or one that they do not use is given.
         """
         settings, distils = self.settings, self.settings.teacher != "none"
         if (logit_scale is None) != settings.use_sigmoid_loss:
@@ -327,30 +311,22 @@ class RsdixLoss(nn.Module):
             with torch.autocast(teacher_text.device.type, enabled=False):
                 teacher_text = functional.normalize(self.projection(at_least_float32(teacher_text)), dim=1)
             parts["projection"] = contrastive_loss(image.detach(), teacher_text, logit_scale.detach())
-        targets = teacher_targets(
-            teacher_image,
-            teacher_text,
-            ii_coeff=settings.ii_coeff,
-            tt_coeff=settings.tt_coeff,
-            remove_diag=settings.remove_diag,
-            sinkhorn_lambda=settings.sinkhorn_lambda,
-            iterations=settings.iterations,
-        )
+        targets = teacher_targets(teacher_image, teacher_text, **{name: getattr(settings, name) for name in _SHAPING})
         distillation = distillation_loss(image, text, *targets, self.log_temperature)
         loss = settings.alpha * contrastive + (1 - settings.alpha) * distillation + sum(parts.values())
         return {"loss": loss, "contrastive": contrastive, "distillation": distillation, **parts}
 
 
 def ema_decay(step: int, decay: float = 0.999) -> float:
-    """How much of the average is kept at update ``step`` = 1, 2, …: little at first, ``decay`` later."""
+    """The share of the average to keep at update ``step`` = 1, 2, …: little at first, ``decay`` later."""
     return min(decay, (1 + step) / (10 + step))
 
 
 class ExponentialAverage(nn.Module):
     """The moving average of a module's parameters: RSDiX's teacher, or smoother weights to evaluate.
 
-    A copy of the module, in float32, in evaluation mode and without gradients. ``state_dict`` holds its weights and how
-    often it was updated.
+    A copy of the module, in float32, in evaluation mode and without gradients. ``state_dict`` holds its weights and the
+    number of updates.
 
     Args:
         module: What to average; copied.
@@ -402,11 +378,7 @@ def _resume(average: nn.Module, _: object) -> None:
 
 @torch.no_grad()
 def in_batch_accuracy(image: Tensor, text: Tensor) -> Tensor:
-    """How often an image's text, and a text's image, is the most similar of the batch: both shares, averaged.
-
-    Args:
-        image, text: float [N, D], of unit length.
-    """
+    """Mean share of images and of texts whose counterpart is the most similar; float [N, D] of unit length."""
     scores = similarities(image, text)
     labels = torch.arange(len(scores), device=scores.device)
     found = (scores.argmax(dim=1) == labels).float().mean() + (scores.argmax(dim=0) == labels).float().mean()
@@ -415,14 +387,11 @@ def in_batch_accuracy(image: Tensor, text: Tensor) -> Tensor:
 
 @torch.no_grad()
 def similarity_mse(image: Tensor, text: Tensor, sbert: Tensor) -> Tensor:
-    """SBS-MSE: how far a batch's similarities are from Sentence-BERT's.
+    """SBS-MSE: the mean squared error of image–image, image–text and text–text cosine similarities to Sentence-BERT's.
 
     Args:
         image, text: float [N, D]; of any length.
         sbert: Sentence-BERT's embeddings of the same texts, float [N, S]; of any length.
-
-    Returns:
-        The mean of three mean squared errors, of the cosine similarities image–image, image–text and text–text.
     """
     image, text, sbert = (functional.normalize(at_least_float32(rows), dim=1) for rows in (image, text, sbert))
     wanted = similarities(sbert, sbert)

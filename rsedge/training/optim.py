@@ -19,12 +19,11 @@ if TYPE_CHECKING:
 
 
 def matching(names: Iterable[str], pattern: str, parts: Mapping[str, str]) -> set[str]:
-    """The parameter names that ``pattern`` means.
+    """The parameter names that match ``pattern``.
 
     Args:
         names: All parameter names.
-        pattern: A part of the model (``vision``), or a shell pattern of names
-            (``model.vision_model.*.layers.[0-5].*``).
+        pattern: A part of the model (``vision``), or a shell pattern (``model.vision_model.*.layers.[0-5].*``).
         parts: Part → shell patterns of its parameters, separated by spaces.
 
     Raises:
@@ -41,11 +40,7 @@ def matching(names: Iterable[str], pattern: str, parts: Mapping[str, str]) -> se
 
 
 def freeze(model: nn.Module, patterns: Iterable[str], parts: Mapping[str, str]) -> None:
-    """Let the parameters that ``patterns`` match keep their values.
-
-    Raises:
-        OptionError: A pattern matches nothing, or nothing is left to train.
-    """
+    """Freeze the parameters that match ``patterns``. Raises OptionError: no match, or nothing is left to train."""
     parameters = dict(model.named_parameters())
     for pattern in patterns:
         for name in matching(parameters, pattern, parts):
@@ -55,11 +50,7 @@ def freeze(model: nn.Module, patterns: Iterable[str], parts: Mapping[str, str]) 
 
 
 def make_optimizer(model: nn.Module, recipe: OptimizerRecipe, parts: Mapping[str, str]) -> torch.optim.Optimizer:
-    """The optimiser over what is not frozen; every group has its highest rate as ``peak_lr``.
-
-    Raises:
-        OptionError: A pattern of ``learning_rates`` matches nothing, or only frozen parameters.
-    """
+    """The optimiser; groups have their highest rate as ``peak_lr``. Raises OptionError: rates of nothing trained."""
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     rates = dict.fromkeys(trained, recipe.learning_rate)
     for pattern, rate in reversed(recipe.learning_rates.items()):
@@ -82,10 +73,9 @@ def make_optimizer(model: nn.Module, recipe: OptimizerRecipe, parts: Mapping[str
 
 
 def factor_at(step: int, steps: int, recipe: ScheduleRecipe) -> float:
-    """The share of the highest learning rate at ``step`` of ``steps``, both counted from 0.
+    """The share of the highest learning rate at ``step`` of ``steps``, counted from 0; without the plateau's factor.
 
-    The same numbers as transformers' schedules with warm-up and torch's LinearLR; what a plateau has reduced comes on
-    top.
+    The same numbers as transformers' schedules with warm-up and torch's LinearLR.
     """
     if step < recipe.warmup_steps:
         return recipe.start_factor + (1 - recipe.start_factor) * step / recipe.warmup_steps
@@ -99,29 +89,27 @@ def factor_at(step: int, steps: int, recipe: ScheduleRecipe) -> float:
 
 @dataclass(slots=True)
 class Progress:
-    """Where a run is; with the weights and the optimiser's state all that resuming needs. JSON-ready."""
+    """The progress of a run; resuming needs it, the weights and the optimiser's state. JSON-ready."""
 
     step: int = 0
     """Optimiser steps done."""
     best: float | None = None
     """Best monitored value so far; None before the first evaluation."""
     best_step: int = 0
-    """When it was."""
+    """Step of the best value."""
     evaluations_since_best: int = 0
     """Evaluations without improvement."""
     plateau: float = 1.0
-    """What the schedule ``plateau`` has multiplied the rate by."""
+    """Factor that the schedule ``plateau`` has put on the rate."""
     plateau_wait: int = 0
-    """Evaluations without improvement since it last did."""
+    """Evaluations without improvement since its last change."""
     finished: bool = False
     """Early stopping has ended the run."""
 
     def record(self, value: float, *, better_is_less: bool, schedule: ScheduleRecipe, patience: int | None) -> bool:
-        """Take in a monitored value; True if it is the best so far."""
-        better = (
-            self.best is None or math.isnan(self.best) or (value < self.best if better_is_less else value > self.best)
-        )
-        if better:
+        """Record a monitored value; True if it is the best so far."""
+        best = self.best
+        if best is None or math.isnan(best) or (value < best if better_is_less else value > best):
             self.best, self.best_step, self.evaluations_since_best, self.plateau_wait = value, self.step, 0, 0
             return True
         self.evaluations_since_best += 1

@@ -1,16 +1,23 @@
 """A recipe: everything that decides what a training run does, as frozen dataclasses that mirror a TOML file.
 
-Every table checks itself; what needs two tables to judge is checked by :class:`Recipe`. What stands here decides the
-run to the last bit, together with the data and the versions of the libraries; where it runs (device, number of
-processes, number of workers) does not enter. :mod:`rsedge.training.recipes` reads and writes the files.
+Every table checks itself; :class:`Recipe` checks what needs two tables. Together with the data and the versions of the
+libraries a recipe decides the run to the last bit; where it runs (device, number of processes, number of workers) does
+not enter. The functions read and write the files: presets, TOML, ``--set key=value``.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
 
 from rsedge.errors import OptionError
+from rsedge.jsonvalues import build
+from rsedge.tomlfile import parse_toml, read_toml, write_toml
 from rsedge.training.data.augment import ImageAugmentation  # noqa: TC001 - read at run time, from the annotations
 from rsedge.training.losses import RsdixSettings
 
@@ -18,9 +25,17 @@ Family = Literal["blip", "clip", "clipcap"]
 Better = Literal["min", "max"]
 
 
-def _require(*checks: tuple[bool, str]) -> None:
-    """Raise what is wrong with a table, all at once: the problem of every check that does not hold."""
-    if problems := [problem for accepted, problem in checks if not accepted]:
+def _require(table: Any, *checks: tuple[bool, str] | tuple[bool, str, str]) -> None:
+    """Raise what is wrong with a table, all at once: the problem of every check that does not hold.
+
+    A check is followed by its problem, or by the name of a field and what to give there.
+    """
+    problems = []
+    for accepted, *texts in checks:
+        if not accepted:
+            name, remedy = texts[0], "".join(texts[1:])
+            problems.append(f"{name} is {getattr(table, name)}: give {remedy}" if remedy else name)
+    if problems:
         raise OptionError("; ".join(problems))
 
 
@@ -44,22 +59,21 @@ class DataRecipe:
     """Processes that read and augment images; 0 reads in the training process. No result depends on it."""
 
     def __post_init__(self) -> None:
+        shares = self.fractions
         _require(
+            self,
             (
-                len(self.fractions) == 3 and min(self.fractions) >= 0 and abs(sum(self.fractions) - 1) < 1e-6,
-                f"fractions are {list(self.fractions)}: give train, val and test, adding up to 1",
+                len(shares) == 3 and min(shares) >= 0 and abs(sum(shares) - 1) < 1e-6,
+                f"fractions are {list(shares)}: give train, val and test, adding up to 1",
             ),
-            (self.limit is None or self.limit > 0, f"limit is {self.limit}: give a number of images above 0"),
-            (
-                0 <= self.paraphrase_probability <= 1,
-                f"paraphrase_probability is {self.paraphrase_probability}: give 0 to 1",
-            ),
+            (self.limit is None or self.limit > 0, "limit", "a number of images above 0"),
+            (0 <= self.paraphrase_probability <= 1, "paraphrase_probability", "0 to 1"),
             (
                 self.paraphrases is not None or self.paraphrase_probability == 0,
                 f"paraphrase_probability is {self.paraphrase_probability} but there is no file of paraphrases: make "
                 "one with rsedge back-translate and name it in data.paraphrases, or set the probability to 0",
             ),
-            (self.workers >= 0, f"workers is {self.workers}: give 0 or more"),
+            (self.workers >= 0, "workers", "0 or more"),
         )
 
 
@@ -93,9 +107,10 @@ class ModelRecipe:
 
     def __post_init__(self) -> None:
         _require(
-            (self.image_size is None or self.image_size > 0, f"image_size is {self.image_size}: give pixels above 0"),
-            (self.max_tokens > 2, f"max_tokens is {self.max_tokens}: give at least 3"),
-            (self.vocabulary_size >= 32, f"vocabulary_size is {self.vocabulary_size}: give at least 32"),
+            self,
+            (self.image_size is None or self.image_size > 0, "image_size", "pixels above 0"),
+            (self.max_tokens > 2, "max_tokens", "at least 3"),
+            (self.vocabulary_size >= 32, "vocabulary_size", "at least 32"),
             (
                 self.revision is None or self.init is not None,
                 f"revision is {self.revision} but there is no init it could belong to: set model.init or leave it out",
@@ -124,18 +139,14 @@ class OptimizerRecipe:
 
     def __post_init__(self) -> None:
         rates = {"learning_rate": self.learning_rate, **self.learning_rates}
+        betas = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
         _require(
+            self,
             *((rate > 0, f"{name} is {rate}: give a rate above 0") for name, rate in rates.items()),
-            (self.weight_decay >= 0, f"weight_decay is {self.weight_decay}: give 0 or more"),
-            (
-                len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
-                f"betas are {list(self.betas)}: give two numbers from 0 up to, not including, 1",
-            ),
-            (self.eps > 0, f"eps is {self.eps}: give a number above 0"),
-            (
-                self.clip_norm is None or self.clip_norm > 0,
-                f"clip_norm is {self.clip_norm}: give a number above 0, or leave it out",
-            ),
+            (self.weight_decay >= 0, "weight_decay", "0 or more"),
+            (betas, f"betas are {list(self.betas)}: give two numbers from 0 up to, not including, 1"),
+            (self.eps > 0, "eps", "a number above 0"),
+            (self.clip_norm is None or self.clip_norm > 0, "clip_norm", "a number above 0, or leave it out"),
             (
                 self.name == "adamw" or (self.betas == (0.9, 0.999) and self.eps == 1e-8),
                 "betas and eps belong to adamw: leave them out with adafactor",
@@ -161,15 +172,16 @@ class ScheduleRecipe:
 
     def __post_init__(self) -> None:
         _require(
-            (self.warmup_steps >= 0, f"warmup_steps is {self.warmup_steps}: give 0 or more"),
-            (0 <= self.start_factor <= 1, f"start_factor is {self.start_factor}: give 0 to 1"),
-            (0 < self.factor < 1, f"factor is {self.factor}: give a number between 0 and 1"),
-            (self.patience >= 0, f"patience is {self.patience}: give 0 or more"),
+            self,
+            (self.warmup_steps >= 0, "warmup_steps", "0 or more"),
+            (0 <= self.start_factor <= 1, "start_factor", "0 to 1"),
+            (0 < self.factor < 1, "factor", "a number between 0 and 1"),
+            (self.patience >= 0, "patience", "0 or more"),
             (self.name != "warmup" or self.warmup_steps > 0, "the schedule warmup needs warmup_steps above 0"),
             (
                 self.warmup_steps > 0 or self.start_factor == 0,
-                f"start_factor is {self.start_factor}, but there is no warm-up: set warmup_steps above 0, or "
-                "leave it out",
+                f"start_factor is {self.start_factor}, but there is no warm-up: set warmup_steps above 0, or leave it "
+                "out",
             ),
             (
                 self.name == "plateau" or (self.factor == 0.1 and self.patience == 1),
@@ -213,18 +225,13 @@ class LoopRecipe:
 
     def __post_init__(self) -> None:
         positive = ("epochs", "max_steps", "batch_size", "micro_batch_size", "evaluate_every", "checkpoint_every")
-        values = {name: getattr(self, name) for name in (*positive, "early_stopping", "log_every")}
-        micro = self.micro_batch_size
+        names = (*positive, "early_stopping", "log_every")
+        micro, decay = self.micro_batch_size, self.ema_decay
         _require(
-            *(
-                (value is None or value > 0, f"{name} is {value}: give a whole number above 0")
-                for name, value in values.items()
-            ),
-            (self.captions >= 0, f"captions is {self.captions}: give 0 or more"),
-            (
-                self.ema_decay is None or 0 < self.ema_decay < 1,
-                f"ema_decay is {self.ema_decay}: give a number between 0 and 1, or leave it out",
-            ),
+            self,
+            *(((value := getattr(self, name)) is None or value > 0, name, "a whole number above 0") for name in names),
+            (self.captions >= 0, "captions", "0 or more"),
+            (decay is None or 0 < decay < 1, "ema_decay", "a number between 0 and 1, or leave it out"),
             (
                 not micro or micro < 0 or self.batch_size % micro == 0,
                 f"batch_size ({self.batch_size}) is not a multiple of micro_batch_size ({micro})",
@@ -240,8 +247,7 @@ class CaptionObjective:
     """Share of the target spread over the vocabulary; the validation loss is without it."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.label_smoothing < 1:
-            raise OptionError(f"label_smoothing is {self.label_smoothing}: give 0 up to, not including, 1")
+        _require(self, (0 <= self.label_smoothing < 1, "label_smoothing", "0 up to, not including, 1"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +263,8 @@ class ContrastiveObjective:
 
     def __post_init__(self) -> None:
         _require(
-            (0 < self.teacher_decay < 1, f"teacher_decay is {self.teacher_decay}: give 0 to 1, both excluded"),
+            self,
+            (0 < self.teacher_decay < 1, "teacher_decay", "0 to 1, both excluded"),
             (
                 self.rsdix.teacher != "sbert" or self.sbert is not None,
                 "the teacher is sbert, but contrastive.sbert names none: give a Sentence-BERT's hub id or folder",
@@ -265,47 +272,9 @@ class ContrastiveObjective:
         )
 
 
-def monitors(family: Family, *, captions: int, contrastive: ContrastiveObjective) -> dict[str, Better | None]:
-    """The values of an evaluation within a run, in their order, each with the better direction.
-
-    Known from the recipe, so that a misspelt monitor is refused at once; computed by
-    :class:`rsedge.training.validation.Validation`.
-
-    Args:
-        family: Of the recipe.
-        captions: ``loop.captions``; without any a captioner has its loss alone.
-        contrastive: The objective of clip; of no account for the others.
-
-    Returns:
-        Name → ``min`` or ``max``; None where neither is better, such as for the length of captions.
-    """
-    found: dict[str, Better | None] = {"val_loss": "min"}
-    if family == "clip":
-        rsdix = contrastive.rsdix
-        parts = ["sigmoid"] if rsdix.use_sigmoid_loss else ["contrastive"]
-        parts += ["distillation"] if rsdix.teacher != "none" else []
-        parts += ["projection"] if rsdix.teacher == "sbert" else []
-        found |= {f"val_{part}": "min" for part in parts}
-        found["val_accuracy"] = "max"
-        if contrastive.sbert is not None:
-            found["val_sbs_mse"] = "min"
-        for direction in ("image_to_text", "text_to_image"):
-            found |= {f"val_{direction}_r{k}": "max" for k in (1, 5, 10)}
-        found["val_mean_recall"] = "max"
-    elif captions:
-        scores = (*(f"bleu_{n}" for n in range(1, 5)), "rouge_l", "cider_d")
-        found |= {f"val_{score}": "max" for score in scores}
-        found |= {"val_words": None, "val_distinct": None}
-    return found
-
-
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A whole training run.
-
-    Raises:
-        OptionError: Values that are impossible or contradict each other, all of a table named at once.
-    """
+    """A whole training run. Raises OptionError: impossible values or contradictions, all of a table at once."""
 
     family: Family
     """``blip``, ``clip`` (SigLIP too) or ``clipcap``."""
@@ -326,21 +295,19 @@ class Recipe:
     def __post_init__(self) -> None:
         family, loop, model = self.family, self.loop, self.model
         captioner = family != "clip"
-        known = monitors(family, captions=loop.captions, contrastive=self.contrastive or ContrastiveObjective())
+        known = monitors(self)
         scores = ", or set loop.captions above 0 to score generated captions" * (captioner and not loop.captions)
         better = known.get(loop.monitor) or loop.monitor_mode
         parts = (model.encoder, model.language_model)
         _require(
-            (self.seed >= 0, f"seed is {self.seed}: give 0 or more"),
+            self,
+            (self.seed >= 0, "seed", "0 or more"),
             (
                 self.contrastive is None or not captioner,
                 f"[contrastive] belongs to clip, not to {family}: remove it",
             ),
             (self.caption is None or captioner, "[caption] belongs to blip and clipcap, not to clip: remove it"),
-            (
-                captioner or loop.captions == 0,
-                f"loop.captions is {loop.captions}, but clip writes no captions: 0",
-            ),
+            (captioner or not loop.captions, f"loop.captions is {loop.captions}, but clip writes no captions: 0"),
             (
                 loop.monitor in known,
                 f"loop.monitor is {loop.monitor}, but an evaluation gives {', '.join(known)}: choose one{scores}",
@@ -365,3 +332,189 @@ class Recipe:
                 "'captions' to learn one from the training captions",
             ),
         )
+
+
+def monitors(recipe: Recipe) -> dict[str, Better | None]:
+    """The values that :class:`rsedge.training.validation.Validation` computes, in their order, each with the better
+    direction, or None where neither is better, such as for the length of captions.
+
+    Known from the recipe, so that a misspelt monitor is refused at once.
+    """
+    found: dict[str, Better | None] = {"val_loss": "min"}
+    if recipe.family == "clip":
+        contrastive = recipe.contrastive or ContrastiveObjective()
+        rsdix = contrastive.rsdix
+        parts = ["sigmoid"] if rsdix.use_sigmoid_loss else ["contrastive"]
+        parts += ["distillation"] if rsdix.teacher != "none" else []
+        parts += ["projection"] if rsdix.teacher == "sbert" else []
+        found |= {f"val_{part}": "min" for part in parts}
+        found["val_accuracy"] = "max"
+        if contrastive.sbert is not None:
+            found["val_sbs_mse"] = "min"
+        for direction in ("image_to_text", "text_to_image"):
+            found |= {f"val_{direction}_r{k}": "max" for k in (1, 5, 10)}
+        found["val_mean_recall"] = "max"
+    elif recipe.loop.captions:
+        scores = (*(f"bleu_{n}" for n in range(1, 5)), "rouge_l", "cider_d")
+        found |= {f"val_{score}": "max" for score in scores}
+        found |= {"val_words": None, "val_distinct": None}
+    return found
+
+
+def presets() -> dict[str, str]:
+    """Name → first comment line of every recipe that comes with rsedge."""
+    folder = files("rsedge.training") / "recipes"
+    texts = {file.name: file.read_text("utf-8") for file in folder.iterdir() if file.name.endswith(".toml")}
+    return {
+        name.removesuffix(".toml"): text.partition("\n")[0].removeprefix("#").strip()
+        for name, text in sorted(texts.items())
+    }
+
+
+def load_recipe(source: str | Path | None, *, family: Family, settings: Sequence[str] = ()) -> Recipe:
+    """The recipe ``source`` with ``settings`` applied.
+
+    Args:
+        source: A TOML file or the name of a preset; None is a recipe of defaults.
+        family: What is to be trained; a recipe of another family is refused.
+        settings: ``key=value`` each: the key ``table.name``, or the name alone where only one table has it; the value
+            as TOML writes it, text without quotes too; ``key=`` takes the key out of the recipe.
+
+    Raises:
+        OptionError: Everything wrong at once: unknown keys by name, values of the wrong kind, contradictions.
+    """
+    if source is None:
+        values = {}
+    elif Path(source).is_file():
+        values = read_toml(Path(source))
+    elif str(source) in (known := presets()):
+        preset = files("rsedge.training") / "recipes" / f"{source}.toml"
+        values = parse_toml(preset.read_text(encoding="utf-8"))
+    else:
+        raise OptionError(f"there is no recipe {source}: give a TOML file or one of {', '.join(known)}")
+    if (stated := values.setdefault("family", family)) != family and stated in get_args(Family):
+        raise OptionError(f"{source} is a recipe for {stated}, not for {family}: run rsedge train {stated}")
+    problems: list[str] = []
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            problems.append(f"{setting!r} is no setting: write key=value")
+            continue
+        try:
+            table, name = locate(key.strip())
+            place = _table(values, table)
+        except OptionError as error:
+            problems.append(str(error))
+            continue
+        if (value := parse_value(text)) == "":  # TOML has no word for nothing; a recipe leaves the key out
+            place.pop(name, None)
+        else:
+            place[name] = value
+    recipe = build(Recipe, values, "", problems.append)
+    if problems or recipe is None:
+        origin = f"recipe {source}" if source is not None else "the recipe"
+        raise OptionError("\n".join([f"{origin} cannot be used:", *(f"  - {problem}" for problem in problems)]))
+    return recipe
+
+
+def save_recipe(path: Path, recipe: Recipe) -> None:
+    """Write the whole recipe, defaults included, so that it means the same when defaults change."""
+    write_toml(path, to_dict(recipe))
+
+
+def to_dict(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as nested tables; what is None is left out, as TOML has no such value."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(entry) for key, entry in value.items() if entry is not None}
+        return [plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+
+    values: dict[str, Any] = plain(dataclasses.asdict(recipe))
+    return values
+
+
+def from_dict(values: dict[str, Any]) -> Recipe:
+    """The recipe that :func:`to_dict` gave ``values`` for. Raises OptionError: as :func:`load_recipe`."""
+    problems: list[str] = []
+    recipe = build(Recipe, values, "", problems.append)
+    if recipe is None:
+        raise OptionError("; ".join(problems))
+    return recipe
+
+
+def with_settings(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
+    """The recipe with other values for dotted keys. Raises OptionError: an unknown key, or values not accepted."""
+    values = to_dict(recipe)
+    for key, value in settings.items():
+        table, name = locate(key)
+        _table(values, table)[name] = list(value) if isinstance(value, tuple) else value
+    return from_dict(values)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, with dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+def differences(was: Mapping[str, Any], now: Mapping[str, Any], *, free: Sequence[str]) -> list[str]:
+    """What differs between nested tables, a text for each dotted key that is not ``free``."""
+    was, now = flat(was), flat(now)
+    return [
+        f"{key} was {was.get(key)!r}, now {now.get(key)!r}"
+        for key in sorted(was.keys() | now.keys())
+        if was.get(key) != now.get(key) and key not in free
+    ]
+
+
+def keys() -> list[str]:
+    """Every key a recipe has, ``table.name``."""
+    return [".".join((*table, name)) for table, name in _keys()]
+
+
+def _keys(cls: Any = Recipe, table: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], str]]:
+    """(table, name) of every key."""
+    found = []
+    hints = get_type_hints(cls)
+    for item in dataclasses.fields(cls):
+        kinds = (hints[item.name], *get_args(hints[item.name]))
+        inner = next((kind for kind in kinds if isinstance(kind, type) and dataclasses.is_dataclass(kind)), None)
+        found += _keys(inner, (*table, item.name)) if inner else [(table, item.name)]
+    return found
+
+
+def locate(key: str) -> tuple[tuple[str, ...], str]:
+    """Table and name of a dotted key, or of a name only one table has. Raises OptionError: no such key, or several."""
+    *table, name = key.split(".")
+    known = _keys()
+    # A table such as model.config has open keys.
+    free = any((tuple(table[:end]), table[end]) in known for end in range(len(table)))
+    if free or (tuple(table), name) in known:
+        return tuple(table), name
+    homes = [entry for entry in known if entry[1] == name]
+    if not table and len(homes) == 1:
+        return homes[0]
+    if not table and homes:
+        raise OptionError(f"{key} is in several tables: say {' or '.join('.'.join((*at, name)) for at, name in homes)}")
+    near = difflib.get_close_matches(key, [*keys(), *(entry[1] for entry in known)], n=3)
+    hint = f"did you mean {', '.join(near)}?" if near else "rsedge train --list-keys shows them all"
+    raise OptionError(f"{key} is not a key of a recipe: {hint}")
+
+
+def _table(values: dict[str, Any], table: tuple[str, ...]) -> dict[str, Any]:
+    for end, name in enumerate(table, 1):
+        values = values.setdefault(name, {})
+        if not isinstance(values, dict):
+            raise OptionError(f"{'.'.join(table[:end])} is {values!r}, expected a table")
+    return values
+
+
+def parse_value(text: str) -> Any:
+    """A value as TOML writes it; a word needs no quotes."""
+    try:
+        return parse_toml(f"value = {text}")["value"]
+    except ValueError:
+        return text.strip()

@@ -1,4 +1,4 @@
-"""The folder of a run: recipe, metrics, checkpoints. At every moment it holds a whole checkpoint or none.
+"""The folder of a run: recipe, metrics, checkpoints, pictures. At every moment it holds a whole checkpoint or none.
 
 ::
 
@@ -20,18 +20,21 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rsedge.errors import OptionError, OutputError
+from rsedge.texts import plain
 from rsedge.tomlfile import read_toml
 from rsedge.training.optim import Progress
-from rsedge.training.recipe_files import differences, from_dict, save_recipe, to_dict
+from rsedge.training.recipe import differences, from_dict, save_recipe, to_dict
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from rsedge.datasets.examples import Example
     from rsedge.training.recipe import Recipe
 
 STATE = "state"
@@ -41,46 +44,23 @@ _FREE_ON_RESUME = ("data.workers", "data.sources")  # sources may have moved; th
 
 
 class RunFolder:
-    """A run on disk.
-
-    Args:
-        path: The folder.
-    """
+    """A run on disk."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
 
-    # Start and resume
-
     def check_free(self, *, overwrite: bool) -> None:
-        """See that a run can be made here, before the data is read.
-
-        Raises:
-            OutputError: Something is there already.
-        """
-        if self.path.exists() and any(self.path.iterdir() if self.path.is_dir() else [self.path]):
-            if not self._is_run():
-                raise OutputError(f"{self.path} exists and is no run: choose another folder with -o")
-            if not overwrite:
-                raise OutputError(
-                    f"{self.path} holds a run already: go on with --resume, start it anew with --overwrite, or "
-                    f"choose another "
-                    "folder with -o"
-                )
+        """Check that a run can be made here. Raises OutputError: something is there already."""
+        check_free(self.path, "run", is_one=self._is_run(), overwrite=overwrite)
 
     def _is_run(self) -> bool:
         """Whether a run was begun here; a folder that only holds someone's recipe.toml is none."""
         return all((self.path / name).exists() for name in _MADE)
 
     def create(self, recipe: Recipe, data: Mapping[str, Any], *, overwrite: bool) -> None:
-        """Make the folder, in place of a run that is there (what else it holds stays), and write what the run is
-        made of.
-
-        Raises:
-            OutputError: Something is there already, or it cannot be made.
-        """
+        """Write a new run; other files stay. Raises OutputError: the folder is taken, or cannot be made."""
         self.check_free(overwrite=overwrite)
         try:
             if overwrite:
@@ -99,21 +79,13 @@ class RunFolder:
 
     @property
     def recipe_path(self) -> Path:
-        """The recipe the run was started with.
-
-        Raises:
-            OptionError: There is no run here.
-        """
+        """The recipe the run was started with. Raises OptionError: there is no run here."""
         if not self._is_run():
             raise OptionError(f"there is no run in {self.path} to resume: start one without --resume")
         return self.path / "recipe.toml"
 
     def check(self, recipe: Recipe, data: Mapping[str, Any]) -> None:
-        """See that a resumed run means the same as the one that began here.
-
-        Raises:
-            OptionError: The recipe or the data differ; names what.
-        """
+        """Check that a resumed run is the one that began here. Raises OptionError: names the differences."""
         was = to_dict(from_dict(read_toml(self.recipe_path)))
         differing = differences(was, to_dict(recipe), free=_FREE_ON_RESUME)
         stored = json.loads((self.path / "data.json").read_text(encoding="utf-8"))
@@ -122,18 +94,11 @@ class RunFolder:
                 f"the data was {stored['summary']['splits']}, now {data['summary']['splits']}, or its texts changed"
             )
         if differing:
+            shown = "\n".join(f"  - {text}" for text in differing)
             raise OptionError(
-                "\n".join(
-                    [
-                        f"{self.path} cannot be resumed with another recipe or other data:",
-                        *(f"  - {text}" for text in differing),
-                        "leave these out to go on, or start a new run with another -o (model.init = "
-                        f"{self.path / 'last'} starts from its weights)",
-                    ]
-                )
+                f"{self.path} cannot be resumed with another recipe or other data:\n{shown}\nleave these out to go on, "
+                f"or start a new run with another -o (model.init = {self.path / 'last'} starts from its weights)"
             )
-
-    # Metrics
 
     def append(self, values: Mapping[str, Any]) -> None:
         """Add a line to the metrics."""
@@ -141,15 +106,13 @@ class RunFolder:
             file.write(json.dumps(values) + "\n")
 
     def rewind(self, step: int) -> None:
-        """Forget the metrics of steps after ``step``, which will be done again, and lines cut off by a kill."""
+        """Remove the metrics of steps after ``step``, which will be repeated, and lines cut off by a kill."""
         if self.metrics.exists():
             kept = [line for line in read_metrics(self.metrics) if line["step"] <= step]
             _write(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
 
-    # Checkpoints
-
     def draft_path(self, step: int) -> Path:
-        """Where the checkpoint of ``step`` is put together."""
+        """Folder in which the checkpoint of ``step`` is put together."""
         return self.checkpoints / f".step-{step:08d}.tmp"
 
     def draft(self, step: int) -> Path:
@@ -167,9 +130,8 @@ class RunFolder:
         final = self.checkpoints / draft.name.removeprefix(".").removesuffix(".tmp")
         shutil.rmtree(final, ignore_errors=True)  # of a run that was killed between rename and link
         draft.rename(final)
-        if best:
-            self._link("best", final)
-        self._link("last", final)
+        for name in ("best", "last") if best else ("last",):
+            self._link(name, final)
         kept = {link.resolve() for name in ("best", "last") if (link := self.path / name).exists()}
         for folder in self.checkpoints.iterdir():
             if folder.resolve() not in kept:
@@ -180,17 +142,28 @@ class RunFolder:
 
     def last(self) -> tuple[Path, Progress] | None:
         """The checkpoint to go on from, None where the run was stopped before its first."""
-        folder = self.path / "last"
-        if not (folder / STATE / "progress.json").is_file():
+        state = self.path / "last" / STATE / "progress.json"
+        if not state.is_file():
             return None
-        return folder.resolve(), Progress(**json.loads((folder / STATE / "progress.json").read_text(encoding="utf-8")))
+        return (self.path / "last").resolve(), Progress(**json.loads(state.read_text(encoding="utf-8")))
 
     def _link(self, name: str, target: Path) -> None:
-        draft = self.path / f".{name}.tmp"
-        with contextlib.suppress(FileNotFoundError):
-            draft.unlink()
-        draft.symlink_to(target.relative_to(self.path), target_is_directory=True)
-        draft.replace(self.path / name)
+        with replacing(self.path / name) as link:
+            link.unlink(missing_ok=True)
+            link.symlink_to(target.relative_to(self.path), target_is_directory=True)
+
+
+def check_free(path: Path, kind: str, *, is_one: bool, overwrite: bool) -> None:
+    """Check that a run or study can be made at ``path``. Raises OutputError: something is there already."""
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not is_one:
+        raise OutputError(f"{path} exists and is no {kind}: choose another folder with -o")
+    if not overwrite:
+        raise OutputError(
+            f"{path} holds a {kind} already: go on with --resume, start it anew with --overwrite, or choose another "
+            "folder with -o"
+        )
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -202,10 +175,17 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _write(path: Path, text: str) -> None:
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A draft beside ``path`` that takes its name when the block ends well."""
     draft = path.with_name(f".{path.name}.tmp")
-    draft.write_text(text, encoding="utf-8")
+    yield draft
     draft.replace(path)
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 def _sync(folder: Path) -> None:
@@ -216,3 +196,57 @@ def _sync(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def draw_losses(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write losses and learning rate over the steps of ``metrics.jsonl`` as PNG; nothing without a loss."""
+    trained, validated, rates = (
+        [(line["step"], line[name]) for line in lines if name in line] for name in ("loss", "val_loss", "learning_rate")
+    )
+    if not trained and not validated:
+        return
+    figure = new_figure(8, 4.5)
+    axes = figure.subplots()
+    if trained:
+        axes.plot(*zip(*trained, strict=True), color="tab:blue", alpha=0.6, linewidth=1, label="training")
+    if validated:
+        axes.plot(*zip(*validated, strict=True), color="tab:orange", marker="o", markersize=3, label="validation")
+    axes.set(xlabel="optimiser step", ylabel="loss")
+    axes.grid(alpha=0.3)
+    if rates:
+        side = axes.twinx()
+        side.plot(*zip(*rates, strict=True), color="tab:gray", linestyle=":", linewidth=1, label="learning rate")
+        side.set_ylabel("learning rate")
+        side.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    save(figure, path)
+
+
+def draw_samples(examples: Sequence[Example], texts: Sequence[str], path: Path, *, title: str) -> None:
+    """Write a grid of a few dozen images, each with the model's text and its first reference, as PNG."""
+    columns = min(4, len(examples))
+    rows = -(-len(examples) // columns)
+    figure = new_figure(3.2 * columns, 4.1 * rows)
+    figure.suptitle(title)
+    cells = figure.subplots(rows, columns, squeeze=False).ravel()
+    for cell in cells:
+        cell.set_axis_off()
+    for cell, example, text in zip(cells, examples, texts, strict=False):
+        cell.imshow(example.image.read())
+        lines = [*textwrap.wrap(f"model: {text}", 40)[:4], *textwrap.wrap(f"reference: {example.captions[0]}", 40)[:4]]
+        safe = (plain(line).replace("$", r"\$") for line in lines)  # matplotlib takes what stands in $ for a formula
+        cell.set_title("\n".join(safe), fontsize=8, loc="left")
+    save(figure, path)
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure, in inches."""
+    from matplotlib.figure import Figure  # not pyplot, which would set the caller's backend
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
+    with replacing(path) as draft:
+        figure.savefig(draft, format="png", dpi=110)

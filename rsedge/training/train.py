@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """What a run came to."""
+    """The result of a run."""
 
     run: Path
     """Its folder."""
@@ -38,7 +38,7 @@ class TrainingResult:
     values: dict[str, Any]
     """The evaluation of the best checkpoint, as in ``metrics.jsonl``."""
     main: bool
-    """Whether this is the first of the run's processes, which speaks for all."""
+    """Whether this is the first of the run's processes, which reports for all."""
 
 
 def train(
@@ -52,14 +52,13 @@ def train(
     trackers: Sequence[str] = ("tensorboard",),
     observe: Observer | None = None,
 ) -> TrainingResult:
-    """Train a model as ``recipe`` says; in a notebook, through ``accelerate.notebook_launcher(train, (recipe,
-    folder))``.
+    """Train the model of a recipe; in a notebook, through ``accelerate.notebook_launcher(train, (recipe, folder))``.
 
     Args:
         recipe: The run; its ``data.sources`` are read unless ``data`` is given.
         output: Folder of the run.
         data: Examples made elsewhere.
-        resume: Go on in ``output`` from its last checkpoint, or from the start if it has none yet.
+        resume: Continue in ``output`` from its last checkpoint, or from the start if it has none yet.
         overwrite: Replace a run that is there.
         cpu: Leave GPUs alone.
         trackers: Where accelerate sends the metrics too: ``tensorboard``, ``wandb`` …
@@ -68,7 +67,7 @@ def train(
     Raises:
         OptionError: Recipe, data or model do not fit together, or the run to resume is another.
         OutputError: ``output`` is taken, or its disk is full.
-        BackendError: Something needed is not installed, or not to be had on this machine, memory included.
+        BackendError: A library, the precision or memory is missing on this machine.
         RsedgeError: The loss is no longer a number.
     """
     from accelerate.utils import set_seed
@@ -76,10 +75,11 @@ def train(
 
     folder = RunFolder(Path(output))
     accelerator = make_accelerator(recipe, cpu=cpu, trackers=trackers, folder=folder)
+    main = accelerator.is_main_process
     if not resume:
         folder.check_free(overwrite=overwrite)
     if data is None:
-        data = read_data(recipe, progress=_log.info if accelerator.is_main_process else None)
+        data = read_data(recipe, progress=_log.info if main else None)
     training, validation = data.split("train"), data.split("val")
     if not training:
         raise OptionError(f"there are no training images in {', '.join(data.sources) or 'the data'}")
@@ -91,28 +91,23 @@ def train(
     trainer = Trainer(recipe, task, training, validation, accelerator, folder=folder, observe=observe)
     if resume:
         found = trainer.resume()
-        if accelerator.is_main_process:
+        if main:
             folder.rewind(trainer.progress.step if found else 0)
-    elif accelerator.is_main_process:  # not before all of the above has proved possible
+    elif main:  # not before all of the above has proved possible
         folder.create(recipe, about, overwrite=overwrite)
     accelerator.wait_for_everyone()
     if trackers:
         accelerator.init_trackers("rsedge")
-    say = _log.info if accelerator.is_main_process else _log.debug
-    say(
-        "%d training and %d validation images, %d steps of %d images on %s",
-        len(training),
-        len(validation),
-        trainer.steps,
-        recipe.loop.batch_size,
-        accelerator.device,
+    steps, warmup = trainer.steps, recipe.schedule.warmup_steps
+    _log.log(
+        logging.INFO if main else logging.DEBUG,
+        f"{len(training)} training and {len(validation)} validation images, {steps} steps of {recipe.loop.batch_size} "
+        f"images on {accelerator.device}",
     )
-    if recipe.schedule.warmup_steps >= trainer.steps and accelerator.is_main_process:
+    if warmup >= steps and main:
         _log.warning(
-            "schedule.warmup_steps is %d, but the run has %d steps: the learning rate never reaches %g",
-            recipe.schedule.warmup_steps,
-            trainer.steps,
-            recipe.optimizer.learning_rate,
+            f"schedule.warmup_steps is {warmup}, but the run has {steps} steps: the learning rate never reaches "
+            f"{recipe.optimizer.learning_rate:g}"
         )
     try:
         progress = trainer.run()
@@ -129,15 +124,11 @@ def train(
     accelerator.end_training()
     lines = read_metrics(folder.metrics) if folder.metrics.exists() else []
     best = next((line for line in lines if line["step"] == progress.best_step and "val_loss" in line), {})
-    return TrainingResult(folder.path, folder.path / "best", progress, best, accelerator.is_main_process)
+    return TrainingResult(folder.path, folder.path / "best", progress, best, main)
 
 
 def read_data(recipe: Recipe, *, progress: Callable[[str], None] | None = None) -> CaptionData:
-    """The training and validation examples of a recipe.
-
-    Raises:
-        OptionError: No source is named, or records cannot be used; all are listed.
-    """
+    """The training and validation examples of a recipe. Raises OptionError: no source is named, or records are bad."""
     from rsedge.datasets.layouts import load_examples
 
     wanted = recipe.data
@@ -159,7 +150,7 @@ def read_data(recipe: Recipe, *, progress: Callable[[str], None] | None = None) 
 
 
 def make_task(recipe: Recipe, data: CaptionData) -> Task:
-    """The model of a recipe with its loss; ``data`` is there for a vocabulary to be learnt and texts to be read."""
+    """The model of a recipe with its loss; ``data`` gives a learnt vocabulary and the texts to embed beforehand."""
     if recipe.family == "blip":
         from rsedge.training.models import blip
 
@@ -177,7 +168,6 @@ def fingerprint(data: CaptionData) -> str:
     """A hash of keys, splits and texts: what the order of a run and its batches depend on."""
     digest = blake2b(digest_size=16)
     for example in sorted(data.examples, key=lambda example: example.key):
-        digest.update(
-            json.dumps([example.key, example.split, example.captions, example.paraphrases], ensure_ascii=False).encode()
-        )
+        values = [example.key, example.split, example.captions, example.paraphrases]
+        digest.update(json.dumps(values, ensure_ascii=False).encode())
     return digest.hexdigest()

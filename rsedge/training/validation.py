@@ -1,4 +1,4 @@
-"""Evaluation within a run: the loss over the validation images, and what the field watches beside it."""
+"""Evaluation within a run: the loss over the validation images, and the field's scores beside it."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from rsedge.datasets.examples import Example
+    from rsedge.training.recipe import Recipe
 
 
 class Validation:
@@ -31,29 +32,19 @@ class Validation:
         examples: The validation images.
         task: For its image size and collation.
         accelerator: The run's.
+        recipe: For the batch that a contrastive loss compares, the number of captions, and the workers.
         chunk: Images of one forward pass.
-        batch_size: Images that a contrastive loss compares; as in training.
-        captions: How many of the images are captioned and scored.
-        workers: Processes that read images.
     """
 
     def __init__(
-        self,
-        examples: Sequence[Example],
-        task: Task,
-        accelerator: Accelerator,
-        *,
-        chunk: int,
-        batch_size: int,
-        captions: int,
-        workers: int,
+        self, examples: Sequence[Example], task: Task, accelerator: Accelerator, recipe: Recipe, *, chunk: int
     ) -> None:
         self._examples = tuple(examples)
-        self._accelerator, self._chunk, self._batch_size = accelerator, chunk, batch_size
+        self._accelerator, self._chunk, self._batch_size = accelerator, chunk, recipe.loop.batch_size
         # A subset spread evenly over the set, which may be ordered by class.
-        count = min(captions, len(self._examples))
+        count = min(recipe.loop.captions, len(self._examples))
         self._captioned = tuple(self._examples[i * len(self._examples) // count] for i in range(count))
-        self._image, self._collate, self._workers = task.image, task.collate, workers
+        self._image, self._collate, self._workers = task.image, task.collate, recipe.data.workers
 
     def run(self, model: nn.Module, task: Task) -> dict[str, float]:
         """``val_loss`` and the rest; ``model`` is ``task`` as accelerate wrapped it, or ``task`` itself."""
@@ -61,14 +52,14 @@ class Validation:
         model.eval()
         try:
             with torch.no_grad():
-                return (
-                    self._contrastive(model, task) if isinstance(task, ContrastiveTask) else self._caption(model, task)
-                )
+                if isinstance(task, ContrastiveTask):
+                    return self._contrastive(model, task)
+                assert isinstance(task, CaptionTask)
+                return self._caption(model, task)
         finally:
             model.train(was_training)
 
-    def _caption(self, model: nn.Module, task: Task) -> dict[str, float]:
-        assert isinstance(task, CaptionTask)
+    def _caption(self, model: nn.Module, task: CaptionTask) -> dict[str, float]:
         sums = [
             (model(batch)["loss_sum"].item(), task.tokens(batch)) if mine else (0.0, 0)
             for mine, batch in self._batches(self._examples)
@@ -86,15 +77,14 @@ class Validation:
 
     def generate(self, task: CaptionTask, examples: Sequence[Example]) -> list[str]:
         """Greedy captions of ``examples``, in their order, on every process."""
+        rank, processes = self._accelerator.process_index, self._accelerator.num_processes
         found = [
-            (number, text)
+            (number * processes + rank, text)
             for number, (mine, batch) in enumerate(self._batches(examples))
             if mine
             for text in task.generate(batch["pixels"])
         ]
-        processes = self._accelerator.num_processes
-        rank = self._accelerator.process_index
-        rows = gather_object([(number * processes + rank, text) for number, text in found])
+        rows = gather_object(found)
         return [text for _, text in sorted(rows, key=lambda row: row[0])]  # stable: the order within a chunk stays
 
     def _contrastive(self, model: nn.Module, task: ContrastiveTask) -> dict[str, float]:

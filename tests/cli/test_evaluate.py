@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from rsedge.cli.main import run
 from rsedge.runtime.prompts import ENSEMBLE
-from rsedge.training.models.tokenizers import learn_clip_bpe
+from rsedge.training.models.loading import learn_clip_bpe
 from tests.models import random_images, save_image_processor
 
 CLASSES = {"AnnualCrop": "annual crop", "Forest": "forest", "River": "river", "SeaLake": "sea lake"}

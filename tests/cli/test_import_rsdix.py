@@ -30,7 +30,7 @@ from rsedge.checkpointfiles import read_image_spec
 from rsedge.cli.import_rsdix import command
 from rsedge.errors import OptionError, OutputError, RsedgeError
 from rsedge.training.models.clipcap_model import ClipCapModel
-from rsedge.training.models.tokenizers import learn_byte_bpe, learn_clip_bpe
+from rsedge.training.models.loading import learn_byte_bpe, learn_clip_bpe
 
 CAPTIONS = ["many planes are parked at the airport .", "a river runs through green fields ."] * 3
 VISION = {

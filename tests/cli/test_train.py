@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rsedge.cli.main import run
-from rsedge.training.recipe_files import keys, presets, save_recipe
+from rsedge.training.recipe import keys, presets, save_recipe
 from tests.training.tiny import caption_data, tiny_recipe, write_set
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from rsedge.cli.main import run
-from rsedge.training.recipe_files import load_recipe
+from rsedge.training.recipe import load_recipe
 
 
 @pytest.fixture(scope="module")

@@ -268,7 +268,7 @@ def test_what_training_wrote_embeds_alike_as_checkpoint_and_as_bundle(tmp_path: 
 
 
 def test_an_imported_rsdix_model_is_exported(tmp_path: Path):
-    from rsedge.training.models.tokenizers import learn_clip_bpe
+    from rsedge.training.models.loading import learn_clip_bpe
     from rsedge.training.rsdix.import_rsdix import import_rsdix
     from tests.cli.test_import_rsdix import lightning, rsdix_clip
 

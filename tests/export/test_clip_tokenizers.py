@@ -76,7 +76,7 @@ def _byte_letters() -> list[str]:
 
 
 def test_files_of_before_tokenizer_json(tmp_path: Path):
-    from rsedge.training.models.tokenizers import learn_clip_bpe
+    from rsedge.training.models.loading import learn_clip_bpe
 
     learnt = learn_clip_bpe(CAPTIONS, 600)
     data = json.loads(learnt.backend_tokenizer.to_str())["model"]

@@ -13,8 +13,7 @@ from rsedge import Captioner
 from rsedge.bundle import read_bundle
 from rsedge.export.convert import export
 from rsedge.runtime.decoding.options import DecodingOptions
-from rsedge.training.models.clipcap_decode import generate
-from rsedge.training.models.clipcap_model import ClipCapModel
+from rsedge.training.models.clipcap_model import ClipCapModel, generate
 from tests.clipcap_models import CLIP, SIGLIP, beam_caption, embed, make_clipcap
 from tests.models import random_images
 

@@ -206,7 +206,7 @@ def test_the_start_is_a_checkpoint_that_knows_every_word(rng, tmp_path):
     from transformers import BertTokenizer, BlipForConditionalGeneration
 
     from rsedge.datasets.examples import CaptionData, Example
-    from rsedge.training.recipe_files import load_recipe
+    from rsedge.training.recipe import load_recipe
     from tools.builtin_model.start import make_start
 
     np.save(tmp_path / "a.npy", rng.integers(1, 255, (64, 64, 64, 3)).astype(np.uint8))

@@ -22,7 +22,7 @@ from rsedge.errors import OptionError
 from rsedge.tomlfile import write_toml
 from rsedge.training.data import augment_ops as ops
 from rsedge.training.data.augment import ImageAugmentation, choose_caption, sample_seed
-from rsedge.training.recipe_files import load_recipe, save_recipe
+from rsedge.training.recipe import load_recipe, save_recipe
 
 EVERYTHING = ImageAugmentation(
     crop_scale=(0.6, 1.0),

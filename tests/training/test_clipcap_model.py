@@ -15,10 +15,12 @@ from rsedge.errors import OptionError
 from rsedge.runtime.decoding.options import DecodingOptions
 from rsedge.runtime.decoding.search import draw
 from rsedge.training.losses import caption_loss_sum
-from rsedge.training.models.clipcap_decode import DEFAULTS, _beam_search, generate
 from rsedge.training.models.clipcap_model import (
+    DEFAULTS,
     ClipCapConfig,
     ClipCapModel,
+    _beam_search,
+    generate,
     register_auto_classes,
 )
 
@@ -247,8 +249,8 @@ def test_an_image_with_several_captions_is_run_once(counts):
 
 def test_frozen_parts_learn_nothing_and_drop_nothing():
     model = make("mlp")
-    model.freeze_encoder()
-    model.freeze_language_model()
+    model.encoder.requires_grad_(False)
+    model.language_model.requires_grad_(False)
     model.train()
     assert model.mapper.training
     assert not model.encoder.training

@@ -17,12 +17,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from rsedge.errors import BackendError, OptionError, OutputError, RsedgeError
-from rsedge.training.data.order import Order
-from rsedge.training.data.samples import TrainingSamples
-from rsedge.training.loop import Trainer, make_accelerator
-from rsedge.training.objective import objective_for
+from rsedge.training.data.samples import Order, TrainingSamples
+from rsedge.training.loop import Trainer, make_accelerator, objective_for
 from rsedge.training.optim import Progress
-from rsedge.training.recipe import ContrastiveObjective, monitors
+from rsedge.training.recipe import monitors
 from rsedge.training.run_folder import RunFolder, read_metrics
 from rsedge.training.train import fingerprint, make_task, train
 from tests.training.tiny import caption_data, tiny_recipe
@@ -63,15 +61,9 @@ NO_DROPOUT = tuple(f"model.config.text.{name}_pdrop=0.0" for name in ("resid", "
 )
 def test_gradients_do_not_depend_on_the_chunks(family, settings):
     torch.manual_seed(0)
-    task = make_task(tiny_recipe(family, *settings), DATA).train()
-    samples = TrainingSamples(
-        DATA.split("train"),
-        task.image,
-        augmentation=None,
-        seed=0,
-        one_caption=task.one_caption,
-        paraphrase_probability=0,
-    )
+    recipe = tiny_recipe(family, *settings)
+    task = make_task(recipe, DATA).train()
+    samples = TrainingSamples(DATA.split("train"), task.image, recipe, one_caption=task.one_caption)
     found = {}
     for micro in (8, 2):
         order, accelerator = Order(24, 8, micro), Accelerator(cpu=True)
@@ -369,8 +361,7 @@ def test_trackers_that_cannot_be_had_are_refused(monkeypatch):
 )
 def test_the_monitors_of_a_recipe_are_what_an_evaluation_gives(family, settings, tmp_path):
     recipe = tiny_recipe(family.replace("siglip", "clip"), "max_steps=1", *settings, siglip=family == "siglip")
-    objective = recipe.contrastive or ContrastiveObjective()
-    known = monitors(recipe.family, captions=recipe.loop.captions, contrastive=objective)
+    known = monitors(recipe)
     lines = read_metrics(run(recipe, tmp_path / "run").run / "metrics.jsonl")
     line = next(line for line in lines if "val_loss" in line)
     assert [name for name in line if name.startswith("val_")] == list(known)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rsedge.errors import OptionError, OutputError, RsedgeError
-from rsedge.training.recipe_files import with_settings
+from rsedge.training.recipe import with_settings
 from rsedge.training.train import train
 from rsedge.training.tuning.lr_finder import LearningRateCurve, find_learning_rate, write_curve
 from tests.training.test_tune import make_data, make_recipe

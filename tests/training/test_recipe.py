@@ -7,8 +7,18 @@ from dataclasses import replace
 import pytest
 
 from rsedge.errors import OptionError
-from rsedge.training.recipe import LoopRecipe, ModelRecipe, Recipe
-from rsedge.training.recipe_files import from_dict, keys, load_recipe, presets, save_recipe, to_dict, with_settings
+from rsedge.training.recipe import (
+    LoopRecipe,
+    ModelRecipe,
+    Recipe,
+    from_dict,
+    keys,
+    load_recipe,
+    presets,
+    save_recipe,
+    to_dict,
+    with_settings,
+)
 
 REFERENCE = {
     "blip-rsicd", "clip-rsicd", "rsdix-clip-b32", "rsdix-clip-b16", "rsdix-clip-l14", "rsdix-clip-sbert",

@@ -21,7 +21,7 @@ from rsedge.training.data.samples import PlainSamples
 from rsedge.training.models.clipcap_model import ClipCapModel
 from rsedge.training.models.loading import interpolate, resize_vision
 from rsedge.training.optim import matching
-from rsedge.training.recipe_files import load_recipe
+from rsedge.training.recipe import load_recipe
 from rsedge.training.train import make_task, train
 from tests.training.tiny import caption_data, tiny_recipe
 

@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 
 from rsedge.datasets.examples import CaptionData
 from rsedge.errors import OptionError
-from rsedge.training.models import tokenizers
+from rsedge.training.models import loading
 from rsedge.training.recipe import ModelRecipe
 
 CAPTIONS = [
@@ -16,7 +16,7 @@ CAPTIONS = [
     for colour in ("white", "grey", "old")
     for thing in ("runway", "café", "forest", "river", "sea")
 ]
-KINDS = [tokenizers.learn_wordpiece, tokenizers.learn_clip_bpe, tokenizers.learn_byte_bpe]
+KINDS = [loading.learn_wordpiece, loading.learn_clip_bpe, loading.learn_byte_bpe]
 
 
 @pytest.mark.parametrize("learn", KINDS)
@@ -33,7 +33,7 @@ def test_a_saved_tokenizer_is_read_back_equal(learn, tmp_path):
     again = AutoTokenizer.from_pretrained(tmp_path)
     texts = [*CAPTIONS, "an unseen word, 42 zebras!"]
     assert again(texts)["input_ids"] == tokenizer(texts)["input_ids"]
-    assert tokenizers.open_tokenizer(tmp_path)(texts)["input_ids"] == tokenizer(texts)["input_ids"]
+    assert loading.open_tokenizer(tmp_path)(texts)["input_ids"] == tokenizer(texts)["input_ids"]
 
 
 def test_captions_survive_their_tokens():
@@ -52,6 +52,6 @@ def test_captions_survive_their_tokens():
 
 def test_no_tokenizer(tmp_path):
     with pytest.raises(OptionError, match="give a folder or a hub id that has one"):
-        tokenizers.open_tokenizer(tmp_path)
+        loading.open_tokenizer(tmp_path)
     with pytest.raises(OptionError, match=r"model.tokenizer is not set"):
-        tokenizers.obtain(ModelRecipe(), None, CaptionData(()), tokenizers.learn_wordpiece)
+        loading.obtain_tokenizer(ModelRecipe(), None, CaptionData(()), loading.learn_wordpiece)

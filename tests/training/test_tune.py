@@ -20,7 +20,7 @@ from rsedge.datasets.examples import CaptionData, Example
 from rsedge.errors import OptionError, OutputError, RsedgeError, SceneError
 from rsedge.training.loop import Event
 from rsedge.training.optim import Progress
-from rsedge.training.recipe_files import load_recipe, to_dict, with_settings
+from rsedge.training.recipe import load_recipe, to_dict, with_settings
 from rsedge.training.train import TrainingResult, train
 from rsedge.training.tuning import tune as module
 from rsedge.training.tuning.tune import tune
@@ -82,7 +82,7 @@ def data() -> CaptionData:
 @pytest.fixture(autouse=True)
 def _no_curves(monkeypatch):
     """The curve of every run takes longer to draw than the run."""
-    monkeypatch.setattr("rsedge.training.figures.draw_losses", lambda *args: None)
+    monkeypatch.setattr("rsedge.training.loop.draw_losses", lambda *args: None)
 
 
 @pytest.fixture
@@ -480,9 +480,9 @@ def test_checkpoints_are_kept_as_asked(data, tmp_path, keep):
 
 def _search_until_killed(study: str) -> None:
     """In a process of its own: dies in the second evaluation of the second trial, which has one checkpoint then."""
-    from rsedge.training import figures
+    from rsedge.training import loop
 
-    figures.draw_losses = lambda *args: None
+    loop.draw_losses = lambda *args: None
     evaluations = 0
 
     def die(event: Event) -> None:

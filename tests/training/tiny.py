@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from rsedge.datasets.examples import CaptionData, Example
-from rsedge.training.recipe_files import load_recipe
+from rsedge.training.recipe import load_recipe
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,7 +12,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rsedge.training.recipe_files import load_recipe
+from rsedge.training.recipe import load_recipe
 from rsedge.training.train import train
 from tools.builtin_model import tiles
 from tools.builtin_model.package import package

@@ -167,7 +167,7 @@ class ClipCapPlan:
 
     def manifest_fields(self) -> dict[str, Any]:
         """Tokens, CLIPCap's own decoding defaults and the sizes of the caches."""
-        from rsedge.training.models.clipcap_decode import DEFAULTS
+        from rsedge.training.models.clipcap_model import DEFAULTS
 
         settings, decoder = self._settings, self._settings.decoder
         generation = GenerationDefaults(
@@ -178,7 +178,7 @@ class ClipCapPlan:
 
     def parity(self, bundle: Bundle) -> dict[str, Any]:
         """See :func:`rsedge.export.verify.captioner_report`."""
-        reference = "rsedge.training.models.clipcap_decode.generate, float32"
+        reference = "rsedge.training.models.clipcap_model.generate, float32"
         return verify.captioner_report(bundle, self._torch_results, reference=reference)
 
     def _torch_results(
@@ -187,8 +187,7 @@ class ClipCapPlan:
         """Image embeddings [B, D] of unit length and captions of the checkpoint in torch."""
         import torch
 
-        from rsedge.training.models.clipcap_decode import DEFAULTS, generate
-        from rsedge.training.models.clipcap_model import ClipCapModel
+        from rsedge.training.models.clipcap_model import DEFAULTS, ClipCapModel, generate
 
         model = verify.torch_model(ClipCapModel, self._checkpoint.path)
         pixels, resized = verify.torch_images(images, image), self._settings.image_size != image.size

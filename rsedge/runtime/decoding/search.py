@@ -336,7 +336,7 @@ class _AveragedBeam(Search):
     A hypothesis that ended keeps its place and its score, and competes with the others until all have ended or are
     ``max_new_tokens`` long; its rows run on, and nobody looks at what comes out. ``count`` [slots, rows] is how many
     tokens each has, ``ended`` [slots, rows] which have ended; ``score`` is the sum over tokens. The semantics are those
-    written out in :mod:`rsedge.training.models.clipcap_decode`.
+    written out in :mod:`rsedge.training.models.clipcap_model`.
     """
 
     def __init__(self, options: DecodingOptions, *, slots: int, bos: int, eos: int, vocab_size: int) -> None:

@@ -20,17 +20,13 @@ if TYPE_CHECKING:
 
     from rsedge.datasets.examples import Example
 
+_RANGES = ("crop_scale", "crop_ratio", "rotation", "brightness", "contrast", "saturation", "hue", "sharpness", "blur")
 # Field → lowest and highest value that makes sense in its range.
 _LIMITS = {
+    **dict.fromkeys(_RANGES, (0.0, math.inf)),
     "crop_scale": (0.0, 1.0),
-    "crop_ratio": (0.0, math.inf),
     "rotation": (-360.0, 360.0),
-    "brightness": (0.0, math.inf),
-    "contrast": (0.0, math.inf),
-    "saturation": (0.0, math.inf),
     "hue": (-0.5, 0.5),
-    "sharpness": (0.0, math.inf),
-    "blur": (0.0, math.inf),
 }
 _NOT_ZERO = ("crop_scale", "crop_ratio", "blur")
 _PROBABILITIES = ("probability", "horizontal_flip", "vertical_flip", "blur_probability")
@@ -38,11 +34,11 @@ _PROBABILITIES = ("probability", "horizontal_flip", "vertical_flip", "blur_proba
 
 @dataclass(frozen=True, slots=True)
 class ImageAugmentation:
-    """Random changes to one image; each is off where it is None, and they happen in the order of the fields.
+    """Random changes to one image, in the order of the fields; None switches one off.
 
-    A range ``(low, high)`` is drawn from evenly. Factors mean what they mean in Pillow's ``ImageEnhance`` and in
-    torchvision: 1 changes nothing, 0 is black, mean grey, grey or smooth. Every change draws numbers of its own, so
-    that switching one on or off leaves the others as they were.
+    A range ``(low, high)`` is drawn from evenly. Factors are those of Pillow's ``ImageEnhance`` and of torchvision: 1
+    changes nothing, 0 is black, mean grey, grey or smooth. Every change draws numbers of its own, so switching one on
+    or off leaves the others as they were.
 
     Raises:
         OptionError: A range or a probability cannot be.
@@ -74,11 +70,11 @@ class ImageAugmentation:
     """How often the blur is applied."""
 
     def __post_init__(self) -> None:
-        problems = []
-        for name in _PROBABILITIES:
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                problems.append(f"{name} is {value}: give a probability from 0 to 1")
+        problems = [
+            f"{name} is {value}: give a probability from 0 to 1"
+            for name in _PROBABILITIES
+            if (value := getattr(self, name)) is not None and not 0 <= value <= 1
+        ]
         for name, (lowest, highest) in _LIMITS.items():
             value = getattr(self, name)
             if value is None:
@@ -121,9 +117,9 @@ class ImageAugmentation:
             ratio = math.exp(_between(tuple(map(math.log, self.crop_ratio)), draw["crop_ratio"]))
             scale = _between(self.crop_scale, draw["crop_scale"])
             image = ops.resized_crop(image, scale, ratio, draw["crop_row"], draw["crop_column"])
-        if self.horizontal_flip is not None and draw["horizontal_flip"] < self.horizontal_flip:
+        if draw["horizontal_flip"] < (self.horizontal_flip or 0):
             image = image.flip(2)
-        if self.vertical_flip is not None and draw["vertical_flip"] < self.vertical_flip:
+        if draw["vertical_flip"] < (self.vertical_flip or 0):
             image = image.flip(1)
         if self.rotation is not None:
             image = ops.rotate(image, _between(self.rotation, draw["rotation"]))
@@ -139,21 +135,8 @@ class ImageAugmentation:
 # A number from 0 up to, not including, 1 each, at a place of its own in the random stream; new ones go to the end, so
 # that old runs stay the same.
 _DRAWS = (
-    "probability",
-    "crop_scale",
-    "crop_ratio",
-    "crop_row",
-    "crop_column",
-    "horizontal_flip",
-    "vertical_flip",
-    "rotation",
-    "brightness",
-    "contrast",
-    "saturation",
-    "hue",
-    "sharpness",
-    "blur",
-    "blur_probability",
+    *("probability", "crop_scale", "crop_ratio", "crop_row", "crop_column", "horizontal_flip", "vertical_flip"),
+    *("rotation", "brightness", "contrast", "saturation", "hue", "sharpness", "blur", "blur_probability"),
 )
 
 
@@ -163,13 +146,7 @@ def _between(limits: tuple[float, ...], share: float) -> float:
 
 
 def sample_seed(seed: int, epoch: int, key: str) -> int:
-    """The seed of one example in one epoch, 0 to 2**64 - 1; the same on every machine and Python.
-
-    Args:
-        seed: Of the run.
-        epoch: From 0.
-        key: Of the example.
-    """
+    """The seed of an example in an epoch, from the run's: 0 to 2**64 - 1, the same on every machine and Python."""
     return _hash(f"sample\0{seed}\0{epoch}\0{key}")
 
 

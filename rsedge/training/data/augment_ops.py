@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from torch import Tensor
 
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, what Pillow's mode L is
-
 
 def resized_crop(image: Tensor, scale: float, ratio: float, row: float, column: float) -> Tensor:
     """A crop of the image, resized to its size (bilinear, antialias).
@@ -21,7 +19,7 @@ def resized_crop(image: Tensor, scale: float, ratio: float, row: float, column: 
     Args:
         image: float [3, H, W].
         scale: Share of the area.
-        ratio: Width over height of the crop; it is cut to what fits in the image.
+        ratio: Width over height of the crop, which is cut to the image.
         row, column: Place of the crop, 0 at the upper and left end, 1 at the other.
     """
     height, width = image.shape[1:]
@@ -112,7 +110,7 @@ COLOUR_CHANGES: dict[str, Callable[[Tensor, float], Tensor]] = {
 
 def _grey(image: Tensor) -> Tensor:
     red, green, blue = image.unbind(0)
-    return red * _LUMA[0] + green * _LUMA[1] + blue * _LUMA[2]
+    return red * 0.299 + green * 0.587 + blue * 0.114  # ITU-R 601, Pillow's mode L
 
 
 def _blend(base: Tensor, image: Tensor, factor: float) -> Tensor:

@@ -33,11 +33,7 @@ SEGMENT = 32
 
 @dataclass(frozen=True, slots=True)
 class BackTranslation:
-    """What decides the wordings, together with the captions.
-
-    Raises:
-        OptionError: A number is below 1, or a language is given twice or empty.
-    """
+    """The settings that decide the wordings. Raises OptionError: a number below 1, or a language twice or empty."""
 
     forward: str
     """Marian model from English: folder or hub id, such as ``Helsinki-NLP/opus-mt-en-ROMANCE``."""
@@ -105,7 +101,7 @@ class Translator:
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """Codes of the languages it can be told to translate into; none where there is a single one."""
+        """Codes of its target languages; none where there is a single one."""
         codes: list[str] = self._tokenizer.supported_language_codes
         return tuple(code.removeprefix(">>").removesuffix("<<") for code in codes)
 
@@ -119,9 +115,8 @@ class Translator:
         found: dict[str, str] = {}
         for start in range(0, len(ordered), self._batch_size):
             batch = ordered[start : start + self._batch_size]
-            tokens = self._tokenizer(
-                [prefix + text for text in batch], return_tensors="pt", padding=True, truncation=True
-            )
+            marked = [prefix + text for text in batch]
+            tokens = self._tokenizer(marked, return_tensors="pt", padding=True, truncation=True)
             with torch.inference_mode():
                 output = self._model.generate(**tokens.to(self._model.device), **self._settings)
             written = self._tokenizer.batch_decode(output, skip_special_tokens=True)
@@ -189,7 +184,24 @@ def back_translate(
             os.fsync(stream.fileno())
             if progress is not None:
                 progress(start + len(segment), len(examples))
-        return _publish(stream, done, output)
+        # 4. Finished work becomes the output, and is counted.
+        counts = {"images": 0, "captions": 0, "paraphrases": 0}
+        temporary = output.with_name(f".{output.name}.tmp")
+        stream.flush()
+        stream.seek(done)
+        with temporary.open("wb") as target:
+            for line in stream:
+                values = json.loads(line)
+                counts["images"] += 1
+                counts["captions"] += len(values["captions"])
+                counts["paraphrases"] += sum(map(len, values["paraphrases"]))
+                target.write(line)
+            target.flush()
+            os.fsync(target.fileno())
+        temporary.replace(output)
+        sync_folder(output.parent)
+        output.with_name(f"{output.name}.partial").unlink()
+        return counts
 
 
 def _reword(
@@ -214,7 +226,7 @@ def _words(text: str) -> str:
 
 @contextmanager
 def _partial_file(output: Path, header: bytes, *, overwrite: bool) -> Iterator[tuple[BinaryIO, int]]:
-    """The file of finished work, locked, and where its records begin; removed when the output is written."""
+    """The file of finished work, locked, and the offset of its records."""
     path = output.with_name(f"{output.name}.partial")
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -244,7 +256,7 @@ def _partial_file(output: Path, header: bytes, *, overwrite: bool) -> Iterator[t
 
 
 def _whole_lines(stream: BinaryIO, start: int, examples: Sequence[Example]) -> int:
-    """How many examples are done, in whole segments; what follows them is cut off."""
+    """The number of finished examples, in whole segments; cuts off the rest."""
     stream.seek(start)
     ends = [start]
     for example, line in zip(examples, stream, strict=False):
@@ -261,24 +273,3 @@ def _whole_lines(stream: BinaryIO, start: int, examples: Sequence[Example]) -> i
     stream.seek(ends[finished])
     stream.truncate()
     return finished
-
-
-def _publish(stream: BinaryIO, start: int, output: Path) -> dict[str, int]:
-    """Turn finished work into the output, and count it."""
-    counts = {"images": 0, "captions": 0, "paraphrases": 0}
-    temporary = output.with_name(f".{output.name}.tmp")
-    stream.flush()
-    stream.seek(start)
-    with temporary.open("wb") as target:
-        for line in stream:
-            values = json.loads(line)
-            counts["images"] += 1
-            counts["captions"] += len(values["captions"])
-            counts["paraphrases"] += sum(map(len, values["paraphrases"]))
-            target.write(line)
-        target.flush()
-        os.fsync(target.fileno())
-    temporary.replace(output)
-    sync_folder(output.parent)
-    output.with_name(f"{output.name}.partial").unlink()
-    return counts

@@ -11,6 +11,15 @@ from transformers import BlipConfig, BlipForConditionalGeneration
 
 from rsedge.checkpointfiles import write_image_spec
 from rsedge.errors import OptionError
+from rsedge.training.models.loading import (
+    default_image,
+    image_spec,
+    learn_wordpiece,
+    load_pretrained,
+    merge_config,
+    obtain_tokenizer,
+    resize_vision,
+)
 from rsedge.manifest import ImageSpec
 from rsedge.training.models import tokenizers
 from rsedge.training.models.loading import STATISTICS, image_spec, load_pretrained, merge_config, resize_vision
@@ -18,9 +27,9 @@ from rsedge.training.models.task import Batch, CaptionCollate, CaptionTask
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from rsedge.datasets.examples import CaptionData
+    from rsedge.manifest import ImageSpec
     from rsedge.training.recipe import Recipe
 
 
@@ -61,27 +70,29 @@ class BlipTask(CaptionTask):
         )
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
-    def save(self, folder: Path, state: Mapping[str, Tensor]) -> None:
-        """Write a checkpoint that transformers and ``rsedge export`` read."""
-        self.model.save_pretrained(folder, state_dict=self.model_state(state))
-        self.tokenizer.save_pretrained(folder)
-        write_image_spec(folder, self.image, model_type="blip")
-
 
 def make(recipe: Recipe, data: CaptionData) -> BlipTask:
-    """The task of a recipe, its model loaded or made from the seed.
-
-    Args:
-        recipe: Of family ``blip``.
-        data: For a vocabulary to be learnt from its training captions.
-
-    Raises:
-        OptionError: The checkpoint is not BLIP, or settings do not fit it.
-    """
+    """The task of a recipe. Raises OptionError: the checkpoint is not BLIP, or settings do not fit it."""
     wanted = recipe.model
-    tokenizer = tokenizers.obtain(wanted, wanted.init, data, tokenizers.learn_wordpiece)
+    tokenizer = obtain_tokenizer(wanted, wanted.init, data, learn_wordpiece)
     if wanted.init is None:
-        model, image = _from_config(recipe, tokenizer)
+        ids = tokenizer.convert_tokens_to_ids
+        defaults = {
+            "vision_config": {"image_size": wanted.image_size or 224},
+            "text_config": {
+                "vocab_size": len(tokenizer),
+                "bos_token_id": ids("[DEC]"),
+                "sep_token_id": ids("[SEP]"),
+                "eos_token_id": ids("[SEP]"),
+                "pad_token_id": ids("[PAD]"),
+                "label_smoothing": 0.0,
+            },
+        }
+        config = BlipConfig(**merge_config(BlipConfig, defaults, wanted.config))
+        # The decoder reads the encoder's output, however wide a recipe made it.
+        config.text_config.encoder_hidden_size = config.vision_config.hidden_size
+        model: Any = BlipForConditionalGeneration(config)
+        image = default_image("clip", config.vision_config.image_size)  # BLIP uses CLIP's statistics
     else:
         image = image_spec(wanted.init, wanted.revision)
         model = load_pretrained(BlipForConditionalGeneration, wanted)
@@ -93,24 +104,3 @@ def make(recipe: Recipe, data: CaptionData) -> BlipTask:
     # transformers' own default of 20 new tokens would cut the captions of evaluation and export short.
     model.generation_config.max_new_tokens = wanted.max_tokens - 2
     return BlipTask(model, replace(image, size=size), tokenizer, recipe)
-
-
-def _from_config(recipe: Recipe, tokenizer: Any) -> tuple[Any, ImageSpec]:
-    ids = tokenizer.convert_tokens_to_ids
-    defaults = {
-        "vision_config": {"image_size": recipe.model.image_size or 224},
-        "text_config": {
-            "vocab_size": len(tokenizer),
-            "bos_token_id": ids("[DEC]"),
-            "sep_token_id": ids("[SEP]"),
-            "eos_token_id": ids("[SEP]"),
-            "pad_token_id": ids("[PAD]"),
-            "label_smoothing": 0.0,
-        },
-    }
-    config = BlipConfig(**merge_config(BlipConfig, defaults, recipe.model.config))
-    # The decoder reads the encoder's output, however wide a recipe made it.
-    config.text_config.encoder_hidden_size = config.vision_config.hidden_size
-    model = BlipForConditionalGeneration(config)
-    mean, std = STATISTICS["clip"]  # which BLIP uses too
-    return model, ImageSpec(size=config.vision_config.image_size, mean=mean, std=std)

@@ -18,24 +18,26 @@ from rsedge.errors import BackendError, OptionError
 from rsedge.manifest import ImageSpec
 from rsedge.texts import first_line
 from rsedge.training.losses import ExponentialAverage, RsdixLoss
-from rsedge.training.models import tokenizers
 from rsedge.training.models.loading import (
-    STATISTICS,
     config_type,
+    default_image,
     image_spec,
+    learn_clip_bpe,
     load_pretrained,
     merge_config,
+    obtain_tokenizer,
     resize_vision,
 )
-from rsedge.training.models.task import Batch, ContrastiveTask
-from rsedge.training.recipe import ContrastiveObjective, Recipe
+from rsedge.training.models.task import Batch, ContrastiveTask, stack
+from rsedge.training.recipe import ContrastiveObjective
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
 
     from rsedge.datasets.examples import CaptionData
+    from rsedge.manifest import ImageSpec
     from rsedge.training.data.samples import Sample
+    from rsedge.training.recipe import Recipe
 
 _KINDS: dict[str, Any] = {"clip": (CLIPConfig, CLIPModel), "siglip": (SiglipConfig, SiglipModel)}
 _MAX_LOG_SCALE = math.log(100)  # CLIP's own bound
@@ -66,12 +68,7 @@ class ClipCollate:
             return_tensors="pt",
             return_attention_mask=True,
         )
-        batch = {
-            "pixels": torch.stack([sample.pixels for sample in samples]),
-            "captions": torch.tensor([len(sample.captions) for sample in samples]),
-            "input_ids": rows["input_ids"],
-            "attention_mask": rows["attention_mask"],
-        }
+        batch = {**stack(samples), "input_ids": rows["input_ids"], "attention_mask": rows["attention_mask"]}
         if self.sbert is not None:
             batch["sbert"] = torch.from_numpy(np.stack([self.sbert[text] for text in texts]))
         return batch
@@ -134,22 +131,20 @@ class ClipTask(ContrastiveTask):
         return losses
 
     @torch.no_grad()
-    def after_step(self, step: int) -> None:  # noqa: ARG002 - the average counts for itself
+    def after_step(self) -> None:
         """Bound the temperature as CLIP does, and move the teacher."""
         if not self.objective.use_sigmoid_loss:
             self.model.logit_scale.clamp_(0, _MAX_LOG_SCALE)
         if self.teacher is not None:
             self.teacher.update(self.model)
 
-    def save(self, folder: Path, state: Mapping[str, Tensor]) -> None:
-        """Write a checkpoint that transformers reads; the learnt temperature and bias become the model's own."""
-        weights = self.model_state(state)
+    def model_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The model's weights; the learnt temperature and bias become its own."""
+        weights = super().model_state(state)
         if self.objective.use_sigmoid_loss:
             weights["logit_scale"] = state["rsdix.sigmoid_log_temperature"].reshape(weights["logit_scale"].shape)
             weights["logit_bias"] = state["rsdix.sigmoid_bias"].reshape(weights["logit_bias"].shape)
-        self.model.save_pretrained(folder, state_dict=weights)
-        self.tokenizer.save_pretrained(folder)
-        write_image_spec(folder, self.image, model_type=self.model.config.model_type)
+        return weights
 
 
 def embed_pixels(model: Any, pixels: Tensor) -> Tensor:
@@ -170,20 +165,25 @@ def embed_tokens(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def make(recipe: Recipe, data: CaptionData) -> ClipTask:
-    """The task of a recipe, its model loaded or made from the seed.
-
-    Args:
-        recipe: Of family ``clip``.
-        data: For a vocabulary to be learnt, and for Sentence-BERT to read beforehand.
-
-    Raises:
-        OptionError: The checkpoint is neither CLIP nor SigLIP, or settings do not fit it.
-    """
+    """The task of a recipe. Raises OptionError: the model is neither CLIP nor SigLIP, or settings do not fit it."""
     wanted = recipe.model
     objective = recipe.contrastive or ContrastiveObjective()
-    tokenizer = tokenizers.obtain(wanted, wanted.init, data, tokenizers.learn_clip_bpe)
+    tokenizer = obtain_tokenizer(wanted, wanted.init, data, learn_clip_bpe)
     if wanted.init is None:
-        model, image = _from_config(recipe, tokenizer)
+        changes = dict(wanted.config)
+        kind = changes.pop("model_type", "clip")
+        if kind not in _KINDS:
+            raise OptionError(f"model.config.model_type is {kind!r}: give {' or '.join(_KINDS)}")
+        config_class, model_class = _KINDS[kind]
+        ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        defaults = {
+            "vision_config": {"image_size": wanted.image_size or 224},
+            "text_config": {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **ids},
+        }
+        config = config_class(**merge_config(config_class, defaults, changes))
+        if kind == "clip":  # the towers, opened alone, read it from their own configuration
+            config.vision_config.projection_dim = config.text_config.projection_dim = config.projection_dim
+        model, image = model_class(config), default_image(kind, config.vision_config.image_size)
     else:
         kind = config_type(wanted.init, wanted.revision)
         if kind not in _KINDS:
@@ -215,30 +215,8 @@ def make(recipe: Recipe, data: CaptionData) -> ClipTask:
     )
 
 
-def _from_config(recipe: Recipe, tokenizer: Any) -> tuple[Any, ImageSpec]:
-    changes = dict(recipe.model.config)
-    kind = changes.pop("model_type", "clip")
-    if kind not in _KINDS:
-        raise OptionError(f"model.config.model_type is {kind!r}: give {' or '.join(_KINDS)}")
-    config_class, model_class = _KINDS[kind]
-    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    defaults = {
-        "vision_config": {"image_size": recipe.model.image_size or 224},
-        "text_config": {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **ids},
-    }
-    config = config_class(**merge_config(config_class, defaults, changes))
-    if kind == "clip":  # the towers, opened alone, read it from their own configuration
-        config.vision_config.projection_dim = config.text_config.projection_dim = config.projection_dim
-    mean, std = STATISTICS[kind]
-    return model_class(config), ImageSpec(size=config.vision_config.image_size, mean=mean, std=std)
-
-
 def sentence_embeddings(model: str, texts: Iterable[str]) -> dict[str, np.ndarray]:
     """Every text's Sentence-BERT embedding, computed once before the run: float32 [W] each.
-
-    Args:
-        model: Folder or hub id.
-        texts: Captions and paraphrases.
 
     Raises:
         BackendError: sentence-transformers is not installed.
@@ -252,9 +230,8 @@ def sentence_embeddings(model: str, texts: Iterable[str]) -> dict[str, np.ndarra
     try:
         encoder = SentenceTransformer(model)
     except (OSError, ValueError) as error:
-        reason = first_line(error)
         raise OptionError(
-            f"contrastive.sbert is {model}, which cannot be had ({reason}): give a folder or hub id"
+            f"contrastive.sbert is {model}, which cannot be had ({first_line(error)}): give a folder or hub id"
         ) from error
     rows = encoder.encode(distinct, batch_size=64, convert_to_numpy=True, show_progress_bar=False)
     return dict(zip(distinct, rows.astype(np.float32), strict=True))

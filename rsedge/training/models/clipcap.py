@@ -7,39 +7,31 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    CLIPVisionConfig,
-    CLIPVisionModelWithProjection,
-    GPT2Config,
-    GPT2LMHeadModel,
-    SiglipVisionConfig,
-    SiglipVisionModel,
-)
+from transformers import AutoConfig, CLIPVisionModelWithProjection, GPT2Config, GPT2LMHeadModel, SiglipVisionModel
 
 from rsedge.checkpointfiles import write_image_spec
 from rsedge.errors import OptionError
 from rsedge.manifest import ImageSpec
 from rsedge.runtime.decoding.options import DecodingOptions
-from rsedge.training.models import tokenizers
-from rsedge.training.models.clipcap_decode import generate
-from rsedge.training.models.clipcap_model import ClipCapConfig, ClipCapModel
+from rsedge.training.models.clipcap_model import ClipCapConfig, ClipCapModel, generate
 from rsedge.training.models.loading import (
-    STATISTICS,
     config_type,
+    default_image,
     image_spec,
+    learn_byte_bpe,
     load_pretrained,
     merge_config,
+    obtain_tokenizer,
     resize_vision,
 )
 from rsedge.training.models.task import Batch, CaptionCollate, CaptionTask
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from rsedge.datasets.examples import CaptionData
-    from rsedge.training.recipe import Recipe
+    from rsedge.manifest import ImageSpec
+    from rsedge.training.recipe import ModelRecipe, Recipe
 
 _ENCODERS: dict[str, Any] = {"clip": CLIPVisionModelWithProjection, "siglip": SiglipVisionModel}
 _SECTIONS = ("vision", "text")
@@ -79,30 +71,21 @@ class ClipCapTask(CaptionTask):
         found = generate(self.model, embeddings, options)
         return [self.tokenizer.decode(caption.token_ids, skip_special_tokens=True).strip() for caption in found]
 
-    def save(self, folder: Path, state: Mapping[str, Tensor]) -> None:
-        """Write a checkpoint that ``ClipCapModel.from_pretrained`` reads."""
-        self.model.save_pretrained(folder, state_dict=self.model_state(state))
-        self.tokenizer.save_pretrained(folder)
-        write_image_spec(folder, self.image, model_type=self.model.config.vision_config.model_type.split("_")[0])
+    @property
+    def image_kind(self) -> str:
+        """The model type of the image encoder."""
+        return str(self.model.config.vision_config.model_type.split("_")[0])
 
 
 def make(recipe: Recipe, data: CaptionData) -> ClipCapTask:
-    """The task of a recipe: a whole CLIPCap, or one of trained or random parts with a new mapper.
-
-    Args:
-        recipe: Of family ``clipcap``.
-        data: For a vocabulary to be learnt.
-
-    Raises:
-        OptionError: A part is of another kind, or settings do not fit.
-    """
+    """The task of a recipe: a CLIPCap, or parts and a new mapper. Raises OptionError: parts or settings do not fit."""
     wanted = recipe.model
-    tokenizer = tokenizers.obtain(wanted, wanted.init or wanted.language_model, data, tokenizers.learn_byte_bpe)
+    tokenizer = obtain_tokenizer(wanted, wanted.init or wanted.language_model, data, learn_byte_bpe)
     if wanted.init is not None:
         model: Any = load_pretrained(ClipCapModel, wanted)
         image = image_spec(wanted.init, wanted.revision)
     else:
-        model, image = _from_parts(recipe, tokenizer)
+        model, image = _from_parts(wanted, tokenizer)
     size = wanted.image_size or image.size
     resize_vision(model.encoder, size)
     model.config.vision_config.image_size = size
@@ -114,8 +97,7 @@ def make(recipe: Recipe, data: CaptionData) -> ClipCapTask:
     return ClipCapTask(model, replace(image, size=size), tokenizer, recipe)
 
 
-def _from_parts(recipe: Recipe, tokenizer: Any) -> tuple[ClipCapModel, ImageSpec]:
-    wanted = recipe.model
+def _from_parts(wanted: ModelRecipe, tokenizer: Any) -> tuple[ClipCapModel, ImageSpec]:
     stop = tokenizer.encode(".", add_special_tokens=False)
     if len(stop) != 1:
         raise OptionError("the tokenizer has no token '.', which ends a caption: choose another model.tokenizer")
@@ -133,16 +115,12 @@ def _from_parts(recipe: Recipe, tokenizer: Any) -> tuple[ClipCapModel, ImageSpec
         encoder = load_pretrained(_ENCODERS[kind], wanted, source=wanted.encoder, changes=changes)
         image = image_spec(wanted.encoder)
     else:
-        siglip = sections["vision"].get("model_type", "clip_vision_model") == "siglip_vision_model"
-        settings = merge_config(SiglipVisionConfig if siglip else CLIPVisionConfig, {}, sections["vision"])
+        siglip = sections["vision"].get("model_type") == "siglip_vision_model"
+        encoder_class = _ENCODERS["siglip" if siglip else "clip"]
+        settings = merge_config(encoder_class.config_class, {}, sections["vision"])
         settings.setdefault("image_size", wanted.image_size or 224)
-        encoder = (
-            SiglipVisionModel(SiglipVisionConfig(**settings))
-            if siglip
-            else CLIPVisionModelWithProjection(CLIPVisionConfig(**settings))
-        )
-        mean, std = STATISTICS["clip"]
-        image = ImageSpec(size=settings["image_size"], mean=mean, std=std)
+        encoder = encoder_class(encoder_class.config_class(**settings))
+        image = default_image("clip", settings["image_size"])
     if wanted.language_model is not None:
         decoder = load_pretrained(GPT2LMHeadModel, wanted, source=wanted.language_model, changes=sections["text"])
     else:

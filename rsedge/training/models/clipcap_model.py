@@ -1,4 +1,5 @@
 """CLIPCap: a CLIP or SigLIP image embedding, mapped to a prefix of input embeddings that GPT-2 continues to a caption.
+:func:`generate` decodes in torch; every other runtime must give the same.
 
 The design is ClipCap's (Mokady et al., "ClipCap: CLIP Prefix for Image Captioning", 2021); the mappers hold their
 parameters under the names and in the shapes of that code, so that its checkpoints load by renaming.
@@ -9,8 +10,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -19,6 +21,7 @@ from transformers import (
     AutoModel,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
+    DynamicCache,
     GPT2Config,
     GPT2LMHeadModel,
     PretrainedConfig,
@@ -29,6 +32,8 @@ from transformers import (
 from transformers.utils import ModelOutput
 
 from rsedge.errors import OptionError
+from rsedge.runtime.decoding.options import DecodingOptions
+from rsedge.runtime.decoding.sampling import draw
 from rsedge.training.losses import IGNORED, caption_loss_sum
 
 Mapper = Literal["mlp", "transformer"]
@@ -107,7 +112,7 @@ class ClipCapConfig(PretrainedConfig):  # type: ignore[misc]  # transformers is 
             for name in ("prefix_length", "clip_length", "mapper_layers", "mapper_heads")
             if not isinstance(value := getattr(self, name), int) or value < 1
         ]
-        width, positions = self.text_config.n_embd, self.text_config.n_positions
+        width, positions, words = (getattr(self.text_config, name) for name in ("n_embd", "n_positions", "vocab_size"))
         if self.mapper not in get_args(Mapper):
             problems.append(f"mapper is {self.mapper!r}, expected one of {', '.join(get_args(Mapper))}")
         elif not problems and self.mapper == "transformer" and width % self.mapper_heads:
@@ -118,10 +123,8 @@ class ClipCapConfig(PretrainedConfig):  # type: ignore[misc]  # transformers is 
             problems.append(f"mapper_ratio is {self.mapper_ratio}, expected a number above 0, such as 2")
         if not problems and self.prefix_length >= positions:
             problems.append(f"prefix_length is {self.prefix_length}, but GPT-2 has {positions} positions in all")
-        if not 0 <= self.stop_token_id < self.text_config.vocab_size:
-            problems.append(
-                f"stop_token_id is {self.stop_token_id}, but GPT-2 has {self.text_config.vocab_size} tokens"
-            )
+        if not 0 <= self.stop_token_id < words:
+            problems.append(f"stop_token_id is {self.stop_token_id}, but GPT-2 has {words} tokens")
         return problems
 
 
@@ -136,7 +139,7 @@ def _vision_config(value: PretrainedConfig | dict[str, Any] | None) -> Pretraine
 
 @dataclass
 class ClipCapOutput(ModelOutput):  # type: ignore[misc]
-    """What :meth:`ClipCapModel.forward` gives."""
+    """Result of :meth:`ClipCapModel.forward`."""
 
     loss: Tensor | None = None
     """Mean cross entropy per learnt token, a float32 scalar; None without labels."""
@@ -191,14 +194,6 @@ class ClipCapModel(PreTrainedModel):  # type: ignore[misc]
         elif isinstance(module, TransformerMapper):
             nn.init.normal_(module.prefix_const)
 
-    def freeze_encoder(self) -> None:
-        """Keep the encoder as it is, dropout off."""
-        self.encoder.requires_grad_(False).eval()
-
-    def freeze_language_model(self) -> None:
-        """Keep GPT-2 as it is, dropout off: with the encoder frozen too, only the mapper learns."""
-        self.language_model.requires_grad_(False).eval()
-
     def train(self, mode: bool = True) -> ClipCapModel:
         """Switch to training; parts without a trainable parameter stay in evaluation mode."""
         super().train(mode)
@@ -215,8 +210,7 @@ class ClipCapModel(PreTrainedModel):  # type: ignore[misc]
 
     def prefix(self, image_embeds: Tensor) -> Tensor:
         """Input embeddings of GPT-2: unit-length image embeddings, [N, D] → [N, prefix_length, width]."""
-        prefix: Tensor = self.mapper(image_embeds)
-        return prefix
+        return cast("Tensor", self.mapper(image_embeds))
 
     def forward(
         self,
@@ -250,14 +244,12 @@ class ClipCapModel(PreTrainedModel):  # type: ignore[misc]
             raise ValueError("give either pixel_values or image_embeds")
         prefix = self.prefix(image_embeds)
         if captions_per_image is not None:
-            counts = torch.as_tensor(captions_per_image, device=prefix.device)
-            prefix = prefix.repeat_interleave(counts, dim=0)
+            prefix = prefix.repeat_interleave(torch.as_tensor(captions_per_image, device=prefix.device), dim=0)
         rows, length = input_ids.shape
         if len(prefix) != rows:
             raise ValueError(f"{rows} rows of input_ids for {len(prefix)} of images: check captions_per_image")
-        positions = prefix.shape[1] + length - 1
-        if positions > self.config.text_config.n_positions:
-            limit = self.config.text_config.n_positions - prefix.shape[1] + 1
+        limit = self.config.text_config.n_positions - prefix.shape[1] + 1
+        if length > limit:
             raise ValueError(
                 f"captions of {length} tokens; GPT-2 has positions for {limit} behind the prefix: cut them"
             )
@@ -291,8 +283,7 @@ class MlpMapper(nn.Module):
 
     def forward(self, image_embeds: Tensor) -> Tensor:
         """The prefix."""
-        prefix: Tensor = self.model(image_embeds)
-        return prefix.view(len(prefix), self.prefix_length, -1)
+        return cast("Tensor", self.model(image_embeds)).view(len(image_embeds), self.prefix_length, -1)
 
 
 class TransformerMapper(nn.Module):
@@ -331,8 +322,7 @@ class MapperLayer(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """[N, T, width] → the same shape."""
         tokens = tokens + self.attn(self.norm1(tokens))
-        output: Tensor = tokens + self.mlp(self.norm2(tokens))
-        return output
+        return cast("Tensor", tokens + self.mlp(self.norm2(tokens)))
 
 
 class MapperAttention(nn.Module):
@@ -351,8 +341,7 @@ class MapperAttention(nn.Module):
         queries = self.to_queries(tokens).view(rows, length, self.heads, -1).transpose(1, 2)
         keys, values = self.to_keys_values(tokens).view(rows, length, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
         mixed = functional.scaled_dot_product_attention(queries, keys, values)
-        output: Tensor = self.project(mixed.transpose(1, 2).flatten(2))
-        return output
+        return cast("Tensor", self.project(mixed.transpose(1, 2).flatten(2)))
 
 
 class MapperMlp(nn.Module):
@@ -366,11 +355,167 @@ class MapperMlp(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[N, T, width] → the same shape."""
-        output: Tensor = self.dropout(self.fc2(self.dropout(functional.relu(self.fc1(tokens)))))
-        return output
+        return cast("Tensor", self.dropout(self.fc2(self.dropout(functional.relu(self.fc1(tokens))))))
 
 
 def register_auto_classes() -> None:
     """Let AutoConfig and AutoModel of transformers know ``clipcap``; may be called again."""
     AutoConfig.register("clipcap", ClipCapConfig, exist_ok=True)
     AutoModel.register(ClipCapConfig, ClipCapModel, exist_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionTokens:
+    """A generated caption."""
+
+    token_ids: tuple[int, ...]
+    """Stop token included, if it came to that."""
+    score: float
+    """Mean log-probability of the tokens under the model, whatever filter they were drawn through."""
+
+
+DEFAULTS = DecodingOptions(num_beams=5, max_new_tokens=67)
+"""ClipCap's own search."""
+
+
+@torch.no_grad()
+def generate(
+    model: ClipCapModel,
+    image_embeds: Tensor,
+    options: DecodingOptions = DEFAULTS,
+    *,
+    keys: Sequence[int] | None = None,
+) -> list[CaptionTokens]:
+    """Captions of images, in evaluation mode; ``model`` stays in the mode it is in.
+
+    Greedy and beam search are ClipCap's ``generate_beam``, of a batch and with a cache of keys and values. The score of
+    a hypothesis is the mean log-probability of its tokens, stop token included. For each image:
+
+    1. The prefix is run; the ``num_beams`` most likely first tokens make the hypotheses.
+    2. A hypothesis whose last token is the stop token is finished: it keeps its tokens and its score, and stays a
+       candidate. Every other one is extended by each of its ``num_beams`` most likely next tokens; a candidate's score
+       is the sum of its tokens' log-probabilities divided by how many they are.
+    3. The ``num_beams`` candidates of the highest score become the hypotheses; of equal scores, the one of the higher
+       ranked hypothesis, then the more likely token. Step 2 repeats until all hypotheses are finished or have
+       ``max_new_tokens`` tokens.
+    4. The hypothesis of the highest score is the caption, finished or not.
+
+    Log-probabilities and sums are float32. One beam is greedy search. Sampling draws each token from the distribution
+    that ``temperature``, ``top_k`` and ``top_p`` leave, until the stop token or ``max_new_tokens``. A draw depends on
+    the seed, the image's key and the position alone, by the runtime's own generator
+    (:mod:`rsedge.runtime.decoding.sampling`), so an image's caption is the same in any batch and on either side.
+
+    There is no start token: the prefix takes its place. A caption's stop token, "." of GPT-2, is part of its text.
+
+    Args:
+        model: The model.
+        image_embeds: float [N, D], of unit length: ``model.embed_images(pixel_values)``.
+        options: How to search: ``num_beams`` and ``max_new_tokens``, or ``do_sample`` with ``top_p``, ``top_k``,
+            ``temperature`` and ``seed``. Anything else is refused.
+        keys: Of the draws, one per image, 0 to 2**64 − 1; None: 0 to N − 1. Only sampling uses them.
+
+    Raises:
+        OptionError: Every option that is not accepted here.
+    """
+    keys = range(len(image_embeds)) if keys is None else keys
+    text = model.config.text_config
+    problems = options.averaged_problems(text.vocab_size)
+    room = text.n_positions - model.config.prefix_length + 1  # the last token is not run
+    if options.max_new_tokens > room:
+        problems.append(f"max_new_tokens is {options.max_new_tokens}; behind its prefix GPT-2 has room for {room}")
+    if len(keys) != len(image_embeds):
+        problems.append(f"there are {len(keys)} keys for {len(image_embeds)} images: give one per image")
+    if problems:
+        raise OptionError("; ".join(problems))
+    if not len(image_embeds):
+        return []
+    stop, training = model.config.stop_token_id, model.training
+    model.eval()
+    try:
+        runner = _Runner(model, image_embeds)
+        if options.do_sample:
+            return _sample(runner, options, stop, keys)
+        return _beam_search(runner, options.num_beams, options.max_new_tokens, stop)
+    finally:
+        model.train(training)
+
+
+class _Runner:
+    """GPT-2 with the cache of the rows that are still at work."""
+
+    def __init__(self, model: ClipCapModel, image_embeds: Tensor) -> None:
+        self.gpt, self.cache = model.language_model, DynamicCache()
+        self.logits = self._run(inputs_embeds=model.prefix(image_embeds))
+
+    def _run(self, **inputs: Tensor) -> Tensor:
+        output = self.gpt(past_key_values=self.cache, use_cache=True, logits_to_keep=1, **inputs)
+        logits: Tensor = output.logits[:, -1].float()
+        return logits
+
+    def step(self, parents: Tensor, tokens: Tensor) -> None:
+        """Let row i go on from row ``parents[i]`` with ``tokens[i]``; ``logits`` [rows, vocabulary] follow."""
+        self.cache.reorder_cache(parents)
+        self.logits = self._run(input_ids=tokens[:, None])
+
+
+def _beam_search(runner: _Runner, beams: int, longest: int, stop: int) -> list[CaptionTokens]:
+    images, device = len(runner.logits), runner.logits.device
+    found: dict[int, CaptionTokens] = {}
+    image = torch.arange(images, device=device)  # which image each place of the batch holds
+    sums, tokens = runner.logits.log_softmax(-1).topk(beams)
+    history = tokens[:, :, None]  # int64 [places, beams, longest so far]
+    lengths = torch.ones_like(tokens)
+    ended = tokens == stop
+    parents = torch.arange(images, device=device)[:, None].expand(-1, beams)  # row of the cache each goes on from
+    while True:
+        # Those that are done leave the batch, so that a short caption does not pay for a long one.
+        done = ended.all(dim=1) | (history.shape[2] >= longest)
+        for place in done.nonzero()[:, 0].tolist():
+            scores = sums[place] / lengths[place]
+            best = int(scores.argmax())  # they are in order but for rounding
+            ids = history[place, best, : int(lengths[place, best])].tolist()
+            found[int(image[place])] = CaptionTokens(tuple(ids), float(scores[best]))
+        if done.all():
+            return [found[index] for index in range(images)]
+        image, sums, history, lengths, ended, parents = (
+            kept[~done] for kept in (image, sums, history, lengths, ended, parents)
+        )
+        runner.step(parents.flatten(), history[:, :, -1].flatten())
+
+        places = len(image)
+        steps, tokens = (part.view(places, beams, beams) for part in runner.logits.log_softmax(-1).topk(beams))
+        totals = sums[:, :, None] + steps
+        # A finished hypothesis has one candidate, itself.
+        totals[ended] = -torch.inf
+        totals[:, :, 0] = torch.where(ended, sums, totals[:, :, 0])
+        lengths = lengths + ~ended
+        order = (totals / lengths[:, :, None]).flatten(1).sort(dim=1, descending=True, stable=True).indices[:, :beams]
+        source = order // beams
+        sums, tokens = totals.flatten(1).gather(1, order), tokens.flatten(1).gather(1, order)
+        lengths, ended = lengths.gather(1, source), ended.gather(1, source)
+        history = history.gather(1, source[:, :, None].expand(-1, -1, history.shape[2]))
+        history = torch.cat([history, tokens.where(~ended, stop)[:, :, None]], dim=2)
+        ended = ended | (tokens == stop)
+        parents = source + torch.arange(places, device=device)[:, None] * beams
+
+
+def _sample(runner: _Runner, options: DecodingOptions, stop: int, keys: Sequence[int]) -> list[CaptionTokens]:
+    images, device = len(runner.logits), runner.logits.device
+    tokens: list[list[int]] = [[] for _ in range(images)]
+    scores = np.zeros(images, np.float32)
+    rows = list(range(images))  # which image each row of the batch holds
+    while True:
+        logits = runner.logits.cpu().numpy()
+        log_probs = runner.logits.log_softmax(-1).cpu().numpy()
+        for row, index in enumerate(rows):
+            token = draw(logits[row], options, key=keys[index], position=len(tokens[index]))
+            tokens[index].append(token)
+            scores[index] += log_probs[row, token]
+        longest = options.max_new_tokens
+        kept = [row for row, i in enumerate(rows) if tokens[i][-1] != stop and len(tokens[i]) < longest]
+        if not kept:
+            found = zip(tokens, scores, strict=True)
+            return [CaptionTokens(tuple(ids), float(score) / len(ids)) for ids, score in found]
+        rows = [rows[row] for row in kept]
+        latest = torch.tensor([tokens[index][-1] for index in rows], device=device)
+        runner.step(torch.tensor(kept, device=device), latest)

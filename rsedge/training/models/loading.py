@@ -1,8 +1,14 @@
-"""Load models for training: hub ids and folders, configurations changed by a recipe, other image sizes."""
+"""Load models and tokenizers for training: hub ids and folders, configurations changed by a recipe, other image sizes.
+
+A tokenizer can be learnt from the training captions. It is of the family's own kind, so that everything downstream
+(transformers, the exported tokenizer.json) reads it like a published one: BERT's WordPiece for BLIP, CLIP's lower-cased
+BPE, GPT-2's byte-level BPE.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,17 +18,32 @@ from torch import Tensor, nn
 
 from rsedge.checkpointfiles import CONFIG, file_problems, read_image_spec, source_problems
 from rsedge.errors import BackendError, OptionError, RsedgeError
+from rsedge.manifest import ImageSpec
+from rsedge.texts import first_line
+from rsedge.tokenizerfile import no_panic
 
 if TYPE_CHECKING:
-    from rsedge.manifest import ImageSpec
+    from rsedge.datasets.examples import CaptionData
     from rsedge.training.recipe import ModelRecipe
 
+FROM_CAPTIONS = "captions"
+"""The value of ``model.tokenizer`` that asks for a learnt vocabulary."""
 
-STATISTICS = {
+_PROBE = "Two boats, parked in a harbour."
+_BERT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+_BLIP = ["[DEC]", "[ENC]"]
+_CLIP = ["<|startoftext|>", "<|endoftext|>"]
+_STATISTICS = {
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "siglip": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
 """Kind of image encoder → mean and deviation it was trained with."""
+
+
+def default_image(kind: str, size: int) -> ImageSpec:
+    """Images of ``size`` pixels with the mean and deviation of ``clip``, which BLIP has too, or ``siglip``."""
+    mean, std = _STATISTICS[kind]
+    return ImageSpec(size=size, mean=mean, std=std)
 
 
 def load_pretrained(
@@ -32,12 +53,12 @@ def load_pretrained(
 
     Args:
         cls: Of transformers, or like one.
-        wanted: Whose ``config`` changes the model's configuration; ``revision`` is that of ``init``.
+        wanted: Its ``config`` changes the model's configuration; ``revision`` is that of ``init``.
         source: Folder or hub id in place of ``wanted.init``.
         changes: In place of ``wanted.config``.
 
     Raises:
-        OptionError: It cannot be had, is of another kind, lacks weights, or the changes do not fit them.
+        OptionError: It cannot be loaded, is of another kind, lacks weights, or the changes do not fit them.
     """
     origin = source or str(wanted.init)
     revision = wanted.revision if source is None else None
@@ -75,11 +96,7 @@ def load_pretrained(
 
 
 def _check_size(cls: Any, config: Any, origin: str) -> None:
-    """Refuse a folder whose configuration asks for more weights than its files can hold: all would be made first.
-
-    Raises:
-        OptionError: It does.
-    """
+    """Refuse a folder whose configuration asks for more weights than its files can hold: all would be made first."""
     files = list(Path(origin).glob("*.safetensors")) if Path(origin).is_dir() else []
     if not files:  # a hub id, or a folder without weights, which transformers names
         return
@@ -96,11 +113,7 @@ def _check_size(cls: Any, config: Any, origin: str) -> None:
 
 
 def check_source(source: str | Path, revision: str | None = None) -> None:
-    """See that transformers may open a folder or hub id.
-
-    Raises:
-        OptionError: Everything in its files that keeps it from that.
-    """
+    """Check that transformers may open a folder or hub id. Raises OptionError: every problem of its files."""
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -117,11 +130,7 @@ def check_source(source: str | Path, revision: str | None = None) -> None:
 
 
 def config_type(source: str, revision: str | None = None) -> str:
-    """``model_type`` in the configuration of a folder or hub id.
-
-    Raises:
-        OptionError: The folder's configuration cannot be used.
-    """
+    """``model_type`` of a folder or hub id. Raises OptionError: its configuration cannot be used."""
     from transformers import PretrainedConfig
 
     if problems := file_problems(Path(source) / CONFIG):
@@ -131,11 +140,7 @@ def config_type(source: str, revision: str | None = None) -> str:
 
 
 def image_spec(source: str, revision: str | None = None) -> ImageSpec:
-    """The image processor's settings of a folder or hub id.
-
-    Raises:
-        OptionError: It has none, or one that rsedge cannot follow.
-    """
+    """The image processor's settings of a folder or hub id. Raises OptionError: none, or one rsedge cannot follow."""
     folder = Path(source)
     if not folder.is_dir():
         from transformers.utils import cached_file
@@ -152,7 +157,7 @@ def image_spec(source: str, revision: str | None = None) -> ImageSpec:
 
 
 def torch_device(name: str) -> str:
-    """The device ``name`` as torch has it; ``auto`` is the first GPU, else the CPU.
+    """Torch's name of a device; ``auto`` is the first GPU, else the CPU.
 
     Raises:
         OptionError: It is no name of a device.
@@ -222,15 +227,7 @@ def interpolate(positions: Tensor, grid: int, *, class_token: bool) -> Tensor:
 
 @torch.no_grad()
 def resize_vision(model: Any, image_size: int) -> None:
-    """Give the vision tower of a BLIP, CLIP or SigLIP model another image size; its configuration says so after.
-
-    Args:
-        model: With ``vision_model``, or such a tower alone.
-        image_size: Pixels.
-
-    Raises:
-        OptionError: The size is not a multiple of the patch size.
-    """
+    """Give a vision tower, or its model, another image size. Raises OptionError: no multiple of the patch size."""
     tower = getattr(model, "vision_model", model)
     config, embeddings = tower.config, tower.embeddings
     patch = config.patch_size
@@ -254,3 +251,105 @@ def resize_vision(model: Any, image_size: int) -> None:
     embeddings.image_size = config.image_size = image_size
     if hasattr(model.config, "vision_config"):
         model.config.vision_config.image_size = image_size
+
+
+def open_tokenizer(source: str | Path, *, revision: str | None = None) -> Any:
+    """The tokenizer of a folder or hub id. Raises OptionError: none, or one that takes endless time or memory."""
+    from transformers import AutoTokenizer
+
+    try:
+        check_source(source, revision)
+        with no_panic(ValueError):
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+            tokenizer.decode(tokenizer(_PROBE).input_ids)
+    except RsedgeError:
+        raise
+    except Exception as error:  # a stranger's files, and whatever transformers and tokenizers raise at them
+        raise OptionError(
+            f"there is no tokenizer in {source} ({first_line(error)}): give a folder or a hub id that has one in "
+            f"model.tokenizer, or '{FROM_CAPTIONS}' to learn one"
+        ) from error
+    return tokenizer
+
+
+def learn_wordpiece(captions: Iterable[str], size: int) -> Any:
+    """BERT's tokenizer with BLIP's two tokens, its vocabulary learnt from ``captions`` (lower-cased)."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from transformers import BertTokenizer
+
+    learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    learner.normalizer = normalizers.BertNormalizer(lowercase=True)
+    learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    texts, split = sorted(captions), learner.pre_tokenizer.pre_tokenize_str
+    words = (word for text in texts for word, _ in split(learner.normalizer.normalize_str(text)))
+    letters = sorted({letter for word in words for letter in word})
+    # The trainer numbers letters as it happens to meet them, and breaks ties by number; those it is given keep theirs.
+    fixed = [*_BERT, *letters, *(f"##{letter}" for letter in letters)]
+    trainer = trainers.WordPieceTrainer(vocab_size=size - len(_BLIP), special_tokens=fixed, show_progress=False)
+    vocabulary, _ = _learn(learner, texts, trainer)
+    tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(vocabulary)})
+    tokenizer.add_special_tokens({"additional_special_tokens": _BLIP})
+    return tokenizer
+
+
+def learn_clip_bpe(captions: Iterable[str], size: int) -> Any:
+    """CLIP's tokenizer, its merges learnt from ``captions``; the end token is the last of the vocabulary."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from transformers import CLIPTokenizer
+
+    pattern = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>", continuing_subword_prefix=""))
+    learner.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    learner.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    # As in CLIP's vocabulary: every byte, then every byte that ends a word. Given, so that their numbers are fixed.
+    fixed = [*letters, *(f"{letter}</w>" for letter in letters)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=size - len(_CLIP), special_tokens=fixed, end_of_word_suffix="</w>", show_progress=False
+    )
+    vocabulary, merges = _learn(learner, sorted(captions), trainer)
+    return CLIPTokenizer(vocab={word: i for i, word in enumerate([*vocabulary, *_CLIP])}, merges=merges)
+
+
+def learn_byte_bpe(captions: Iterable[str], size: int) -> Any:
+    """GPT-2's tokenizer, its merges learnt from ``captions``."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import GPT2Tokenizer
+
+    learner = Tokenizer(models.BPE())
+    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=size - 1, special_tokens=letters, show_progress=False)
+    vocabulary, merges = _learn(learner, sorted(captions), trainer)
+    return GPT2Tokenizer(vocab={word: i for i, word in enumerate([*vocabulary, "<|endoftext|>"])}, merges=merges)
+
+
+def obtain_tokenizer(
+    wanted: ModelRecipe, own: str | None, data: CaptionData, learn: Callable[[Iterable[str], int], Any]
+) -> Any:
+    """The tokenizer of a recipe: named, learnt, or that of ``own``. Raises OptionError: none is named, or two are."""
+    if own is not None and wanted.tokenizer is not None:
+        raise OptionError(f"{own} has a tokenizer of its own: leave model.tokenizer out")
+    if wanted.tokenizer == FROM_CAPTIONS:
+        captions = (caption for example in data.split("train") for caption in example.captions)
+        return learn(captions, wanted.vocabulary_size)
+    if own is not None:
+        return open_tokenizer(own, revision=wanted.revision)
+    if wanted.tokenizer is None:
+        raise OptionError(f"model.tokenizer is not set: give a folder, a hub id or '{FROM_CAPTIONS}'")
+    return open_tokenizer(wanted.tokenizer)
+
+
+def _learn(learner: Any, texts: Iterable[str], trainer: Any) -> tuple[list[str], list[tuple[str, str]]]:
+    """The vocabulary learnt from ``texts``, by number, and the merges of BPE."""
+    learner.train_from_iterator(texts, trainer)
+    vocabulary: dict[str, int] = learner.get_vocab()
+    merges = json.loads(learner.to_str())["model"].get("merges", ())
+    return sorted(vocabulary, key=vocabulary.__getitem__), [tuple(pair) for pair in merges]

@@ -1,6 +1,4 @@
-"""What the loop knows of a model: a module that turns a batch into what its loss is made of, and a few facts beside
-it.
-"""
+"""The loop's view of a model: a module that turns a batch into the terms of its loss, and a few facts beside it."""
 
 from __future__ import annotations
 
@@ -12,8 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from rsedge.preprocessor import write_image_spec
 from rsedge.training.data.samples import Sample
-from rsedge.training.losses import caption_loss_sum
+from rsedge.training.losses import IGNORED, caption_loss_sum
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,9 +26,17 @@ int64 [rows, T] with the rows of an image adjacent, and ``labels`` for captioner
 Collate = Callable[[Sequence[Sample]], Batch]
 
 
+def stack(samples: Sequence[Sample]) -> Batch:
+    """``pixels`` and ``captions`` of a batch."""
+    return {
+        "pixels": torch.stack([sample.pixels for sample in samples]),
+        "captions": torch.tensor([len(sample.captions) for sample in samples]),
+    }
+
+
 @dataclass(frozen=True)
 class CaptionCollate:
-    """Samples → batch of a captioner: each caption a row that ends with the token that ends decoding too."""
+    """Samples → batch of a captioner: a row per caption; its last token also ends decoding."""
 
     tokenizer: Any
     start: tuple[int, ...]
@@ -39,7 +46,7 @@ class CaptionCollate:
     max_tokens: int
     """Longest row, start and end included; what is longer is cut."""
     cut: str = ""
-    """Characters that are taken off the end of a caption, because the end token stands for them."""
+    """Characters to remove from the end of a caption, because the end token stands for them."""
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         """The batch; labels are −100 where nothing is learnt."""
@@ -50,15 +57,9 @@ class CaptionCollate:
         input_ids = nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=self.padding)
         lengths = torch.tensor([len(row) for row in ids])
         mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
-        labels = input_ids.masked_fill(mask == 0, -100)
-        labels[:, : len(self.start)] = -100
-        return {
-            "pixels": torch.stack([sample.pixels for sample in samples]),
-            "captions": torch.tensor([len(sample.captions) for sample in samples]),
-            "input_ids": input_ids,
-            "attention_mask": mask,
-            "labels": labels,
-        }
+        labels = input_ids.masked_fill(mask == 0, IGNORED)
+        labels[:, : len(self.start)] = IGNORED
+        return {**stack(samples), "input_ids": input_ids, "attention_mask": mask, "labels": labels}
 
 
 class Task(nn.Module, ABC):
@@ -69,43 +70,45 @@ class Task(nn.Module, ABC):
         image: Size, filter, mean and deviation of its images.
         collate: Samples → batch; picklable, as it runs in the workers of a data loader.
         parts: Part → shell patterns of parameter names, for freezing and learning rates.
-        one_caption: Whether a training image comes with one caption per epoch, in turn, rather than with all of them.
+        one_caption: Whether a training image has one caption per epoch, in turn, instead of all.
     """
 
     one_caption: ClassVar[bool]
     parts: ClassVar[Mapping[str, str]]
 
     model: Any
+    _mean: Tensor
+    _std: Tensor
 
     def __init__(self, model: nn.Module, image: ImageSpec, collate: Collate, tokenizer: Any) -> None:
         super().__init__()
         self.model, self.image, self.collate, self.tokenizer = model, image, collate, tokenizer
-        shape = (1, -1, 1, 1)
         # The recipe makes them again; they are not part of a checkpoint's weights.
-        self._mean: Tensor
-        self._std: Tensor
-        self.register_buffer("_mean", torch.tensor(image.mean).reshape(shape), persistent=False)
-        self.register_buffer("_std", torch.tensor(image.std).reshape(shape), persistent=False)
+        self.register_buffer("_mean", torch.tensor(image.mean).reshape(1, -1, 1, 1), persistent=False)
+        self.register_buffer("_std", torch.tensor(image.std).reshape(1, -1, 1, 1), persistent=False)
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """float32 [B, 3, S, S] as the model wants it, from uint8; the formula of the exported graph."""
+        """Model input, float32 [B, 3, S, S], from uint8; the formula of the exported graph."""
         return (pixels.float() / 255 - self._mean) / self._std
 
-    @abstractmethod
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """What the loss is computed from."""
+    def after_step(self) -> None:
+        """Called after an optimiser step."""
 
-    def after_step(self, step: int) -> None:
-        """Called when ``step`` optimiser steps are done."""
-
-    @abstractmethod
     def save(self, folder: Path, state: Mapping[str, Tensor]) -> None:
-        """Write a checkpoint in Hugging Face layout.
+        """Write a checkpoint in Hugging Face layout, which ``rsedge export`` reads.
 
         Args:
             folder: An empty folder.
             state: This module's ``state_dict``, gathered from wherever its parts are.
         """
+        self.model.save_pretrained(folder, state_dict=self.model_state(state))
+        self.tokenizer.save_pretrained(folder)
+        write_image_spec(folder, self.image, model_type=self.image_kind)
+
+    @property
+    def image_kind(self) -> str:
+        """The model type whose image processor a checkpoint names."""
+        return str(self.model.config.model_type)
 
     def model_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The part of ``state`` that is ``model``'s, under its own names."""
@@ -134,7 +137,7 @@ class CaptionTask(Task):
     @staticmethod
     def tokens(batch: Batch) -> int:
         """The number of tokens that ``loss_sum`` adds up."""
-        return int((batch["labels"] != -100).sum())
+        return int((batch["labels"] != IGNORED).sum())
 
     @abstractmethod
     def generate(self, pixels: Tensor) -> list[str]:
@@ -146,15 +149,13 @@ class ContrastiveTask(Task):
 
     one_caption: ClassVar[bool] = True
     text_rows: ClassVar[tuple[str, ...]] = ("text", "teacher_text", "sbert")
-    """Which outputs of ``forward`` have a row per caption."""
+    """Outputs of ``forward`` with a row per caption."""
     rows: ClassVar[tuple[str, ...]] = ("image", "teacher_image", *text_rows)
-    """Which outputs of ``forward`` have a row per image or caption; the others are learnt scalars."""
+    """Outputs of ``forward`` with a row per image or caption; the others are learnt scalars."""
 
     @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """``image`` float32 [B, D] and ``text`` float32 [rows, D] of unit length, the teacher's if there is one, and
-        the learnt scalars of the loss.
-        """
+        """``image`` float32 [B, D] and ``text`` float32 [rows, D] of unit length, the teacher's, and learnt scalars."""
 
     @abstractmethod
     def loss(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import pickle
 import pickletools
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -46,7 +48,7 @@ _REFUSED = {"INST", "OBJ", "EXT1", "EXT2", "EXT4", "PERSID", "NEXT_BUFFER", "REA
 
 
 class Inert:
-    """What a pickle would have made of a class that is not ours: a record, without behaviour.
+    """An object of a class that is not ours: a record, without behaviour.
 
     Attributes:
         name: The class or function, ``module.name``.
@@ -117,10 +119,9 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LightningCheckpoint:
-    """What a ``.ckpt`` holds, the numbers still in the file."""
+    """The content of a ``.ckpt``, the numbers still in the file."""
 
     path: Path
-    """The file."""
     tensors: dict[str, StoredTensor]
     """The entries of ``state_dict``."""
     hyper_parameters: dict[str, Any]
@@ -155,8 +156,8 @@ def read_lightning(path: str | Path) -> LightningCheckpoint:
     """Open a Lightning checkpoint; nothing in it is executed, and no tensor is read yet.
 
     Raises:
-        RsedgeError: It is not there, of the format before torch 1.6, damaged, or describes tensors its storages cannot
-            hold; or it has no ``state_dict``.
+        RsedgeError: It is missing, of the format before torch 1.6, damaged, has no ``state_dict``, or describes tensors
+            that its storages cannot hold.
     """
     path = Path(path)
     if not path.is_file():
@@ -262,21 +263,16 @@ class _Unpickler(pickle._Unpickler):  # the one in Python, whose steps can be wa
     def find_class(self, module: str, name: str) -> Any:
         if module in ("builtins", "__builtin__") and name in _CONTAINERS:
             return _CONTAINERS[name]
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
         if module == "torch" and name in _STORAGES:
             return _STORAGES[name]
-        if f"{module}.{name}" in self._known:
-            return self._known[f"{module}.{name}"]
-        return type("Inert", (Inert,), {"name": f"{module}.{name}"})
+        return self._known.get(f"{module}.{name}") or type("Inert", (Inert,), {"name": f"{module}.{name}"})
 
     def persistent_load(self, pid: Any) -> Storage:
         match pid:
             case ("storage", torch.dtype() as dtype, str(key), _, int(count)) if count >= 0:
-                pass
+                member = f"{self._root}data/{key}"
             case _:
                 raise ValueError("a storage is not described as torch.save does")
-        member = f"{self._root}data/{key}"
         if member not in self._sizes:
             raise ValueError(f"the storage {key} is missing")
         if self._sizes[member] != count * dtype.itemsize:
@@ -286,23 +282,18 @@ class _Unpickler(pickle._Unpickler):  # the one in Python, whose steps can be wa
         return Storage(member, dtype, count)
 
 
-def _weighed(code: bytes) -> None:
-    """Weigh the tuple that an opcode makes."""
-    load = _Unpickler.dispatch[code[0]]
-
-    def load_and_weigh(unpickler: Any) -> None:
-        load(unpickler)
-        unpickler._weigh()
-
-    _Unpickler.dispatch[code[0]] = load_and_weigh
+def _load_and_weigh(load: Callable[[Any], None], unpickler: Any) -> None:
+    """Make the tuple of an opcode, and weigh it."""
+    load(unpickler)
+    unpickler._weigh()
 
 
 for _code in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3):
-    _weighed(_code)
+    _Unpickler.dispatch[_code[0]] = partial(_load_and_weigh, _Unpickler.dispatch[_code[0]])
 
 
 def _rebuilders() -> dict[str, Callable[..., Any]]:
-    """The functions torch.save names for tensors, as descriptions of tensors; new ones at each call."""
+    """The functions that torch.save names, as functions that describe tensors; new ones at each call."""
 
     def tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> StoredTensor:
         numbers = (offset, *shape, *stride)
@@ -310,9 +301,7 @@ def _rebuilders() -> dict[str, Callable[..., Any]]:
             raise ValueError("a tensor is not described as torch.save does")
         if any(type(number) is not int or not 0 <= number < 2**62 for number in numbers):
             raise ValueError(f"a tensor has shape {shape}, strides {stride} and offset {offset}")
-        elements = 1
-        for length in shape:
-            elements *= length
+        elements = math.prod(shape)
         last = offset + sum((length - 1) * step for length, step in zip(shape, stride, strict=True))
         # More elements than numbers are repeats, which a weight never has and which take memory without bound.
         if elements and (last >= storage.count or elements > storage.count):
@@ -322,12 +311,10 @@ def _rebuilders() -> dict[str, Callable[..., Any]]:
             )
         return StoredTensor(storage, offset, tuple(shape), tuple(stride))
 
-    def parameter(data: Any, *_: Any) -> Any:
-        return data
-
     return {
+        "collections.OrderedDict": OrderedDict,
         "torch._utils._rebuild_tensor": tensor,
         "torch._utils._rebuild_tensor_v2": tensor,
-        "torch._utils._rebuild_parameter": parameter,
-        "torch._utils._rebuild_parameter_with_state": parameter,
+        "torch._utils._rebuild_parameter": lambda data, *_: data,
+        "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
     }

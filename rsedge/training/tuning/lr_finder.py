@@ -1,8 +1,8 @@
 """The learning-rate range test: train for a few steps with a growing rate and see where the loss falls and where it
 breaks (Smith, "Cyclical Learning Rates for Training Neural Networks", 2017, with fastai's two suggestions).
 
-fastai reads them off an exponential average, which lags by half of a test of 100 steps and so points at rates that are
-too high; here the average is centred.
+fastai reads an exponential average, which lags by half of a test of 100 steps and so suggests rates that are too high;
+here the average is centred.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rsedge.errors import OptionError, OutputError, RsedgeError
-from rsedge.training.figures import save
-from rsedge.training.recipe_files import with_settings
+from rsedge.training.recipe import with_settings
+from rsedge.training.run_folder import new_figure, replacing, save
 from rsedge.training.train import make_task, read_data
 
 if TYPE_CHECKING:
@@ -36,11 +36,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LearningRateCurve:
-    """The loss over a growing learning rate.
-
-    Raises:
-        RsedgeError: There are too few points to be read.
-    """
+    """The loss over a growing learning rate. Raises RsedgeError: there are too few points to be read."""
 
     rates: tuple[float, ...]
     """The rate of each step, growing by the same factor."""
@@ -58,7 +54,7 @@ class LearningRateCurve:
 
     @property
     def smoothed(self) -> tuple[float, ...]:
-        """The losses under a Gaussian window that is centred, and cut off at both ends of the test."""
+        """The losses under a centred Gaussian window, cut off at both ends of the test."""
         places = np.arange(len(self.losses))
         weights = np.exp(-0.5 * ((places[:, None] - places) / (_WIDTH * len(places))) ** 2)
         return tuple((weights @ np.array(self.losses) / weights.sum(axis=1)).tolist())
@@ -97,11 +93,11 @@ def find_learning_rate(
     cpu: bool = False,
     observe: Observer | None = None,
 ) -> LearningRateCurve:
-    """Train ``recipe``'s model for ``steps`` optimiser steps, the learning rate growing from one to the next, until the
-    loss breaks out. Nothing is kept of it: no run, no checkpoint.
+    """Train ``recipe``'s model for ``steps`` optimiser steps of growing learning rate, until the loss breaks out.
+    Nothing is kept: no run, no checkpoint.
 
     Args:
-        recipe: What would be trained; other rates in ``optimizer.learning_rates`` grow in proportion.
+        recipe: The training; other rates in ``optimizer.learning_rates`` grow in proportion.
         data: Examples made elsewhere; else the recipe's ``data.sources`` are read.
         min_rate, max_rate: The first and the last rate.
         steps: How many, at most.
@@ -128,14 +124,12 @@ def find_learning_rate(
     training = data.split("train")
     epochs = -(-steps // max(1, len(training) // recipe.loop.batch_size))
     # Captions are for evaluations, an average of the weights too, and there are neither.
-    short = {"loop.epochs": epochs, "loop.max_steps": steps, "loop.ema_decay": None}
-    recipe = with_settings(recipe, short)
+    recipe = with_settings(recipe, {"loop.epochs": epochs, "loop.max_steps": steps, "loop.ema_decay": None})
     accelerator = make_accelerator(recipe, cpu=cpu)
     set_seed(recipe.seed)
     trainer = Trainer(recipe, make_task(recipe, data), training, data.split("val"), accelerator)
     trainer.model.train()
     rates = [min_rate * (max_rate / min_rate) ** (step / (steps - 1)) for step in range(steps)]
-    tried: list[float] = []
     losses: list[float] = []
     average, lowest, diverged = 0.0, math.inf, False
     for rate, chunks in zip(rates, trainer.batches(), strict=True):
@@ -146,10 +140,9 @@ def find_learning_rate(
         except RsedgeError:  # not a number any more
             diverged = True
             break
-        tried.append(rate)
         losses.append(values["loss"])
         if observe is not None:
-            observe(Event(len(tried), steps, trainer.progress.step / trainer.order.steps_per_epoch, values))
+            observe(Event(len(losses), steps, trainer.progress.step / trainer.order.steps_per_epoch, values))
         average = _KEPT * average + (1 - _KEPT) * losses[-1]
         smoothed = average / (1 - _KEPT ** len(losses))  # without its pull to the start at 0
         lowest = min(lowest, smoothed)
@@ -157,57 +150,41 @@ def find_learning_rate(
             diverged = True
             break
     accelerator.end_training()
-    return LearningRateCurve(tuple(tried), tuple(losses), diverged)
+    return LearningRateCurve(tuple(rates[: len(losses)]), tuple(losses), diverged)
 
 
 def write_curve(curve: LearningRateCurve, folder: str | Path, *, overwrite: bool = False) -> tuple[Path, Path]:
-    """Write ``lr-finder.csv`` and ``lr-finder.png`` into a folder, beside whatever is there.
-
-    Raises:
-        OutputError: They are there already, or cannot be written.
-    """
+    """Write ``lr-finder.csv`` and ``lr-finder.png`` in a folder. Raises OutputError: they exist, or writing fails."""
     table, picture = curve_files(folder, overwrite=overwrite)
     try:
         table.parent.mkdir(parents=True, exist_ok=True)
-        draft = table.with_name(f".{table.name}.tmp")
-        with draft.open("w", encoding="utf-8", newline="") as file:
+        with replacing(table) as draft, draft.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["learning_rate", "loss", "smoothed_loss"])
             writer.writerows(zip(curve.rates, curve.losses, curve.smoothed, strict=True))
-        draft.replace(table)
-        _draw(curve, picture)
+        figure = new_figure(8, 4.5)
+        axes = figure.subplots()
+        axes.plot(curve.rates, curve.losses, color="tab:blue", alpha=0.3, linewidth=1, label="loss")
+        axes.plot(curve.rates, curve.smoothed, color="tab:blue", label="smoothed")
+        marks = {"steepest slope": curve.steepest, "a tenth of the minimum": curve.tenth_of_minimum}
+        for (name, rate), color in zip(marks.items(), ("tab:orange", "tab:green"), strict=True):
+            axes.axvline(rate, color=color, linestyle="--", linewidth=1, label=f"{name}: {rate:.2g}")
+        smoothed = np.array(curve.smoothed)
+        low, high = min(curve.losses), max(smoothed[: max(2, len(smoothed) // 2)].max(), curve.losses[0])
+        axes.set_ylim(low - 0.05 * (high - low), high + 0.3 * (high - low))  # what broke out leaves the picture
+        axes.set(xlabel="learning rate", ylabel="training loss", xscale="log")
+        axes.grid(alpha=0.3)
+        figure.legend(loc="outside upper center", ncols=2, frameon=False)
+        save(figure, picture)
     except OSError as error:
         raise OutputError(f"cannot write in {folder}: {error.strerror}; choose another with -o") from error
     return table, picture
 
 
 def curve_files(folder: str | Path, *, overwrite: bool = False) -> tuple[Path, Path]:
-    """Where :func:`write_curve` writes.
-
-    Raises:
-        OutputError: Something is there already.
-    """
+    """The files of :func:`write_curve`. Raises OutputError: something is there already."""
     paths = (Path(folder) / "lr-finder.csv", Path(folder) / "lr-finder.png")
     taken = [str(path) for path in paths if path.exists()]
     if taken and not overwrite:
         raise OutputError(f"{' and '.join(taken)} exist already: pass --overwrite, or choose another -o")
     return paths
-
-
-def _draw(curve: LearningRateCurve, path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(curve.rates, curve.losses, color="tab:blue", alpha=0.3, linewidth=1, label="loss")
-    axes.plot(curve.rates, curve.smoothed, color="tab:blue", label="smoothed")
-    marks = {"steepest slope": curve.steepest, "a tenth of the minimum": curve.tenth_of_minimum}
-    for (name, rate), color in zip(marks.items(), ("tab:orange", "tab:green"), strict=True):
-        axes.axvline(rate, color=color, linestyle="--", linewidth=1, label=f"{name}: {rate:.2g}")
-    smoothed = np.array(curve.smoothed)
-    low, high = min(curve.losses), max(smoothed[: max(2, len(smoothed) // 2)].max(), curve.losses[0])
-    axes.set_ylim(low - 0.05 * (high - low), high + 0.3 * (high - low))  # what broke out leaves the picture
-    axes.set(xlabel="learning rate", ylabel="training loss", xscale="log")
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside upper center", ncols=2, frameon=False)
-    save(figure, path)

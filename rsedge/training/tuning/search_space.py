@@ -1,4 +1,4 @@
-"""What a search may change: recipe keys and the values each may take, read from text or TOML and checked on the recipe.
+"""The search space: recipe keys and the values each may take, read from text or TOML and checked on the recipe.
 
 One syntax for the command line, a TOML table and Python: ``float:LOW:HIGH`` (uniform), ``log:LOW:HIGH`` (uniform in
 the logarithm), ``int:LOW:HIGH`` or ``int:LOW:HIGH:STEP`` (whole numbers, both ends included), or a list of choices,
@@ -16,25 +16,20 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from rsedge.errors import OptionError
 from rsedge.tomlfile import parse_toml, read_toml
-from rsedge.training.recipe_files import flat, locate, with_settings
+from rsedge.training.recipe import flat, locate, parse_value, with_settings
 
 if TYPE_CHECKING:
     from rsedge.training.recipe import Recipe
 
 FORMS = "float:LOW:HIGH, log:LOW:HIGH, int:LOW:HIGH[:STEP], or choices A,B,C"
-_KINDS = ("float", "log", "int")
-# What decides which images there are; they are read once and shared, so that all trials are judged on the same ones.
+# Keys that decide which images there are: they are read once and shared, so that all trials are judged on the same.
 _FIXED = ("family", "seed", "data.sources", "data.fractions", "data.limit", "data.skip_bad", "data.paraphrases")
 _MONITOR = ("loop.monitor", "loop.monitor_mode")
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Numbers from ``low`` to ``high``, both included.
-
-    Raises:
-        OptionError: The ends are no range.
-    """
+    """Numbers from ``low`` to ``high``, both included. Raises OptionError: the ends are no range."""
 
     kind: Literal["float", "log", "int"]
     """``float`` (uniform), ``log`` (uniform in the logarithm) or ``int``."""
@@ -59,12 +54,10 @@ class Range:
     @property
     def grid(self) -> tuple[Any, ...] | None:
         """Every value, where they can be counted."""
-        if self.kind != "int":
-            return None
-        return tuple(range(int(self.low), int(self.high) + 1, self.step))
+        return tuple(range(int(self.low), int(self.high) + 1, self.step)) if self.kind == "int" else None
 
     def distribution(self) -> Any:
-        """As Optuna has it."""
+        """Optuna's distribution."""
         from optuna.distributions import FloatDistribution, IntDistribution
 
         if self.kind == "int":
@@ -80,11 +73,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """One of several values: text, numbers, truth values, lists; None leaves the key out of the recipe.
-
-    Raises:
-        OptionError: There are fewer than two, or one stands twice.
-    """
+    """One of several values; None leaves out the recipe's key. Raises OptionError: fewer than two, or one twice."""
 
     values: tuple[Any, ...]
 
@@ -104,7 +93,7 @@ class Choices:
         return self.values
 
     def distribution(self) -> Any:
-        """As Optuna has it."""
+        """Optuna's distribution."""
         from optuna.distributions import CategoricalDistribution
 
         return CategoricalDistribution([encode(value) for value in self.values])
@@ -123,11 +112,7 @@ def encode(value: Any) -> Any:
 
 
 def read_settings(settings: Sequence[str]) -> dict[str, str]:
-    """``KEY=RANGE`` texts of a command line as a mapping for :func:`parse_space`.
-
-    Raises:
-        OptionError: One has no ``=``, or a key stands twice; all such are named.
-    """
+    """``KEY=RANGE`` texts as a mapping. Raises OptionError: texts without ``=``, or a key twice; names all."""
     found: dict[str, str] = {}
     problems = []
     for setting in settings:
@@ -142,11 +127,7 @@ def read_settings(settings: Sequence[str]) -> dict[str, str]:
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """The table ``[search]`` of a TOML file, keys as long as they are written: ``optimizer.learning_rate`` or a table.
-
-    Raises:
-        OptionError: It cannot be read, or has another table or none.
-    """
+    """The dotted keys of the table ``[search]`` in a TOML file. Raises OptionError: it has not that table alone."""
     values = read_toml(path)
     table = values.pop("search", None)
     if values or not isinstance(table, dict):
@@ -216,8 +197,17 @@ def _parse(value: Any) -> Range | Choices:
     if not isinstance(value, str):
         raise OptionError(f"{value!r} is no range: give {FORMS}")
     kind, *ends = value.split(":")
-    if kind.strip() in _KINDS:
-        return _range(value, kind.strip(), ends)
+    if (kind := kind.strip()) in ("float", "log", "int"):
+        number: Callable[[str], float] = int if kind == "int" else float
+        try:
+            numbers = [number(end) for end in ends]
+            if len(numbers) != 2 and not (kind == "int" and len(numbers) == 3):
+                raise ValueError
+        except ValueError:
+            expected = "int:LOW:HIGH or int:LOW:HIGH:STEP with whole numbers" if kind == "int" else f"{kind}:LOW:HIGH"
+            raise OptionError(f"{value!r} is no range: give {expected}") from None
+        step = int(numbers[2]) if len(numbers) == 3 else 1
+        return Range(cast("Literal['float', 'log', 'int']", kind), numbers[0], numbers[1], step)
     if value.startswith("["):
         try:
             return _parse(parse_toml(f"value = {value}")["value"])
@@ -226,34 +216,11 @@ def _parse(value: Any) -> Range | Choices:
     entries = [entry.strip() for entry in value.split(",")]
     if len(entries) < 2 or "(" in value:  # a comma in loguniform(1, 2) separates no choices
         raise OptionError(f"{value!r} is no range: give {FORMS}")
-    return Choices(tuple(_choice(entry) for entry in entries))
-
-
-def _range(text: str, kind: str, ends: list[str]) -> Range:
-    number: Callable[[str], float] = int if kind == "int" else float
-    try:
-        numbers = [number(end) for end in ends]
-        if len(numbers) != 2 and not (kind == "int" and len(numbers) == 3):
-            raise ValueError
-    except ValueError:
-        expected = "int:LOW:HIGH or int:LOW:HIGH:STEP with whole numbers" if kind == "int" else f"{kind}:LOW:HIGH"
-        raise OptionError(f"{text!r} is no range: give {expected}") from None
-    step = int(numbers[2]) if len(numbers) == 3 else 1
-    return Range(cast("Literal['float', 'log', 'int']", kind), numbers[0], numbers[1], step)
-
-
-def _choice(text: str) -> Any:
-    """A value as ``--set`` takes it."""
-    if not text:
-        return None
-    try:
-        return parse_toml(f"value = {text}")["value"]
-    except ValueError:
-        return text  # a word without quotes
+    return Choices(tuple(parse_value(entry) if entry else None for entry in entries))
 
 
 def _never_accepted(space: Space, recipe: Recipe) -> Iterator[str]:
-    """What is wrong with values that the recipe refuses by themselves and beside any other value searched.
+    """The problems of values that the recipe refuses by themselves and beside any other value searched.
 
     Values that contradict each other only in some combinations are no fault: those trials fail and the others run.
     """
