@@ -12,8 +12,17 @@ from rsedge.cli import options
 from rsedge.cli.say import say, say_json
 
 if TYPE_CHECKING:
-    from rsedge.runtime.diagnostics.doctor import Checkup, Extra, Problem, Trial
-    from rsedge.runtime.diagnostics.machine import Devices, Processor, Rasters, Room, Software
+    from rsedge.runtime.diagnostics.doctor import (
+        Checkup,
+        Devices,
+        Extra,
+        Problem,
+        Processor,
+        Rasters,
+        Room,
+        Software,
+        Trial,
+    )
     from rsedge.runtime.sandbox.process import Support
 
 Rows = Iterator[tuple[str, str]]
@@ -131,7 +140,7 @@ def _devices(found: Devices) -> Rows:
 
 
 def _rasters(found: Rasters) -> Rows:
-    from rsedge.runtime.diagnostics.machine import DRIVERS
+    from rsedge.runtime.diagnostics.doctor import DRIVERS
 
     for name, there in found.drivers.items():
         yield name, f"{'yes' if there else 'no'}: {DRIVERS[name]}"

@@ -62,8 +62,8 @@ def command(
     """
     from rsedge.datasets.images import SUFFIXES, FileImage
     from rsedge.runtime.embedder import Embedder
-    from rsedge.runtime.run.inputs import find_inputs
     from rsedge.runtime.run.pipeline import embed
+    from rsedge.runtime.run.sources import find_inputs
     from rsedge.runtime.scenes.opening import SceneOptions
     from rsedge.runtime.scenes.scene import Scene
 

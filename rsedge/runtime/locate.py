@@ -21,7 +21,7 @@ from rsedge.errors import OptionError
 from rsedge.images import stack_images
 from rsedge.runtime.classify import TextImageEmbedder, need_scale, softmax
 from rsedge.runtime.outputs.rasters import Cells, write_heat
-from rsedge.runtime.run.run import Progress
+from rsedge.runtime.run.pipeline import Progress
 from rsedge.runtime.run.sources import SEGMENT_TILES, judge
 from rsedge.runtime.scenes.readahead import TilePixels, read_tiles
 from rsedge.runtime.scenes.tiles import Tile, TileGrid
