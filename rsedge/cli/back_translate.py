@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from rsedge.cli import options
-from rsedge.cli.say import say, say_json
+from rsedge.cli.say import note, say, say_json
 
 
 @click.command("back-translate")
@@ -80,7 +80,7 @@ def command(
         batch_size=batch_size,
     )
     data = load_examples(
-        sources, seed=seed, limit=limit, splits=_listed(splits), skip_bad=skip_bad, check=False, progress=options.note
+        sources, seed=seed, limit=limit, splits=_listed(splits), skip_bad=skip_bad, check=False, progress=note
     )
     counts = back_translate(
         data.examples,
@@ -88,7 +88,7 @@ def command(
         settings,
         device=device,
         overwrite=overwrite,
-        progress=lambda done, total: options.note(f"{done} of {total} images"),
+        progress=lambda done, total: note(f"{done} of {total} images"),
     )
     if as_json:
         say_json({"output": str(output), **counts, "bad": len(data.bad)})

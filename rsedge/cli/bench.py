@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rsedge.cli import options
-from rsedge.cli.say import say
+from rsedge.cli.say import note, say
 
 if TYPE_CHECKING:
     from rsedge.runtime.diagnostics.benchmark import BenchmarkReport, Spread
@@ -58,7 +58,7 @@ def command(
     import json
     from contextlib import ExitStack
 
-    from rsedge.errors import OutputError
+    from rsedge.errors import OptionError, OutputError
     from rsedge.runtime.diagnostics.benchmark import benchmark
     from rsedge.runtime.outputs.files import check_target, write_bytes
 
@@ -69,9 +69,10 @@ def command(
     opening = options.take(others, options.OF_SCENES)
     with ExitStack() as stack:
         scene = None if scene_name is None else stack.enter_context(_scene(scene_name, opening))
-        if scene is None:
-            _refuse_opening(opening)
-        found = benchmark(options.chosen_bundle(model), scene=scene, say=options.note, **others)
+        if scene is None and (useless := options.given(opening)):
+            text = "only for a scene that --scene names; add --scene, or leave them out"
+            raise OptionError(f"{', '.join(useless)}: {text}")
+        found = benchmark(options.chosen_bundle(model), scene=scene, say=note, **others)
     text = json.dumps(found.to_dict(), indent=2, allow_nan=False) + "\n"
     say(
         text if as_json else "\n".join(_lines(found)), nl=not as_json
@@ -87,14 +88,6 @@ def _scene(name: str, opening: dict[str, Any]) -> Scene:
     if len(scenes) != 1:
         raise OptionError(f"{name} holds {len(scenes)} scenes: pass one of them to --scene")
     return scenes[0]
-
-
-def _refuse_opening(opening: dict[str, Any]) -> None:
-    """Refuse options for opening a scene when the scene is generated."""
-    from rsedge.errors import OptionError
-
-    if given := options.given(click.get_current_context(), opening):
-        raise OptionError(f"{', '.join(given)}: only for a scene that --scene names; add --scene, or leave them out")
 
 
 def _lines(found: BenchmarkReport) -> Iterator[str]:

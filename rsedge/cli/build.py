@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from rsedge.cli import options
-from rsedge.cli.say import say, say_json
+from rsedge.cli.say import build_progress, note, say, say_json
 
 if TYPE_CHECKING:
     from rsedge.bundle import Bundle
     from rsedge.runtime.engines.tensorrt.backend import TrtBackend
-    from rsedge.runtime.engines.tensorrt.build import BuildProgress, BuildSettings
+    from rsedge.runtime.engines.tensorrt.build import BuildSettings
     from rsedge.runtime.engines.tensorrt.profiles import Limits
 
 
@@ -115,31 +113,5 @@ def build_engines(
 
     with build_progress() as report:
         backend = TrtBackend(bundle, device, limits=limits, settings=settings, report=report)
-        options.note(f"TensorRT {backend.version} on {device_summary(backend.cuda)}")
+        note(f"TensorRT {backend.version} on {device_summary(backend.cuda)}")
         return backend, backend.prepare(exact=True, force=force)
-
-
-@contextmanager
-def build_progress() -> Iterator[Callable[[BuildProgress], None] | None]:
-    """Yield a function to call with each :class:`~rsedge.runtime.engines.tensorrt.build.BuildProgress`: it draws a bar
-    on a terminal; elsewhere yield None.
-    """
-    import logging
-    import sys
-
-    if not logging.getLogger("rsedge").isEnabledFor(logging.INFO) or not sys.stderr.isatty():
-        yield None  # the backend then logs lines itself
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=None)
-
-        def update(progress: BuildProgress) -> None:
-            bar.update(
-                task, description=f"{progress.role}: {progress.phase}", completed=progress.step, total=progress.steps
-            )
-
-        yield update

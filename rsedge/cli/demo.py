@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rsedge.cli import options
-from rsedge.cli.progress import tile_progress
-from rsedge.cli.say import say
+from rsedge.cli.say import say, tile_progress
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,7 +35,7 @@ def command(output: Path, seed: int, device: str, backend: str, threads: int | N
     The built-in model names land cover in Sentinel-2 true colour at 10 m. Its card, README.md in the bundle, states
     its accuracy.
     """
-    from rsedge.cli.settings import built_in_model
+    from rsedge.cli.config import built_in_model
     from rsedge.errors import OutputError
     from rsedge.runtime.captioner import Captioner
     from rsedge.runtime.demo.scene import write_scene

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rsedge.cli import options
-from rsedge.cli.say import say, say_json
+from rsedge.cli.say import note, say, say_json
 
 if TYPE_CHECKING:
     from rsedge.runtime.diagnostics.doctor import (
@@ -65,7 +65,7 @@ def _selftest(device: str, *, as_json: bool) -> int:
     """Test the engines and return 1 if a result is wrong."""
     from rsedge.runtime.diagnostics.selftest import selftest
 
-    checks = selftest(device=device, progress=options.note)
+    checks = selftest(device=device, progress=note)
     if as_json:
         say_json([check.to_json() for check in checks])
     else:
@@ -77,7 +77,7 @@ def _selftest(device: str, *, as_json: bool) -> int:
 
 def _bundle(model: Path | None) -> Callable[[], tuple[Path, str]]:
     """Return a function that returns the bundle to test and the reason for it."""
-    from rsedge.cli.settings import default_model
+    from rsedge.cli.config import default_model
 
     return default_model if model is None else lambda: (model, "named with -m")
 

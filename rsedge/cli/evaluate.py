@@ -12,8 +12,7 @@ import click
 from click.core import ParameterSource
 
 from rsedge.cli import options
-from rsedge.cli.progress import image_progress
-from rsedge.cli.say import say
+from rsedge.cli.say import image_progress, note, say
 
 if TYPE_CHECKING:
     from rsedge.datasets.examples import BadRecord, CaptionData, Example
@@ -357,9 +356,7 @@ def _load(sources: Sequence[str], split: str, *, limit: int | None, skip_bad: bo
     """Load a split of a caption set. With ``skip_bad`` an undecodable image stays and counts as failed."""
     from rsedge.datasets.layouts import load_examples
 
-    data = load_examples(
-        sources, limit=limit, splits=(split,), skip_bad=skip_bad, check=not skip_bad, progress=options.note
-    )
+    data = load_examples(sources, limit=limit, splits=(split,), skip_bad=skip_bad, check=not skip_bad, progress=note)
     _say_left_out(data.bad)
     return data
 
@@ -373,7 +370,7 @@ def _load_labelled(
 
     settings: dict[str, Any] = {"limit": limit, "splits": (split,), "check": not skip_bad}
     try:
-        return load_labelled(source, progress=options.note, **settings), None
+        return load_labelled(source, progress=note, **settings), None
     except OptionError as error:
         if not skip_bad:
             raise
@@ -391,7 +388,7 @@ def _training_captions(sources: Sequence[str]) -> list[str]:
     try:
         data = load_examples(sources, splits=("train",), skip_bad=True, check=False)
     except OptionError as error:
-        options.note(f"no baselines: {str(error).splitlines()[0]}")
+        note(f"no baselines: {str(error).splitlines()[0]}")
         return []
     return [caption for example in data.examples for caption in example.captions]
 

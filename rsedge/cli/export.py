@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from rsedge.cli import options
-from rsedge.cli.say import say, say_json
+from rsedge.cli.say import note, say, say_json
 
 
 @click.command("export")
@@ -71,7 +71,7 @@ def command(
         image_size=image_size,
         revision=revision,
         overwrite=overwrite,
-        progress=options.note,
+        progress=note,
     )
     if tensorrt:
         from rsedge.cli.build import build_engines

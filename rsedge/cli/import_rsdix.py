@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from rsedge.cli import options
-from rsedge.cli.say import say, say_json
+from rsedge.cli.say import note, say, say_json
 
 
 @click.command("import-rsdix")
@@ -41,7 +41,7 @@ def command(file: Path, output: Path, tokenizer: str | None, weights: str, overw
         tokenizer=tokenizer,
         weights="teacher" if weights == "teacher" else "student",
         overwrite=overwrite,
-        progress=options.note,
+        progress=note,
     )
     if as_json:
         summary = {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rsedge.cli import options
-from rsedge.cli.say import say, say_json
+from rsedge.cli.say import say, say_json, warn
 
 if TYPE_CHECKING:
     from rsedge.runtime.diagnostics.describe import Estimate
@@ -97,7 +97,7 @@ class _Probes:
                 self._estimate = measure_model(options.chosen_bundle(self._model), **self._chosen)
             except BundleError as error:
                 self._failed = True
-                options.warn(f"no estimate of time and memory: {error}")
+                warn(f"no estimate of time and memory: {error}")
         return self._estimate(scene, tiling) if self._estimate else None
 
 

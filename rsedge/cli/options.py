@@ -1,19 +1,27 @@
-"""Options that several commands share, each defined once, and the ``--config`` file that can set them."""
+"""Options that several commands share, each defined once, and the ``--config`` file that can set them.
+
+:func:`over_scenes` gives a command over scenes its common options as one :class:`SceneRun`.
+"""
 
 from __future__ import annotations
 
-import logging
+import functools
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
 from rsedge.cli.sandbox import sandboxed
+from rsedge.cli.say import note
 
 if TYPE_CHECKING:
+    from rsedge.runtime.captioner import Captioner
+    from rsedge.runtime.embedder import Embedder
+    from rsedge.runtime.outputs.target import Target
     from rsedge.runtime.scenes.scene import Scene
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -54,13 +62,31 @@ def _spellings(command: click.Command) -> dict[str, click.Parameter]:
     return names
 
 
-def to_config(command: click.Command, values: dict[str, Any]) -> dict[str, Any]:
-    """Return parameter values as :func:`load_config` reads them, without those that are None."""
-    return {
-        name: list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
-        for name, parameter in _spellings(command).items()
-        if (value := values.get(str(parameter.name))) is not None
-    }
+def save_config(output: Path, resolved: Mapping[str, Any]) -> None:
+    """Save the options of this command beside the output, with the values in ``resolved`` and without those that are
+    None, in a file that ``--config`` reads to repeat the run. Signatures of URLs are secrets and are left out.
+    """
+    from rsedge.errors import OutputError
+    from rsedge.redaction import redact
+    from rsedge.runtime.scenes.remote import is_remote, unsigned
+    from rsedge.tomlfile import write_toml
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, (tuple, list)):
+            return list(map(plain, value))
+        text = str(value) if isinstance(value, Path) else value
+        return redact(unsigned(text) if is_remote(text) else text) if isinstance(text, str) else value
+
+    ctx = click.get_current_context()
+    values = {**ctx.params, "output": str(output), **resolved}
+    path = output.with_name(f"{output.name}.config.toml")
+    try:
+        named = {key: values.get(str(parameter.name)) for key, parameter in _spellings(ctx.command).items()}
+        write_toml(path, {key: plain(value) for key, value in named.items() if value is not None})
+    except OSError as error:
+        raise OutputError(
+            f"{output} is complete, but {path} cannot be written: {error.strerror}; move it away"
+        ) from error
 
 
 class Bands(click.ParamType):  # type: ignore[type-arg]  # generic only in newer click
@@ -104,6 +130,17 @@ class EarlyStopping(click.Choice):  # type: ignore[type-arg]
             return value
         text = super().convert(value, param, ctx)
         return text if text == "never" else text == "true"
+
+
+def _all_of(*added: Callable[[Decorated], Decorated]) -> Callable[[Decorated], Decorated]:
+    """Return a decorator that adds several options, in the order of the help."""
+
+    def add(function: Decorated) -> Decorated:
+        for option in reversed(added):
+            function = option(function)
+        return function
+
+    return add
 
 
 family = click.argument("family", type=click.Choice(["blip", "clip", "clipcap"]))
@@ -150,8 +187,28 @@ batch_size = click.option(
 )
 overwrite = click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print a machine-readable summary.")
+views = _all_of(
+    click.option(
+        "--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a report: one offline page, .html."
+    ),
+    click.option(
+        "--sheet", type=click.Path(dir_okay=False, path_type=Path), help="Write a contact sheet of the tiles, .png."
+    ),
+    click.option(
+        "--stac",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="Write a STAC item that describes the result, .json.",
+    ),
+    click.option(
+        "--style/--no-style",
+        default=True,
+        show_default=True,
+        help="Write a QGIS style, .qml, beside .geojson and .gpkg output; an existing style stays.",
+    ),
+)
+"""The options of the extra outputs of a run over tiles."""
 
-_GENERATION = (
+generation = _all_of(
     click.option(
         "--beams", "num_beams", type=click.IntRange(1, 64), help="Width of the beam search; 1 is greedy search."
     ),
@@ -179,13 +236,7 @@ _GENERATION = (
         "--seed", type=click.IntRange(min=0), help="Seed of the sampling. The same seed gives the same captions."
     ),
 )
-
-
-def generation(function: Decorated) -> Decorated:
-    """Add all decoding options. Their defaults are the bundle's."""
-    for option in reversed(_GENERATION):
-        function = option(function)
-    return function
+"""All decoding options. Their defaults are the bundle's."""
 
 
 _GRID = (
@@ -272,19 +323,134 @@ _READING = (
         is_flag=True,
         help="Linux: run in a process that has no network and opens only the files named here.",
     ),
+    sandboxed,
 )
-OF_ACCESS = ("allow_remote", "allow_hosts", "allow_roots", "allow_vrt", "max_pixels")
-"""The reading options that limit the access of inputs: the last fields of ``SceneOptions``."""
-OF_SCENES = ("bands", "boa_offset", "nodata", "pixel_values", "scl", "cloud_mask", "resolution", *OF_ACCESS)
+tiling = _all_of(*_GRID, *_READING)
+"""The options for cutting and reading scenes; with ``--sandbox`` the command runs in a confined process."""
+OF_SCENES = (
+    *("bands", "boa_offset", "nodata", "pixel_values", "scl", "cloud_mask", "resolution"),
+    *("allow_remote", "allow_hosts", "allow_roots", "allow_vrt", "max_pixels"),
+)
 """The reading options for opening a scene: the fields of ``SceneOptions``."""
 OF_TILES = ("tile_size", "overlap", "edge", "max_nodata", "max_cloud", "readers")
 """The options for cutting and reading tiles: the fields of ``TileOptions``."""
+_OF_RUN = (
+    *("model", "device", "backend", "threads", "batch_size", "overwrite", "as_json"),
+    *("html", "sheet", "stac", "style"),
+)
 
 
-def given(ctx: click.Context, names: Iterable[str]) -> list[str]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SceneRun:
+    """The options of a command over scenes that all such commands have, and what they stand for."""
+
+    model: Path | None
+    device: str
+    backend: str
+    threads: int | None
+    batch_size: int | None
+    overwrite: bool
+    as_json: bool
+    html: Path | None = None
+    sheet: Path | None = None
+    stac: Path | None = None
+    style: bool = False
+    scene: dict[str, Any] = field(default_factory=dict)
+    """The fields of ``SceneOptions``."""
+    tiling: dict[str, Any] = field(default_factory=dict)
+    """The given fields of ``TileOptions``."""
+
+    @property
+    def engine(self) -> dict[str, Any]:
+        """The options of the engine, as ``Captioner.load`` takes them."""
+        return {name: getattr(self, name) for name in ("device", "backend", "threads", "batch_size")}
+
+    def load_embedder(self) -> tuple[Path, Embedder]:
+        """Load the chosen embedder; return its bundle too."""
+        from rsedge.runtime.embedder import Embedder
+
+        path = chosen_embedder(self.model)
+        return path, Embedder.load(path, **self.engine)
+
+    def targets(
+        self,
+        scenes: Sequence[Scene],
+        model: str,
+        output: str,
+        others: Mapping[str, Path | None],
+        *,
+        key: str = "captions",
+        file_format: str | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> list[Target]:
+        """Return the report, contact sheet, QGIS style and STAC item that the user asked for, as outputs of a run.
+
+        Args:
+            scenes: The scenes of the run, in order.
+            model: ``name@hash12`` of the bundle.
+            output: Path of the main output, or ``-``.
+            others: Kind of file → path, for the item; None for files that are not written.
+            key: Asset key of the main output.
+            file_format: Format of the main output if its suffix does not name it.
+            classes: Labels of a classification.
+        """
+        found: list[Target] = []
+        if self.html is not None:
+            from rsedge.runtime.outputs.report.report import report_target
+
+            found.append(report_target(self.html, scenes))
+        if self.sheet is not None:
+            from rsedge.runtime.outputs.report.scene_sheet import sheet_target
+
+            found.append(sheet_target(self.sheet, scenes))
+        if self.style and Path(output).suffix.lower() in (".geojson", ".gpkg"):
+            from rsedge.runtime.outputs.qgis_style import style_path, style_target
+
+            if self.overwrite or not style_path(Path(output)).exists():
+                found.append(style_target(Path(output), classes=classes))
+        if self.stac is not None:
+            from rsedge.runtime.outputs.stac_item import result_item_target
+
+            files = {"report": self.html, "sheet": self.sheet, **others}
+            item = result_item_target(
+                self.stac,
+                scenes=scenes,
+                model=model,
+                output=None if output == "-" else Path(output),
+                others={name: file for name, file in files.items() if file is not None},
+                key=key,
+                file_format=file_format,
+            )
+            found.append(item)
+        return found
+
+
+def over_scenes(*, tiles: bool = True) -> Callable[[Decorated], Decorated]:
+    """Return a decorator that adds the options for reading, the engine and the output, and with ``tiles`` those for
+    cutting. The command gets their values as a :class:`SceneRun`, and the values of all other options by name.
+    """
+
+    def add(function: Decorated) -> Decorated:
+        @functools.wraps(function)
+        def call(**values: Any) -> Any:
+            scene, tiling = take(values, OF_SCENES), take(values, OF_TILES)
+            return function(SceneRun(**take(values, _OF_RUN), scene=scene, tiling=tiling), **values)
+
+        cutting = _GRID if tiles else ()
+        engine = (device, backend, threads, batch_size)
+        return cast("Decorated", _all_of(*cutting, *_READING, *engine, overwrite, as_json, config)(call))
+
+    return add
+
+
+def used(model: Captioner | Embedder) -> dict[str, Any]:
+    """Return the options of the engine that a model runs with."""
+    return {"device": model.device, "backend": model.backend, "batch_size": model.batch_size}
+
+
+def given(names: Iterable[str]) -> list[str]:
     """Return the flags of the parameters in ``names`` that the user gave, on the command line or in a file."""
-    default = click.core.ParameterSource.DEFAULT
-    wanted = set(names)
+    ctx, default, wanted = click.get_current_context(), click.core.ParameterSource.DEFAULT, set(names)
     return [
         parameter.opts[0]
         for parameter in ctx.command.params
@@ -323,27 +489,11 @@ def introduce(scene: Scene) -> None:
     note(f"{scene.name}: {scene.width} x {scene.height} px, {scene.bands_reason}; {scene.rule}")
 
 
-def reading(function: Decorated) -> Decorated:
-    """Add the options for reading scenes; with ``--sandbox`` the command runs in a confined process."""
-    function = sandboxed(function)
-    for option in reversed(_READING):
-        function = option(function)
-    return function
-
-
-def tiling(function: Decorated) -> Decorated:
-    """Add the options for cutting and reading scenes."""
-    function = reading(function)
-    for option in reversed(_GRID):
-        function = option(function)
-    return function
-
-
 def chosen_bundle(model: Path | None) -> Path:
     """Return the bundle of ``-m``, or the default bundle after printing which one it is and why."""
     if model is not None:
         return model
-    from rsedge.cli.settings import default_model
+    from rsedge.cli.config import default_model
 
     path, reason = default_model()
     note(f"model: {path} ({reason})")
@@ -352,25 +502,27 @@ def chosen_bundle(model: Path | None) -> Path:
 
 def chosen_captioner(model: Path | None) -> Path:
     """Return the chosen bundle; raise OptionError unless it is a captioner."""
-    return _of_kind(chosen_bundle(model), captions=True)
-
-
-def chosen_embedder(model: Path | None) -> Path:
-    """Return the chosen bundle; raise OptionError unless it computes embeddings."""
-    return _of_kind(chosen_bundle(model), captions=False)
-
-
-def _of_kind(path: Path, *, captions: bool) -> Path:
     from rsedge.bundle import read_bundle
     from rsedge.errors import OptionError
 
+    path = chosen_bundle(model)
     manifest = read_bundle(path).manifest
-    if captions and manifest.generation is None:
+    if manifest.generation is None:
         raise OptionError(
             f"{path} is a {manifest.family} bundle: it computes embeddings (rsedge embed) and writes no captions; pass "
             "a captioner, such as a BLIP bundle, with -m"
         )
-    if not captions and manifest.embedding is None:
+    return path
+
+
+def chosen_embedder(model: Path | None) -> Path:
+    """Return the chosen bundle; raise OptionError unless it computes embeddings."""
+    from rsedge.bundle import read_bundle
+    from rsedge.errors import OptionError
+
+    path = chosen_bundle(model)
+    manifest = read_bundle(path).manifest
+    if manifest.embedding is None:
         raise OptionError(
             f"{path} is a {manifest.family} bundle: it writes captions (rsedge caption) and computes no embeddings; "
             "export a CLIP or SigLIP checkpoint and pass that bundle"
@@ -392,13 +544,3 @@ def file_name(scene: Scene, suffix: str) -> str:
     ``../.x/y`` becomes ``_.x_y`` and the suffix.
     """
     return f"{scene.name.replace('/', '_').replace(os.sep, '_').lstrip('.') or 'scene'}{suffix}"
-
-
-def note(text: str) -> None:
-    """Print a line on stderr, unless ``--quiet``."""
-    logging.getLogger("rsedge").info(text)
-
-
-def warn(text: str) -> None:
-    """Print a warning on stderr, unless ``--quiet``."""
-    logging.getLogger("rsedge").warning("Warning: %s", text)

@@ -199,7 +199,7 @@ def _output_folders(values: Mapping[str, Any]) -> list[Path]:
 
 def _default_model(values: Mapping[str, Any]) -> list[Path]:
     """Return the settings file and the default bundle; the built-in bundle lies in the package."""
-    from rsedge.cli.settings import ENVIRONMENT, read_settings, settings_path
+    from rsedge.cli.config import ENVIRONMENT, read_settings, settings_path
 
     if values["model"] is not None:
         return []

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rsedge.cli import options
-from rsedge.cli.say import say, say_json
+from rsedge.cli.say import image_progress, note, say, say_json, warn
 
 if TYPE_CHECKING:
     from rsedge.runtime.search.hits import Hit
@@ -186,14 +186,12 @@ def _pixels(image: Path) -> Any:
 
 def _on_index(index: Index, *, build: bool, measure: bool, top: int, as_json: bool) -> None:
     """Build indexes, and measure them."""
-    from rsedge.cli.progress import image_progress
-
     summary: dict[str, Any] = {"tiles": index.rows}
     if build:
         with image_progress() as progress:
             summary["indexes"] = [str(path) for path in index.build_approximate(progress=progress)]
         for path in summary["indexes"]:
-            options.note(f"index: {path}")
+            note(f"index: {path}")
     if measure:
         summary |= {"top": top, "recall": round(index.measure_recall(top=top), 4)}
         if not as_json:
@@ -206,9 +204,9 @@ def _write_sheet(sheet: Path, hits: list[Hit], folders: tuple[Path, ...]) -> Non
     from rsedge.runtime.search.hit_sheet import write_hit_sheet
 
     if not hits:
-        options.warn(f"{sheet} is not written: nothing was found")
+        warn(f"{sheet} is not written: nothing was found")
     elif without := write_hit_sheet(sheet, hits, folders=folders):
-        options.warn(f"{without} of {len(hits)} hits on {sheet} have no pixels: it says why (--pixels-from FOLDER)")
+        warn(f"{without} of {len(hits)} hits on {sheet} have no pixels: it says why (--pixels-from FOLDER)")
 
 
 def _report(index: Index, hits: list[Hit], output: str | None, sheet: Path | None, *, as_json: bool) -> None:
@@ -226,4 +224,4 @@ def _report(index: Index, hits: list[Hit], output: str | None, sheet: Path | Non
             say(f"{hit.rank:4}  {hit.score:7.4f}  {record.scene}:{record.row}:{record.col}{caption}")
     best = f", best {hits[0].score:.4f}" if hits else ""
     where = f"{output}: " if output not in (None, "-") else ""
-    options.note(f"{where}{len(hits)} hits among {index.rows} tiles{best}")
+    note(f"{where}{len(hits)} hits among {index.rows} tiles{best}")

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from rsedge.cli import options
-from rsedge.cli.say import say, say_json
+from rsedge.cli.say import say, say_json, training_progress
 
 
 def _list_presets(ctx: click.Context, param: click.Parameter, value: bool) -> None:  # noqa: ARG001
@@ -95,7 +95,6 @@ def command(
     --resume continues an interrupted run with the same steps as an uninterrupted one. For several GPUs:
     accelerate launch -m rsedge train …
     """
-    from rsedge.cli.progress import training_progress
     from rsedge.errors import BackendError, OptionError
 
     try:

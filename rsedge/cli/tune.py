@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from rsedge.cli import options
-from rsedge.cli.say import say, say_json
+from rsedge.cli.say import say, say_json, training_progress
 
 _OF_SEARCH = (
     "searches",
@@ -132,7 +132,6 @@ def command(
     with --resume continues an interrupted search. With --find-lr the command raises the learning rate step by step
     until the loss diverges, and writes lr-finder.csv and lr-finder.png.
     """
-    from rsedge.cli.progress import training_progress
     from rsedge.errors import BackendError, OptionError
 
     _refuse_unused(ctx, _OF_SEARCH if find_lr else _OF_FINDER, find_lr=find_lr)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from rsedge.cli import progress
+from rsedge.cli import say as progress
 from rsedge.runtime.run.pipeline import Progress
 from rsedge.training.loop import Event
 
