@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 @click.command("bench")
 @options.bundle
-@click.option("--scene", "scene_name", help="Scene to read, exactly one.  [default: a generated scene]")
-@click.option(
+@options.option("--scene", "scene_name", help="Scene to read, exactly one.  [default: a generated scene]")
+@options.option(
     "--batch-size",
     "batch_sizes",
     type=click.IntRange(1, 64),
@@ -27,27 +27,22 @@ if TYPE_CHECKING:
     help="Images per batch; repeat it to compare several.  [default: 1, 4, 16 on CPU; on CUDA a quarter of the usual "
     "number, that number and twice as many; at most 64, the tiles of a segment]",
 )
-@click.option(
+@options.option(
     "--seconds", type=click.FloatRange(min=0, min_open=True), help="Duration of the measurement.  [default: 30]"
 )
-@click.option("--tiles", type=click.IntRange(min=1), help="Tiles per round, at least one batch, instead of a duration.")
-@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Rounds per figure.")
+@options.option("--tiles", type=options.AT_LEAST_1, help="Tiles per round, at least one batch, instead of a duration.")
+@options.option("--rounds", type=options.AT_LEAST_1, default=3, help="Rounds per figure.")
 @options.generation
 @options.tiling
 @options.device
 @options.backend
 @options.threads
 @options.config
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the report to FILE.json.")
+@options.option("-o", "--output", type=options.NEW_FILE, help="Write the report to FILE.json.")
 @options.overwrite
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@options.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def command(
-    model: Path | None,
-    scene_name: str | None,
-    output: Path | None,
-    overwrite: bool,
-    as_json: bool,
-    **others: Any,
+    model: Path | None, scene_name: str | None, output: Path | None, overwrite: bool, as_json: bool, **others: Any
 ) -> None:
     """Measure a bundle on this machine: tiles per second per batch size, milliseconds per stage, memory.
 

@@ -18,26 +18,25 @@ if TYPE_CHECKING:
 
 
 @click.command("build")
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--device", default="cuda", show_default=True, help="cuda or cuda:N.")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Images per batch.  [default: 32, 64 for embeddings]")
-@click.option("--beams", type=click.IntRange(1, 64), help="Widest beam search.  [default: the bundle's, at least 3]")
-@click.option(
+@click.argument("bundle", type=options.PATH)
+@options.option("--device", default="cuda", help="cuda or cuda:N.")
+@options.option("--batch-size", type=options.AT_LEAST_1, help="Images per batch.  [default: 32, 64 for embeddings]")
+@options.option("--beams", type=click.IntRange(1, 64), help="Widest beam search.  [default: the bundle's, at least 3]")
+@options.option(
     "--max-new-tokens",
-    type=click.IntRange(min=1),
+    type=options.AT_LEAST_1,
     help="Longest caption, in tokens.  [default: the bundle's, at least 40]",
 )
-@click.option(
+@options.option(
     "--level",
     type=click.IntRange(0, 5),
     default=3,
-    show_default=True,
     help="Effort of the search for fast kernels, 0 to 5; an existing engine of a higher level is kept.",
 )
-@click.option(
-    "--workspace", type=click.IntRange(min=1), help="Largest scratch memory, in MiB.  [default: all GPU memory]"
+@options.option(
+    "--workspace", type=options.AT_LEAST_1, help="Largest scratch memory, in MiB.  [default: all GPU memory]"
 )
-@click.option("--force", is_flag=True, help="Build existing engines again.")
+@options.option("--force", is_flag=True, help="Build existing engines again.")
 @options.as_json
 def command(
     bundle: Path,
@@ -74,12 +73,7 @@ def command(
             role: {"path": str(path), "bytes": path.stat().st_size, "seconds": round(taken[role], 1)}
             for role, path in paths.items()
         }
-        summary = {
-            "model": found.model,
-            "tensorrt": backend.version,
-            "gpu": backend.cuda.info.name,
-            "engines": engines,
-        }
+        summary = {"model": found.model, "tensorrt": backend.version, "gpu": backend.cuda.info.name, "engines": engines}
         say_json(summary)
         return
     for role, path in paths.items():

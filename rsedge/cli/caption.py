@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 @click.command("caption")
 @click.argument("scenes", nargs=-1, required=True)
 @options.bundle
-@click.option("-o", "--output", help="Output file, or - for stdout.  [default: SCENE.geojson in this folder]")
-@click.option(
+@options.option("-o", "--output", help="Output file, or - for stdout.  [default: SCENE.geojson in this folder]")
+@options.option(
     "--format", "file_format", help="geojson, geojsonl, gpkg, csv or parquet.  [default: by the suffix; geojsonl for -]"
 )
-@click.option(
+@options.option(
     "--embed", "embeddings", help="Write embeddings of the same tiles too, as GeoParquet. Each pixel is read once."
 )
-@click.option("--embedder", type=click.Path(path_type=Path), help="Bundle that computes the embeddings, CLIP.rsedge.")
+@options.option("--embedder", type=options.PATH, help="Bundle that computes the embeddings, CLIP.rsedge.")
 @options.embedding_type
 @options.views
 @options.generation

@@ -12,24 +12,20 @@ from rsedge.cli.say import note, report, tile_progress, warn
 
 @click.command("classify")
 @click.argument("scenes", nargs=-1, required=True)
-@click.option("--labels", required=True, help="Classes separated by commas, or a UTF-8 file with one class per line.")
+@options.option("--labels", required=True, help="Classes separated by commas, or a UTF-8 file with one class per line.")
 @options.embedder
-@click.option(
+@options.option(
     "--template",
     "templates",
     multiple=True,
     metavar="TEXT",
     help='Prompt with {} or {category}; several prompts are averaged.  [default: "An aerial photograph of {category}"]',
 )
-@click.option("--ensemble", is_flag=True, help="Average five wordings of the prompt.")
-@click.option("--top", type=click.IntRange(min=1), default=1, show_default=True, help="Classes to write per tile.")
-@click.option("-o", "--output", help="Output file, or - for stdout.  [default: SCENE.classes.geojson in this folder]")
-@click.option("--format", "file_format", help="geojson, geojsonl, gpkg, csv or parquet.  [default: by the suffix]")
-@click.option(
-    "--raster",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write a GeoTIFF with a pixel per tile too; for one scene.",
-)
+@options.option("--ensemble", is_flag=True, help="Average five wordings of the prompt.")
+@options.option("--top", type=options.AT_LEAST_1, default=1, help="Classes to write per tile.")
+@options.option("-o", "--output", help="Output file, or - for stdout.  [default: SCENE.classes.geojson in this folder]")
+@options.option("--format", "file_format", help="geojson, geojsonl, gpkg, csv or parquet.  [default: by the suffix]")
+@options.option("--raster", type=options.NEW_FILE, help="Write a GeoTIFF with a pixel per tile too; for one scene.")
 @options.views
 @options.over_scenes()
 def command(

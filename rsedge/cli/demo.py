@@ -17,15 +17,14 @@ if TYPE_CHECKING:
 
 
 @click.command("demo")
-@click.option(
+@options.option(
     "-o",
     "--output",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=options.FOLDER,
     default="demo-out",
-    show_default=True,
     help="Folder for scene.tif, captions.geojson, report.html and sheet.png; files of an earlier demo are replaced.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=7, show_default=True, help="Seed of the scene.")
+@options.option("--seed", type=options.AT_LEAST_0, default=7, help="Seed of the scene.")
 @options.device
 @options.backend
 @options.threads

@@ -32,7 +32,7 @@ Rows = Iterator[tuple[str, str]]
 @options.bundle
 @options.device
 @options.backend
-@click.option(
+@options.option(
     "--selftest",
     is_flag=True,
     help="Build, run and compare a tiny model with each engine that is here, TensorRT among them, and nothing else.",

@@ -17,14 +17,13 @@ _OF_SCENES = tuple(name for name in (*options.OF_TILES, *options.OF_SCENES) if n
 @click.command("embed")
 @click.argument("inputs", metavar="SCENE|IMAGE|FOLDER...", nargs=-1, required=True)
 @options.embedder
-@click.option("-o", "--output", required=True, help="GeoParquet file, NAME.parquet.")
+@options.option("-o", "--output", required=True, help="GeoParquet file, NAME.parquet.")
 @options.embedding_type
-@click.option(
+@options.option(
     "--as",
     "kind",
     type=click.Choice(["auto", "scene", "image"]),
     default="auto",
-    show_default=True,
     help="Treat files as scenes, cut into tiles, or as images, embedded whole; auto: georeferenced files are scenes.",
 )
 @options.over_scenes()

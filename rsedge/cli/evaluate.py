@@ -22,29 +22,24 @@ SOME_FAILED = 3
 SPLITS = ("train", "val", "test")
 _METRICS = "bleu, meteor, rouge_l, cider_d, spice, sbert"
 
-_sources = click.option("--data", "sources", multiple=True, help="Data set; may be repeated.")
-_limit = click.option("--limit", type=click.IntRange(min=1), help="Largest number of images of the split.")
-_skip_bad = click.option(
+_sources = options.option("--data", "sources", multiple=True, help="Data set; may be repeated.")
+_limit = options.option("--limit", type=options.AT_LEAST_1, help="Largest number of images of the split.")
+_skip_bad = options.option(
     "--skip-bad", is_flag=True, help="Skip bad records, with a warning each, and count unreadable images as failed."
 )
-_output = click.option(
-    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the report to this file as JSON."
-)
-_metrics = click.option("--metrics", help=f"Some of {_METRICS}, separated by commas.  [default: all that work here]")
-_tokenizer = click.option(
+_output = options.option("-o", "--output", type=options.NEW_FILE, help="Write the report to this file as JSON.")
+_metrics = options.option("--metrics", help=f"Some of {_METRICS}, separated by commas.  [default: all that work here]")
+_tokenizer = options.option(
     "--tokenizer",
     type=click.Choice(["treebank", "ptb"]),
     default="treebank",
-    show_default=True,
     help="Tokenizer for captions; ptb needs Java.",
 )
-_sbert = click.option("--sbert", help="Sentence-BERT model for the metric sbert: folder or hub id.")
+_sbert = options.option("--sbert", help="Sentence-BERT model for the metric sbert: folder or hub id.")
 
 
 def _split(default: str) -> Callable[[options.Decorated], options.Decorated]:
-    return click.option(
-        "--split", type=click.Choice(SPLITS), default=default, show_default=True, help="Split to evaluate."
-    )
+    return options.option("--split", type=click.Choice(SPLITS), default=default, help="Split to evaluate.")
 
 
 @click.group("evaluate")
@@ -62,22 +57,17 @@ def command() -> None:
 @_split("val")
 @_limit
 @_skip_bad
-@click.option(
-    "--from",
-    "predicted",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Score this file of predictions instead of a model.",
-)
-@click.option(
+@options.option("--from", "predicted", type=options.OLD_FILE, help="Score this file of predictions instead of a model.")
+@options.option(
     "--predictions",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=options.NEW_FILE,
     help="Write the captions to this file: JSON lines, or COCO results if it ends in .json.",
 )
 @options.generation
 @_metrics
 @_tokenizer
 @_sbert
-@click.option("--baselines/--no-baselines", default=True, show_default=True, help="Score fixed training captions too.")
+@options.option("--baselines/--no-baselines", default=True, help="Score fixed training captions too.")
 @_output
 @options.as_json
 @options.device
@@ -167,15 +157,15 @@ def captions(
 
 @command.command("zero-shot")
 @click.argument("model")
-@click.option("--data", "source", required=True, help="Class folders, or a caption set with classes.")
+@options.option("--data", "source", required=True, help="Class folders, or a caption set with classes.")
 @_split("test")
 @_limit
 @_skip_bad
-@click.option("--labels", help="File with a class per line, or classes with commas.  [default: classes of the data]")
-@click.option(
+@options.option("--labels", help="File with a class per line, or classes with commas.  [default: classes of the data]")
+@options.option(
     "--template", "templates", multiple=True, metavar="TEXT", help="Prompt with {category}; several are averaged."
 )
-@click.option("--ensemble", is_flag=True, help="Average five wordings of the prompt.")
+@options.option("--ensemble", is_flag=True, help="Average five wordings of the prompt.")
 @_output
 @options.as_json
 @options.device
@@ -280,23 +270,20 @@ def retrieval(
 
 
 @command.command("compare")
-@click.argument("a", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.argument("b", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=False)
+@click.argument("a", type=options.OLD_FILE)
+@click.argument("b", type=options.OLD_FILE, required=False)
 @_metrics
 @_tokenizer
 @_sbert
-@click.option(
-    "--resamples", type=click.IntRange(min=100), default=2000, show_default=True, help="Bootstrap samples of images."
-)
-@click.option(
+@options.option("--resamples", type=click.IntRange(min=100), default=2000, help="Bootstrap samples of images.")
+@options.option(
     "--confidence",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     default=0.95,
-    show_default=True,
     help="Confidence of the intervals.",
 )
-@click.option("--sensitivity", is_flag=True, help="Score perturbed captions of A too; the default without B.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
+@options.option("--sensitivity", is_flag=True, help="Score perturbed captions of A too; the default without B.")
+@options.option("--seed", type=options.AT_LEAST_0, default=0, help="Random seed.")
 @_output
 @options.as_json
 def compare(

@@ -13,15 +13,15 @@ from rsedge.cli.say import note, say, say_json
 
 @click.command("export")
 @click.argument("checkpoint")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Bundle to write, NAME.rsedge.")
-@click.option("--fp32", is_flag=True, help="32-bit floats (default).")
-@click.option("--fp16", is_flag=True, help="16-bit floats, for GPUs.")
-@click.option("--int8", is_flag=True, help="8-bit integers, for CPUs.")
-@click.option("--tensorrt", is_flag=True, help="Build engines for this machine's GPU too; not for int8.")
-@click.option(
-    "--image-size", type=click.IntRange(min=1), help="Edge of an image, in pixels.  [default: the checkpoint's]"
+@options.option("-o", "--output", type=options.PATH, required=True, help="Bundle to write, NAME.rsedge.")
+@options.option("--fp32", is_flag=True, help="32-bit floats (default).")
+@options.option("--fp16", is_flag=True, help="16-bit floats, for GPUs.")
+@options.option("--int8", is_flag=True, help="8-bit integers, for CPUs.")
+@options.option("--tensorrt", is_flag=True, help="Build engines for this machine's GPU too; not for int8.")
+@options.option(
+    "--image-size", type=options.AT_LEAST_1, help="Edge of an image, in pixels.  [default: the checkpoint's]"
 )
-@click.option("--revision", help="Branch, tag or commit of a hub id.")
+@options.option("--revision", help="Branch, tag or commit of a hub id.")
 @options.overwrite
 @options.as_json
 def command(

@@ -11,14 +11,13 @@ from rsedge.cli.say import note, say, say_json
 
 
 @click.command("import-rsdix")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Checkpoint folder to write.")
-@click.option("--tokenizer", help="Folder or hub id to copy the tokenizer from.  [default: the published models']")
-@click.option(
+@click.argument("file", type=options.PATH)
+@options.option("-o", "--output", type=options.PATH, required=True, help="Checkpoint folder to write.")
+@options.option("--tokenizer", help="Folder or hub id to copy the tokenizer from.  [default: the published models']")
+@options.option(
     "--weights",
     type=click.Choice(["student", "teacher"]),
     default="student",
-    show_default=True,
     help="The trained model (student) or its moving average (teacher).",
 )
 @options.overwrite

@@ -22,7 +22,7 @@ Rows = Iterator[tuple[str, str]]
 @click.command("info")
 @click.argument("targets", nargs=-1, required=True)
 @options.bundle
-@click.option(
+@options.option(
     "--no-probe", is_flag=True, help="Do not measure the model: no expected time, and a rougher estimate of memory."
 )
 @options.tiling
@@ -31,7 +31,7 @@ Rows = Iterator[tuple[str, str]]
 @options.threads
 @options.batch_size
 @options.config
-@click.option("--json", "as_json", is_flag=True, help="Print a line of JSON per scene or bundle.")
+@options.option("--json", "as_json", is_flag=True, help="Print a line of JSON per scene or bundle.")
 def command(
     targets: tuple[str, ...],
     model: Path | None,

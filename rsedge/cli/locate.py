@@ -12,14 +12,14 @@ from rsedge.cli.say import SOME_TILES_FAILED, note, say_json, tile_progress, war
 
 @click.command("locate")
 @click.argument("scene")
-@click.option(
+@options.option(
     "--text",
     "texts",
     multiple=True,
     required=True,
     help="Description of the feature; may be repeated, each text gets a band.",
 )
-@click.option(
+@options.option(
     "--contrast",
     "contrasts",
     multiple=True,
@@ -28,24 +28,13 @@ from rsedge.cli.say import SOME_TILES_FAILED, note, say_json, tile_progress, war
     "similarities.",
 )
 @options.embedder
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Heat map, GeoTIFF.  [default: SCENE.heat.tif in this folder]",
+@options.option(
+    "-o", "--output", type=options.NEW_FILE, help="Heat map, GeoTIFF.  [default: SCENE.heat.tif in this folder]"
 )
-@click.option(
-    "--png", type=click.Path(dir_okay=False, path_type=Path), help="Write a picture of the heat map over the scene too."
-)
-@click.option(
-    "--window", type=click.IntRange(min=1), default=224, show_default=True, help="Edge of a window, in source pixels."
-)
-@click.option(
-    "--stride",
-    type=click.IntRange(min=1),
-    default=56,
-    show_default=True,
-    help="Source pixels between windows, and per cell of the heat map.",
+@options.option("--png", type=options.NEW_FILE, help="Write a picture of the heat map over the scene too.")
+@options.option("--window", type=options.AT_LEAST_1, default=224, help="Edge of a window, in source pixels.")
+@options.option(
+    "--stride", type=options.AT_LEAST_1, default=56, help="Source pixels between windows, and per cell of the heat map."
 )
 @options.over_scenes(tiles=False)
 def command(

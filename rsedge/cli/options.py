@@ -26,6 +26,17 @@ if TYPE_CHECKING:
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
+PATH = click.Path(path_type=Path)
+NEW_FILE = click.Path(dir_okay=False, path_type=Path)
+OLD_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
+AT_LEAST_0, AT_LEAST_1 = click.IntRange(min=0), click.IntRange(min=1)
+
+
+def option(*flags: str, **settings: Any) -> Callable[[Decorated], Decorated]:
+    """Return ``click.option`` with its default, if any, in the help."""
+    return click.option(*flags, show_default=True, **settings)
+
 
 def load_config(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:  # noqa: ARG001
     """Read option values from a TOML file. Flags on the command line override them."""
@@ -144,181 +155,140 @@ def _all_of(*added: Callable[[Decorated], Decorated]) -> Callable[[Decorated], D
 
 
 family = click.argument("family", type=click.Choice(["blip", "clip", "clipcap"]))
-config = click.option(
+config = option(
     "--config",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=OLD_FILE,
     callback=load_config,
     is_eager=True,
     expose_value=False,
     help="TOML file with any of these options. Flags override it.",
 )
-bundle = click.option(
+bundle = option(
     "-m",
     "--model",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Bundle, NAME.rsedge.  [default: RSEDGE_MODEL, else rsedge config get model, else the built-in model]",
 )
-embedder = click.option(
+embedder = option(
     "-m",
     "--model",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Embedding bundle, CLIP.rsedge.  [default: RSEDGE_MODEL, else rsedge config get model]",
 )
-embedding_type = click.option(
+embedding_type = option(
     "--dtype",
     type=click.Choice(["float16", "float32"]),
     help="Number type of the stored embeddings.  [default: float16]",
 )
-device = click.option(
-    "--device", default="auto", show_default=True, help="auto (CUDA if it works, else CPU), cpu, cuda or cuda:N."
-)
-backend = click.option(
+device = option("--device", default="auto", help="auto (CUDA if it works, else CPU), cpu, cuda or cuda:N.")
+backend = option(
     "--backend",
     type=click.Choice(["auto", "onnxruntime", "tensorrt"]),
     default="auto",
-    show_default=True,
     help="Engine that runs the graphs. auto: TensorRT if it works, else ONNX Runtime.",
 )
-threads = click.option("--threads", type=click.IntRange(min=1), help="CPU threads for inference.  [default: all cores]")
-batch_size = click.option(
+threads = option("--threads", type=AT_LEAST_1, help="CPU threads for inference.  [default: all cores]")
+batch_size = option(
     "--batch-size",
-    type=click.IntRange(min=1),
+    type=AT_LEAST_1,
     help="Images per batch.  [default: 16 on CPU; on CUDA 32 for captions, 64 for embeddings, or as many as fit]",
 )
-overwrite = click.option("--overwrite", is_flag=True, help="Replace an existing output.")
-as_json = click.option("--json", "as_json", is_flag=True, help="Print a machine-readable summary.")
+overwrite = option("--overwrite", is_flag=True, help="Replace an existing output.")
+as_json = option("--json", "as_json", is_flag=True, help="Print a machine-readable summary.")
 views = _all_of(
-    click.option(
-        "--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a report: one offline page, .html."
-    ),
-    click.option(
-        "--sheet", type=click.Path(dir_okay=False, path_type=Path), help="Write a contact sheet of the tiles, .png."
-    ),
-    click.option(
-        "--stac",
-        type=click.Path(dir_okay=False, path_type=Path),
-        help="Write a STAC item that describes the result, .json.",
-    ),
-    click.option(
+    option("--html", type=NEW_FILE, help="Write a report: one offline page, .html."),
+    option("--sheet", type=NEW_FILE, help="Write a contact sheet of the tiles, .png."),
+    option("--stac", type=NEW_FILE, help="Write a STAC item that describes the result, .json."),
+    option(
         "--style/--no-style",
         default=True,
-        show_default=True,
         help="Write a QGIS style, .qml, beside .geojson and .gpkg output; an existing style stays.",
     ),
 )
 """The options of the extra outputs of a run over tiles."""
 
 generation = _all_of(
-    click.option(
-        "--beams", "num_beams", type=click.IntRange(1, 64), help="Width of the beam search; 1 is greedy search."
-    ),
-    click.option("--max-new-tokens", type=click.IntRange(min=1), help="Longest caption, in tokens."),
-    click.option("--min-new-tokens", type=click.IntRange(min=0), help="Shortest caption, in tokens."),
-    click.option("--length-penalty", type=float, help="Above 0 favours longer captions in beam search."),
-    click.option(
+    option("--beams", "num_beams", type=click.IntRange(1, 64), help="Width of the beam search; 1 is greedy search."),
+    option("--max-new-tokens", type=AT_LEAST_1, help="Longest caption, in tokens."),
+    option("--min-new-tokens", type=AT_LEAST_0, help="Shortest caption, in tokens."),
+    option("--length-penalty", type=float, help="Above 0 favours longer captions in beam search."),
+    option(
         "--early-stopping",
         type=EarlyStopping(),
         help="When beam search stops: true at the first full set, false when a better caption is unlikely, never when "
         "none is possible.",
     ),
-    click.option("--repetition-penalty", type=float, help="Above 1 makes repeated tokens less likely."),
-    click.option(
-        "--no-repeat-ngram-size", type=click.IntRange(min=0), help="Forbid repeated n-grams of this size; 0 is off."
-    ),
-    click.option("--top-p", type=float, help="Sample from the most likely tokens whose probabilities add up to this."),
-    click.option("--top-k", type=click.IntRange(min=0), help="Sample from this many most likely tokens; 0 is off."),
-    click.option(
+    option("--repetition-penalty", type=float, help="Above 1 makes repeated tokens less likely."),
+    option("--no-repeat-ngram-size", type=AT_LEAST_0, help="Forbid repeated n-grams of this size; 0 is off."),
+    option("--top-p", type=float, help="Sample from the most likely tokens whose probabilities add up to this."),
+    option("--top-k", type=AT_LEAST_0, help="Sample from this many most likely tokens; 0 is off."),
+    option(
         "--temperature",
         type=float,
         help="Sample at this temperature: below 1 sharpens the distribution, above 1 flattens it.",
     ),
-    click.option(
-        "--seed", type=click.IntRange(min=0), help="Seed of the sampling. The same seed gives the same captions."
-    ),
+    option("--seed", type=AT_LEAST_0, help="Seed of the sampling. The same seed gives the same captions."),
 )
 """All decoding options. Their defaults are the bundle's."""
 
 
 _GRID = (
-    click.option(
-        "--tile-size",
-        type=click.IntRange(min=1),
-        default=224,
-        show_default=True,
-        help="Edge of a tile, in source pixels.",
-    ),
-    click.option(
-        "--overlap",
-        type=click.IntRange(min=0),
-        default=0,
-        show_default=True,
-        help="Source pixels that neighbours share.",
-    ),
-    click.option(
+    option("--tile-size", type=AT_LEAST_1, default=224, help="Edge of a tile, in source pixels."),
+    option("--overlap", type=AT_LEAST_0, default=0, help="Source pixels that neighbours share."),
+    option(
         "--edge",
         type=click.Choice(["pad", "shift", "drop"]),
         default="pad",
-        show_default=True,
         help="Tiles at the right and lower edge: fill them up with black, move them inward, or drop them.",
     ),
 )
 _READING = (
-    click.option(
+    option(
         "--max-nodata",
         type=click.FloatRange(0, 1),
         default=0.5,
-        show_default=True,
         help="Skip tiles with a larger share of pixels without data, or of pure black or white.",
     ),
-    click.option(
+    option(
         "--max-cloud",
         type=click.FloatRange(0, 1),
         default=0.8,
-        show_default=True,
         help="Skip tiles with a larger share of cloud, where a cloud mask exists.",
     ),
-    click.option("--bands", type=Bands(), help="Bands for red, green and blue, such as 4,3,2."),
-    click.option(
+    option("--bands", type=Bands(), help="Bands for red, green and blue, such as 4,3,2."),
+    option(
         "--boa-offset",
         type=BoaOffset(),
         help="Offset added to Sentinel-2 digital numbers: -1000 from baseline 04.00 on, else 0; auto reads it from the "
         "metadata and checks it on the pixels.  [default: auto]",
     ),
-    click.option("--nodata", type=float, help="No-data value.  [default: declared by the raster]"),
-    click.option(
+    option("--nodata", type=float, help="No-data value.  [default: declared by the raster]"),
+    option(
         "--pixel-values",
         type=click.Choice(["reflectance", "dn", "colours"]),
         help="Meaning of floating-point pixels: 0 to 1, 0 to 10000, or 0 to 255.  [default: guessed from the pixels]",
     ),
-    click.option("--scl", help="Raster with Sen2Cor's scene classification.  [default: the product's own]"),
-    click.option("--cloud-mask", help="Raster that marks clouds by values other than 0."),
-    click.option("--resolution", type=float, help="Resample to pixels of this size, in map units, such as 10."),
-    click.option("--allow-remote", is_flag=True, help="Read over the network: https://, s3://, gs:// and az://."),
-    click.option(
+    option("--scl", help="Raster with Sen2Cor's scene classification.  [default: the product's own]"),
+    option("--cloud-mask", help="Raster that marks clouds by values other than 0."),
+    option("--resolution", type=float, help="Resample to pixels of this size, in map units, such as 10."),
+    option("--allow-remote", is_flag=True, help="Read over the network: https://, s3://, gs:// and az://."),
+    option(
         "--allow-host",
         "allow_hosts",
         multiple=True,
         help="Allow redirects and STAC items to name this host with a local or private address; may be repeated.",
     ),
-    click.option(
+    option(
         "--allow-root",
         "allow_roots",
         type=click.Path(exists=True, file_okay=False, path_type=Path),
         multiple=True,
         help="Allow STAC items, products and VRTs to name files in this folder too; may be repeated.",
     ),
-    click.option("--allow-vrt", is_flag=True, help="Open VRT files. Their sources pass the same checks."),
-    click.option(
-        "--max-pixels",
-        type=click.IntRange(min=1),
-        default=20_000_000_000,
-        show_default=True,
-        help="Refuse rasters with more pixels.",
-    ),
-    click.option(
-        "--readers", type=click.IntRange(min=1), default=2, show_default=True, help="Threads that read tiles."
-    ),
-    click.option(
+    option("--allow-vrt", is_flag=True, help="Open VRT files. Their sources pass the same checks."),
+    option("--max-pixels", type=AT_LEAST_1, default=20_000_000_000, help="Refuse rasters with more pixels."),
+    option("--readers", type=AT_LEAST_1, default=2, help="Threads that read tiles."),
+    option(
         "--sandbox",
         is_flag=True,
         help="Linux: run in a process that has no network and opens only the files named here.",

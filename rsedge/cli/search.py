@@ -49,35 +49,35 @@ class TileName(click.ParamType):  # type: ignore[type-arg]
 
 
 @click.command("search")
-@click.argument("embeddings", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--text", help="Query text.")
-@click.option("--image", type=click.Path(path_type=Path), help="Query image.")
-@click.option("--tile", type=TileName(), help="Query tile of EMBEDDINGS.")
+@click.argument("embeddings", nargs=-1, required=True, type=options.PATH)
+@options.option("--text", help="Query text.")
+@options.option("--image", type=options.PATH, help="Query image.")
+@options.option("--tile", type=TileName(), help="Query tile of EMBEDDINGS.")
 @options.embedder
-@click.option("--top", type=click.IntRange(min=1), default=20, show_default=True, help="Largest number of hits.")
-@click.option("--bbox", type=Box(), help="Only tiles that touch this box, in degrees; W > E crosses the antimeridian.")
-@click.option("--since", help="Only tiles acquired at this date or time (UTC) or later.")
-@click.option(
+@options.option("--top", type=options.AT_LEAST_1, default=20, help="Largest number of hits.")
+@options.option(
+    "--bbox", type=Box(), help="Only tiles that touch this box, in degrees; W > E crosses the antimeridian."
+)
+@options.option("--since", help="Only tiles acquired at this date or time (UTC) or later.")
+@options.option(
     "--until", help="Only tiles acquired at this date or time (UTC) or earlier; a date includes the whole day."
 )
-@click.option("--max-cloud", type=click.FloatRange(0, 1), help="Only tiles with a known share of cloud up to this.")
-@click.option("--where", help="Condition on columns, such as \"scene like 'S2A%' and row in (1, 2)\".")
-@click.option(
+@options.option("--max-cloud", type=click.FloatRange(0, 1), help="Only tiles with a known share of cloud up to this.")
+@options.option("--where", help="Condition on columns, such as \"scene like 'S2A%' and row in (1, 2)\".")
+@options.option(
     "-o",
     "--output",
     help="Output file: GeoJSON, GeoJSON lines, CSV or GeoPackage by the suffix, or - for lines on stdout.",
 )
-@click.option("--sheet", type=click.Path(path_type=Path), help="Write a contact sheet of the hits, .png.")
-@click.option(
-    "--pixels-from", multiple=True, type=click.Path(path_type=Path), help="Folder of the scenes, for --sheet."
-)
-@click.option(
+@options.option("--sheet", type=options.PATH, help="Write a contact sheet of the hits, .png.")
+@options.option("--pixels-from", multiple=True, type=options.PATH, help="Folder of the scenes, for --sheet.")
+@options.option(
     "--approximate/--exact",
     default=None,
     help="Use the index of --build-index, or compare every tile.  [default: the index of a large file, if it exists]",
 )
-@click.option("--build-index", is_flag=True, help="Write an index beside each file, for --approximate.")
-@click.option(
+@options.option("--build-index", is_flag=True, help="Write an index beside each file, for --approximate.")
+@options.option(
     "--measure-recall", is_flag=True, help="Measure the share of exact hits that the index finds, for 100 tiles."
 )
 @options.device

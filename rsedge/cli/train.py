@@ -33,32 +33,25 @@ def _list_keys(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 
 @click.command("train")
 @options.family
-@click.option("--data", "sources", multiple=True, help="Caption set; may be repeated.")
-@click.option("--recipe", help="TOML file or a name from --list-recipes.  [default: built-in settings]")
-@click.option("--init", help="Hub id or folder of the initial model, instead of the recipe's model.init.")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(file_okay=False, path_type=Path),
-    required=True,
-    help="Folder of the run.",
-)
-@click.option(
+@options.option("--data", "sources", multiple=True, help="Caption set; may be repeated.")
+@options.option("--recipe", help="TOML file or a name from --list-recipes.  [default: built-in settings]")
+@options.option("--init", help="Hub id or folder of the initial model, instead of the recipe's model.init.")
+@options.option("-o", "--output", type=options.FOLDER, required=True, help="Folder of the run.")
+@options.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe; may be repeated."
 )
-@click.option("--limit", type=click.IntRange(min=1), help="Largest number of images per split.")
-@click.option("--skip-bad", is_flag=True, help="Skip unusable records.")
-@click.option("--resume", is_flag=True, help="Continue the run from its last checkpoint.")
-@click.option(
+@options.option("--limit", type=options.AT_LEAST_1, help="Largest number of images per split.")
+@options.option("--skip-bad", is_flag=True, help="Skip unusable records.")
+@options.option("--resume", is_flag=True, help="Continue the run from its last checkpoint.")
+@options.option(
     "--trackers",
     default="tensorboard",
-    show_default=True,
     help="Trackers for metrics beside metrics.jsonl: tensorboard, wandb …, separated by commas, or none.",
 )
-@click.option("--cpu", is_flag=True, help="Train on the CPU even if there is a GPU.")
+@options.option("--cpu", is_flag=True, help="Train on the CPU even if there is a GPU.")
 @options.overwrite
 @options.as_json
-@click.option(
+@options.option(
     "--list-recipes",
     is_flag=True,
     is_eager=True,
@@ -66,7 +59,7 @@ def _list_keys(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     callback=_list_presets,
     help="Print the built-in recipes and exit.",
 )
-@click.option(
+@options.option(
     "--list-keys",
     is_flag=True,
     is_eager=True,

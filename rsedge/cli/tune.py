@@ -29,64 +29,56 @@ _OF_FINDER = ("min_lr", "max_lr", "steps")
 
 @click.command("tune")
 @options.family
-@click.option("--data", "sources", multiple=True, help="Caption set; may be repeated.")
-@click.option("--recipe", help="Recipe to search around: TOML file or preset.  [default: built-in settings]")
-@click.option(
+@options.option("--data", "sources", multiple=True, help="Caption set; may be repeated.")
+@options.option("--recipe", help="Recipe to search around: TOML file or preset.  [default: built-in settings]")
+@options.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe; may be repeated."
 )
-@click.option("--limit", type=click.IntRange(min=1), help="Largest number of images per split.")
-@click.option("--skip-bad", is_flag=True, help="Skip unusable records.")
-@click.option(
-    "-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of the study."
+@options.option("--limit", type=options.AT_LEAST_1, help="Largest number of images per split.")
+@options.option("--skip-bad", is_flag=True, help="Skip unusable records.")
+@options.option("-o", "--output", type=options.FOLDER, required=True, help="Folder of the study.")
+@options.option("--search", "searches", multiple=True, metavar="KEY=RANGE", help="Search this key; may be repeated.")
+@options.option(
+    "--search-file", type=options.OLD_FILE, help="TOML file with a table [search] of such keys; --search overrides it."
 )
-@click.option("--search", "searches", multiple=True, metavar="KEY=RANGE", help="Search this key; may be repeated.")
-@click.option(
-    "--search-file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="TOML file with a table [search] of such keys; --search overrides it.",
-)
-@click.option(
+@options.option(
     "--method",
     type=click.Choice(["tpe", "gp", "grid"]),
     default="tpe",
-    show_default=True,
     help="Bayesian search by density (tpe) or Gaussian process (gp), or every combination (grid).",
 )
-@click.option(
+@options.option(
     "--trials",
-    type=click.IntRange(min=1),
+    type=options.AT_LEAST_1,
     help="Number of trials, including those before a resume.  [default: 20, or the whole grid]",
 )
-@click.option(
+@options.option(
     "--metric", help="Metric of metrics.jsonl; the best value of a trial counts.  [default: the recipe's loop.monitor]"
 )
-@click.option(
+@options.option(
     "--direction",
     type=click.Choice(["minimize", "maximize"]),
     help="Direction of the metric.  [default: the recipe's for its own monitor; else minimize a loss, maximize others]",
 )
-@click.option(
+@options.option(
     "--pruner",
     type=click.Choice(["median", "hyperband", "none"]),
     default="median",
-    show_default=True,
     help="Rule that stops poor trials.",
 )
-@click.option(
-    "--keep",
-    type=click.Choice(["best", "all", "none"]),
-    default="best",
-    show_default=True,
-    help="Trials whose checkpoints are kept.",
+@options.option(
+    "--keep", type=click.Choice(["best", "all", "none"]), default="best", help="Trials whose checkpoints are kept."
 )
-@click.option("--seed", type=click.IntRange(min=0), help="Seed of the search.  [default: the recipe's]")
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Start no trial after this many seconds.")
-@click.option("--resume", is_flag=True, help="Continue the study and its interrupted trial.")
-@click.option("--find-lr", is_flag=True, help="Test growing learning rates and suggest one, without a search.")
-@click.option("--min-lr", type=float, default=1e-7, show_default=True, help="First rate of --find-lr.")
-@click.option("--max-lr", type=float, default=1.0, show_default=True, help="Last rate of --find-lr.")
-@click.option("--steps", type=click.IntRange(min=10), default=100, show_default=True, help="Steps of --find-lr.")
-@click.option("--cpu", is_flag=True, help="Train on the CPU even if there is a GPU.")
+@options.option("--seed", type=options.AT_LEAST_0, help="Seed of the search.  [default: the recipe's]")
+@options.option(
+    "--timeout", type=click.FloatRange(min=0, min_open=True), help="Start no trial after this many seconds."
+)
+@options.option("--resume", is_flag=True, help="Continue the study and its interrupted trial.")
+@options.option("--find-lr", is_flag=True, help="Test growing learning rates and suggest one, without a search.")
+@options.option("--min-lr", type=float, default=1e-7, help="First rate of --find-lr.")
+@options.option("--max-lr", type=float, default=1.0, help="Last rate of --find-lr.")
+@options.option("--steps", type=click.IntRange(min=10), default=100, help="Steps of --find-lr.")
+@options.option("--cpu", is_flag=True, help="Train on the CPU even if there is a GPU.")
 @options.overwrite
 @options.as_json
 @click.pass_context
