@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -155,6 +156,15 @@ def _all_of(*added: Callable[[Decorated], Decorated]) -> Callable[[Decorated], D
 
 
 family = click.argument("family", type=click.Choice(["blip", "clip", "clipcap"]))
+sources = option("--data", "sources", multiple=True, help="Caption set; may be repeated.")
+changes = _all_of(
+    option(
+        "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe; may be repeated."
+    ),
+    option("--limit", type=AT_LEAST_1, help="Largest number of images per split."),
+    option("--skip-bad", is_flag=True, help="Skip unusable records."),
+)
+"""The options that change a recipe, for :func:`recipe_changes`."""
 config = option(
     "--config",
     type=OLD_FILE,
@@ -416,6 +426,22 @@ def over_scenes(*, tiles: bool = True) -> Callable[[Decorated], Decorated]:
 def used(model: Captioner | Embedder) -> dict[str, Any]:
     """Return the options of the engine that a model runs with."""
     return {"device": model.device, "backend": model.backend, "batch_size": model.batch_size}
+
+
+def recipe_changes(
+    settings: Sequence[str], sources: Sequence[str], limit: int | None, skip_bad: bool, *, init: str | None = None
+) -> list[str]:
+    """Return the changes of a recipe that the options stand for, as ``KEY=VALUE``."""
+    changes = [*settings]
+    if sources:
+        changes.append(f"data.sources={json.dumps(list(sources))}")
+    if init is not None:
+        changes.append(f"model.init={json.dumps(init)}")
+    if limit is not None:
+        changes.append(f"data.limit={limit}")
+    if skip_bad:
+        changes.append("data.skip_bad=true")
+    return changes
 
 
 def given(names: Iterable[str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +11,25 @@ from rsedge.cli import options
 from rsedge.cli.say import say, say_json, training_progress
 
 
-def _list_presets(ctx: click.Context, param: click.Parameter, value: bool) -> None:  # noqa: ARG001
-    """Print the built-in recipes and exit."""
+def _list(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    """Print the built-in recipes or the keys of a recipe, and exit."""
     if value:
-        from rsedge.training.recipe_files import presets
+        from rsedge.training.recipe_files import keys, presets
 
-        for name, text in presets().items():
-            say(f"{name:<24} {text}")
-        ctx.exit()
-
-
-def _list_keys(ctx: click.Context, param: click.Parameter, value: bool) -> None:  # noqa: ARG001
-    """Print the keys of a recipe and exit."""
-    if value:
-        from rsedge.training.recipe_files import keys
-
-        say("\n".join(keys()))
+        if param.name == "list_recipes":
+            say("\n".join(f"{name:<24} {text}" for name, text in presets().items()))
+        else:
+            say("\n".join(keys()))
         ctx.exit()
 
 
 @click.command("train")
 @options.family
-@options.option("--data", "sources", multiple=True, help="Caption set; may be repeated.")
+@options.sources
 @options.option("--recipe", help="TOML file or a name from --list-recipes.  [default: built-in settings]")
 @options.option("--init", help="Hub id or folder of the initial model, instead of the recipe's model.init.")
 @options.option("-o", "--output", type=options.FOLDER, required=True, help="Folder of the run.")
-@options.option(
-    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe; may be repeated."
-)
-@options.option("--limit", type=options.AT_LEAST_1, help="Largest number of images per split.")
-@options.option("--skip-bad", is_flag=True, help="Skip unusable records.")
+@options.changes
 @options.option("--resume", is_flag=True, help="Continue the run from its last checkpoint.")
 @options.option(
     "--trackers",
@@ -56,7 +44,7 @@ def _list_keys(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     is_flag=True,
     is_eager=True,
     expose_value=False,
-    callback=_list_presets,
+    callback=_list,
     help="Print the built-in recipes and exit.",
 )
 @options.option(
@@ -64,7 +52,7 @@ def _list_keys(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     is_flag=True,
     is_eager=True,
     expose_value=False,
-    callback=_list_keys,
+    callback=_list,
     help="Print the keys of a recipe and exit.",
 )
 def command(
@@ -98,15 +86,7 @@ def command(
         raise BackendError(f"training needs {error.name}: pip install 'rsedge[train]'") from error
     if resume and overwrite:
         raise OptionError("--resume continues a run, --overwrite replaces it: give one of them")
-    changes = [*settings]
-    if sources:
-        changes.append(f"data.sources={json.dumps(list(sources))}")
-    if init is not None:
-        changes.append(f"model.init={json.dumps(init)}")
-    if limit is not None:
-        changes.append(f"data.limit={limit}")
-    if skip_bad:
-        changes.append("data.skip_bad=true")
+    changes = options.recipe_changes(settings, sources, limit, skip_bad, init=init)
     # A resumed run has its recipe; options given again must agree with it.
     base: Any = recipe if recipe or not resume else RunFolder(output).recipe_path
     loaded = load_recipe(base, family=family, settings=changes)

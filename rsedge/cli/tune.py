@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,7 @@ from rsedge.cli import options
 from rsedge.cli.say import say, say_json, training_progress
 
 _OF_SEARCH = (
-    "searches",
-    "search_file",
-    "method",
-    "trials",
-    "metric",
-    "direction",
-    "pruner",
-    "keep",
-    "seed",
-    "timeout",
+    *("searches", "search_file", "method", "trials", "metric", "direction", "pruner", "keep", "seed", "timeout"),
     "resume",
 )
 _OF_FINDER = ("min_lr", "max_lr", "steps")
@@ -29,13 +19,9 @@ _OF_FINDER = ("min_lr", "max_lr", "steps")
 
 @click.command("tune")
 @options.family
-@options.option("--data", "sources", multiple=True, help="Caption set; may be repeated.")
+@options.sources
 @options.option("--recipe", help="Recipe to search around: TOML file or preset.  [default: built-in settings]")
-@options.option(
-    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe; may be repeated."
-)
-@options.option("--limit", type=options.AT_LEAST_1, help="Largest number of images per split.")
-@options.option("--skip-bad", is_flag=True, help="Skip unusable records.")
+@options.changes
 @options.option("-o", "--output", type=options.FOLDER, required=True, help="Folder of the study.")
 @options.option("--search", "searches", multiple=True, metavar="KEY=RANGE", help="Search this key; may be repeated.")
 @options.option(
@@ -84,6 +70,7 @@ _OF_FINDER = ("min_lr", "max_lr", "steps")
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     family: Any,
     sources: tuple[str, ...],
     recipe: str | None,
@@ -93,14 +80,6 @@ def command(
     output: Path,
     searches: tuple[str, ...],
     search_file: Path | None,
-    method: Any,
-    trials: int | None,
-    metric: str | None,
-    direction: Any,
-    pruner: Any,
-    keep: Any,
-    seed: int | None,
-    timeout: float | None,
     resume: bool,
     find_lr: bool,
     min_lr: float,
@@ -109,6 +88,7 @@ def command(
     cpu: bool,
     overwrite: bool,
     as_json: bool,
+    **study: Any,
 ) -> None:
     r"""Search for the best settings of a recipe, or suggest a learning rate.
 
@@ -126,7 +106,13 @@ def command(
     """
     from rsedge.errors import BackendError, OptionError
 
-    _refuse_unused(ctx, _OF_SEARCH if find_lr else _OF_FINDER, find_lr=find_lr)
+    # Options of the other half of the command would have no effect.
+    flags = {parameter.name: parameter.opts[-1] for parameter in ctx.command.params}
+    default = click.core.ParameterSource.DEFAULT
+    idle = _OF_SEARCH if find_lr else _OF_FINDER
+    if given := [str(flags[name]) for name in idle if ctx.get_parameter_source(name) != default]:
+        reason = "runs no search: leave it out, or leave out" if find_lr else "is missing, and only it uses"
+        raise click.UsageError(f"--find-lr {reason} {', '.join(given)}")
     if resume and overwrite:
         raise OptionError("--resume continues a study, --overwrite replaces it: give one of them")
     try:
@@ -136,13 +122,7 @@ def command(
         from rsedge.training.tuning.tune import tune
     except ImportError as error:
         raise BackendError(f"tuning needs {error.name}: pip install 'rsedge[tune]'") from error
-    changes = [*settings]
-    if sources:
-        changes.append(f"data.sources={json.dumps(list(sources))}")
-    if limit is not None:
-        changes.append(f"data.limit={limit}")
-    if skip_bad:
-        changes.append("data.skip_bad=true")
+    changes = options.recipe_changes(settings, sources, limit, skip_bad)
     loaded = load_recipe(recipe, family=family, settings=changes)
     if find_lr:
         lr_finder.curve_files(output, overwrite=overwrite)  # before the work
@@ -162,23 +142,8 @@ def command(
         return
     space = {**(read_file(search_file) if search_file else {}), **read_settings(searches)}
     with training_progress() as observe:
-        result = tune(
-            loaded,
-            space,
-            output,
-            method=method,
-            trials=trials,
-            metric=metric,
-            direction=direction,
-            pruner=pruner,
-            seed=seed,
-            keep=keep,
-            timeout=timeout,
-            resume=resume,
-            overwrite=overwrite,
-            cpu=cpu,
-            observe=observe,
-        )
+        study |= {"resume": resume, "overwrite": overwrite, "cpu": cpu, "observe": observe}
+        result = tune(loaded, space, output, **study)
     states = [trial.state for trial in result.trials]
     counts = {state: states.count(state) for state in dict.fromkeys(states)}
     best = result.best
@@ -194,13 +159,3 @@ def command(
         shown = f"{value:.4g}" if isinstance(value, float) else "left out" if value is None else value
         say(f"  {key:<28} {shown!s:<12}{share}".rstrip())
     say(f"next: rsedge train {family} --recipe {result.study / 'best.toml'} -o RUN")
-
-
-def _refuse_unused(ctx: click.Context, names: tuple[str, ...], *, find_lr: bool) -> None:
-    """Refuse options of the other half of the command: they would have no effect."""
-    flags = {parameter.name: parameter.opts[-1] for parameter in ctx.command.params}
-    default = click.core.ParameterSource.DEFAULT
-    given = [str(flags[name]) for name in names if ctx.get_parameter_source(name) != default]
-    if given:
-        reason = "runs no search: leave it out, or leave out" if find_lr else "is missing, and only it uses"
-        raise click.UsageError(f"--find-lr {reason} {', '.join(given)}")
