@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -32,40 +33,25 @@ from rsedge.cli.say import note, say, say_json
 def command(
     sources: tuple[str, ...],
     output: Path,
-    forward: str,
-    backward: str,
     languages: str | None,
     splits: str,
     seed: int,
     limit: int | None,
     skip_bad: bool,
-    num_beams: int,
-    max_new_tokens: int,
-    batch_size: int,
     device: str,
     overwrite: bool,
     as_json: bool,
+    **translation: Any,
 ) -> None:
     """Paraphrase the captions of SOURCES by translation into other languages and back.
 
     SOURCES are caption sets, as for rsedge train. A recipe names the output file as data.paraphrases. The same command
     continues an interrupted run.
     """
-    from rsedge.errors import BackendError
-
-    try:
+    with options.needed_for("back-translation", "translate"):
         from rsedge.datasets import load_examples
         from rsedge.training.data.back_translate import BackTranslation, back_translate
-    except ImportError as error:
-        raise BackendError(f"back-translation needs {error.name}: pip install 'rsedge[translate]'") from error
-    settings = BackTranslation(
-        forward=forward,
-        backward=backward,
-        languages=_listed(languages),
-        num_beams=num_beams,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-    )
+    settings = BackTranslation(languages=_listed(languages), **translation)
     data = load_examples(
         sources, seed=seed, limit=limit, splits=_listed(splits), skip_bad=skip_bad, check=False, progress=note
     )

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from rsedge.cli import options
 from rsedge.cli.say import say, tile_progress
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from rsedge.runtime.outputs.records import TileRecord
 
 
 @click.command("demo")
@@ -38,6 +33,7 @@ def command(output: Path, seed: int, device: str, backend: str, threads: int | N
     from rsedge.errors import OutputError
     from rsedge.runtime.captioner import Captioner
     from rsedge.runtime.demo.scene import write_scene
+    from rsedge.runtime.outputs.records import TileRecord
     from rsedge.runtime.outputs.report.report import report_target
     from rsedge.runtime.outputs.report.scene_sheet import sheet_target
     from rsedge.runtime.run.pipeline import run
@@ -53,7 +49,13 @@ def command(output: Path, seed: int, device: str, backend: str, threads: int | N
         views = [report_target(report, [scene]), sheet_target(sheet, [scene])]
         with tile_progress() as progress:
             summary = run([scene], captioner.with_options(), target, beside=views, overwrite=True, progress=progress)
-    _print_table(_records(target))
+    say("row col       lon       lat  caption")
+    for feature in json.loads(target.read_bytes())["features"]:
+        record = TileRecord(geometry=feature["geometry"], **feature["properties"])
+        # The footprint is a small convex ring whose last point repeats the first.
+        ring = (record.geometry or {})["coordinates"][0][:-1]
+        lon, lat = (sum(point[axis] for point in ring) / len(ring) for axis in (0, 1))
+        say(f"{record.row:3} {record.col:3} {lon:9.4f} {lat:9.4f}  {record.caption or f'({record.message})'}")
     say(
         f"\n{output / 'scene.tif'}: {scene.width} x {scene.height} px at 10 m, generated from seed {seed}\n"
         f"{target}: {summary.ok} captions, {summary.nodata} tiles without data; "
@@ -61,23 +63,3 @@ def command(output: Path, seed: int, device: str, backend: str, threads: int | N
         f"{report}: the scene and its captions; open it in a browser\n"
         f"{sheet}: the tiles with their captions; model {captioner.model}"
     )
-
-
-def _records(captions: Path) -> list[TileRecord]:
-    """Read the records of a GeoJSON file."""
-    import json
-
-    from rsedge.runtime.outputs.records import TileRecord
-
-    features = json.loads(captions.read_bytes())["features"]
-    return [TileRecord(geometry=feature["geometry"], **feature["properties"]) for feature in features]
-
-
-def _print_table(records: Sequence[TileRecord]) -> None:
-    """Print a line per tile."""
-    say("row col       lon       lat  caption")
-    for record in records:
-        # The footprint is a small convex ring whose last point repeats the first.
-        ring = (record.geometry or {})["coordinates"][0][:-1]
-        lon, lat = (sum(point[axis] for point in ring) / len(ring) for axis in (0, 1))
-        say(f"{record.row:3} {record.col:3} {lon:9.4f} {lat:9.4f}  {record.caption or f'({record.message})'}")

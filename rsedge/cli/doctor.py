@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from rsedge.runtime.diagnostics.doctor import (
         Checkup,
         Devices,
-        Extra,
-        Problem,
         Processor,
         Rasters,
         Room,
@@ -51,35 +49,27 @@ def command(model: Path | None, device: str, backend: str, selftest: bool, as_js
             raise click.UsageError("--selftest runs its own model: leave -m out")
         if backend != "auto":
             raise click.UsageError("--selftest tests every engine: leave --backend out")
-        return _selftest(device, as_json=as_json)
+        from rsedge.runtime.diagnostics.selftest import selftest as test_engines
 
-    found = check_up(_bundle(model), device=device, backend=backend)
+        checks = test_engines(device=device, progress=note)
+        if as_json:
+            say_json([check.to_json() for check in checks])
+        else:
+            words = {True: "passed", False: "FAILED", None: "-"}
+            for check in checks:
+                say(f"{words[check.passed]:<7} {check.name}: {check.detail}")
+        return 1 if any(check.passed is False for check in checks) else 0
+
+    from rsedge.cli.config import default_model
+
+    found = check_up(
+        default_model if model is None else lambda: (model, "named with -m"), device=device, backend=backend
+    )
     if as_json:
         say_json(found.to_dict())
     else:
         say("\n".join(_lines(found)))
     return 0 if found.works else 1
-
-
-def _selftest(device: str, *, as_json: bool) -> int:
-    """Test the engines and return 1 if a result is wrong."""
-    from rsedge.runtime.diagnostics.selftest import selftest
-
-    checks = selftest(device=device, progress=note)
-    if as_json:
-        say_json([check.to_json() for check in checks])
-    else:
-        words = {True: "passed", False: "FAILED", None: "-"}
-        for check in checks:
-            say(f"{words[check.passed]:<7} {check.name}: {check.detail}")
-    return 1 if any(check.passed is False for check in checks) else 0
-
-
-def _bundle(model: Path | None) -> Callable[[], tuple[Path, str]]:
-    """Return a function that returns the bundle to test and the reason for it."""
-    from rsedge.cli.config import default_model
-
-    return default_model if model is None else lambda: (model, "named with -m")
 
 
 # As text
@@ -94,14 +84,19 @@ def _lines(found: Checkup) -> Iterator[str]:
         "rasters": _rasters(found.rasters),
         "sandbox": _sandbox(found.sandbox),
         "captioning": _trial(found.trial),
-        "for more": _extras(found.extras),
+        "for more": ((extra.name, f"{extra.command or 'installed'}: {extra.purpose}") for extra in found.extras),
     }
     for title, rows in sections.items():
         yield title
         for name, text in rows:
             yield f"  {name:<16} {text}"
         yield ""
-    yield from _problems(found.problems)
+    count = len(found.problems)
+    yield f"{count or 'no'} problem{'s' * (count != 1)}"
+    for problem in found.problems:
+        yield f"  - {problem.text}"
+        yield f"    next: {problem.remedy}"
+    yield ""
     yield "captioning works" if found.works else "captioning does not work"
 
 
@@ -167,19 +162,6 @@ def _trial(found: Trial) -> Rows:
         yield "a tile", f"{found.caption!r} in {found.seconds} s, loading included"
     else:
         yield "a tile", f"no caption: {found.problem}"
-
-
-def _extras(found: tuple[Extra, ...]) -> Rows:
-    for extra in found:
-        yield extra.name, f"{extra.command or 'installed'}: {extra.purpose}"
-
-
-def _problems(found: tuple[Problem, ...]) -> Iterator[str]:
-    yield f"{len(found) or 'no'} problem{'s' * (len(found) != 1)}"
-    for problem in found:
-        yield f"  - {problem.text}"
-        yield f"    next: {problem.remedy}"
-    yield ""
 
 
 def _size(count: int | None) -> str:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from rsedge.cli import options
 from rsedge.cli.say import image_progress, note, say, warn
@@ -160,11 +159,11 @@ def captions(
     if model is not None and not given.sources:
         raise click.UsageError("evaluating a MODEL needs --data")
     if predicted is not None:
-        if named := _named(*generation, "threads", "batch_size"):
+        if named := options.given([*generation, "threads", "batch_size"]):
             raise click.UsageError(f"--from reads captions and computes none: leave out {', '.join(named)}")
-        if not given.sources and (named := _named("split", "limit", "skip_bad", "baselines")):
+        if not given.sources and (named := options.given(["split", "limit", "skip_bad", "baselines"])):
             raise click.UsageError(f"{', '.join(named)} need --data: give it, or leave them out")
-        if sbert is None and _named("device"):
+        if sbert is None and options.given(["device"]):
             raise click.UsageError("with --from only --sbert uses --device: leave it out")
     from rsedge.evaluation.captions import predict_captions, score_predictions
     from rsedge.evaluation.models import open_captioner
@@ -338,7 +337,7 @@ def compare(
     A and B are files of evaluate captions --predictions, for the same images. With A alone, or with --sensitivity, the
     command shows the drop of each metric for perturbed captions of A.
     """
-    if b is None and (named := _named("resamples", "confidence")):
+    if b is None and (named := options.given(["resamples", "confidence"])):
         raise click.UsageError(f"{', '.join(named)} need B: give it, or leave them out")
     from rsedge.evaluation.captions import compare_predictions
     from rsedge.evaluation.predictions import check_outputs, read_predictions
@@ -403,10 +402,3 @@ def _training_captions(sources: Sequence[str]) -> list[str]:
 
 def _names(metrics: str | None) -> list[str] | None:
     return None if metrics is None else [name.strip() for name in metrics.split(",") if name.strip()]
-
-
-def _named(*names: str) -> list[str]:
-    """Return the flags of the options that the user gave."""
-    context = click.get_current_context()
-    named = [name for name in names if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-    return [parameter.opts[0] for parameter in context.command.params if parameter.name in named]

@@ -28,12 +28,8 @@ def command(file: Path, output: Path, tokenizer: str | None, weights: str, overw
     FILE is a PyTorch Lightning .ckpt of RSDiX-CLIP (S-BERT variant too), RSDiX-SigLIP or RSDiX-CLIPCap. The command
     executes no code in it.
     """
-    from rsedge.errors import BackendError
-
-    try:
+    with options.needed_for("importing", "train"):
         from rsedge.training.rsdix.import_rsdix import import_rsdix
-    except ImportError as error:
-        raise BackendError(f"importing needs {error.name}: pip install 'rsedge[train]'") from error
     report = import_rsdix(
         file,
         output,
@@ -43,16 +39,8 @@ def command(file: Path, output: Path, tokenizer: str | None, weights: str, overw
         progress=note,
     )
     if as_json:
-        summary = {
-            "checkpoint": str(report.path),
-            "family": report.family,
-            "weights": report.weights,
-            "parameters": report.parameters,
-            "settings": report.settings,
-            "mapped": report.mapped,
-            "unused": report.unused,
-        }
-        say_json(summary)
+        names = ("family", "weights", "parameters", "settings", "mapped", "unused")
+        say_json({"checkpoint": str(report.path), **{name: getattr(report, name) for name in names}})
         return
     say(f"{output}  {report.family}  {report.parameters / 1e6:.1f} M parameters, of the {report.weights}")
     say("  " + ", ".join(f"{name} {value}" for name, value in report.settings.items()))

@@ -9,7 +9,8 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -426,6 +427,17 @@ def over_scenes(*, tiles: bool = True) -> Callable[[Decorated], Decorated]:
 def used(model: Captioner | Embedder) -> dict[str, Any]:
     """Return the options of the engine that a model runs with."""
     return {"device": model.device, "backend": model.backend, "batch_size": model.batch_size}
+
+
+@contextmanager
+def needed_for(task: str, extra: str) -> Iterator[None]:
+    """Raise BackendError with the command that installs what the imports in the block lack."""
+    from rsedge.errors import BackendError
+
+    try:
+        yield
+    except ImportError as error:
+        raise BackendError(f"{task} needs {error.name}: pip install 'rsedge[{extra}]'") from error
 
 
 def recipe_changes(

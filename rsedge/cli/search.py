@@ -107,11 +107,9 @@ def command(
     approximate: bool | None,
     build_index: bool,
     measure_recall: bool,
-    device: str,
-    backend: str,
-    threads: int | None,
     overwrite: bool,
     as_json: bool,
+    **engine: Any,
 ) -> None:
     """Search EMBEDDINGS, files or folders of rsedge embed, for the tiles most similar to a query.
 
@@ -143,12 +141,13 @@ def command(
     if tile is None:
         from rsedge.runtime.embedder import Embedder
 
-        values["embedder"] = Embedder.load(
-            options.chosen_embedder(model), device=device, backend=backend, threads=threads
-        )
+        values["embedder"] = Embedder.load(options.chosen_embedder(model), **engine)
         index.check_model(values["embedder"])
-        values["image"] = _pixels(image) if image is not None else None
-    hits = index.search(**values, top=top, filters=chosen, approximate=approximate, threads=threads)
+        if image is not None:
+            from rsedge.datasets.images import FileImage
+
+            values["image"] = FileImage(image).read()
+    hits = index.search(**values, top=top, filters=chosen, approximate=approximate, threads=engine["threads"])
     if output is not None:
         write_hits(output, hits, overwrite=overwrite)
     if sheet is not None:
@@ -176,12 +175,6 @@ def _check_use(ctx: click.Context, query: list[str], on_index: list[str]) -> Non
         refuse(("model", "device"), "--tile reads its embedding from the file and needs no model")
     if not given["sheet"]:
         refuse(("pixels_from",), "without --sheet there is no picture")
-
-
-def _pixels(image: Path) -> Any:
-    from rsedge.datasets.images import FileImage
-
-    return FileImage(image).read()
 
 
 def _on_index(index: Index, *, build: bool, measure: bool, top: int, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ def _list(ctx: click.Context, param: click.Parameter, value: bool) -> None:
         ctx.exit()
 
 
+_listing = functools.partial(options.option, is_flag=True, is_eager=True, expose_value=False, callback=_list)
+
+
 @click.command("train")
 @options.family
 @options.sources
@@ -39,36 +43,18 @@ def _list(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 @options.option("--cpu", is_flag=True, help="Train on the CPU even if there is a GPU.")
 @options.overwrite
 @options.as_json
-@options.option(
-    "--list-recipes",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_list,
-    help="Print the built-in recipes and exit.",
-)
-@options.option(
-    "--list-keys",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_list,
-    help="Print the keys of a recipe and exit.",
-)
+@_listing("--list-recipes", help="Print the built-in recipes and exit.")
+@_listing("--list-keys", help="Print the keys of a recipe and exit.")
 def command(
     family: Any,
-    sources: tuple[str, ...],
     recipe: str | None,
-    init: str | None,
     output: Path,
-    settings: tuple[str, ...],
-    limit: int | None,
-    skip_bad: bool,
     resume: bool,
     trackers: str,
     cpu: bool,
     overwrite: bool,
     as_json: bool,
+    **changes: Any,
 ) -> None:
     """Fine-tune a captioner (blip, clipcap) or a dual encoder (clip, which is SigLIP too).
 
@@ -76,20 +62,17 @@ def command(
     --resume continues an interrupted run with the same steps as an uninterrupted one. For several GPUs:
     accelerate launch -m rsedge train …
     """
-    from rsedge.errors import BackendError, OptionError
+    from rsedge.errors import OptionError
 
-    try:
+    with options.needed_for("training", "train"):
         from rsedge.training.recipe_files import load_recipe
         from rsedge.training.run_folder import RunFolder
         from rsedge.training.train import train
-    except ImportError as error:
-        raise BackendError(f"training needs {error.name}: pip install 'rsedge[train]'") from error
     if resume and overwrite:
         raise OptionError("--resume continues a run, --overwrite replaces it: give one of them")
-    changes = options.recipe_changes(settings, sources, limit, skip_bad, init=init)
     # A resumed run has its recipe; options given again must agree with it.
     base: Any = recipe if recipe or not resume else RunFolder(output).recipe_path
-    loaded = load_recipe(base, family=family, settings=changes)
+    loaded = load_recipe(base, family=family, settings=options.recipe_changes(**changes))
     chosen = [] if trackers == "none" else [name.strip() for name in trackers.split(",") if name.strip()]
     with training_progress() as observe:
         result = train(loaded, output, resume=resume, overwrite=overwrite, cpu=cpu, trackers=chosen, observe=observe)

@@ -67,16 +67,9 @@ _OF_FINDER = ("min_lr", "max_lr", "steps")
 @options.option("--cpu", is_flag=True, help="Train on the CPU even if there is a GPU.")
 @options.overwrite
 @options.as_json
-@click.pass_context
 def command(
-    ctx: click.Context,
-    /,
     family: Any,
-    sources: tuple[str, ...],
     recipe: str | None,
-    settings: tuple[str, ...],
-    limit: int | None,
-    skip_bad: bool,
     output: Path,
     searches: tuple[str, ...],
     search_file: Path | None,
@@ -88,7 +81,7 @@ def command(
     cpu: bool,
     overwrite: bool,
     as_json: bool,
-    **study: Any,
+    **others: Any,
 ) -> None:
     r"""Search for the best settings of a recipe, or suggest a learning rate.
 
@@ -104,25 +97,21 @@ def command(
     with --resume continues an interrupted search. With --find-lr the command raises the learning rate step by step
     until the loss diverges, and writes lr-finder.csv and lr-finder.png.
     """
-    from rsedge.errors import BackendError, OptionError
+    from rsedge.errors import OptionError
 
     # Options of the other half of the command would have no effect.
-    flags = {parameter.name: parameter.opts[-1] for parameter in ctx.command.params}
-    default = click.core.ParameterSource.DEFAULT
-    idle = _OF_SEARCH if find_lr else _OF_FINDER
-    if given := [str(flags[name]) for name in idle if ctx.get_parameter_source(name) != default]:
+    if given := options.given(_OF_SEARCH if find_lr else _OF_FINDER):
         reason = "runs no search: leave it out, or leave out" if find_lr else "is missing, and only it uses"
         raise click.UsageError(f"--find-lr {reason} {', '.join(given)}")
     if resume and overwrite:
         raise OptionError("--resume continues a study, --overwrite replaces it: give one of them")
-    try:
+    with options.needed_for("tuning", "tune"):
         from rsedge.training.recipe_files import load_recipe
         from rsedge.training.tuning import lr_finder
         from rsedge.training.tuning.search_space import read_file, read_settings
         from rsedge.training.tuning.tune import tune
-    except ImportError as error:
-        raise BackendError(f"tuning needs {error.name}: pip install 'rsedge[tune]'") from error
-    changes = options.recipe_changes(settings, sources, limit, skip_bad)
+    named = ("settings", "sources", "limit", "skip_bad")
+    changes = options.recipe_changes(**options.take(others, named))
     loaded = load_recipe(recipe, family=family, settings=changes)
     if find_lr:
         lr_finder.curve_files(output, overwrite=overwrite)  # before the work
@@ -142,8 +131,8 @@ def command(
         return
     space = {**(read_file(search_file) if search_file else {}), **read_settings(searches)}
     with training_progress() as observe:
-        study |= {"resume": resume, "overwrite": overwrite, "cpu": cpu, "observe": observe}
-        result = tune(loaded, space, output, **study)
+        others |= {"resume": resume, "overwrite": overwrite, "cpu": cpu, "observe": observe}
+        result = tune(loaded, space, output, **others)
     states = [trial.state for trial in result.trials]
     counts = {state: states.count(state) for state in dict.fromkeys(states)}
     best = result.best
