@@ -150,8 +150,13 @@ def command(
     hits = index.search(**values, top=top, filters=chosen, approximate=approximate, threads=engine["threads"])
     if output is not None:
         write_hits(output, hits, overwrite=overwrite)
-    if sheet is not None:
-        _write_sheet(sheet, hits, pixels_from)
+    if sheet is not None and hits:
+        from rsedge.runtime.search.hit_sheet import write_hit_sheet
+
+        if without := write_hit_sheet(sheet, hits, folders=pixels_from):
+            warn(f"{without} of {len(hits)} hits on {sheet} have no pixels: it says why (--pixels-from FOLDER)")
+    elif sheet is not None:
+        warn(f"{sheet} is not written: nothing was found")
     _report(index, hits, output, sheet, as_json=as_json)
 
 
@@ -193,22 +198,14 @@ def _on_index(index: Index, *, build: bool, measure: bool, top: int, as_json: bo
         say_json(summary)
 
 
-def _write_sheet(sheet: Path, hits: list[Hit], folders: tuple[Path, ...]) -> None:
-    from rsedge.runtime.search.hit_sheet import write_hit_sheet
-
-    if not hits:
-        warn(f"{sheet} is not written: nothing was found")
-    elif without := write_hit_sheet(sheet, hits, folders=folders):
-        warn(f"{without} of {len(hits)} hits on {sheet} have no pixels: it says why (--pixels-from FOLDER)")
-
-
 def _report(index: Index, hits: list[Hit], output: str | None, sheet: Path | None, *, as_json: bool) -> None:
     """Print the hits if there is no output file, else a summary."""
     if as_json:
-        summary = {"output": output, "sheet": sheet and str(sheet), "tiles": index.rows, "model": index.info.model}
-        listed = [{**hit.properties(), "geometry": hit.record.geometry} for hit in hits] if output is None else None
-        values = {**summary, "hits": len(hits), **({"found": listed} if listed is not None else {})}
-        say_json(values, err=output == "-")
+        summary: dict[str, Any] = {"output": output, "sheet": sheet and str(sheet), "tiles": index.rows}
+        summary |= {"model": index.info.model, "hits": len(hits)}
+        if output is None:
+            summary["found"] = [{**hit.properties(), "geometry": hit.record.geometry} for hit in hits]
+        say_json(summary, err=output == "-")
         return
     if output is None:
         for hit in hits:

@@ -27,20 +27,9 @@ from rsedge.host import memory_available, memory_total, usable_cores
 from rsedge.runtime.sandbox.process import Support, support
 
 LIBRARIES = (
-    "numpy",
-    "Pillow",
-    "rasterio",
-    "pyarrow",
-    "tokenizers",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "tensorrt",
-    "cuda-python",
-    "faiss-cpu",
-    "onnx",
-    "torch",
-    "transformers",
-    "accelerate",
+    *("numpy", "Pillow", "rasterio", "pyarrow", "tokenizers"),
+    *("onnxruntime", "onnxruntime-gpu", "tensorrt", "cuda-python", "faiss-cpu"),
+    *("onnx", "torch", "transformers", "accelerate"),
 )
 DRIVERS = {
     "GTiff": "GeoTIFF",

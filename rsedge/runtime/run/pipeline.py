@@ -48,20 +48,6 @@ if TYPE_CHECKING:
 
     from rsedge.pixels import UInt8
 
-__all__ = [
-    "SEGMENT_TILES",
-    "EmbeddingsOutput",
-    "Progress",
-    "Summary",
-    "TileCaptioner",
-    "TileEmbedder",
-    "TileOptions",
-    "caption_scene",
-    "embed",
-    "embed_scene",
-    "run",
-]
-
 
 class TileModel(Protocol):
     """A model that sees tiles."""
@@ -83,12 +69,7 @@ class TileCaptioner(TileModel, Protocol):
     """The pipeline's view of a captioner."""
 
     def caption_tiles(self, images: UInt8, keys: Sequence[int]) -> list[Caption]:
-        """Return a caption per image.
-
-        Args:
-            images: uint8 [N, image_size, image_size, 3], R, G, B.
-            keys: A number per image that seeds its sampling, the same in every run.
-        """
+        """Return a caption per image, uint8 [N, image_size, image_size, 3], RGB; ``keys`` seed the sampling of each."""
 
 
 class TileEmbedder(TileModel, Protocol):
@@ -452,15 +433,10 @@ def embed(
         embedder: Computes the embeddings.
         output: Path that ends in ``.parquet``.
         dtype: Number type of the stored embeddings.
-        overwrite: Replace an output, or a journal of another run.
-        settings: Other values that decide the embeddings, as JSON values: a journal with others is refused.
-        progress: Called at the start and after each segment.
-        **tiling: See ``TileOptions``.
+        overwrite, settings, progress, **tiling: As in :func:`run`.
 
     Raises:
-        OptionError: An option does not fit.
-        OutputError: The output exists, its journal belongs to another run or is in use, or it cannot be written.
-        SceneError: A scene cannot be opened any more; the journal is kept.
+        OptionError, OutputError, SceneError: As in :func:`run`.
     """
     models, options = Models(embedder=embedder, dtype=dtype), TileOptions(**tiling)
     targets = [embeddings_target(output, embedder, dtype)]
