@@ -34,7 +34,7 @@ BLIP_BASE = {
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     from rsedge.host import usable_cores
-    from rsedge.runtime.diagnostics.machine import version_of
+    from rsedge.runtime.diagnostics.doctor import version_of
 
     model = platform.processor() or platform.machine()
     flags: list[str] = []

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from rsedge.runtime.captioner import TileCaptions
     from rsedge.runtime.outputs.records import Caption
-    from rsedge.runtime.run.run import Progress
+    from rsedge.runtime.run.pipeline import Progress
 
 TOKENS, TILE = 20, 224
 STRETCHES = 10
@@ -179,6 +179,8 @@ def flatness(memory: Sequence[tuple[int, float]]) -> dict[str, Any]:
 def model_worker(bundle: Path, name: Path) -> None:
     """Caption the segment that a line names from memory, and tell how long that took."""
     from rsedge import Scene
+    from rsedge.images import stack_images
+    from rsedge.runtime.run.pipeline import Models
     from rsedge.pixels import stack_images
     from rsedge.runtime.run.run import Models
     from rsedge.runtime.run.sources import SEGMENT_TILES, SceneTiles, TileOptions

@@ -3,41 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from rsedge.cli import options
-from rsedge.cli.say import say, say_json
+from rsedge.cli.say import note, say, say_json
 
 
 @click.command("back-translate")
 @click.argument("sources", nargs=-1, required=True)
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Output file, .jsonl.")
-@click.option("--forward", required=True, help="Marian model from English: folder or hub id.")
-@click.option("--backward", required=True, help="Marian model back into English.")
-@click.option("--languages", help="Intermediate languages, such as fr,es,it,pt, for a multilingual model.")
-@click.option("--splits", default="train", show_default=True, help="Splits to translate, such as train,val.")
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the splits, as in training."
+@options.option("-o", "--output", type=options.PATH, required=True, help="Output file, .jsonl.")
+@options.option("--forward", required=True, help="Marian model from English: folder or hub id.")
+@options.option("--backward", required=True, help="Marian model back into English.")
+@options.option("--languages", help="Intermediate languages, such as fr,es,it,pt, for a multilingual model.")
+@options.option("--splits", default="train", help="Splits to translate, such as train,val.")
+@options.option("--seed", type=options.AT_LEAST_0, default=0, help="Seed of the splits, as in training.")
+@options.option("--limit", type=options.AT_LEAST_1, help="Largest number of images per split.")
+@options.option("--skip-bad", is_flag=True, help="Skip unusable records.")
+@options.option(
+    "--beams", "num_beams", type=click.IntRange(1, 64), default=1, help="Width of the beam search; 1 is greedy search."
 )
-@click.option("--limit", type=click.IntRange(min=1), help="Largest number of images per split.")
-@click.option("--skip-bad", is_flag=True, help="Skip unusable records.")
-@click.option(
-    "--beams",
-    "num_beams",
-    type=click.IntRange(1, 64),
-    default=1,
-    show_default=True,
-    help="Width of the beam search; 1 is greedy search.",
-)
-@click.option(
-    "--max-new-tokens",
-    type=click.IntRange(min=1),
-    default=128,
-    show_default=True,
-    help="Longest translation, in tokens.",
-)
-@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Sentences per batch.")
+@options.option("--max-new-tokens", type=options.AT_LEAST_1, default=128, help="Longest translation, in tokens.")
+@options.option("--batch-size", type=options.AT_LEAST_1, default=32, help="Sentences per batch.")
 @options.device
 @options.overwrite
 @options.as_json
@@ -45,42 +33,27 @@ from rsedge.cli.say import say, say_json
 def command(
     sources: tuple[str, ...],
     output: Path,
-    forward: str,
-    backward: str,
     languages: str | None,
     splits: str,
     seed: int,
     limit: int | None,
     skip_bad: bool,
-    num_beams: int,
-    max_new_tokens: int,
-    batch_size: int,
     device: str,
     overwrite: bool,
     as_json: bool,
+    **translation: Any,
 ) -> None:
     """Paraphrase the captions of SOURCES by translation into other languages and back.
 
     SOURCES are caption sets, as for rsedge train. A recipe names the output file as data.paraphrases. The same command
     continues an interrupted run.
     """
-    from rsedge.errors import BackendError
-
-    try:
+    with options.needed_for("back-translation", "translate"):
         from rsedge.datasets import load_examples
         from rsedge.training.data.back_translate import BackTranslation, back_translate
-    except ImportError as error:
-        raise BackendError(f"back-translation needs {error.name}: pip install 'rsedge[translate]'") from error
-    settings = BackTranslation(
-        forward=forward,
-        backward=backward,
-        languages=_listed(languages),
-        num_beams=num_beams,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-    )
+    settings = BackTranslation(languages=_listed(languages), **translation)
     data = load_examples(
-        sources, seed=seed, limit=limit, splits=_listed(splits), skip_bad=skip_bad, check=False, progress=options.note
+        sources, seed=seed, limit=limit, splits=_listed(splits), skip_bad=skip_bad, check=False, progress=note
     )
     counts = back_translate(
         data.examples,
@@ -88,7 +61,7 @@ def command(
         settings,
         device=device,
         overwrite=overwrite,
-        progress=lambda done, total: options.note(f"{done} of {total} images"),
+        progress=lambda done, total: note(f"{done} of {total} images"),
     )
     if as_json:
         say_json({"output": str(output), **counts, "bad": len(data.bad)})

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rsedge.cli import options
-from rsedge.cli.say import say
+from rsedge.cli.say import note, say
 
 if TYPE_CHECKING:
     from rsedge.runtime.diagnostics.benchmark import BenchmarkReport, Spread
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 @click.command("bench")
 @options.bundle
-@click.option("--scene", "scene_name", help="Scene to read, exactly one.  [default: a generated scene]")
-@click.option(
+@options.option("--scene", "scene_name", help="Scene to read, exactly one.  [default: a generated scene]")
+@options.option(
     "--batch-size",
     "batch_sizes",
     type=click.IntRange(1, 64),
@@ -27,27 +27,22 @@ if TYPE_CHECKING:
     help="Images per batch; repeat it to compare several.  [default: 1, 4, 16 on CPU; on CUDA a quarter of the usual "
     "number, that number and twice as many; at most 64, the tiles of a segment]",
 )
-@click.option(
+@options.option(
     "--seconds", type=click.FloatRange(min=0, min_open=True), help="Duration of the measurement.  [default: 30]"
 )
-@click.option("--tiles", type=click.IntRange(min=1), help="Tiles per round, at least one batch, instead of a duration.")
-@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Rounds per figure.")
+@options.option("--tiles", type=options.AT_LEAST_1, help="Tiles per round, at least one batch, instead of a duration.")
+@options.option("--rounds", type=options.AT_LEAST_1, default=3, help="Rounds per figure.")
 @options.generation
 @options.tiling
 @options.device
 @options.backend
 @options.threads
 @options.config
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the report to FILE.json.")
+@options.option("-o", "--output", type=options.NEW_FILE, help="Write the report to FILE.json.")
 @options.overwrite
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@options.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def command(
-    model: Path | None,
-    scene_name: str | None,
-    output: Path | None,
-    overwrite: bool,
-    as_json: bool,
-    **others: Any,
+    model: Path | None, scene_name: str | None, output: Path | None, overwrite: bool, as_json: bool, **others: Any
 ) -> None:
     """Measure a bundle on this machine: tiles per second per batch size, milliseconds per stage, memory.
 
@@ -58,7 +53,7 @@ def command(
     import json
     from contextlib import ExitStack
 
-    from rsedge.errors import OutputError
+    from rsedge.errors import OptionError, OutputError
     from rsedge.runtime.diagnostics.benchmark import benchmark
     from rsedge.runtime.outputs.files import check_target, write_bytes
 
@@ -69,9 +64,10 @@ def command(
     opening = options.take(others, options.OF_SCENES)
     with ExitStack() as stack:
         scene = None if scene_name is None else stack.enter_context(_scene(scene_name, opening))
-        if scene is None:
-            _refuse_opening(opening)
-        found = benchmark(options.chosen_bundle(model), scene=scene, say=options.note, **others)
+        if scene is None and (useless := options.given(opening)):
+            text = "only for a scene that --scene names; add --scene, or leave them out"
+            raise OptionError(f"{', '.join(useless)}: {text}")
+        found = benchmark(options.chosen_bundle(model), scene=scene, say=note, **others)
     text = json.dumps(found.to_dict(), indent=2, allow_nan=False) + "\n"
     say(
         text if as_json else "\n".join(_lines(found)), nl=not as_json
@@ -87,14 +83,6 @@ def _scene(name: str, opening: dict[str, Any]) -> Scene:
     if len(scenes) != 1:
         raise OptionError(f"{name} holds {len(scenes)} scenes: pass one of them to --scene")
     return scenes[0]
-
-
-def _refuse_opening(opening: dict[str, Any]) -> None:
-    """Refuse options for opening a scene when the scene is generated."""
-    from rsedge.errors import OptionError
-
-    if given := options.given(click.get_current_context(), opening):
-        raise OptionError(f"{', '.join(given)}: only for a scene that --scene names; add --scene, or leave them out")
 
 
 def _lines(found: BenchmarkReport) -> Iterator[str]:

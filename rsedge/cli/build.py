@@ -2,43 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from rsedge.cli import options
-from rsedge.cli.say import say, say_json
+from rsedge.cli.say import build_progress, note, say, say_json
 
 if TYPE_CHECKING:
     from rsedge.bundle import Bundle
     from rsedge.runtime.engines.tensorrt.backend import TrtBackend
+    from rsedge.runtime.engines.tensorrt.build import BuildSettings
+    from rsedge.runtime.engines.tensorrt.profiles import Limits
     from rsedge.runtime.engines.tensorrt.build import BuildProgress, BuildSettings, Limits
 
 
 @click.command("build")
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--device", default="cuda", show_default=True, help="cuda or cuda:N.")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Images per batch.  [default: 32, 64 for embeddings]")
-@click.option("--beams", type=click.IntRange(1, 64), help="Widest beam search.  [default: the bundle's, at least 3]")
-@click.option(
+@click.argument("bundle", type=options.PATH)
+@options.option("--device", default="cuda", help="cuda or cuda:N.")
+@options.option("--batch-size", type=options.AT_LEAST_1, help="Images per batch.  [default: 32, 64 for embeddings]")
+@options.option("--beams", type=click.IntRange(1, 64), help="Widest beam search.  [default: the bundle's, at least 3]")
+@options.option(
     "--max-new-tokens",
-    type=click.IntRange(min=1),
+    type=options.AT_LEAST_1,
     help="Longest caption, in tokens.  [default: the bundle's, at least 40]",
 )
-@click.option(
+@options.option(
     "--level",
     type=click.IntRange(0, 5),
     default=3,
-    show_default=True,
     help="Effort of the search for fast kernels, 0 to 5; an existing engine of a higher level is kept.",
 )
-@click.option(
-    "--workspace", type=click.IntRange(min=1), help="Largest scratch memory, in MiB.  [default: all GPU memory]"
+@options.option(
+    "--workspace", type=options.AT_LEAST_1, help="Largest scratch memory, in MiB.  [default: all GPU memory]"
 )
-@click.option("--force", is_flag=True, help="Build existing engines again.")
+@options.option("--force", is_flag=True, help="Build existing engines again.")
 @options.as_json
 def command(
     bundle: Path,
@@ -74,12 +73,7 @@ def command(
             role: {"path": str(path), "bytes": path.stat().st_size, "seconds": round(taken[role], 1)}
             for role, path in paths.items()
         }
-        summary = {
-            "model": found.model,
-            "tensorrt": backend.version,
-            "gpu": backend.cuda.info.name,
-            "engines": engines,
-        }
+        summary = {"model": found.model, "tensorrt": backend.version, "gpu": backend.cuda.info.name, "engines": engines}
         say_json(summary)
         return
     for role, path in paths.items():
@@ -113,31 +107,5 @@ def build_engines(
 
     with build_progress() as report:
         backend = TrtBackend(bundle, device, limits=limits, settings=settings, report=report)
-        options.note(f"TensorRT {backend.version} on {device_summary(backend.cuda)}")
+        note(f"TensorRT {backend.version} on {device_summary(backend.cuda)}")
         return backend, backend.prepare(exact=True, force=force)
-
-
-@contextmanager
-def build_progress() -> Iterator[Callable[[BuildProgress], None] | None]:
-    """Yield a function to call with each :class:`~rsedge.runtime.engines.tensorrt.build.BuildProgress`: it draws a bar
-    on a terminal; elsewhere yield None.
-    """
-    import logging
-    import sys
-
-    if not logging.getLogger("rsedge").isEnabledFor(logging.INFO) or not sys.stderr.isatty():
-        yield None  # the backend then logs lines itself
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=None)
-
-        def update(progress: BuildProgress) -> None:
-            bar.update(
-                task, description=f"{progress.role}: {progress.phase}", completed=progress.step, total=progress.steps
-            )
-
-        yield update

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from rsedge.cli import options
-from rsedge.cli.progress import tile_progress
-from rsedge.cli.say import say
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from rsedge.runtime.outputs.records import TileRecord
+from rsedge.cli.say import say, tile_progress
 
 
 @click.command("demo")
-@click.option(
+@options.option(
     "-o",
     "--output",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=options.FOLDER,
     default="demo-out",
-    show_default=True,
     help="Folder for scene.tif, captions.geojson, report.html and sheet.png; files of an earlier demo are replaced.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=7, show_default=True, help="Seed of the scene.")
+@options.option("--seed", type=options.AT_LEAST_0, default=7, help="Seed of the scene.")
 @options.device
 @options.backend
 @options.threads
@@ -36,10 +29,11 @@ def command(output: Path, seed: int, device: str, backend: str, threads: int | N
     The built-in model names land cover in Sentinel-2 true colour at 10 m. Its card, README.md in the bundle, states
     its accuracy.
     """
-    from rsedge.cli.settings import built_in_model
+    from rsedge.cli.config import built_in_model
     from rsedge.errors import OutputError
     from rsedge.runtime.captioner import Captioner
     from rsedge.runtime.demo.scene import write_scene
+    from rsedge.runtime.outputs.records import TileRecord
     from rsedge.runtime.outputs.report.report import report_target
     from rsedge.runtime.outputs.report.sheet import sheet_target
     from rsedge.runtime.run.pipeline import run
@@ -55,7 +49,13 @@ def command(output: Path, seed: int, device: str, backend: str, threads: int | N
         views = [report_target(report, [scene]), sheet_target(sheet, [scene])]
         with tile_progress() as progress:
             summary = run([scene], captioner.with_options(), target, beside=views, overwrite=True, progress=progress)
-    _print_table(_records(target))
+    say("row col       lon       lat  caption")
+    for feature in json.loads(target.read_bytes())["features"]:
+        record = TileRecord(geometry=feature["geometry"], **feature["properties"])
+        # The footprint is a small convex ring whose last point repeats the first.
+        ring = (record.geometry or {})["coordinates"][0][:-1]
+        lon, lat = (sum(point[axis] for point in ring) / len(ring) for axis in (0, 1))
+        say(f"{record.row:3} {record.col:3} {lon:9.4f} {lat:9.4f}  {record.caption or f'({record.message})'}")
     say(
         f"\n{output / 'scene.tif'}: {scene.width} x {scene.height} px at 10 m, generated from seed {seed}\n"
         f"{target}: {summary.ok} captions, {summary.nodata} tiles without data; "
@@ -63,23 +63,3 @@ def command(output: Path, seed: int, device: str, backend: str, threads: int | N
         f"{report}: the scene and its captions; open it in a browser\n"
         f"{sheet}: the tiles with their captions; model {captioner.model}"
     )
-
-
-def _records(captions: Path) -> list[TileRecord]:
-    """Read the records of a GeoJSON file."""
-    import json
-
-    from rsedge.runtime.outputs.records import TileRecord
-
-    features = json.loads(captions.read_bytes())["features"]
-    return [TileRecord(geometry=feature["geometry"], **feature["properties"]) for feature in features]
-
-
-def _print_table(records: Sequence[TileRecord]) -> None:
-    """Print a line per tile."""
-    say("row col       lon       lat  caption")
-    for record in records:
-        # The footprint is a small convex ring whose last point repeats the first.
-        ring = (record.geometry or {})["coordinates"][0][:-1]
-        lon, lat = (sum(point[axis] for point in ring) / len(ring) for axis in (0, 1))
-        say(f"{record.row:3} {record.col:3} {lon:9.4f} {lat:9.4f}  {record.caption or f'({record.message})'}")

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from rsedge.cli import options
-from rsedge.cli.say import say, say_json
+from rsedge.cli.say import note, say, say_json
 
 if TYPE_CHECKING:
-    from rsedge.runtime.diagnostics.doctor import Checkup, Extra, Problem, Trial
-    from rsedge.runtime.diagnostics.machine import Devices, Processor, Rasters, Room, Software
+    from rsedge.runtime.diagnostics.doctor import (
+        Checkup,
+        Devices,
+        Processor,
+        Rasters,
+        Room,
+        Software,
+        Trial,
+    )
     from rsedge.runtime.sandbox.process import Support
 
 Rows = Iterator[tuple[str, str]]
@@ -23,7 +30,7 @@ Rows = Iterator[tuple[str, str]]
 @options.bundle
 @options.device
 @options.backend
-@click.option(
+@options.option(
     "--selftest",
     is_flag=True,
     help="Build, run and compare a tiny model with each engine that is here, TensorRT among them, and nothing else.",
@@ -42,35 +49,27 @@ def command(model: Path | None, device: str, backend: str, selftest: bool, as_js
             raise click.UsageError("--selftest runs its own model: leave -m out")
         if backend != "auto":
             raise click.UsageError("--selftest tests every engine: leave --backend out")
-        return _selftest(device, as_json=as_json)
+        from rsedge.runtime.diagnostics.selftest import selftest as test_engines
 
-    found = check_up(_bundle(model), device=device, backend=backend)
+        checks = test_engines(device=device, progress=note)
+        if as_json:
+            say_json([check.to_json() for check in checks])
+        else:
+            words = {True: "passed", False: "FAILED", None: "-"}
+            for check in checks:
+                say(f"{words[check.passed]:<7} {check.name}: {check.detail}")
+        return 1 if any(check.passed is False for check in checks) else 0
+
+    from rsedge.cli.config import default_model
+
+    found = check_up(
+        default_model if model is None else lambda: (model, "named with -m"), device=device, backend=backend
+    )
     if as_json:
         say_json(found.to_dict())
     else:
         say("\n".join(_lines(found)))
     return 0 if found.works else 1
-
-
-def _selftest(device: str, *, as_json: bool) -> int:
-    """Test the engines and return 1 if a result is wrong."""
-    from rsedge.runtime.diagnostics.selftest import selftest
-
-    checks = selftest(device=device, progress=options.note)
-    if as_json:
-        say_json([check.to_json() for check in checks])
-    else:
-        words = {True: "passed", False: "FAILED", None: "-"}
-        for check in checks:
-            say(f"{words[check.passed]:<7} {check.name}: {check.detail}")
-    return 1 if any(check.passed is False for check in checks) else 0
-
-
-def _bundle(model: Path | None) -> Callable[[], tuple[Path, str]]:
-    """Return a function that returns the bundle to test and the reason for it."""
-    from rsedge.cli.settings import default_model
-
-    return default_model if model is None else lambda: (model, "named with -m")
 
 
 # As text
@@ -85,14 +84,19 @@ def _lines(found: Checkup) -> Iterator[str]:
         "rasters": _rasters(found.rasters),
         "sandbox": _sandbox(found.sandbox),
         "captioning": _trial(found.trial),
-        "for more": _extras(found.extras),
+        "for more": ((extra.name, f"{extra.command or 'installed'}: {extra.purpose}") for extra in found.extras),
     }
     for title, rows in sections.items():
         yield title
         for name, text in rows:
             yield f"  {name:<16} {text}"
         yield ""
-    yield from _problems(found.problems)
+    count = len(found.problems)
+    yield f"{count or 'no'} problem{'s' * (count != 1)}"
+    for problem in found.problems:
+        yield f"  - {problem.text}"
+        yield f"    next: {problem.remedy}"
+    yield ""
     yield "captioning works" if found.works else "captioning does not work"
 
 
@@ -131,7 +135,7 @@ def _devices(found: Devices) -> Rows:
 
 
 def _rasters(found: Rasters) -> Rows:
-    from rsedge.runtime.diagnostics.machine import DRIVERS
+    from rsedge.runtime.diagnostics.doctor import DRIVERS
 
     for name, there in found.drivers.items():
         yield name, f"{'yes' if there else 'no'}: {DRIVERS[name]}"
@@ -158,19 +162,6 @@ def _trial(found: Trial) -> Rows:
         yield "a tile", f"{found.caption!r} in {found.seconds} s, loading included"
     else:
         yield "a tile", f"no caption: {found.problem}"
-
-
-def _extras(found: tuple[Extra, ...]) -> Rows:
-    for extra in found:
-        yield extra.name, f"{extra.command or 'installed'}: {extra.purpose}"
-
-
-def _problems(found: tuple[Problem, ...]) -> Iterator[str]:
-    yield f"{len(found) or 'no'} problem{'s' * (len(found) != 1)}"
-    for problem in found:
-        yield f"  - {problem.text}"
-        yield f"    next: {problem.remedy}"
-    yield ""
 
 
 def _size(count: int | None) -> str:

@@ -9,8 +9,7 @@ from typing import Any
 import click
 
 from rsedge.cli import options
-from rsedge.cli.outputs import report, resumable, save_config
-from rsedge.cli.progress import tile_progress
+from rsedge.cli.say import report, tile_progress, warn
 
 _OF_SCENES = tuple(name for name in (*options.OF_TILES, *options.OF_SCENES) if name != "readers")
 
@@ -18,41 +17,17 @@ _OF_SCENES = tuple(name for name in (*options.OF_TILES, *options.OF_SCENES) if n
 @click.command("embed")
 @click.argument("inputs", metavar="SCENE|IMAGE|FOLDER...", nargs=-1, required=True)
 @options.embedder
-@click.option("-o", "--output", required=True, help="GeoParquet file, NAME.parquet.")
+@options.option("-o", "--output", required=True, help="GeoParquet file, NAME.parquet.")
 @options.embedding_type
-@click.option(
+@options.option(
     "--as",
     "kind",
     type=click.Choice(["auto", "scene", "image"]),
     default="auto",
-    show_default=True,
     help="Treat files as scenes, cut into tiles, or as images, embedded whole; auto: georeferenced files are scenes.",
 )
-@options.tiling
-@options.device
-@options.backend
-@options.threads
-@options.batch_size
-@options.overwrite
-@options.as_json
-@options.config
-@click.pass_context
-def command(
-    ctx: click.Context,
-    /,
-    inputs: tuple[str, ...],
-    model: Path | None,
-    output: str,
-    dtype: Any,
-    kind: Any,
-    device: str,
-    backend: str,
-    threads: int | None,
-    batch_size: int | None,
-    overwrite: bool,
-    as_json: bool,
-    **others: Any,
-) -> int:
+@options.over_scenes()
+def command(given: options.SceneRun, *, inputs: tuple[str, ...], output: str, dtype: Any, kind: Any) -> int:
     """Compute an embedding of every tile of each SCENE and of each whole IMAGE.
 
     A georeferenced raster is a scene, any other file an image. A FOLDER stands for the files and .SAFE folders in it,
@@ -61,52 +36,44 @@ def command(
     is 3.
     """
     from rsedge.datasets.images import SUFFIXES, FileImage
-    from rsedge.runtime.embedder import Embedder
-    from rsedge.runtime.run.inputs import find_inputs
     from rsedge.runtime.run.pipeline import embed
+    from rsedge.runtime.run.sources import find_inputs
     from rsedge.runtime.scenes.opening import SceneOptions
     from rsedge.runtime.scenes.scene import Scene
 
-    scene_options, tiling = options.take(others, options.OF_SCENES), options.take(others, options.OF_TILES)
     found = find_inputs(
         inputs,
-        open_scene=partial(Scene.open, **scene_options),
+        open_scene=partial(Scene.open, **given.scene),
         open_image=FileImage,
         suffixes=SUFFIXES,
         kind=kind,
-        access=SceneOptions(**scene_options).access,
+        access=SceneOptions(**given.scene).access,
         stdin=options.standard_input(inputs),
     )
     scenes = [entry for entry in found.entries if isinstance(entry, Scene)]
-    if not scenes:
-        _refuse_scene_options(ctx)
+    if not scenes and (useless := options.given(_OF_SCENES)):
+        raise click.UsageError(
+            f"{', '.join(useless)}: for scenes only, and none of the inputs is one (a raster with a georeference); "
+            "leave out, or pass --as scene to cut images into tiles"
+        )
     for scene in scenes:
         options.introduce(scene)
     for warning in found.warnings:
-        options.warn(warning)
-    bundle = options.chosen_embedder(model)
-    embedder = Embedder.load(bundle, device=device, backend=backend, threads=threads, batch_size=batch_size)
-    settings = {"device": embedder.device, "backend": embedder.backend, "batch_size": embedder.batch_size}
-    with resumable(output), tile_progress() as progress:
+        warn(warning)
+    bundle, embedder = given.load_embedder()
+    settings = options.used(embedder)
+    with tile_progress(output) as progress:
         summary = embed(
             found.entries,
             embedder,
             output,
             dtype=dtype or "float16",
-            overwrite=overwrite,
+            overwrite=given.overwrite,
             settings=settings,
             progress=progress,
-            **tiling,
+            **given.tiling,
         )
     # The default model may change, so the file names the bundle. Scene options are refused for images alone.
     resolved = {**settings, "model": str(bundle), "dtype": dtype or "float16"}
-    save_config(ctx, Path(output), resolved if scenes else {**resolved, **dict.fromkeys(_OF_SCENES)})
-    return report(summary, "embeddings", embedder.device, embedder.device_reason, as_json=as_json)
-
-
-def _refuse_scene_options(ctx: click.Context) -> None:
-    if given := options.given(ctx, _OF_SCENES):
-        raise click.UsageError(
-            f"{', '.join(given)}: for scenes only, and none of the inputs is one (a raster with a georeference); leave "
-            "out, or pass --as scene to cut images into tiles"
-        )
+    options.save_config(Path(output), resolved if scenes else {**resolved, **dict.fromkeys(_OF_SCENES)})
+    return report(summary, "embeddings", embedder.device, embedder.device_reason, as_json=given.as_json)

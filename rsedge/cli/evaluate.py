@@ -2,50 +2,107 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from rsedge.cli import options
-from rsedge.cli.progress import image_progress
-from rsedge.cli.say import say
+from rsedge.cli.say import image_progress, note, say, warn
 
 if TYPE_CHECKING:
-    from rsedge.datasets.examples import BadRecord, CaptionData, Example
+    from rsedge.datasets.examples import CaptionData, Example
     from rsedge.evaluation.predictions import Prediction
 
 SOME_FAILED = 3
 SPLITS = ("train", "val", "test")
 _METRICS = "bleu, meteor, rouge_l, cider_d, spice, sbert"
 
-_sources = click.option("--data", "sources", multiple=True, help="Data set; may be repeated.")
-_limit = click.option("--limit", type=click.IntRange(min=1), help="Largest number of images of the split.")
-_skip_bad = click.option(
+_sources = options.option("--data", "sources", multiple=True, help="Data set; may be repeated.")
+_limit = options.option("--limit", type=options.AT_LEAST_1, help="Largest number of images of the split.")
+_skip_bad = options.option(
     "--skip-bad", is_flag=True, help="Skip bad records, with a warning each, and count unreadable images as failed."
 )
-_output = click.option(
-    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the report to this file as JSON."
-)
-_metrics = click.option("--metrics", help=f"Some of {_METRICS}, separated by commas.  [default: all that work here]")
-_tokenizer = click.option(
+_output = options.option("-o", "--output", type=options.NEW_FILE, help="Write the report to this file as JSON.")
+_metrics = options.option("--metrics", help=f"Some of {_METRICS}, separated by commas.  [default: all that work here]")
+_tokenizer = options.option(
     "--tokenizer",
     type=click.Choice(["treebank", "ptb"]),
     default="treebank",
-    show_default=True,
     help="Tokenizer for captions; ptb needs Java.",
 )
-_sbert = click.option("--sbert", help="Sentence-BERT model for the metric sbert: folder or hub id.")
+_sbert = options.option("--sbert", help="Sentence-BERT model for the metric sbert: folder or hub id.")
 
 
 def _split(default: str) -> Callable[[options.Decorated], options.Decorated]:
-    return click.option(
-        "--split", type=click.Choice(SPLITS), default=default, show_default=True, help="Split to evaluate."
-    )
+    return options.option("--split", type=click.Choice(SPLITS), default=default, help="Split to evaluate.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Given:
+    """The options that most of the commands have."""
+
+    output: Path | None
+    as_json: bool
+    sources: tuple[str, ...] = ()
+    split: str = ""
+    limit: int | None = None
+    skip_bad: bool = False
+    device: str = "cpu"
+    threads: int | None = None
+    batch_size: int | None = None
+
+    @property
+    def engine(self) -> dict[str, Any]:
+        """The options that open a model."""
+        return {"device": self.device, "threads": self.threads, "batch_size": self.batch_size}
+
+    def load(self) -> CaptionData:
+        """Load the split of the caption set. With ``skip_bad`` an undecodable image stays and counts as failed."""
+        from rsedge.datasets.layouts import load_examples
+
+        chosen: dict[str, Any] = {"limit": self.limit, "splits": (self.split,), "skip_bad": self.skip_bad}
+        data = load_examples(self.sources, check=not self.skip_bad, progress=note, **chosen)
+        for record in data.bad:
+            warn(f"left out: {record}")
+        return data
+
+    def about(self, left_out: Any) -> dict[str, Any]:
+        """Return the data set for the report."""
+        return {"sources": list(self.sources), "split": self.split, "limit": self.limit, "left_out": left_out}
+
+    def title(self, name: str, counted: str) -> str:
+        """Return the first line of the report."""
+        return f"{name}: {counted}" + (f" of {', '.join(self.sources)} ({self.split})" if self.sources else "")
+
+    def finish(self, values: dict[str, Any], lines: Sequence[str], failed: dict[str, str]) -> int:
+        """Write and print the report and return the exit code."""
+        from rsedge.errors import OutputError
+
+        text = json.dumps(values, ensure_ascii=False, allow_nan=False)
+        if self.output is not None:
+            try:
+                self.output.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")  # as JSON escapes it
+            except OSError as error:
+                raise OutputError(f"cannot write {self.output}: {error.strerror or error}") from error
+        say(text if self.as_json else "\n".join(lines))
+        for key, reason in failed.items():
+            warn(f"failed: {key}: {reason}")
+        return SOME_FAILED if failed else 0
+
+
+def _filled(function: Callable[..., int]) -> Callable[..., int]:
+    """Wrap the callback of a command: it gets its options of :class:`_Given` as one object."""
+
+    @functools.wraps(function)
+    def call(**values: Any) -> int:
+        return function(_Given(**options.take(values, [field.name for field in fields(_Given)])), **values)
+
+    return call
 
 
 @click.group("evaluate")
@@ -63,44 +120,33 @@ def command() -> None:
 @_split("val")
 @_limit
 @_skip_bad
-@click.option(
-    "--from",
-    "predicted",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Score this file of predictions instead of a model.",
-)
-@click.option(
+@options.option("--from", "predicted", type=options.OLD_FILE, help="Score this file of predictions instead of a model.")
+@options.option(
     "--predictions",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=options.NEW_FILE,
     help="Write the captions to this file: JSON lines, or COCO results if it ends in .json.",
 )
 @options.generation
 @_metrics
 @_tokenizer
 @_sbert
-@click.option("--baselines/--no-baselines", default=True, show_default=True, help="Score fixed training captions too.")
+@options.option("--baselines/--no-baselines", default=True, help="Score fixed training captions too.")
 @_output
 @options.as_json
 @options.device
 @options.threads
 @options.batch_size
+@_filled
 def captions(
+    given: _Given,
+    *,
     model: str | None,
-    sources: tuple[str, ...],
-    split: str,
-    limit: int | None,
-    skip_bad: bool,
     predicted: Path | None,
     predictions: Path | None,
     metrics: str | None,
     tokenizer: Any,
     sbert: str | None,
     baselines: bool,
-    output: Path | None,
-    as_json: bool,
-    device: str,
-    threads: int | None,
-    batch_size: int | None,
     **generation: Any,
 ) -> int:
     """Caption the images of a data set and score the captions.
@@ -110,14 +156,14 @@ def captions(
     """
     if (model is None) == (predicted is None):
         raise click.UsageError("give either a MODEL or a file of predictions with --from")
-    if model is not None and not sources:
+    if model is not None and not given.sources:
         raise click.UsageError("evaluating a MODEL needs --data")
     if predicted is not None:
-        if named := _given(*generation, "threads", "batch_size"):
+        if named := options.given([*generation, "threads", "batch_size"]):
             raise click.UsageError(f"--from reads captions and computes none: leave out {', '.join(named)}")
-        if not sources and (named := _given("split", "limit", "skip_bad", "baselines")):
+        if not given.sources and (named := options.given(["split", "limit", "skip_bad", "baselines"])):
             raise click.UsageError(f"{', '.join(named)} need --data: give it, or leave them out")
-        if sbert is None and _given("device"):
+        if sbert is None and options.given(["device"]):
             raise click.UsageError("with --from only --sbert uses --device: leave it out")
     from rsedge.evaluation.captions import predict_captions, score_predictions
     from rsedge.evaluation.models import open_captioner
@@ -127,18 +173,18 @@ def captions(
 
     chosen = _names(metrics)
     check_metrics(chosen, sbert=sbert, tokenizer=tokenizer)  # before captioning for an hour
-    check_outputs(output, predictions)
+    check_outputs(given.output, predictions)
     found: Sequence[Prediction]
     about: dict[str, Any] | None = None
     captioner = None
     if model is not None:
-        captioner = open_captioner(model, device=device, threads=threads, batch_size=batch_size, **generation)
+        captioner = open_captioner(model, **given.engine, **generation)
         about = captioner.info.to_dict()
-    data = _load(sources, split, limit=limit, skip_bad=skip_bad) if sources else None
+    data = given.load() if given.sources else None
     if captioner is not None:
         assert data is not None
         with image_progress() as progress:
-            found = predict_captions(captioner, data.examples, skip_bad=skip_bad, progress=progress)
+            found = predict_captions(captioner, data.examples, skip_bad=given.skip_bad, progress=progress)
     else:
         assert predicted is not None
         found = read_predictions(predicted)
@@ -151,51 +197,39 @@ def captions(
         metrics=chosen,
         tokenizer=tokenizer,
         sbert=sbert,
-        device=_torch_device(device),
-        training_captions=_training_captions(sources) if baselines and sources else (),
+        device=given.device if given.device.startswith("cuda") else "cpu",  # a GPU only if the user names one
+        training_captions=_training_captions(given.sources) if baselines and given.sources else (),
     )
     values = {
         "task": "captions",
         "model": about,
         "predictions": None if predicted is None else str(predicted),
-        "data": _about(data, split, limit),
+        "data": given.about([str(record) for record in data.bad]) if data else None,
         **report.to_dict(),
     }
-    name = about["name"] if about else str(predicted)
-    title = f"{name}: {report.scores.images} images{_of(sources, split)}"
-    return _finish(values, [title, *caption_lines(report)], report.failed, output=output, as_json=as_json)
+    title = given.title(about["name"] if about else str(predicted), f"{report.scores.images} images")
+    return given.finish(values, [title, *caption_lines(report)], report.failed)
 
 
 @command.command("zero-shot")
 @click.argument("model")
-@click.option("--data", "source", required=True, help="Class folders, or a caption set with classes.")
+@options.option("--data", "source", required=True, help="Class folders, or a caption set with classes.")
 @_split("test")
 @_limit
 @_skip_bad
-@click.option("--labels", help="File with a class per line, or classes with commas.  [default: classes of the data]")
-@click.option(
+@options.option("--labels", help="File with a class per line, or classes with commas.  [default: classes of the data]")
+@options.option(
     "--template", "templates", multiple=True, metavar="TEXT", help="Prompt with {category}; several are averaged."
 )
-@click.option("--ensemble", is_flag=True, help="Average five wordings of the prompt.")
+@options.option("--ensemble", is_flag=True, help="Average five wordings of the prompt.")
 @_output
 @options.as_json
 @options.device
 @options.threads
 @options.batch_size
+@_filled
 def zero_shot(
-    model: str,
-    source: str,
-    split: str,
-    limit: int | None,
-    skip_bad: bool,
-    labels: str | None,
-    templates: tuple[str, ...],
-    ensemble: bool,
-    output: Path | None,
-    as_json: bool,
-    device: str,
-    threads: int | None,
-    batch_size: int | None,
+    given: _Given, *, model: str, source: str, labels: str | None, templates: tuple[str, ...], ensemble: bool
 ) -> int:
     """Classify images by their most similar prompt and score the classes.
 
@@ -209,30 +243,26 @@ def zero_shot(
 
     if ensemble and templates:
         raise click.UsageError("--ensemble has its own templates: leave --template out")
-    check_outputs(output)
+    check_outputs(given.output)
     classes = None if labels is None else read_labels(labels)
-    embedder = open_embedder(model, device=device, threads=threads, batch_size=batch_size)
-    examples, left_out = _load_labelled(source, split, limit=limit, skip_bad=skip_bad)
-    if classes is None and limit is not None:
-        classes = classes_of(source, split)
+    embedder = open_embedder(model, **given.engine)
+    given = replace(given, sources=(source,))
+    examples, left_out = _load_labelled(source, given)
+    if classes is None and given.limit is not None:
+        classes = classes_of(source, given.split)
     with image_progress() as progress:
         report = evaluate_zero_shot(
             embedder,
             examples,
             labels=classes,
             templates=ENSEMBLE if ensemble else templates or TEMPLATES,
-            skip_bad=skip_bad,
+            skip_bad=given.skip_bad,
             progress=progress,
         )
     about = embedder.info.to_dict()
-    values = {
-        "task": "zero-shot",
-        "model": about,
-        "data": {"sources": [source], "split": split, "limit": limit, "left_out": left_out},
-        **report.to_dict(),
-    }
-    title = f"{about['name']}: {report.scores.images} images{_of((source,), split)}"
-    return _finish(values, [title, *zero_shot_lines(report)], report.failed, output=output, as_json=as_json)
+    values = {"task": "zero-shot", "model": about, "data": given.about(left_out), **report.to_dict()}
+    title = given.title(about["name"], f"{report.scores.images} images")
+    return given.finish(values, [title, *zero_shot_lines(report)], report.failed)
 
 
 @command.command("retrieval")
@@ -246,61 +276,52 @@ def zero_shot(
 @options.device
 @options.threads
 @options.batch_size
-def retrieval(
-    model: str,
-    sources: tuple[str, ...],
-    split: str,
-    limit: int | None,
-    skip_bad: bool,
-    output: Path | None,
-    as_json: bool,
-    device: str,
-    threads: int | None,
-    batch_size: int | None,
-) -> int:
+@_filled
+def retrieval(given: _Given, *, model: str) -> int:
     """Retrieve captions by image and images by caption; score recall at 1, 5 and 10 and the median rank.
 
     Ties count against the model, so images with the same caption cannot all rank it first.
     """
-    if not sources:
+    if not given.sources:
         raise click.UsageError("evaluating a MODEL needs --data")
     from rsedge.evaluation.embeddings import evaluate_retrieval
     from rsedge.evaluation.models import open_embedder
     from rsedge.evaluation.predictions import check_outputs
     from rsedge.evaluation.tables import retrieval_lines
 
-    check_outputs(output)
-    embedder = open_embedder(model, device=device, threads=threads, batch_size=batch_size)
-    data = _load(sources, split, limit=limit, skip_bad=skip_bad)
+    check_outputs(given.output)
+    embedder = open_embedder(model, **given.engine)
+    data = given.load()
     with image_progress() as progress:
-        report = evaluate_retrieval(embedder, data.examples, skip_bad=skip_bad, progress=progress)
+        report = evaluate_retrieval(embedder, data.examples, skip_bad=given.skip_bad, progress=progress)
     about = embedder.info.to_dict()
-    values = {"task": "retrieval", "model": about, "data": _about(data, split, limit), **report.to_dict()}
-    title = f"{about['name']}: {report.images} images, {report.captions} captions{_of(sources, split)}"
-    return _finish(values, [title, *retrieval_lines(report)], report.failed, output=output, as_json=as_json)
+    left_out = [str(record) for record in data.bad]
+    values = {"task": "retrieval", "model": about, "data": given.about(left_out), **report.to_dict()}
+    title = given.title(about["name"], f"{report.images} images, {report.captions} captions")
+    return given.finish(values, [title, *retrieval_lines(report)], report.failed)
 
 
 @command.command("compare")
-@click.argument("a", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.argument("b", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=False)
+@click.argument("a", type=options.OLD_FILE)
+@click.argument("b", type=options.OLD_FILE, required=False)
 @_metrics
 @_tokenizer
 @_sbert
-@click.option(
-    "--resamples", type=click.IntRange(min=100), default=2000, show_default=True, help="Bootstrap samples of images."
-)
-@click.option(
+@options.option("--resamples", type=click.IntRange(min=100), default=2000, help="Bootstrap samples of images.")
+@options.option(
     "--confidence",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     default=0.95,
-    show_default=True,
     help="Confidence of the intervals.",
 )
-@click.option("--sensitivity", is_flag=True, help="Score perturbed captions of A too; the default without B.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
+@options.option("--sensitivity", is_flag=True, help="Score perturbed captions of A too; the default without B.")
+@options.option("--seed", type=options.AT_LEAST_0, default=0, help="Random seed.")
 @_output
 @options.as_json
+@_filled
 def compare(
+    given: _Given,
+    *,
     a: Path,
     b: Path | None,
     metrics: str | None,
@@ -310,15 +331,13 @@ def compare(
     confidence: float,
     sensitivity: bool,
     seed: int,
-    output: Path | None,
-    as_json: bool,
 ) -> int:
     """Test whether predictions B are better than predictions A, image by image: paired t-test, Wilcoxon, bootstrap.
 
     A and B are files of evaluate captions --predictions, for the same images. With A alone, or with --sensitivity, the
     command shows the drop of each metric for perturbed captions of A.
     """
-    if b is None and (named := _given("resamples", "confidence")):
+    if b is None and (named := options.given(["resamples", "confidence"])):
         raise click.UsageError(f"{', '.join(named)} need B: give it, or leave them out")
     from rsedge.evaluation.captions import compare_predictions
     from rsedge.evaluation.predictions import check_outputs, read_predictions
@@ -326,7 +345,7 @@ def compare(
     from rsedge.metrics.captions import score_captions
     from rsedge.metrics.compare import sensitivity as spoil
 
-    check_outputs(output)
+    check_outputs(given.output)
     first, chosen = read_predictions(a), _names(metrics)
     settings: dict[str, Any] = {"metrics": chosen, "tokenizer": tokenizer, "sbert": sbert}
     values: dict[str, Any] = {"task": "compare", "a": str(a), "b": None if b is None else str(b)}
@@ -346,40 +365,25 @@ def compare(
     if sensitivity or b is None:
         spoilt = spoil(captions_of_a, references, seed=seed, original=whole, **settings)
         values["sensitivity"] = spoilt
-        lines += (
-            ["", *sensitivity_lines(spoilt)] if lines else [f"{a}: {whole.images} images", *sensitivity_lines(spoilt)]
-        )
+        lines += ["" if lines else f"{a}: {whole.images} images", *sensitivity_lines(spoilt)]
     lines += [f"{metric} left out: {reason}" for metric, reason in whole.missing.items()]
-    return _finish(values, lines, {}, output=output, as_json=as_json)
+    return given.finish(values, lines, {})
 
 
-def _load(sources: Sequence[str], split: str, *, limit: int | None, skip_bad: bool) -> CaptionData:
-    """Load a split of a caption set. With ``skip_bad`` an undecodable image stays and counts as failed."""
-    from rsedge.datasets.layouts import load_examples
-
-    data = load_examples(
-        sources, limit=limit, splits=(split,), skip_bad=skip_bad, check=not skip_bad, progress=options.note
-    )
-    _say_left_out(data.bad)
-    return data
-
-
-def _load_labelled(
-    source: str, split: str, *, limit: int | None, skip_bad: bool
-) -> tuple[tuple[Example, ...], str | None]:
-    """Load a split of a set with classes; return it with the skipped records as text."""
+def _load_labelled(source: str, given: _Given) -> tuple[tuple[Example, ...], str | None]:
+    """Load the split of a set with classes; return it with the skipped records as text."""
     from rsedge.datasets.layouts import load_labelled
     from rsedge.errors import OptionError
 
-    settings: dict[str, Any] = {"limit": limit, "splits": (split,), "check": not skip_bad}
+    settings: dict[str, Any] = {"limit": given.limit, "splits": (given.split,), "check": not given.skip_bad}
     try:
-        return load_labelled(source, progress=options.note, **settings), None
+        return load_labelled(source, progress=note, **settings), None
     except OptionError as error:
-        if not skip_bad:
+        if not given.skip_bad:
             raise
         left_out = str(error)
         examples = load_labelled(source, skip_bad=True, **settings)  # raises errors that skipping cannot avoid
-    logging.getLogger("rsedge").warning("Warning: left out: %s", left_out)
+    warn(f"left out: {left_out}")
     return examples, left_out
 
 
@@ -391,56 +395,10 @@ def _training_captions(sources: Sequence[str]) -> list[str]:
     try:
         data = load_examples(sources, splits=("train",), skip_bad=True, check=False)
     except OptionError as error:
-        options.note(f"no baselines: {str(error).splitlines()[0]}")
+        note(f"no baselines: {str(error).splitlines()[0]}")
         return []
     return [caption for example in data.examples for caption in example.captions]
 
 
-def _say_left_out(bad: Sequence[BadRecord]) -> None:
-    for record in bad:
-        logging.getLogger("rsedge").warning("Warning: left out: %s", record)
-
-
-def _about(data: CaptionData | None, split: str, limit: int | None) -> dict[str, Any] | None:
-    if data is None:
-        return None
-    left_out = [str(record) for record in data.bad]
-    return {"sources": list(data.sources), "split": split, "limit": limit, "left_out": left_out}
-
-
-def _of(sources: Sequence[str], split: str) -> str:
-    return f" of {', '.join(sources)} ({split})" if sources else ""
-
-
 def _names(metrics: str | None) -> list[str] | None:
     return None if metrics is None else [name.strip() for name in metrics.split(",") if name.strip()]
-
-
-def _given(*names: str) -> list[str]:
-    """Return the flags of the options that the user gave."""
-    context = click.get_current_context()
-    named = [name for name in names if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-    return [parameter.opts[0] for parameter in context.command.params if parameter.name in named]
-
-
-def _torch_device(device: str) -> str:
-    """Return the device of the Sentence-BERT model: a GPU only if the user names one."""
-    return device if device.startswith("cuda") else "cpu"
-
-
-def _finish(
-    values: dict[str, Any], lines: Sequence[str], failed: dict[str, str], *, output: Path | None, as_json: bool
-) -> int:
-    """Write and print the report and return the exit code."""
-    from rsedge.errors import OutputError
-
-    text = json.dumps(values, ensure_ascii=False, allow_nan=False)
-    if output is not None:
-        try:
-            output.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")  # as JSON escapes it
-        except OSError as error:
-            raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
-    say(text if as_json else "\n".join(lines))
-    for key, reason in failed.items():
-        logging.getLogger("rsedge").warning("Warning: failed: %s: %s", key, reason)
-    return SOME_FAILED if failed else 0

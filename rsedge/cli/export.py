@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
 from rsedge.cli import options
-from rsedge.cli.say import say, say_json
+from rsedge.cli.say import note, say, say_json
 
 
 @click.command("export")
 @click.argument("checkpoint")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Bundle to write, NAME.rsedge.")
-@click.option("--fp32", is_flag=True, help="32-bit floats (default).")
-@click.option("--fp16", is_flag=True, help="16-bit floats, for GPUs.")
-@click.option("--int8", is_flag=True, help="8-bit integers, for CPUs.")
-@click.option("--tensorrt", is_flag=True, help="Build engines for this machine's GPU too; not for int8.")
-@click.option(
-    "--image-size", type=click.IntRange(min=1), help="Edge of an image, in pixels.  [default: the checkpoint's]"
+@options.option("-o", "--output", type=options.PATH, required=True, help="Bundle to write, NAME.rsedge.")
+@options.option("--fp32", is_flag=True, help="32-bit floats (default).")
+@options.option("--fp16", is_flag=True, help="16-bit floats, for GPUs.")
+@options.option("--int8", is_flag=True, help="8-bit integers, for CPUs.")
+@options.option("--tensorrt", is_flag=True, help="Build engines for this machine's GPU too; not for int8.")
+@options.option(
+    "--image-size", type=options.AT_LEAST_1, help="Edge of an image, in pixels.  [default: the checkpoint's]"
 )
-@click.option("--revision", help="Branch, tag or commit of a hub id.")
+@options.option("--revision", help="Branch, tag or commit of a hub id.")
 @options.overwrite
 @options.as_json
 def command(
@@ -60,10 +61,8 @@ def command(
     # The export imports them late, after it has written the first graphs.
     if missing := [name for name in ("torch", "transformers") if find_spec(name) is None]:
         raise BackendError(f"exporting needs {' and '.join(missing)}: {remedy}")
-    try:
+    with options.needed_for("exporting", "export,cpu"):
         from rsedge.export.convert import export
-    except ImportError as error:
-        raise BackendError(f"exporting needs {error.name}: {remedy}") from error
     bundle = export(
         checkpoint,
         output,
@@ -71,7 +70,7 @@ def command(
         image_size=image_size,
         revision=revision,
         overwrite=overwrite,
-        progress=options.note,
+        progress=note,
     )
     if tensorrt:
         from rsedge.cli.build import build_engines
@@ -83,30 +82,24 @@ def command(
         return
     say(f"{output}  {bundle.model}  {precision}  {bundle.manifest.image.size} px")
     say(f"parity with torch on {report['images']} seeded images ({report['device']}):")
-    for line in _caption_lines(report) if "encoder" in report else _embedding_lines(report):
+    for line in _lines(report):
         say(f"  {line}")
 
 
-def _caption_lines(report: dict[str, Any]) -> list[str]:
-    encoder, limits = report["encoder"], report["tolerance"]
+def _lines(report: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines of the comparison, of captions or of embeddings."""
+    limits = report["tolerance"]
+    if "encoder" not in report:
+        for key, name in (("image_embeds", "images"), ("text_embeds", "texts ")):
+            cosine = f"{report[key]['cosine_min']:.7f} at least, {report[key]['cosine_mean']:.7f} on average"
+            centred = f"{report[key]['centred_min']:.5f} at least without the mean embedding"
+            yield f"{name}  cosine {cosine} (accepted {limits['cosine_min']:g}); {centred}"
+        return
+    encoder = report["encoder"]
     limit = limits["encoder_mean_over_magnitude"] * encoder["mean_magnitude"]
-    lines = [
-        f"encoder output   max error {encoder['max']:.3g}, mean {encoder['mean']:.3g} (accepted mean {limit:.3g})",
-        f"next token       {report['next_token']:.2%} equal (accepted {limits['next_token']:.0%})",
-    ]
+    yield f"encoder output   max error {encoder['max']:.3g}, mean {encoder['mean']:.3g} (accepted mean {limit:.3g})"
+    yield f"next token       {report['next_token']:.2%} equal (accepted {limits['next_token']:.0%})"
     for search in ("greedy", "beam3"):
-        agreement = report[search]
-        lines.append(
-            f"{search:<7} captions {agreement['captions']:.2%} identical, tokens {agreement['caption_tokens']:.2%} "
-            f"equal (accepted {limits['caption_tokens']:.0%})"
-        )
-    return lines
-
-
-def _embedding_lines(report: dict[str, Any]) -> list[str]:
-    limit = report["tolerance"]["cosine_min"]
-    return [
-        f"{name}  cosine {report[key]['cosine_min']:.7f} at least, {report[key]['cosine_mean']:.7f} on average "
-        f"(accepted {limit:g}); {report[key]['centred_min']:.5f} at least without the mean embedding"
-        for key, name in (("image_embeds", "images"), ("text_embeds", "texts "))
-    ]
+        captions, tokens = (f"{report[search][name]:.2%}" for name in ("captions", "caption_tokens"))
+        accepted = f"(accepted {limits['caption_tokens']:.0%})"
+        yield f"{search:<7} captions {captions} identical, tokens {tokens} equal {accepted}"

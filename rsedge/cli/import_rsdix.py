@@ -7,18 +7,17 @@ from pathlib import Path
 import click
 
 from rsedge.cli import options
-from rsedge.cli.say import say, say_json
+from rsedge.cli.say import note, say, say_json
 
 
 @click.command("import-rsdix")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Checkpoint folder to write.")
-@click.option("--tokenizer", help="Folder or hub id to copy the tokenizer from.  [default: the published models']")
-@click.option(
+@click.argument("file", type=options.PATH)
+@options.option("-o", "--output", type=options.PATH, required=True, help="Checkpoint folder to write.")
+@options.option("--tokenizer", help="Folder or hub id to copy the tokenizer from.  [default: the published models']")
+@options.option(
     "--weights",
     type=click.Choice(["student", "teacher"]),
     default="student",
-    show_default=True,
     help="The trained model (student) or its moving average (teacher).",
 )
 @options.overwrite
@@ -29,31 +28,19 @@ def command(file: Path, output: Path, tokenizer: str | None, weights: str, overw
     FILE is a PyTorch Lightning .ckpt of RSDiX-CLIP (S-BERT variant too), RSDiX-SigLIP or RSDiX-CLIPCap. The command
     executes no code in it.
     """
-    from rsedge.errors import BackendError
-
-    try:
+    with options.needed_for("importing", "train"):
         from rsedge.training.rsdix.import_rsdix import import_rsdix
-    except ImportError as error:
-        raise BackendError(f"importing needs {error.name}: pip install 'rsedge[train]'") from error
     report = import_rsdix(
         file,
         output,
         tokenizer=tokenizer,
         weights="teacher" if weights == "teacher" else "student",
         overwrite=overwrite,
-        progress=options.note,
+        progress=note,
     )
     if as_json:
-        summary = {
-            "checkpoint": str(report.path),
-            "family": report.family,
-            "weights": report.weights,
-            "parameters": report.parameters,
-            "settings": report.settings,
-            "mapped": report.mapped,
-            "unused": report.unused,
-        }
-        say_json(summary)
+        names = ("family", "weights", "parameters", "settings", "mapped", "unused")
+        say_json({"checkpoint": str(report.path), **{name: getattr(report, name) for name in names}})
         return
     say(f"{output}  {report.family}  {report.parameters / 1e6:.1f} M parameters, of the {report.weights}")
     say("  " + ", ".join(f"{name} {value}" for name, value in report.settings.items()))

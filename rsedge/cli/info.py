@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from rsedge.cli import options
-from rsedge.cli.say import say, say_json
+from rsedge.cli.say import say, say_json, warn
 
 if TYPE_CHECKING:
-    from rsedge.runtime.diagnostics.describe import BundleDescription, GraphDescription, SceneDescription
-    from rsedge.runtime.diagnostics.estimate import Estimate
+    from rsedge.runtime.diagnostics.describe import Estimate
     from rsedge.runtime.run.sources import TileOptions
     from rsedge.runtime.scenes.scene import Scene
 
@@ -23,7 +22,7 @@ Rows = Iterator[tuple[str, str]]
 @click.command("info")
 @click.argument("targets", nargs=-1, required=True)
 @options.bundle
-@click.option(
+@options.option(
     "--no-probe", is_flag=True, help="Do not measure the model: no expected time, and a rougher estimate of memory."
 )
 @options.tiling
@@ -32,7 +31,7 @@ Rows = Iterator[tuple[str, str]]
 @options.threads
 @options.batch_size
 @options.config
-@click.option("--json", "as_json", is_flag=True, help="Print a line of JSON per scene or bundle.")
+@options.option("--json", "as_json", is_flag=True, help="Print a line of JSON per scene or bundle.")
 def command(
     targets: tuple[str, ...],
     model: Path | None,
@@ -51,24 +50,29 @@ def command(
     unreadable.
     """
     from rsedge.errors import RsedgeError
-    from rsedge.runtime.diagnostics.describe import describe_bundle, is_bundle
+    from rsedge.runtime.diagnostics.describe import describe_bundle, describe_scene, is_bundle
 
     scene_options, tile_options = options.take(reading, options.OF_SCENES), options.take(reading, options.OF_TILES)
     chosen = {"device": device, "backend": backend, "threads": threads, "batch_size": batch_size}
-    chosen |= {"measure": not no_probe}
-    worst, probes, shown = 0, _Probes(model, chosen), 0
+    worst, probes, shown = 0, _Probes(model, {**chosen, "measure": not no_probe}), 0
     for target in targets:
         try:
-            found: Sequence[SceneDescription | BundleDescription] = (
-                [describe_bundle(target)] if is_bundle(target) else _scenes(target, scene_options, tile_options, probes)
-            )
+            if is_bundle(target):
+                found = [describe_bundle(target)]
+            else:
+                from rsedge.runtime.run.sources import TileOptions
+                from rsedge.runtime.scenes.opening import open_scenes
+
+                tiling = TileOptions(**tile_options)
+                scenes = open_scenes([target], stdin=options.standard_input([target]), **scene_options)
+                found = [describe_scene(scene, tiling, probes.estimate(scene, tiling)) for scene in scenes]
         except RsedgeError as error:
             say(f"Error: {error}", err=True)
             worst = max(worst, error.exit_code)
             continue
         for description in found:
             if as_json:
-                say_json(description.to_dict())
+                say_json(description)
             else:
                 say(("\n" if shown else "") + "\n".join(_lines(description)))
             shown += 1
@@ -86,137 +90,108 @@ class _Probes:
     def estimate(self, scene: Scene, tiling: TileOptions) -> Estimate | None:
         """Estimate a run over ``scene``; return None, with one warning, if the bundle is unusable."""
         from rsedge.errors import BundleError
-        from rsedge.runtime.diagnostics.estimate import measure_model
+        from rsedge.runtime.diagnostics.describe import measure_model
 
         if self._estimate is None and not self._failed:
             try:
                 self._estimate = measure_model(options.chosen_bundle(self._model), **self._chosen)
             except BundleError as error:
                 self._failed = True
-                options.warn(f"no estimate of time and memory: {error}")
+                warn(f"no estimate of time and memory: {error}")
         return self._estimate(scene, tiling) if self._estimate else None
-
-
-def _scenes(
-    target: str, scene_options: Mapping[str, Any], tile_options: Mapping[str, Any], probes: _Probes
-) -> list[SceneDescription]:
-    """Describe every scene that ``target`` stands for."""
-    from rsedge.runtime.diagnostics.describe import describe_scene
-    from rsedge.runtime.run.sources import TileOptions
-    from rsedge.runtime.scenes.opening import open_scenes
-
-    tiling = TileOptions(**tile_options)
-    scenes = open_scenes([target], stdin=options.standard_input([target]), **scene_options)
-    return [describe_scene(scene, tiling, probes.estimate(scene, tiling)) for scene in scenes]
 
 
 # As text
 
 
-def _lines(description: SceneDescription | BundleDescription) -> Iterator[str]:
+def _lines(description: Mapping[str, Any]) -> Iterator[str]:
     """Yield a heading, then a line per fact."""
-    rows = _scene_rows(description) if description.kind == "scene" else _bundle_rows(description)
-    yield f"{description.kind} {description.name}"
+    rows = _scene_rows(description) if description["kind"] == "scene" else _bundle_rows(description)
+    yield f"{description['kind']} {description['name']}"
     for name, text in rows:
         yield f"  {name:<12} {text}"
 
 
-def _scene_rows(scene: SceneDescription) -> Rows:
-    yield "source", scene.source
-    yield "driver", f"{scene.driver}, {scene.band_count} band{'s' * (scene.band_count != 1)}, {scene.dtype}"
-    size = f"{scene.width} x {scene.height} px"
-    if scene.resolution:
-        across, down = (f"{value:g}" for value in scene.resolution)
-        size += f", {across if across == down else f'{across} x {down}'} {scene.unit or 'map units'} per pixel"
-    yield "size", size + (f", resampled: {scene.resampled}" if scene.resampled else "")
-    yield "CRS", scene.crs or "none: tiles have pixel coordinates only"
-    if scene.bbox:
-        yield "bbox", "{:.5f} {:.5f} to {:.5f} {:.5f} (west south to east north)".format(*scene.bbox)
-    yield "bands", scene.bands_reason
-    yield "values", f"{scene.pixel_values}: {scene.rule_reason}"
-    yield "rendering", scene.rule
-    yield "no data", _no_data(scene)
-    yield "clouds", scene.clouds or "not known"
-    yield "time", scene.datetime or "not known"
-    if scene.mgrs_tile or scene.product_id:
-        yield "product", ", ".join(filter(None, (scene.product_id, scene.mgrs_tile and f"tile {scene.mgrs_tile}")))
-    tiles = scene.tiles
-    overlap = f", {tiles.overlap} px shared" if tiles.overlap else ""
-    cut = "whole" if tiles.whole == tiles.total else f"{tiles.whole} whole, {tiles.total - tiles.whole} at the edge"
-    yield "tiles", f"{tiles.total} of {tiles.tile_size} px ({tiles.rows} x {tiles.cols}; {cut}{overlap})"
-    if scene.estimate:
-        yield from _estimate_rows(scene.estimate)
-    for warning in scene.warnings:
+def _scene_rows(scene: Mapping[str, Any]) -> Rows:
+    yield "source", scene["source"]
+    yield "driver", f"{scene['driver']}, {scene['band_count']} band{'s' * (scene['band_count'] != 1)}, {scene['dtype']}"
+    size = f"{scene['width']} x {scene['height']} px"
+    if scene["resolution"]:
+        across, down = (f"{value:g}" for value in scene["resolution"])
+        size += f", {across if across == down else f'{across} x {down}'} {scene['unit'] or 'map units'} per pixel"
+    yield "size", size + (f", resampled: {scene['resampled']}" if scene["resampled"] else "")
+    yield "CRS", scene["crs"] or "none: tiles have pixel coordinates only"
+    if scene["bbox"]:
+        yield "bbox", "{:.5f} {:.5f} to {:.5f} {:.5f} (west south to east north)".format(*scene["bbox"])
+    yield "bands", scene["bands_reason"]
+    yield "values", f"{scene['pixel_values']}: {scene['rule_reason']}"
+    yield "rendering", scene["rule"]
+    values = [value or "none" for value in scene["nodata"]]
+    parts = [values[0] if len(set(values)) == 1 else f"{', '.join(values)} per band"] if values else []
+    parts += [scene["mask"]] if scene["mask"] else []
+    yield "no data", " and ".join(parts) or "no value and no mask declared"
+    yield "clouds", scene["clouds"] or "not known"
+    yield "time", scene["datetime"] or "not known"
+    if scene["mgrs_tile"] or scene["product_id"]:
+        named = scene["product_id"], scene["mgrs_tile"] and f"tile {scene['mgrs_tile']}"
+        yield "product", ", ".join(filter(None, named))
+    tiles = scene["tiles"]
+    overlap = f", {tiles['overlap']} px shared" if tiles["overlap"] else ""
+    part = tiles["total"] - tiles["whole"]
+    cut = f"{tiles['whole']} whole, {part} at the edge" if part else "whole"
+    yield "tiles", f"{tiles['total']} of {tiles['tile_size']} px ({tiles['rows']} x {tiles['cols']}; {cut}{overlap})"
+    if scene["estimate"]:
+        yield from _estimate_rows(scene["estimate"])
+    for warning in scene["warnings"]:
         yield "warning", warning
 
 
-def _no_data(scene: SceneDescription) -> str:
-    values = [value or "none" for value in scene.nodata]
-    parts = [values[0] if len(set(values)) == 1 else f"{', '.join(values)} per band"] if values else []
-    parts += [scene.mask] if scene.mask else []
-    return " and ".join(parts) or "no value and no mask declared"
+def _estimate_rows(estimate: Mapping[str, Any]) -> Rows:
+    runs = f"with {estimate['backend']} on {estimate['device']} ({estimate['device_reason']})"
+    yield "model", f"{estimate['model']} " + (runs if estimate["device"] else f"cannot run here: {estimate['problem']}")
+    if estimate["seconds"] is not None:
+        rate = f"{estimate['tiles_per_second']:g} tiles/s on {estimate['measured_images']} generated tiles"
+        text = f"{_duration(estimate['seconds'])} to {estimate['does']}, at {rate}; more if reading is slower"
+        yield "time about", text
+    parts = {"process": "process", "reader cache": "reader_cache", "tiles read ahead": "tiles", "model": "model"}
+    detail = ", ".join(f"{name} {_size(estimate[f'{key}_bytes'])}" for name, key in parts.items())
+    yield "memory about", f"{_size(estimate['memory_bytes'])}: {detail}"
 
 
-def _estimate_rows(estimate: Estimate) -> Rows:
-    yield (
-        "model",
-        f"{estimate.model} with {estimate.backend} on {estimate.device} ({estimate.device_reason})"
-        if estimate.device
-        else (f"{estimate.model} cannot run here: {estimate.problem}"),
-    )
-    if estimate.seconds is not None:
-        yield (
-            "time about",
-            (
-                f"{_duration(estimate.seconds)} to {estimate.does}, at {estimate.tiles_per_second:g} tiles/s on "
-                f"{estimate.measured_images} generated tiles; more if reading is slower"
-            ),
-        )
-    parts = (
-        ("process", estimate.process_bytes),
-        ("reader cache", estimate.reader_cache_bytes),
-        ("tiles read ahead", estimate.tiles_bytes),
-        ("model", estimate.model_bytes),
-    )
-    detail = ", ".join(f"{name} {_size(count)}" for name, count in parts)
-    yield "memory about", f"{_size(estimate.memory_bytes)}: {detail}"
-
-
-def _bundle_rows(bundle: BundleDescription) -> Rows:
-    yield "path", bundle.path
-    yield "model", f"{bundle.model}: {bundle.family}, {bundle.precision}, format version {bundle.format_version}"
-    if bundle.summary:
-        yield "card", bundle.summary
-    if bundle.labels:
-        yield "labels", ", ".join(bundle.labels)
-    yield "licence", bundle.licence or "not stated"
-    image = bundle.image
+def _bundle_rows(bundle: Mapping[str, Any]) -> Rows:
+    yield "path", bundle["path"]
+    version = f"format version {bundle['format_version']}"
+    yield "model", f"{bundle['model']}: {bundle['family']}, {bundle['precision']}, {version}"
+    if bundle["summary"]:
+        yield "card", bundle["summary"]
+    if bundle["labels"]:
+        yield "labels", ", ".join(bundle["labels"])
+    yield "licence", bundle["licence"] or "not stated"
+    image = bundle["image"]
     yield "image", f"{image['size']} px, {', '.join(image['bands'])}, {image['resample']}"
-    yield "mean, std", f"{_numbers(image['mean'])}; {_numbers(image['std'])}"
+    mean, std = (", ".join(f"{value:g}" for value in image[name]) for name in ("mean", "std"))
+    yield "mean, std", f"{mean}; {std}"
     if image["reflectance"]:
         yield "reflectance", str(image["reflectance"].get("formula") or _pairs(image["reflectance"]))
-    yield "files", f"{_size(bundle.bytes)} in all; every hash matches the manifest"
-    for graph in bundle.graphs:
-        yield from _graph_rows(graph)
+    yield "files", f"{_size(bundle['bytes'])} in all; every hash matches the manifest"
+    for graph in bundle["graphs"]:
+        size = f"{_size(graph['bytes'])}, opset {graph['opset']}, sha256 {graph['sha256'][:12]}…"
+        yield f"graph {graph['role']}", f"{graph['file']}, {size}"
+        yield "", f"in:  {'; '.join(graph['inputs'])}"
+        yield "", f"out: {'; '.join(graph['outputs'])}"
     for name in ("tokens", "generation", "decoder", "embedding"):
-        if part := getattr(bundle, name):
+        if part := bundle[name]:
             yield name, _pairs(part)
-    if bundle.tokenizer:
-        yield "tokenizer", f"{bundle.tokenizer['file']}, {_size(bundle.tokenizer['size'])}"
-    source = bundle.provenance
+    if bundle["tokenizer"]:
+        yield "tokenizer", f"{bundle['tokenizer']['file']}, {_size(bundle['tokenizer']['size'])}"
+    source = bundle["provenance"]
     revision = f" at {source['source_revision']}" if source["source_revision"] else ""
     yield "from", f"{source['source']}{revision}, exported {source['exported_at']}"
     yield "", f"weights sha256 {source['source_sha256']}"
     yield "", _pairs(source["versions"])
     if source["recipe"]:
         yield "recipe", _pairs(_flat(source["recipe"]))
-    yield "parity", _pairs(_flat(bundle.parity)) or "no report"
-
-
-def _graph_rows(graph: GraphDescription) -> Rows:
-    yield f"graph {graph.role}", f"{graph.file}, {_size(graph.bytes)}, opset {graph.opset}, sha256 {graph.sha256[:12]}…"
-    yield "", f"in:  {'; '.join(graph.inputs)}"
-    yield "", f"out: {'; '.join(graph.outputs)}"
+    yield "parity", _pairs(_flat(bundle["parity"])) or "no report"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -231,10 +206,6 @@ def _pairs(values: Mapping[str, Any]) -> str:
     return ", ".join(
         f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
     )
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:g}" for value in values)
 
 
 def _duration(seconds: float) -> str:

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
 from rsedge.cli import options
-from rsedge.cli.outputs import SOME_TILES_FAILED, save_config
-from rsedge.cli.progress import tile_progress
-from rsedge.cli.say import say_json
-
-if TYPE_CHECKING:
-    from rsedge.runtime.locate import HeatMap
+from rsedge.cli.say import SOME_TILES_FAILED, note, say_json, tile_progress, warn
 
 
 @click.command("locate")
 @click.argument("scene")
-@click.option(
+@options.option(
     "--text",
     "texts",
     multiple=True,
     required=True,
     help="Description of the feature; may be repeated, each text gets a band.",
 )
-@click.option(
+@options.option(
     "--contrast",
     "contrasts",
     multiple=True,
@@ -34,52 +28,25 @@ if TYPE_CHECKING:
     "similarities.",
 )
 @options.embedder
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Heat map, GeoTIFF.  [default: SCENE.heat.tif in this folder]",
+@options.option(
+    "-o", "--output", type=options.NEW_FILE, help="Heat map, GeoTIFF.  [default: SCENE.heat.tif in this folder]"
 )
-@click.option(
-    "--png", type=click.Path(dir_okay=False, path_type=Path), help="Write a picture of the heat map over the scene too."
+@options.option("--png", type=options.NEW_FILE, help="Write a picture of the heat map over the scene too.")
+@options.option("--window", type=options.AT_LEAST_1, default=224, help="Edge of a window, in source pixels.")
+@options.option(
+    "--stride", type=options.AT_LEAST_1, default=56, help="Source pixels between windows, and per cell of the heat map."
 )
-@click.option(
-    "--window", type=click.IntRange(min=1), default=224, show_default=True, help="Edge of a window, in source pixels."
-)
-@click.option(
-    "--stride",
-    type=click.IntRange(min=1),
-    default=56,
-    show_default=True,
-    help="Source pixels between windows, and per cell of the heat map.",
-)
-@options.reading
-@options.device
-@options.backend
-@options.threads
-@options.batch_size
-@options.overwrite
-@options.as_json
-@options.config
-@click.pass_context
+@options.over_scenes(tiles=False)
 def command(
-    ctx: click.Context,
-    /,
+    given: options.SceneRun,
+    *,
     scene: str,
     texts: tuple[str, ...],
     contrasts: tuple[str, ...],
-    model: Path | None,
     output: Path | None,
     png: Path | None,
     window: int,
     stride: int,
-    device: str,
-    backend: str,
-    threads: int | None,
-    batch_size: int | None,
-    overwrite: bool,
-    as_json: bool,
-    **others: Any,
 ) -> int:
     """Locate described features in SCENE and write a heat map: a GeoTIFF with a band per text.
 
@@ -89,6 +56,8 @@ def command(
     """
     import time
 
+    from rsedge.runtime.heat_map_picture import write_overlay
+    from rsedge.runtime.locate import LocateOptions, check_texts, locate
     from rsedge.runtime.embedder import Embedder
     from rsedge.runtime.locate import LocateOptions, check_texts, locate, write_overlay
     from rsedge.runtime.outputs.rasters import check_outputs
@@ -97,36 +66,27 @@ def command(
     from rsedge.runtime.scenes.scene import Scene
 
     # Checked before the model is opened, so that an error appears at once.
-    scene_options, windows = options.take(others, options.OF_SCENES), {"window": window, "stride": stride, **others}
+    windows = {"window": window, "stride": stride, **given.tiling}
     LocateOptions(**windows)
     check_texts(texts, contrasts)
-    opened = Scene.open(scene, **scene_options)
+    opened = Scene.open(scene, **given.scene)
     output = output or Path(options.file_name(opened, ".heat.tif"))
     outputs = {output: (".tif", ".tiff"), **({png: (".png",)} if png else {})}
-    check_outputs(outputs, overwrite=overwrite)
+    check_outputs(outputs, overwrite=given.overwrite)
     spare_scenes([opened], outputs)
     options.introduce(opened)
     for warning in opened.warnings:
-        options.warn(warning)
-    bundle = options.chosen_embedder(model)
-    embedder = Embedder.load(bundle, device=device, backend=backend, threads=threads, batch_size=batch_size)
+        warn(warning)
+    bundle, embedder = given.load_embedder()
     for text in overlong([*texts, *contrasts], embedder.token_ids):
-        options.warn(f"the model reads only the beginning of {text!r}: use a shorter text")
+        warn(f"the model reads only the beginning of {text!r}: use a shorter text")
     began = time.monotonic()
     with tile_progress() as progress:
-        found = locate(
-            embedder,
-            opened,
-            texts,
-            contrasts=contrasts,
-            progress=progress,
-            **windows,
-        )
+        found = locate(embedder, opened, texts, contrasts=contrasts, progress=progress, **windows)
     found.write(output)
     if png:
         write_overlay(png, found)
-    settings = {"device": embedder.device, "backend": embedder.backend, "batch_size": embedder.batch_size}
-    save_config(ctx, output, {**settings, "model": str(bundle)})
+    options.save_config(output, {**options.used(embedder), "model": str(bundle)})
     values = {
         "output": str(output),
         "png": png and str(png),
@@ -135,23 +95,20 @@ def command(
         "device": embedder.device,
         "device_reason": embedder.device_reason,
     }
-    if as_json:
+    code = SOME_TILES_FAILED if found.read_errors else 0
+    if given.as_json:
         say_json(values)
-    else:
-        _say(found, values)
-    return SOME_TILES_FAILED if found.read_errors else 0
-
-
-def _say(found: HeatMap, values: dict[str, Any]) -> None:
+        return code
     left_out = found.windows - found.seen - found.read_errors
-    outputs = " and ".join(name for name in (values["output"], values["png"]) if name)
-    options.note(
-        f"{outputs}: {found.windows} windows ({left_out} without data, {found.read_errors} unreadable); "
-        f"{values['seconds']:.1f} s on {values['device']}"
+    written = " and ".join(str(name) for name in (output, png) if name)
+    note(
+        f"{written}: {found.windows} windows ({left_out} without data, {found.read_errors} unreadable); "
+        f"{values['seconds']:.1f} s on {embedder.device}"
     )
     for best in values["texts"]:
         if best["value"] is None:
-            options.note(f"{best['text']}: no value anywhere")
+            note(f"{best['text']}: no value anywhere")
         else:
             place = f"row {best['row']:.0f}, column {best['col']:.0f}"
-            options.note(f"{best['text']}: {found.quantity} up to {best['value']}, best at {place}")
+            note(f"{best['text']}: {found.quantity} up to {best['value']}, best at {place}")
+    return code

@@ -78,7 +78,15 @@ def _run_child(arguments: Sequence[str]) -> int:
 
     require_support()
     with tempfile.TemporaryDirectory(prefix="rsedge-") as folder:
-        code = _wait([sys.executable, "-c", _START, *arguments], _environment(os.environ, folder))
+        environment = {
+            **{name: value for name, value in os.environ.items() if _KEPT.fullmatch(name)},
+            "TMPDIR": folder,
+            # Otherwise ONNX Runtime keeps a database of its use and reports it.
+            "ORT_DISABLE_TELEMETRY": "1",
+            _PARENT: str(os.getpid()),
+            _IMPORTS: os.pathsep.join(sys.path),
+        }
+        code = _wait([sys.executable, "-c", _START, *arguments], environment)
     if code >= 0:
         return code
     number = signal.Signals(-code)
@@ -87,27 +95,11 @@ def _run_child(arguments: Sequence[str]) -> int:
     if number.name in _PASSED_ON:  # end by the same signal, as without a sandbox
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
+    memory = " (Linux sends it when memory runs out): pass a smaller --batch-size or"
     raise SandboxError(
-        f"{number.name} ended the process in the sandbox"
-        + (
-            " (Linux sends it when memory runs out): pass a smaller --batch-size or"
-            if number == signal.SIGKILL
-            else ":"
-        )
-        + " run the same command to continue from the finished tiles"
+        f"{number.name} ended the process in the sandbox{memory if number == signal.SIGKILL else ':'} run the same "
+        "command to continue from the finished tiles"
     )
-
-
-def _environment(given: Mapping[str, str], folder: str) -> dict[str, str]:
-    """Return the environment of the child, with ``folder`` as its temporary folder."""
-    return {
-        **{name: value for name, value in given.items() if _KEPT.fullmatch(name)},
-        "TMPDIR": folder,
-        # Otherwise ONNX Runtime keeps a database of its use and reports it.
-        "ORT_DISABLE_TELEMETRY": "1",
-        _PARENT: str(os.getpid()),
-        _IMPORTS: os.pathsep.join(sys.path),
-    }
 
 
 def _wait(command: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -134,6 +126,7 @@ def _wait(command: Sequence[str], environment: Mapping[str, str]) -> int:
 def _confine_child(values: Mapping[str, Any]) -> None:
     """Confine this process to the files in the parameters, and print the limits."""
     from rsedge.bundle import cache_dir
+    from rsedge.cli.config import ENVIRONMENT, read_settings, settings_path
     from rsedge.runtime.sandbox.landlock import prctl
     from rsedge.runtime.sandbox.process import confine
 
@@ -152,8 +145,12 @@ def _confine_child(values: Mapping[str, Any]) -> None:
     compiled = [Path.home() / ".nv"] if gpu else []
     read = [Path(path) for name in FILES_READ for path in _named(values, name)]
     read += [path for name in INPUTS for path in of_input(_named(values, name))]
+    settings = []
+    if values["model"] is None:  # the built-in bundle lies in the package
+        chosen = os.environ.get(ENVIRONMENT) or read_settings().get("model")
+        settings = [settings_path(), *([Path(chosen).expanduser()] if chosen else [])]
     found = confine(
-        read=[*read, *_default_model(values), cache_dir()],
+        read=[*read, *settings, cache_dir()],
         write=[*folders, cache, *compiled, tempfile.gettempdir()],
         listed=[path for name in INPUTS for path in _listed(_named(values, name))],
         gpu=gpu,
@@ -176,10 +173,8 @@ def _named(values: Mapping[str, Any], name: str) -> tuple[str, ...]:
 
 
 def _output_folders(values: Mapping[str, Any]) -> list[Path]:
-    """Return the folders of the outputs. They must be writable as a whole, because files appear there by rename.
-
-    Raises:
-        OptionError: A folder holds the user's home or Python's packages: files written there would run later.
+    """Return the folders of the outputs. They must be writable as a whole, because files appear there by rename. Raises
+    OptionError if one holds the user's home or Python's packages: files written there would run later.
     """
     from rsedge.runtime.sandbox.process import of_interpreter
 
@@ -195,16 +190,6 @@ def _output_folders(values: Mapping[str, Any]) -> list[Path]:
                 "choose a separate folder, such as -o results/…"
             )
     return folders
-
-
-def _default_model(values: Mapping[str, Any]) -> list[Path]:
-    """Return the settings file and the default bundle; the built-in bundle lies in the package."""
-    from rsedge.cli.settings import ENVIRONMENT, read_settings, settings_path
-
-    if values["model"] is not None:
-        return []
-    chosen = os.environ.get(ENVIRONMENT) or read_settings().get("model")
-    return [settings_path(), *([Path(chosen).expanduser()] if chosen else [])]
 
 
 def of_input(names: Sequence[str]) -> Iterator[Path]:
@@ -235,7 +220,10 @@ def of_input(names: Sequence[str]) -> Iterator[Path]:
             bands = sibling_bands(path) if _LOOSE_BAND.search(path.stem) else None
             for file in [path, *(Path(other) for other in (bands.files if bands else ()))]:
                 yield file
-                yield from _called_after(file)
+                for entry in os.scandir(file.parent):  # files named after it; links are left out
+                    begins = entry.name.startswith((f"{file.name}.", f"{file.stem}."))
+                    if begins and entry.is_file(follow_symlinks=False):
+                        yield Path(entry.path)
 
 
 def _matches(pattern: str) -> Iterator[str]:
@@ -266,14 +254,6 @@ def _product(path: Path) -> Path | None:
         if place.name == "GRANULE":
             return place.parent
     return None
-
-
-def _called_after(file: Path) -> Iterator[Path]:
-    """Yield the files beside ``file`` whose names begin with its name; links are left out."""
-    for entry in os.scandir(file.parent):
-        begins = entry.name.startswith((f"{file.name}.", f"{file.stem}."))
-        if begins and entry.is_file(follow_symlinks=False):
-            yield Path(entry.path)
 
 
 def _listed(names: Sequence[str]) -> Iterator[Path]:

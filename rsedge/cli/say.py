@@ -1,4 +1,7 @@
-"""Printing for the command line: plain text without control characters or credentials."""
+"""Printing for the command line: results, warnings and progress, as text without control characters or credentials.
+
+Progress appears on stderr: a bar on a terminal, a line every 30 seconds elsewhere, nothing with ``--quiet``.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +9,31 @@ import json
 import logging
 import math
 import os
+import sys
 import threading
+import time
 import traceback
 import warnings
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rsedge.texts import plain, redact
 
+if TYPE_CHECKING:
+    from rsedge.runtime.engines.tensorrt.build import BuildProgress
+    from rsedge.runtime.run.pipeline import Progress, Summary
+    from rsedge.training.loop import Event
+
+SOME_TILES_FAILED = 3
+_LINE_EVERY = 30.0  # seconds
+
 
 def say(text: str, *, err: bool = False, nl: bool = True) -> None:
-    """Print text on standard output or standard error, without control characters and credentials.
-
-    Args:
-        text: One line, or several.
-        err: Whether it goes to standard error.
-        nl: Whether a line end follows.
-    """
+    """Print lines on standard output, or standard error, without control characters and credentials."""
     click.echo(shown(text), err=err, nl=nl)
 
 
@@ -43,6 +52,16 @@ def _for_json(values: Any) -> Any:
     if isinstance(values, float) and not math.isfinite(values):
         return None
     return plain(values) if isinstance(values, str) else values
+
+
+def note(text: str) -> None:
+    """Print a line on stderr, unless ``--quiet``."""
+    logging.getLogger("rsedge").info(text)
+
+
+def warn(text: str) -> None:
+    """Print a warning on stderr, unless ``--quiet``."""
+    logging.getLogger("rsedge").warning("Warning: %s", text)
 
 
 def shown(text: str) -> str:
@@ -83,3 +102,133 @@ def guard_process() -> None:
 
     warnings.formatwarning = format_warning
     threading.excepthook = say_thread
+
+
+def report(summary: Summary, made: str, device: str, device_reason: str, *, as_json: bool) -> int:
+    """Print a summary of the run and return the exit code: JSON on stdout (on stderr if data goes to stdout), else a
+    line on stderr.
+    """
+    for warning in summary.warnings:
+        warn(warning)
+    if as_json:
+        values = {**summary.to_dict(), "device": device, "device_reason": device_reason}
+        say_json(values, err=summary.output == "-")
+    else:
+        kept = f", {summary.resumed_tiles} of them from the interrupted run" if summary.resumed_tiles else ""
+        parts = [f"{summary.ok} {made}", f"{summary.nodata} without data"]
+        parts += [f"{summary.cloud} under cloud"] if summary.cloud else []
+        parts += [f"{summary.read_errors} unreadable"]
+        outputs = " and ".join(name for name in (summary.output, summary.embeddings) if name)
+        unit = "images" if not summary.scenes else "tiles and images" if summary.images else "tiles"
+        note(
+            f"{outputs}: {summary.tiles} {unit} ({', '.join(parts)}){kept}; "
+            f"{summary.seconds:.1f} s, {summary.tiles_per_second} {unit.split()[0]}/s on {device}"
+        )
+    return SOME_TILES_FAILED if summary.read_errors else 0
+
+
+# Progress
+
+
+@contextmanager
+def tile_progress(output: str = "-") -> Iterator[Callable[[Progress], None] | None]:
+    """Yield a function to call with each :class:`~rsedge.runtime.run.pipeline.Progress`. On an interruption print where
+    the finished tiles of ``output`` are.
+    """
+    try:
+        with _progress("tiles") as show:
+            yield show and (
+                lambda now: show(
+                    f"{now.scene}: {now.tiles_done} of {now.tiles_total} tiles",
+                    now.tiles_done,
+                    now.tiles_total,
+                    now.scene,
+                )
+            )
+    except KeyboardInterrupt:
+        journal = Path(f"{output}.journal")
+        if output != "-" and journal.exists():
+            say(f"\nfinished tiles are in {journal}; the same command continues from there", err=True)
+        raise
+
+
+@contextmanager
+def image_progress() -> Iterator[Callable[[int, int], None] | None]:
+    """Yield a function to call with the number of finished images and of all images."""
+    with _progress("images", named=False) as show:
+        yield show and (lambda done, total: show(f"{done} of {total} images", done, total))
+
+
+@contextmanager
+def training_progress() -> Iterator[Callable[[Event], None] | None]:
+    """Yield a function to call with each :class:`~rsedge.training.loop.Event`. It prints a line per evaluation."""
+    with _progress("steps") as show:
+
+        def update(event: Event) -> None:
+            assert show is not None
+            if event.evaluated:
+                values = "  ".join(f"{name.removeprefix('val_')} {value:.4g}" for name, value in event.values.items())
+                show(f"step {event.step}: {values}")
+                return
+            text = f"epoch {event.epoch:.2f}  loss {event.values['loss']:.4f}  lr {event.values['learning_rate']:.2g}"
+            if (speed := event.values.get("samples_per_second")) is not None:  # a learning-rate test measures none
+                text += f"  {speed:.1f} images/s"
+            if (memory := event.values.get("gpu_memory_mb")) is not None:
+                text += f"  {memory:.0f} MB"
+            show(f"step {event.step} of {event.steps}, {text}", event.step, event.steps, text)
+
+        yield update if show else None
+
+
+@contextmanager
+def build_progress() -> Iterator[Callable[[BuildProgress], None] | None]:
+    """Yield a function to call with each :class:`~rsedge.runtime.engines.tensorrt.build.BuildProgress`: it draws a bar
+    on a terminal; elsewhere yield None, and the backend logs lines itself.
+    """
+    if not sys.stderr.isatty():
+        yield None
+        return
+    with _progress(None) as show:
+        yield show and (lambda now: show("", now.step, now.steps, f"{now.role}: {now.phase}"))
+
+
+@contextmanager
+def _progress(unit: str | None, *, named: bool = True) -> Iterator[Callable[..., None] | None]:
+    """Yield a function ``show(line, done, total, name)`` that draws a bar or prints a line; without numbers it always
+    prints the line. Without a unit the bar shows the elapsed time, not the remaining time.
+    """
+    if not logging.getLogger("rsedge").isEnabledFor(logging.INFO):
+        yield None
+        return
+    if not sys.stderr.isatty():
+        last = time.monotonic()
+
+        def show_line(line: str, done: int | None = None, total: int | None = None, name: str = "") -> None:  # noqa: ARG001
+            nonlocal last
+            if done is None:
+                note(line)
+            elif time.monotonic() - last >= _LINE_EVERY:
+                last = time.monotonic()
+                note(line)
+
+        yield show_line
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = [
+        *([TextColumn("{task.description}", markup=False)] if named else []),
+        *(BarColumn(), MofNCompleteColumn()),
+        *([TextColumn(unit), TimeRemainingColumn()] if unit else [TimeElapsedColumn()]),
+    ]
+    with Bar(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=None)
+
+        def show_bar(line: str, done: int | None = None, total: int | None = None, name: str = "") -> None:
+            if done is None:
+                bar.console.print(line, highlight=False, markup=False)
+            else:
+                bar.update(task, description=name, completed=done, total=total)
+
+        yield show_bar

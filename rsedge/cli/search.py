@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rsedge.cli import options
-from rsedge.cli.say import say, say_json
+from rsedge.cli.say import image_progress, note, say, say_json, warn
 
 if TYPE_CHECKING:
     from rsedge.runtime.search.hits import Hit
@@ -49,35 +49,35 @@ class TileName(click.ParamType):  # type: ignore[type-arg]
 
 
 @click.command("search")
-@click.argument("embeddings", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--text", help="Query text.")
-@click.option("--image", type=click.Path(path_type=Path), help="Query image.")
-@click.option("--tile", type=TileName(), help="Query tile of EMBEDDINGS.")
+@click.argument("embeddings", nargs=-1, required=True, type=options.PATH)
+@options.option("--text", help="Query text.")
+@options.option("--image", type=options.PATH, help="Query image.")
+@options.option("--tile", type=TileName(), help="Query tile of EMBEDDINGS.")
 @options.embedder
-@click.option("--top", type=click.IntRange(min=1), default=20, show_default=True, help="Largest number of hits.")
-@click.option("--bbox", type=Box(), help="Only tiles that touch this box, in degrees; W > E crosses the antimeridian.")
-@click.option("--since", help="Only tiles acquired at this date or time (UTC) or later.")
-@click.option(
+@options.option("--top", type=options.AT_LEAST_1, default=20, help="Largest number of hits.")
+@options.option(
+    "--bbox", type=Box(), help="Only tiles that touch this box, in degrees; W > E crosses the antimeridian."
+)
+@options.option("--since", help="Only tiles acquired at this date or time (UTC) or later.")
+@options.option(
     "--until", help="Only tiles acquired at this date or time (UTC) or earlier; a date includes the whole day."
 )
-@click.option("--max-cloud", type=click.FloatRange(0, 1), help="Only tiles with a known share of cloud up to this.")
-@click.option("--where", help="Condition on columns, such as \"scene like 'S2A%' and row in (1, 2)\".")
-@click.option(
+@options.option("--max-cloud", type=click.FloatRange(0, 1), help="Only tiles with a known share of cloud up to this.")
+@options.option("--where", help="Condition on columns, such as \"scene like 'S2A%' and row in (1, 2)\".")
+@options.option(
     "-o",
     "--output",
     help="Output file: GeoJSON, GeoJSON lines, CSV or GeoPackage by the suffix, or - for lines on stdout.",
 )
-@click.option("--sheet", type=click.Path(path_type=Path), help="Write a contact sheet of the hits, .png.")
-@click.option(
-    "--pixels-from", multiple=True, type=click.Path(path_type=Path), help="Folder of the scenes, for --sheet."
-)
-@click.option(
+@options.option("--sheet", type=options.PATH, help="Write a contact sheet of the hits, .png.")
+@options.option("--pixels-from", multiple=True, type=options.PATH, help="Folder of the scenes, for --sheet.")
+@options.option(
     "--approximate/--exact",
     default=None,
     help="Use the index of --build-index, or compare every tile.  [default: the index of a large file, if it exists]",
 )
-@click.option("--build-index", is_flag=True, help="Write an index beside each file, for --approximate.")
-@click.option(
+@options.option("--build-index", is_flag=True, help="Write an index beside each file, for --approximate.")
+@options.option(
     "--measure-recall", is_flag=True, help="Measure the share of exact hits that the index finds, for 100 tiles."
 )
 @options.device
@@ -107,11 +107,9 @@ def command(
     approximate: bool | None,
     build_index: bool,
     measure_recall: bool,
-    device: str,
-    backend: str,
-    threads: int | None,
     overwrite: bool,
     as_json: bool,
+    **engine: Any,
 ) -> None:
     """Search EMBEDDINGS, files or folders of rsedge embed, for the tiles most similar to a query.
 
@@ -143,16 +141,22 @@ def command(
     if tile is None:
         from rsedge.runtime.embedder import Embedder
 
-        values["embedder"] = Embedder.load(
-            options.chosen_embedder(model), device=device, backend=backend, threads=threads
-        )
+        values["embedder"] = Embedder.load(options.chosen_embedder(model), **engine)
         index.check_model(values["embedder"])
-        values["image"] = _pixels(image) if image is not None else None
-    hits = index.search(**values, top=top, filters=chosen, approximate=approximate, threads=threads)
+        if image is not None:
+            from rsedge.datasets.images import FileImage
+
+            values["image"] = FileImage(image).read()
+    hits = index.search(**values, top=top, filters=chosen, approximate=approximate, threads=engine["threads"])
     if output is not None:
         write_hits(output, hits, overwrite=overwrite)
-    if sheet is not None:
-        _write_sheet(sheet, hits, pixels_from)
+    if sheet is not None and hits:
+        from rsedge.runtime.search.hit_sheet import write_hit_sheet
+
+        if without := write_hit_sheet(sheet, hits, folders=pixels_from):
+            warn(f"{without} of {len(hits)} hits on {sheet} have no pixels: it says why (--pixels-from FOLDER)")
+    elif sheet is not None:
+        warn(f"{sheet} is not written: nothing was found")
     _report(index, hits, output, sheet, as_json=as_json)
 
 
@@ -178,22 +182,14 @@ def _check_use(ctx: click.Context, query: list[str], on_index: list[str]) -> Non
         refuse(("pixels_from",), "without --sheet there is no picture")
 
 
-def _pixels(image: Path) -> Any:
-    from rsedge.datasets.images import FileImage
-
-    return FileImage(image).read()
-
-
 def _on_index(index: Index, *, build: bool, measure: bool, top: int, as_json: bool) -> None:
     """Build indexes, and measure them."""
-    from rsedge.cli.progress import image_progress
-
     summary: dict[str, Any] = {"tiles": index.rows}
     if build:
         with image_progress() as progress:
             summary["indexes"] = [str(path) for path in index.build_approximate(progress=progress)]
         for path in summary["indexes"]:
-            options.note(f"index: {path}")
+            note(f"index: {path}")
     if measure:
         summary |= {"top": top, "recall": round(index.measure_recall(top=top), 4)}
         if not as_json:
@@ -202,22 +198,14 @@ def _on_index(index: Index, *, build: bool, measure: bool, top: int, as_json: bo
         say_json(summary)
 
 
-def _write_sheet(sheet: Path, hits: list[Hit], folders: tuple[Path, ...]) -> None:
-    from rsedge.runtime.search.hit_sheet import write_hit_sheet
-
-    if not hits:
-        options.warn(f"{sheet} is not written: nothing was found")
-    elif without := write_hit_sheet(sheet, hits, folders=folders):
-        options.warn(f"{without} of {len(hits)} hits on {sheet} have no pixels: it says why (--pixels-from FOLDER)")
-
-
 def _report(index: Index, hits: list[Hit], output: str | None, sheet: Path | None, *, as_json: bool) -> None:
     """Print the hits if there is no output file, else a summary."""
     if as_json:
-        summary = {"output": output, "sheet": sheet and str(sheet), "tiles": index.rows, "model": index.info.model}
-        listed = [{**hit.properties(), "geometry": hit.record.geometry} for hit in hits] if output is None else None
-        values = {**summary, "hits": len(hits), **({"found": listed} if listed is not None else {})}
-        say_json(values, err=output == "-")
+        summary: dict[str, Any] = {"output": output, "sheet": sheet and str(sheet), "tiles": index.rows}
+        summary |= {"model": index.info.model, "hits": len(hits)}
+        if output is None:
+            summary["found"] = [{**hit.properties(), "geometry": hit.record.geometry} for hit in hits]
+        say_json(summary, err=output == "-")
         return
     if output is None:
         for hit in hits:
@@ -226,4 +214,4 @@ def _report(index: Index, hits: list[Hit], output: str | None, sheet: Path | Non
             say(f"{hit.rank:4}  {hit.score:7.4f}  {record.scene}:{record.row}:{record.col}{caption}")
     best = f", best {hits[0].score:.4f}" if hits else ""
     where = f"{output}: " if output not in (None, "-") else ""
-    options.note(f"{where}{len(hits)} hits among {index.rows} tiles{best}")
+    note(f"{where}{len(hits)} hits among {index.rows} tiles{best}")

@@ -2,92 +2,60 @@
 
 from __future__ import annotations
 
-import json
+import functools
 from pathlib import Path
 from typing import Any
 
 import click
 
 from rsedge.cli import options
-from rsedge.cli.say import say, say_json
+from rsedge.cli.say import say, say_json, training_progress
 
 
-def _list_presets(ctx: click.Context, param: click.Parameter, value: bool) -> None:  # noqa: ARG001
-    """Print the built-in recipes and exit."""
+def _list(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    """Print the built-in recipes or the keys of a recipe, and exit."""
     if value:
+        from rsedge.training.recipe import keys, presets
         from rsedge.training.recipe import presets
 
-        for name, text in presets().items():
-            say(f"{name:<24} {text}")
+        if param.name == "list_recipes":
+            say("\n".join(f"{name:<24} {text}" for name, text in presets().items()))
+        else:
+            say("\n".join(keys()))
         ctx.exit()
 
 
-def _list_keys(ctx: click.Context, param: click.Parameter, value: bool) -> None:  # noqa: ARG001
-    """Print the keys of a recipe and exit."""
-    if value:
-        from rsedge.training.recipe import keys
-
-        say("\n".join(keys()))
-        ctx.exit()
+_listing = functools.partial(options.option, is_flag=True, is_eager=True, expose_value=False, callback=_list)
 
 
 @click.command("train")
 @options.family
-@click.option("--data", "sources", multiple=True, help="Caption set; may be repeated.")
-@click.option("--recipe", help="TOML file or a name from --list-recipes.  [default: built-in settings]")
-@click.option("--init", help="Hub id or folder of the initial model, instead of the recipe's model.init.")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(file_okay=False, path_type=Path),
-    required=True,
-    help="Folder of the run.",
-)
-@click.option(
-    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe; may be repeated."
-)
-@click.option("--limit", type=click.IntRange(min=1), help="Largest number of images per split.")
-@click.option("--skip-bad", is_flag=True, help="Skip unusable records.")
-@click.option("--resume", is_flag=True, help="Continue the run from its last checkpoint.")
-@click.option(
+@options.sources
+@options.option("--recipe", help="TOML file or a name from --list-recipes.  [default: built-in settings]")
+@options.option("--init", help="Hub id or folder of the initial model, instead of the recipe's model.init.")
+@options.option("-o", "--output", type=options.FOLDER, required=True, help="Folder of the run.")
+@options.changes
+@options.option("--resume", is_flag=True, help="Continue the run from its last checkpoint.")
+@options.option(
     "--trackers",
     default="tensorboard",
-    show_default=True,
     help="Trackers for metrics beside metrics.jsonl: tensorboard, wandb …, separated by commas, or none.",
 )
-@click.option("--cpu", is_flag=True, help="Train on the CPU even if there is a GPU.")
+@options.option("--cpu", is_flag=True, help="Train on the CPU even if there is a GPU.")
 @options.overwrite
 @options.as_json
-@click.option(
-    "--list-recipes",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_list_presets,
-    help="Print the built-in recipes and exit.",
-)
-@click.option(
-    "--list-keys",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_list_keys,
-    help="Print the keys of a recipe and exit.",
-)
+@_listing("--list-recipes", help="Print the built-in recipes and exit.")
+@_listing("--list-keys", help="Print the keys of a recipe and exit.")
 def command(
     family: Any,
-    sources: tuple[str, ...],
     recipe: str | None,
-    init: str | None,
     output: Path,
-    settings: tuple[str, ...],
-    limit: int | None,
-    skip_bad: bool,
     resume: bool,
     trackers: str,
     cpu: bool,
     overwrite: bool,
     as_json: bool,
+    **changes: Any,
 ) -> None:
     """Fine-tune a captioner (blip, clipcap) or a dual encoder (clip, which is SigLIP too).
 
@@ -95,29 +63,17 @@ def command(
     --resume continues an interrupted run with the same steps as an uninterrupted one. For several GPUs:
     accelerate launch -m rsedge train …
     """
-    from rsedge.cli.progress import training_progress
-    from rsedge.errors import BackendError, OptionError
+    from rsedge.errors import OptionError
 
-    try:
+    with options.needed_for("training", "train"):
         from rsedge.training.recipe import load_recipe
         from rsedge.training.run_folder import RunFolder
         from rsedge.training.train import train
-    except ImportError as error:
-        raise BackendError(f"training needs {error.name}: pip install 'rsedge[train]'") from error
     if resume and overwrite:
         raise OptionError("--resume continues a run, --overwrite replaces it: give one of them")
-    changes = [*settings]
-    if sources:
-        changes.append(f"data.sources={json.dumps(list(sources))}")
-    if init is not None:
-        changes.append(f"model.init={json.dumps(init)}")
-    if limit is not None:
-        changes.append(f"data.limit={limit}")
-    if skip_bad:
-        changes.append("data.skip_bad=true")
     # A resumed run has its recipe; options given again must agree with it.
     base: Any = recipe if recipe or not resume else RunFolder(output).recipe_path
-    loaded = load_recipe(base, family=family, settings=changes)
+    loaded = load_recipe(base, family=family, settings=options.recipe_changes(**changes))
     chosen = [] if trackers == "none" else [name.strip() for name in trackers.split(",") if name.strip()]
     with training_progress() as observe:
         result = train(loaded, output, resume=resume, overwrite=overwrite, cpu=cpu, trackers=chosen, observe=observe)

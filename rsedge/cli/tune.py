@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
 from rsedge.cli import options
-from rsedge.cli.say import say, say_json
+from rsedge.cli.say import say, say_json, training_progress
 
 _OF_SEARCH = (
-    "searches",
-    "search_file",
-    "method",
-    "trials",
-    "metric",
-    "direction",
-    "pruner",
-    "keep",
-    "seed",
-    "timeout",
+    *("searches", "search_file", "method", "trials", "metric", "direction", "pruner", "keep", "seed", "timeout"),
     "resume",
 )
 _OF_FINDER = ("min_lr", "max_lr", "steps")
@@ -29,86 +19,60 @@ _OF_FINDER = ("min_lr", "max_lr", "steps")
 
 @click.command("tune")
 @options.family
-@click.option("--data", "sources", multiple=True, help="Caption set; may be repeated.")
-@click.option("--recipe", help="Recipe to search around: TOML file or preset.  [default: built-in settings]")
-@click.option(
-    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe; may be repeated."
+@options.sources
+@options.option("--recipe", help="Recipe to search around: TOML file or preset.  [default: built-in settings]")
+@options.changes
+@options.option("-o", "--output", type=options.FOLDER, required=True, help="Folder of the study.")
+@options.option("--search", "searches", multiple=True, metavar="KEY=RANGE", help="Search this key; may be repeated.")
+@options.option(
+    "--search-file", type=options.OLD_FILE, help="TOML file with a table [search] of such keys; --search overrides it."
 )
-@click.option("--limit", type=click.IntRange(min=1), help="Largest number of images per split.")
-@click.option("--skip-bad", is_flag=True, help="Skip unusable records.")
-@click.option(
-    "-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of the study."
-)
-@click.option("--search", "searches", multiple=True, metavar="KEY=RANGE", help="Search this key; may be repeated.")
-@click.option(
-    "--search-file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="TOML file with a table [search] of such keys; --search overrides it.",
-)
-@click.option(
+@options.option(
     "--method",
     type=click.Choice(["tpe", "gp", "grid"]),
     default="tpe",
-    show_default=True,
     help="Bayesian search by density (tpe) or Gaussian process (gp), or every combination (grid).",
 )
-@click.option(
+@options.option(
     "--trials",
-    type=click.IntRange(min=1),
+    type=options.AT_LEAST_1,
     help="Number of trials, including those before a resume.  [default: 20, or the whole grid]",
 )
-@click.option(
+@options.option(
     "--metric", help="Metric of metrics.jsonl; the best value of a trial counts.  [default: the recipe's loop.monitor]"
 )
-@click.option(
+@options.option(
     "--direction",
     type=click.Choice(["minimize", "maximize"]),
     help="Direction of the metric.  [default: the recipe's for its own monitor; else minimize a loss, maximize others]",
 )
-@click.option(
+@options.option(
     "--pruner",
     type=click.Choice(["median", "hyperband", "none"]),
     default="median",
-    show_default=True,
     help="Rule that stops poor trials.",
 )
-@click.option(
-    "--keep",
-    type=click.Choice(["best", "all", "none"]),
-    default="best",
-    show_default=True,
-    help="Trials whose checkpoints are kept.",
+@options.option(
+    "--keep", type=click.Choice(["best", "all", "none"]), default="best", help="Trials whose checkpoints are kept."
 )
-@click.option("--seed", type=click.IntRange(min=0), help="Seed of the search.  [default: the recipe's]")
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Start no trial after this many seconds.")
-@click.option("--resume", is_flag=True, help="Continue the study and its interrupted trial.")
-@click.option("--find-lr", is_flag=True, help="Test growing learning rates and suggest one, without a search.")
-@click.option("--min-lr", type=float, default=1e-7, show_default=True, help="First rate of --find-lr.")
-@click.option("--max-lr", type=float, default=1.0, show_default=True, help="Last rate of --find-lr.")
-@click.option("--steps", type=click.IntRange(min=10), default=100, show_default=True, help="Steps of --find-lr.")
-@click.option("--cpu", is_flag=True, help="Train on the CPU even if there is a GPU.")
+@options.option("--seed", type=options.AT_LEAST_0, help="Seed of the search.  [default: the recipe's]")
+@options.option(
+    "--timeout", type=click.FloatRange(min=0, min_open=True), help="Start no trial after this many seconds."
+)
+@options.option("--resume", is_flag=True, help="Continue the study and its interrupted trial.")
+@options.option("--find-lr", is_flag=True, help="Test growing learning rates and suggest one, without a search.")
+@options.option("--min-lr", type=float, default=1e-7, help="First rate of --find-lr.")
+@options.option("--max-lr", type=float, default=1.0, help="Last rate of --find-lr.")
+@options.option("--steps", type=click.IntRange(min=10), default=100, help="Steps of --find-lr.")
+@options.option("--cpu", is_flag=True, help="Train on the CPU even if there is a GPU.")
 @options.overwrite
 @options.as_json
-@click.pass_context
 def command(
-    ctx: click.Context,
     family: Any,
-    sources: tuple[str, ...],
     recipe: str | None,
-    settings: tuple[str, ...],
-    limit: int | None,
-    skip_bad: bool,
     output: Path,
     searches: tuple[str, ...],
     search_file: Path | None,
-    method: Any,
-    trials: int | None,
-    metric: str | None,
-    direction: Any,
-    pruner: Any,
-    keep: Any,
-    seed: int | None,
-    timeout: float | None,
     resume: bool,
     find_lr: bool,
     min_lr: float,
@@ -117,6 +81,7 @@ def command(
     cpu: bool,
     overwrite: bool,
     as_json: bool,
+    **others: Any,
 ) -> None:
     r"""Search for the best settings of a recipe, or suggest a learning rate.
 
@@ -132,26 +97,21 @@ def command(
     with --resume continues an interrupted search. With --find-lr the command raises the learning rate step by step
     until the loss diverges, and writes lr-finder.csv and lr-finder.png.
     """
-    from rsedge.cli.progress import training_progress
-    from rsedge.errors import BackendError, OptionError
+    from rsedge.errors import OptionError
 
-    _refuse_unused(ctx, _OF_SEARCH if find_lr else _OF_FINDER, find_lr=find_lr)
+    # Options of the other half of the command would have no effect.
+    if given := options.given(_OF_SEARCH if find_lr else _OF_FINDER):
+        reason = "runs no search: leave it out, or leave out" if find_lr else "is missing, and only it uses"
+        raise click.UsageError(f"--find-lr {reason} {', '.join(given)}")
     if resume and overwrite:
         raise OptionError("--resume continues a study, --overwrite replaces it: give one of them")
-    try:
+    with options.needed_for("tuning", "tune"):
         from rsedge.training.recipe import load_recipe
         from rsedge.training.tuning import lr_finder
         from rsedge.training.tuning.search_space import read_file, read_settings
         from rsedge.training.tuning.tune import tune
-    except ImportError as error:
-        raise BackendError(f"tuning needs {error.name}: pip install 'rsedge[tune]'") from error
-    changes = [*settings]
-    if sources:
-        changes.append(f"data.sources={json.dumps(list(sources))}")
-    if limit is not None:
-        changes.append(f"data.limit={limit}")
-    if skip_bad:
-        changes.append("data.skip_bad=true")
+    named = ("settings", "sources", "limit", "skip_bad")
+    changes = options.recipe_changes(**options.take(others, named))
     loaded = load_recipe(recipe, family=family, settings=changes)
     if find_lr:
         lr_finder.curve_files(output, overwrite=overwrite)  # before the work
@@ -171,23 +131,8 @@ def command(
         return
     space = {**(read_file(search_file) if search_file else {}), **read_settings(searches)}
     with training_progress() as observe:
-        result = tune(
-            loaded,
-            space,
-            output,
-            method=method,
-            trials=trials,
-            metric=metric,
-            direction=direction,
-            pruner=pruner,
-            seed=seed,
-            keep=keep,
-            timeout=timeout,
-            resume=resume,
-            overwrite=overwrite,
-            cpu=cpu,
-            observe=observe,
-        )
+        others |= {"resume": resume, "overwrite": overwrite, "cpu": cpu, "observe": observe}
+        result = tune(loaded, space, output, **others)
     states = [trial.state for trial in result.trials]
     counts = {state: states.count(state) for state in dict.fromkeys(states)}
     best = result.best
@@ -203,13 +148,3 @@ def command(
         shown = f"{value:.4g}" if isinstance(value, float) else "left out" if value is None else value
         say(f"  {key:<28} {shown!s:<12}{share}".rstrip())
     say(f"next: rsedge train {family} --recipe {result.study / 'best.toml'} -o RUN")
-
-
-def _refuse_unused(ctx: click.Context, names: tuple[str, ...], *, find_lr: bool) -> None:
-    """Refuse options of the other half of the command: they would have no effect."""
-    flags = {parameter.name: parameter.opts[-1] for parameter in ctx.command.params}
-    default = click.core.ParameterSource.DEFAULT
-    given = [str(flags[name]) for name in names if ctx.get_parameter_source(name) != default]
-    if given:
-        reason = "runs no search: leave it out, or leave out" if find_lr else "is missing, and only it uses"
-        raise click.UsageError(f"--find-lr {reason} {', '.join(given)}")

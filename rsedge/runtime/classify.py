@@ -23,8 +23,15 @@ from rsedge.runtime.outputs.rasters import MAX_CLASSES, NO_CLASS, check_suffix, 
 from rsedge.runtime.outputs.records import TILES, Column, Table, TileRecord, TileResult
 from rsedge.runtime.outputs.writers import STDOUT, open_writer, parse_format
 from rsedge.runtime.prompts import TEMPLATES, class_embeddings
-from rsedge.runtime.run.pipeline import Summary, check_distinct, embed_scene, execute_run
-from rsedge.runtime.run.run import Models, Progress, TileEmbedder
+from rsedge.runtime.run.pipeline import (
+    Models,
+    Progress,
+    Summary,
+    TileEmbedder,
+    check_distinct,
+    embed_scene,
+    execute_run,
+)
 from rsedge.runtime.run.sources import TileOptions, Tiling, rounded
 from rsedge.texts import plain
 

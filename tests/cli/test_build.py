@@ -53,7 +53,7 @@ def test_without_a_gpu_it_says_so_and_touches_no_tensorrt(
 
 
 def test_an_int8_bundle_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    from rsedge.cli.settings import built_in_model
+    from rsedge.cli.config import built_in_model
 
     make_machine(monkeypatch, tmp_path / "cache")
     with pytest.raises(BackendError, match="export with --fp16"):

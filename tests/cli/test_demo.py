@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from rsedge.bundle import read_bundle
+from rsedge.cli.config import built_in_model
 from rsedge.cli.main import run
-from rsedge.cli.settings import built_in_model
 from rsedge.runtime.demo.scene import compose_scene
 from tools.builtin_model.compose import GENERATED
 from tools.builtin_model.words import WORDS, covers, named_covers

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rsedge.cli.main import run
-from rsedge.runtime.diagnostics import doctor, machine
+from rsedge.runtime.diagnostics import doctor
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -167,22 +167,22 @@ ARM = "processor\t: 0\nFeatures\t: fp asimd asimdhp asimddp i8mm\nCPU implemente
 
 
 def test_instruction_sets():
-    assert machine.parse_cpuinfo(X86, "x86_64") == (
+    assert doctor.parse_cpuinfo(X86, "x86_64") == (
         "AMD EPYC 9004",
         {"AVX2": True, "AVX-512": True, "VNNI": True, "AMX": False},
     )
-    assert machine.parse_cpuinfo(ARM, "aarch64") == (
+    assert doctor.parse_cpuinfo(ARM, "aarch64") == (
         None,
         {"dotprod": True, "i8mm": True, "fp16": True, "SVE": False},
     )
-    assert machine.parse_cpuinfo("", "arm64") == (None, {})
+    assert doctor.parse_cpuinfo("", "arm64") == (None, {})
 
 
 def test_jetpack():
     text = "# R36 (release), REVISION: 4.0, GCID: 37537400, BOARD: generic, EABI: aarch64, DATE: Fri Sep 13"
-    assert machine.parse_tegra(text) == "6 (L4T 36.4.0)"
-    assert machine.parse_tegra("# R99 (release), REVISION: 1.0,") == "of unknown version (L4T 99.1.0)"
-    assert machine.parse_tegra("") is None
+    assert doctor.parse_tegra(text) == "6 (L4T 36.4.0)"
+    assert doctor.parse_tegra("# R99 (release), REVISION: 1.0,") == "of unknown version (L4T 99.1.0)"
+    assert doctor.parse_tegra("") is None
 
 
 def test_extras_include_others():
@@ -218,7 +218,7 @@ def test_what_is_missing_is_named_with_the_command(monkeypatch):
 
 
 def test_both_runtimes_at_once(bundle_path, monkeypatch):
-    monkeypatch.setattr(machine, "version_of", lambda name: "1.0")
+    monkeypatch.setattr(doctor, "version_of", lambda name: "1.0")
     found = doctor.check_up(lambda: (bundle_path, "named with -m"))
     assert any("overwrite each other" in problem.text for problem in found.problems)
     assert found.works

@@ -14,7 +14,7 @@ from rasterio.transform import from_origin
 
 from rsedge.bundle import read_bundle
 from rsedge.cli.main import run
-from rsedge.runtime.diagnostics.describe import Tiles
+from rsedge.runtime.diagnostics.describe import describe_grid
 from rsedge.runtime.scenes.scene import Scene
 from rsedge.runtime.scenes.tiles import TileGrid
 from tests import scenes
@@ -95,9 +95,9 @@ def test_tiles_are_counted_as_they_are(edge, size, overlap):
         pytest.skip("there is no tile")
     grid = TileGrid(*size, 32, overlap, edge)
     tiles = list(grid)
-    found = Tiles.of(grid)
-    assert (found.total, found.rows * found.cols) == (len(tiles), len(tiles))
-    assert found.whole == sum(tile.width == tile.height == 32 for tile in tiles)
+    found = describe_grid(grid)
+    assert (found["total"], found["rows"] * found["cols"]) == (len(tiles), len(tiles))
+    assert found["whole"] == sum(tile.width == tile.height == 32 for tile in tiles)
 
 
 def test_a_real_product(bundle_path, capsys):

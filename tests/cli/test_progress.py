@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from rsedge.cli import progress
-from rsedge.runtime.run.run import Progress
+from rsedge.cli import say as progress
+from rsedge.runtime.run.pipeline import Progress
 from rsedge.training.loop import Event
 
 FOUND = Event(1, 2, 0.5, {"loss": 3.0, "learning_rate": 1e-4})  # of a learning-rate test, which measures no speed

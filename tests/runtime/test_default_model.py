@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from rsedge.cli import settings as module
-from rsedge.cli.settings import built_in_model, change_setting, default_model, read_settings, settings_path
+from rsedge.cli import config as module
+from rsedge.cli.config import built_in_model, change_setting, default_model, read_settings, settings_path
 from rsedge.errors import BundleError, OptionError, OutputError
 
 

@@ -18,8 +18,8 @@ from PIL import Image
 from rsedge.datasets.images import SUFFIXES, FileImage
 from rsedge.errors import OptionError, OutputError, SceneError
 from rsedge.pixels import resize
-from rsedge.runtime.run.inputs import find_inputs
 from rsedge.runtime.run.pipeline import SEGMENT_TILES, EmbeddingsOutput, caption_scene, embed, embed_scene, run
+from rsedge.runtime.run.sources import find_inputs
 from rsedge.runtime.scenes.scene import Scene
 from rsedge.runtime.search.search_file import SearchFile
 from tests import scenes

@@ -1,8 +1,8 @@
-"""How fast a bundle is on this machine, where the time goes, and how much memory it takes.
+"""The speed of a bundle on this machine, by stage, and its memory.
 
-The model alone is timed at several batch sizes, in rounds that go through all of them; then reading alone, and whole
-runs with reading and writing at the best batch size. What runs first (allocations, files the system has not cached,
-CUDA graphs) is left out.
+The model alone is timed at several batch sizes, in rounds over all of them; then reading alone, and whole runs with
+reading and writing at the best batch size. The first runs are left out: they allocate, fill the file cache and capture
+CUDA graphs.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -25,11 +26,12 @@ from rsedge.host import CACHES, ENCODE, STEPS, WAIT, WRITE, StageClock
 from rsedge.pixels import stack_images
 from rsedge.runtime.captioner import Captioner
 from rsedge.runtime.demo.scene import repeat_scene, write_scene
-from rsedge.runtime.diagnostics.benchmark_report import BatchRate, BenchmarkReport, Spread, Stage, this_machine
+from rsedge.runtime.diagnostics import doctor
 from rsedge.runtime.embedder import Embedder
 from rsedge.runtime.engines.contract import parse_device
 from rsedge.runtime.engines.memory import free_memory
 from rsedge.runtime.outputs.target import Target
+from rsedge.runtime.run.pipeline import Models, Work, embeddings_target, execute, records_target
 from rsedge.runtime.engines.cuda_graphs import free_memory
 from rsedge.runtime.outputs.files import Target
 from rsedge.runtime.run.pipeline import embeddings_target, records_target
@@ -43,14 +45,96 @@ if TYPE_CHECKING:
     from rsedge.runtime.decoding.options import DecodingOverrides
     from rsedge.runtime.outputs.records import TileResult
 
-__all__ = ["BatchRate", "BenchmarkReport", "Spread", "Stage", "benchmark"]
-
 SECONDS = 30.0
-"""What measuring takes unless the caller says otherwise: about, and at least a batch of each size in every round."""
+"""Default duration, about; every round takes at least a batch of each size."""
 
 READ, RESIZE, REST = "read", "resize", "search and text"
 _DISTINCT = 256  # images kept in memory
 _RESIZED = 32  # tiles whose resizing is timed
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Median, lowest and highest value of the rounds."""
+
+    median: float
+    lowest: float
+    highest: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Return the spread of at least one value, to 4 figures."""
+        return cls(*(float(f"{value:.4g}") for value in (statistics.median(values), min(values), max(values))))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchRate:
+    """The model alone at one batch size."""
+
+    batch_size: int
+    tiles: int
+    """Tiles in a round."""
+    tiles_per_second: Spread | None
+    """None if the batch did not fit into memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """Time of a tile in one stage."""
+
+    name: str
+    """Such as ``encode``."""
+    runs: str
+    """``beside`` the model (reading, timed alone, with its threads) or ``in turn``."""
+    ms_per_tile: Spread
+    calls: int | None
+    """Number of times the stage was entered in a round of ``tiles`` tiles, or None."""
+    tiles: int
+    """Tiles in a round."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchmarkReport:
+    """Result of a benchmark, and the machine."""
+
+    machine: Mapping[str, Any]
+    """CPU, cores, instructions, memory, GPUs, versions, date, and the load before measuring."""
+    model: str
+    family: str
+    precision: str
+    does: str
+    """``caption`` or ``embed``."""
+    device: str
+    device_reason: str
+    backend: str
+    threads: int
+    """CPU threads of inference."""
+    decoding: Mapping[str, Any] | None
+    """The decoding options, or None for an embedder."""
+    scene: Mapping[str, Any]
+    """Name, size and tiling; ``generated`` if none was named."""
+    rounds: int
+    """Rounds behind each figure."""
+    batches: tuple[BatchRate, ...]
+    """The model alone, per batch size tried."""
+    batch_size: int
+    """The fastest of them, used for the stages and the whole runs."""
+    tiles_per_second: Spread
+    """The model alone at that batch size."""
+    stages: tuple[Stage, ...]
+    whole_tiles_per_second: Spread
+    """With reading and writing."""
+    whole_ratio: Spread
+    """Time of a whole run over that of the model alone, in pairs."""
+    peak_memory_mb: float | None
+    """Highest resident memory of the process while measuring, for all batch sizes, MB; None if unknown."""
+    device_memory_mb: float | None
+    """Memory taken on the GPU, MB, or None."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        values = asdict(self)
+        return values | {name: list(values[name]) for name in ("batches", "stages")}
 
 
 def benchmark(
@@ -67,19 +151,19 @@ def benchmark(
     say: Callable[[str], None] = lambda _: None,
     **options: Any,
 ) -> BenchmarkReport:
-    """Time a bundle on this machine.
+    """Measure a bundle on this machine.
 
     Args:
-        model: A captioner's or embedder's bundle.
-        scene: What is read; None generates one, in which 4 × 5 painted tiles are repeated for as long as a run takes.
-        device, backend, threads: As ``Captioner.load`` takes them.
-        batch_sizes: Images computed together, at most the 64 that a run works on together; none tries 1, a quarter of
-            the usual number and that number on the CPU, and a quarter, the usual number and twice as many on CUDA.
-        seconds: About how long to measure, ``SECONDS`` if neither this nor ``tiles`` is given.
-        tiles: Tiles in a round, instead; a batch at least.
+        model: Bundle of a captioner or an embedder.
+        scene: The scene; None generates one, which repeats 4 × 5 painted tiles for as long as a run takes.
+        device, backend, threads: As in ``Captioner.load``.
+        batch_sizes: Images per batch, at most 64, the tiles of a segment; none tries 1, a quarter of the usual number
+            and that number on the CPU, and a quarter, the usual number and twice as many on CUDA.
+        seconds: Duration, about; ``SECONDS`` if neither this nor ``tiles`` is given.
+        tiles: Tiles in a round instead of a duration; at least a batch.
         rounds: Rounds behind each figure.
-        say: Called with a line about each part that begins.
-        **options: How the scene is cut and read, see ``TileOptions``, and a captioner's decoding options.
+        say: Called with a line at the start of each part.
+        **options: The fields of ``TileOptions``, and a captioner's decoding options.
 
     Raises:
         BundleError: The bundle is damaged.
@@ -96,7 +180,7 @@ def benchmark(
     where = {"device": device, "backend": backend, "threads": threads, "batch_size": max(batch_sizes, default=None)}
     subject = Subject(model, clock, options, **where)
     sizes = sorted(set(batch_sizes)) or _usual_sizes(subject.model.batch_size, subject.model.device, tiles)
-    described = this_machine()
+    machine = _this_machine()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rsedge-bench-")))
         generated = scene is None
@@ -105,10 +189,15 @@ def benchmark(
             scene = stack.enter_context(Scene.open(write_scene(folder / "painted.tif", tiles=(4, 5))))
             host.forget_memory_peak()  # painting takes more than a small model
         images, places = _images(scene, tile_options, subject.size)
-        plan = Plan(seconds or SECONDS, tiles, rounds, len(sizes) + 2)
-        batches, best, alone = _time_model(subject, images, sizes, plan, clock, say)
+        # All rounds share the seconds: those of each batch size, of the whole runs and of the model alone beside them.
+        share = (seconds or SECONDS) / (rounds * (len(sizes) + 2))
+
+        def tiles_of_round(batch_size: int, seconds_per_tile: float) -> int:
+            return tiles or max(1, round(share / max(seconds_per_tile, 1e-6) / batch_size)) * batch_size
+
+        batches, best, alone = _time_model(subject, images, sizes, tiles_of_round, rounds, clock, say)
         subject.model.batch_size = best
-        count = plan.tiles(best, statistics.median(alone.seconds_per_tile))
+        count = tiles_of_round(best, statistics.median(alone.seconds_per_tile))
         if generated and count > len(images):
             larger = repeat_scene(folder / "painted.tif", folder / "generated.tif", -(-count // len(images)))
             scene = stack.enter_context(Scene.open(larger))
@@ -120,7 +209,7 @@ def benchmark(
     after = _free_device_memory(subject.model.device)
     grid = tile_options.grid(scene)
     return BenchmarkReport(
-        machine=described,
+        machine=machine,
         model=subject.model.model,
         family=subject.manifest.family,
         precision=subject.manifest.precision,
@@ -154,11 +243,8 @@ def benchmark(
 class Subject:
     """The model, with a clock for its stages.
 
-    Args:
-        path: A bundle.
-        clock: Times the stages of the model.
-        decoding: Decoding options of a captioner.
-        **where: ``device``, ``backend``, ``threads`` and ``batch_size``, as ``Captioner.load`` takes them.
+    ``decoding`` are decoding options of a captioner; ``where`` are ``device``, ``backend``, ``threads`` and
+    ``batch_size``, as in ``Captioner.load``.
     """
 
     def __init__(self, path: str | Path, clock: StageClock, decoding: Mapping[str, Any], **where: Any) -> None:
@@ -180,14 +266,11 @@ class Subject:
 
     @property
     def size(self) -> ImageSize:
-        """The size of the images it takes."""
+        """Size of its images."""
         return self.models.sizes[0]
 
     def run(self, images: Sequence[UInt8], counts: Iterable[int]) -> float:
-        """Return the seconds that the model takes for batches of ``counts`` images, taken in turn from ``images``.
-
-        Stacking them is not counted.
-        """
+        """Return the seconds for batches of ``counts`` images, taken in turn from ``images``, without stacking them."""
         seconds, shown = 0.0, cycle(images)
         for count in counts:
             together = stack_images(list(islice(shown, count)))
@@ -197,38 +280,16 @@ class Subject:
         return seconds
 
     def target(self, folder: Path) -> Target:
-        """Return an output, as the commands write it by default."""
+        """Return the default output of the commands."""
         if isinstance(self.model, Captioner):
             return records_target(str(folder / "captions.geojson"))
         return embeddings_target(folder / "embeddings.parquet", self.model, self.models.dtype)
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """How many tiles a round has."""
-
-    seconds: float
-    """What all rounds of all parts may take."""
-    asked: int | None
-    """Tiles, where the user said so."""
-    rounds: int
-    parts: int
-    """Batch sizes, and two more: the whole runs, and the model alone beside them."""
-
-    def tiles(self, batch_size: int, seconds_per_tile: float) -> int:
-        """Return whole batches, one at least, or what was asked for."""
-        if self.asked:
-            return self.asked
-        fit = self.seconds / (self.rounds * self.parts) / max(seconds_per_tile, 1e-6)
-        return max(1, round(fit / batch_size)) * batch_size
-
-
 class Rounds:
-    """The time of rounds: in all, and per stage.
+    """Times of rounds, in all and per stage.
 
-    Args:
-        runs: Stage of the clock → how it runs, see ``Stage.runs``.
-        rest: What to call the time that is in no stage, or None to leave it out.
+    ``runs`` is stage of the clock → ``Stage.runs``; ``rest`` names the time outside all stages, None leaves it out.
     """
 
     def __init__(self, runs: Mapping[str, str], rest: str | None) -> None:
@@ -239,7 +300,7 @@ class Rounds:
         self._tiles = 0
 
     def add(self, seconds: float, clock: StageClock, tiles: int) -> None:
-        """Keep a round."""
+        """Add a round."""
         self.seconds_per_tile.append(seconds / tiles)
         stages = {name: clock.seconds[name] / tiles for name in self._runs if clock.calls[name]}
         if self._rest:
@@ -248,7 +309,7 @@ class Rounds:
         self._calls, self._tiles = dict(clock.calls), tiles
 
     def stages(self) -> Iterator[Stage]:
-        """The stages, in the order of ``runs``."""
+        """Yield the stages, in the order of ``runs``."""
         for name in self._stages[0]:
             spread = Spread.of([stages[name] * 1e3 for stages in self._stages])
             runs = self._runs.get(name, "in turn")
@@ -259,55 +320,49 @@ def _time_model(
     subject: Subject,
     images: Sequence[UInt8],
     sizes: Sequence[int],
-    plan: Plan,
+    tiles_of_round: Callable[[int, float], int],
+    rounds: int,
     clock: StageClock,
     say: Callable[[str], None],
 ) -> tuple[tuple[BatchRate, ...], int, Rounds]:
-    """The model alone: rates per batch size, the best size, and its rounds."""
+    """Time the model alone; return the rates per batch size, the best size, and its rounds."""
     counts: dict[int, int] = {}
     for size in sizes:
         say(f"warming up with batch size {size}")
         subject.model.batch_size = size
-        subject.run(images, [1])  # loads what is loaded late, so that the batch tells how fast it is
+        subject.run(images, [1])  # loads what is loaded late, so that the batch shows the speed
         taken = subject.run(images, [size])
         if subject.model.batch_size == size:
-            counts[size] = plan.tiles(size, taken / size)
+            counts[size] = tiles_of_round(size, taken / size)
     captioning = isinstance(subject.model, Captioner)
     stages = dict.fromkeys((ENCODE, STEPS, CACHES) if captioning else (ENCODE,), "in turn")
     found = {size: Rounds(stages, REST if captioning else None) for size in counts}
-    for number in range(plan.rounds):
+    for number in range(rounds):
         for size, count in list(counts.items()):
-            say(f"round {number + 1} of {plan.rounds}: {count} tiles, batch size {size}")
+            say(f"round {number + 1} of {rounds}: {count} tiles, batch size {size}")
             subject.model.batch_size = size
             clock.reset()
-            seconds = subject.run(
-                images, [min(SEGMENT_TILES, count - first) for first in range(0, count, SEGMENT_TILES)]
-            )
+            segments = [min(SEGMENT_TILES, count - first) for first in range(0, count, SEGMENT_TILES)]
+            seconds = subject.run(images, segments)
             if subject.model.batch_size == size:
                 found[size].add(seconds, clock, count)
-            else:  # memory ran out, and it went on with less
+            else:  # memory ran out, and the model continued with smaller batches
                 del counts[size]
     if not counts:
         tried = ", ".join(map(str, sizes))
         raise OptionError(f"no batch of {tried} images fits into memory: name a smaller --batch-size")
     best = min(counts, key=lambda size: statistics.median(found[size].seconds_per_tile))
-    rates = tuple(
-        BatchRate(
-            batch_size=size,
-            tiles=counts.get(size, 0),
-            tiles_per_second=Spread.of([1 / taken for taken in found[size].seconds_per_tile])
-            if size in counts
-            else None,
-        )
-        for size in sizes
+    spreads = {size: Spread.of([1 / taken for taken in found[size].seconds_per_tile]) for size in counts}
+    rates = (
+        BatchRate(batch_size=size, tiles=counts.get(size, 0), tiles_per_second=spreads.get(size)) for size in sizes
     )
-    return rates, best, found[best]
+    return tuple(rates), best, found[best]
 
 
 def _time_reading(
     scene: Scene, options: TileOptions, size: ImageSize, rounds: int, say: Callable[[str], None]
 ) -> list[Stage]:
-    """Reading alone, and resizing alone in one thread."""
+    """Time reading alone, and resizing alone in one thread."""
     say("reading alone")
     grid = options.grid(scene)
     count = min(len(grid), _DISTINCT)
@@ -334,7 +389,7 @@ def _time_reading(
 
 @dataclass(frozen=True, slots=True)
 class _Shown:
-    """A second output of a run: it keeps how many tiles of each segment the model saw, where there were any."""
+    """An output that keeps the number of tiles the model saw of each segment, if any."""
 
     counts: list[int]
 
@@ -352,9 +407,9 @@ def _time_whole(
     clock: StageClock,
     say: Callable[[str], None],
 ) -> tuple[Rounds, list[float]]:
-    """Whole runs over ``sources``, per tile that the model saw, and their time over that of ``images`` alone.
+    """Time whole runs over ``sources``, per tile that the model saw; return them with their ratios to ``images`` alone.
 
-    The model alone gets as many together as each segment of the run had for it, so that batches are the same.
+    The model alone gets as many images together as in each segment of the run, so that batches are the same.
     """
     found, ratios = Rounds({WAIT: "in turn", WRITE: "in turn"}, None), []
     for number in range(rounds):
@@ -363,15 +418,15 @@ def _time_whole(
         begin = time.perf_counter()
         shown = _Shown([])
         targets = [subject.target(folder), Target(None, lambda shown=shown: nullcontext(shown))]  # type: ignore[misc]
-        done = execute(Work(sources, subject.models, clock=clock), targets, overwrite=True, settings={})
-        found.add(time.perf_counter() - begin, clock, done.counts["ok"])
+        counts, _ = execute(Work(sources, subject.models, clock=clock), targets, overwrite=True, settings={})
+        found.add(time.perf_counter() - begin, clock, counts["ok"])
         alone = subject.run(images, shown.counts)
-        ratios.append(found.seconds_per_tile[-1] * done.counts["ok"] / alone)
+        ratios.append(found.seconds_per_tile[-1] * counts["ok"] / alone)
     return found, ratios
 
 
 def _images(scene: Scene, options: TileOptions, size: ImageSize) -> tuple[list[UInt8], list[int]]:
-    """Tiles that a model sees, from the beginning of the scene, and where in its grid they are."""
+    """Return the first tiles of the scene that a model sees, and their numbers in its grid."""
     grid = options.grid(scene)
     images: list[UInt8] = []
     places: list[int] = []
@@ -389,17 +444,14 @@ def _images(scene: Scene, options: TileOptions, size: ImageSize) -> tuple[list[U
 
 
 def _ends(places: Sequence[int], total: int, count: int) -> list[int]:
-    """How far to go into a scene, and again from its beginning, to meet about ``count`` tiles that a model sees.
+    """Return the ends of passes over a scene that together have about ``count`` tiles that a model sees.
 
-    Args:
-        places: The first of these tiles in the grid; beyond them as many are expected among the rest.
-        total: Tiles in the grid.
-        count: At least 1.
+    ``places`` are the numbers of the first of them; the rest of the ``total`` tiles should have the same share.
     """
     if count <= len(places):
         return [places[count - 1] + 1]
     passes, more = divmod(math.ceil(count * (places[-1] + 1) / len(places)), total)
-    # A pass of its own begins with tiles to wait for, and may meet none: a short one is left out.
+    # A short pass is left out: it begins by waiting for tiles, and may have none.
     return [total] * passes + ([more] if not passes or more > places[0] + SEGMENT_TILES else [])
 
 
@@ -428,3 +480,23 @@ def _free_device_memory(device: str) -> int | None:
     kind, number = parse_device(device)
     found = None if kind == "cpu" else free_memory(number)
     return found[0] if found else None
+
+
+def _this_machine() -> dict[str, Any]:
+    """Return ``BenchmarkReport.machine``, with the load now."""
+    found, room, software = doctor.processor(), doctor.room(), doctor.software()
+    libraries = ("numpy", "rasterio", "onnxruntime", "onnxruntime-gpu", "tensorrt")
+    versions = {name: software.libraries[name] for name in libraries if software.libraries[name]}
+    return {
+        "cpu": found.model,
+        "architecture": found.architecture,
+        "cores": found.usable,
+        "instructions": [name for name, there in found.features.items() if there],
+        "memory_mb": room.memory and round(room.memory / 1e6),
+        "gpus": list(doctor.devices().gpus),
+        "platform": software.platform,
+        "python": software.python.split(" (")[0],
+        "versions": {"rsedge": software.rsedge, "gdal": software.gdal, **versions},
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "load": host.load(),  # before measuring
+    }

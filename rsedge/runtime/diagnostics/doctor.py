@@ -1,36 +1,46 @@
-"""Whether captioning works here, what would be used and why, what to do about the rest: what ``rsedge doctor`` says.
+"""The machine, and whether captioning works on it: the findings of ``rsedge doctor``.
 
-Each section is a function that gives values and never fails; what is wrong becomes a problem with its next step.
+Each section is a function that returns values and never fails: an unknown value is None or a sentence, and a fault
+becomes a problem with its next step. Nothing of torch is imported.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
+import platform
 import re
+import shutil
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-from rsedge.errors import RsedgeError
-from rsedge.runtime.diagnostics.machine import (
-    DRIVERS,
-    Devices,
-    Processor,
-    Rasters,
-    Room,
-    Software,
-    devices,
-    processor,
-    rasters,
-    room,
-    software,
-    version_of,
-)
+from rsedge.bundle import cache_dir, read_bundle
+from rsedge.errors import BackendError, RsedgeError
+from rsedge.host import memory_available, memory_total, usable_cores
 from rsedge.runtime.sandbox.process import Support, support
 
+LIBRARIES = (
+    *("numpy", "Pillow", "rasterio", "pyarrow", "tokenizers"),
+    *("onnxruntime", "onnxruntime-gpu", "tensorrt", "cuda-python", "faiss-cpu"),
+    *("onnx", "torch", "transformers", "accelerate"),
+)
+DRIVERS = {
+    "GTiff": "GeoTIFF",
+    "COG": "Cloud Optimized GeoTIFF",
+    "JP2OpenJPEG": "JPEG 2000, the bands of SAFE products",
+    "PNG": "images",
+    "JPEG": "images",
+    "WEBP": "images",
+    "VRT": "mosaics, with --allow-vrt",
+}
+"""GDAL driver → its use here."""
 EXTRAS = {
     "cpu": "inference with ONNX Runtime on any machine",
     "gpu": "inference with ONNX Runtime on an NVIDIA GPU",
@@ -43,45 +53,124 @@ EXTRAS = {
     "search": "approximate search in millions of embeddings",
     "translate": "rsedge back-translate",
 }
-"""Extra of the package → what it is for."""
+"""Extra of the package → its use."""
 _SCARCE_DISK, _SCARCE_MEMORY = 2 * 2**30, 1 * 2**30
+_OTHER_NAMES = {"tensorrt": ("tensorrt-cu12", "tensorrt-cu13"), "cuda-python": ("cuda-bindings",)}
+_FEATURES: dict[str, dict[str, tuple[str, ...]]] = {
+    "x86": {"AVX2": ("avx2",), "AVX-512": ("avx512f",), "VNNI": ("avx512_vnni", "avx_vnni"), "AMX": ("amx_int8",)},
+    "arm": {"dotprod": ("asimddp",), "i8mm": ("i8mm",), "fp16": ("asimdhp",), "SVE": ("sve",)},
+}
+_JETPACK = {32: "4", 34: "5", 35: "5", 36: "6", 38: "7"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Software:
+    """Versions."""
+
+    rsedge: str
+    python: str
+    platform: str
+    libc: str | None
+    """Such as ``glibc 2.36``, or None."""
+    gdal: str | None
+    proj: str | None
+    """As installed with rasterio, or None."""
+    libraries: dict[str, str | None]
+    """Library → version, or None where it is not installed."""
+    providers: tuple[str, ...]
+    """Execution providers of this ONNX Runtime; empty without it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Processor:
+    """The CPU."""
+
+    model: str | None
+    architecture: str
+    """Such as ``x86_64`` or ``aarch64``."""
+    cores: int | None
+    """Of the machine."""
+    usable: int
+    """Cores this process may use."""
+    features: dict[str, bool]
+    """Instruction set → whether the CPU has it; empty if unknown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """Memory and disk, bytes; None if unknown."""
+
+    memory: int | None
+    """Of the machine."""
+    memory_free: int | None
+    cache: str
+    """Folder of the cache."""
+    cache_free: int | None
+    """Free on its disk."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Devices:
+    """GPUs and engines."""
+
+    gpus: tuple[str, ...]
+    """Name, driver, memory and compute capability of each, from nvidia-smi."""
+    cuda: bool
+    """Whether ONNX Runtime can use a CUDA GPU."""
+    cuda_problem: str | None
+    """The reason if not, or None."""
+    tensorrt: bool
+    """Whether TensorRT can use the first GPU."""
+    tensorrt_problem: str | None
+    """The reason if not, or None."""
+    jetpack: str | None
+    """Such as ``6 (L4T 36.4.0)``, or None on other machines."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rasters:
+    """Formats of GDAL."""
+
+    drivers: dict[str, bool]
+    """Driver of :data:`DRIVERS` → whether GDAL has it."""
+    remote: bool
+    """Whether it reads over HTTP and from S3 (``/vsicurl``)."""
+    maps: bool
+    """Whether PROJ finds its database."""
+    problem: str | None = None
+    """The reason if rasterio cannot be imported, or None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """Something to act on."""
+    """A problem with its next step."""
 
     text: str
-    """What is wrong."""
     remedy: str
-    """The next step."""
     fatal: bool = False
-    """Whether captioning fails until then."""
+    """Whether captioning fails because of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """The bundle that would be used, tried on one generated tile."""
+    """The chosen bundle and its caption of one generated tile; a field that was not reached is None."""
 
     path: str | None = None
     chosen: str | None = None
-    """The bundle and why this one; None where that fails already."""
+    """The reason for this bundle."""
     model: str | None = None
     family: str | None = None
     precision: str | None = None
-    """What it says of itself."""
     backend: str | None = None
     device: str | None = None
     reason: str | None = None
-    """What ran it, where and why there."""
+    """The reason for this device."""
     caption: str | None = None
-    """What it wrote, or None."""
     seconds: float | None = None
-    """That took, loading included."""
+    """Time of the caption, loading included."""
     problem: str | None = None
-    """Why there is no caption, or None."""
+    """The reason if there is no caption."""
     remedy: str | None = None
-    """The next step then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,16 +179,16 @@ class Extra:
 
     name: str
     purpose: str
-    """What it is and what it is for."""
+    """Its use."""
     missing: tuple[str, ...]
-    """What of it is not installed."""
+    """Libraries that are not installed."""
     command: str | None
-    """What installs that, or None where nothing is missing."""
+    """Command that installs them, or None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkup:
-    """All sections, and what to do."""
+    """All sections, and the problems."""
 
     software: Software
     processor: Processor
@@ -117,18 +206,18 @@ class Checkup:
         return not any(problem.fatal for problem in self.problems)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """Return the findings as JSON values."""
         return {"works": self.works, **dataclasses.asdict(self)}
 
 
 def check_up(bundle: Callable[[], tuple[Path, str]], *, device: str = "auto", backend: str = "auto") -> Checkup:
-    """Every section.
+    """Check every section.
 
     Args:
-        bundle: Gives the bundle to try and why this one; an error of :mod:`rsedge.errors` is reported.
-        device, backend: As ``Captioner.load`` takes them.
+        bundle: Returns the bundle to try and the reason for it; an error of :mod:`rsedge.errors` is reported.
+        device, backend: As in ``Captioner.load``.
     """
-    sections = software(), room(), devices(), rasters(), try_bundle(bundle, device=device, backend=backend)
+    sections = software(), room(), devices(), rasters(), _try_bundle(bundle, device, backend)
     soft, space, compute, raster, trial = sections
     return Checkup(
         software=soft,
@@ -143,21 +232,160 @@ def check_up(bundle: Callable[[], tuple[Path, str]], *, device: str = "auto", ba
     )
 
 
+# ---- software ----
+
+
+def software() -> Software:
+    """Return the versions."""
+    gdal = proj = None
+    with suppress(ImportError):
+        import rasterio
+
+        gdal, proj = rasterio.__gdal_version__, rasterio.__proj_version__
+    providers: tuple[str, ...] = ()
+    with suppress(ImportError, AttributeError):  # or an empty folder of that name, as a failed removal leaves it
+        import onnxruntime
+
+        providers = tuple(onnxruntime.get_available_providers())
+    return Software(
+        rsedge=version_of("rsedge") or "unknown",
+        python=f"{platform.python_implementation()} {platform.python_version()} ({sys.executable})",
+        platform=platform.platform(),
+        libc=" ".join(platform.libc_ver()).strip() or None,
+        gdal=gdal,
+        proj=proj,
+        libraries={name: version_of(name) for name in LIBRARIES},
+        providers=providers,
+    )
+
+
+def version_of(name: str) -> str | None:
+    """Return the version of a distribution without importing it, or None."""
+    for spelling in (name, *_OTHER_NAMES.get(name, ())):
+        with suppress(metadata.PackageNotFoundError):
+            if found := metadata.version(spelling):
+                return found
+    if name == "tensorrt" and util.find_spec(name) is not None:  # Debian's package on a Jetson has no metadata
+        with suppress(Exception):  # its libraries may be missing
+            return str(__import__(name).__version__)
+    return None
+
+
+# ---- machine ----
+
+
+def processor() -> Processor:
+    """Return the CPU."""
+    model, features = parse_cpuinfo(_text("/proc/cpuinfo"), platform.machine())
+    board = _text("/proc/device-tree/model").strip("\0 \n")
+    return Processor(
+        model=board or model or platform.processor() or None,
+        architecture=platform.machine(),
+        cores=os.cpu_count(),
+        usable=usable_cores(),
+        features=features,
+    )
+
+
+def parse_cpuinfo(text: str, machine: str) -> tuple[str | None, dict[str, bool]]:
+    """Return name and features from Linux's ``/proc/cpuinfo``; no features if the text is empty."""
+    model = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", text, re.MULTILINE)
+    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
+    known = _FEATURES["arm" if machine.lower() in ("aarch64", "arm64") else "x86"]
+    words = set(flags[1].split()) if flags else set()
+    features = {name: any(word in words for word in any_of) for name, any_of in known.items()} if flags else {}
+    return (model[1].strip() if model else None), features
+
+
+def room() -> Room:
+    """Return the free memory and disk."""
+    cache = cache_dir()
+    there = next((folder for folder in (cache, *cache.parents) if folder.exists()), None)
+    disk = None
+    with suppress(OSError):
+        disk = shutil.disk_usage(there).free if there else None
+    return Room(memory=memory_total(), memory_free=memory_available(), cache=str(cache), cache_free=disk)
+
+
+def devices() -> Devices:
+    """Return the GPUs and engines."""
+    cuda_problem = None
+    try:
+        from rsedge.runtime.engines.ort import choose_device
+
+        choose_device("cuda", "fp16")
+    except BackendError as error:
+        cuda_problem = re.sub(r"^device cuda cannot be used: |; use --device cpu.*$", "", str(error))
+    except Exception as error:  # a broken installation fails in its own way
+        cuda_problem = f"{type(error).__name__}: {error}"
+    try:
+        from rsedge.runtime.engines.tensorrt.backend import tensorrt_problem
+
+        without = tensorrt_problem(0, "fp16") or None
+    except Exception as error:  # a broken installation fails in its own way
+        without = f"{type(error).__name__}: {error}"
+    command = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,compute_cap", "--format=csv,noheader"]
+    answer = ""
+    with suppress(OSError, subprocess.SubprocessError):
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    rows = [[part.strip() for part in line.split(",")] for line in answer.splitlines()]
+    return Devices(
+        gpus=tuple(
+            f"{row[0]}, driver {row[1]}, {row[2]}, compute capability {row[3]}" for row in rows if len(row) == 4
+        ),
+        cuda=cuda_problem is None,
+        cuda_problem=cuda_problem,
+        tensorrt=without is None,
+        tensorrt_problem=without,
+        jetpack=parse_tegra(_text("/etc/nv_tegra_release")),
+    )
+
+
+def parse_tegra(text: str) -> str | None:
+    """Return JetPack and L4T from ``/etc/nv_tegra_release``, such as ``6 (L4T 36.4.0)``, or None."""
+    found = re.search(r"R(\d+)\s*\(release\)\s*,\s*REVISION:\s*([\d.]+)", text)
+    return f"{_JETPACK.get(int(found[1]), 'of unknown version')} (L4T {found[1]}.{found[2]})" if found else None
+
+
+def _text(path: str) -> str:
+    """Return the text of one of the system's files, or nothing."""
+    with suppress(OSError):
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    return ""
+
+
+# ---- rasters ----
+
+
+def rasters() -> Rasters:
+    """Return the formats of GDAL."""
+    try:
+        import rasterio
+        from rasterio.crs import CRS
+    except Exception as error:  # GDAL's libraries may be missing in many ways
+        none = dict.fromkeys(DRIVERS, False)
+        return Rasters(drivers=none, remote=False, maps=False, problem=f"{type(error).__name__}: {error}")
+    with rasterio.Env() as environment:
+        there = environment.drivers()
+        try:
+            maps = CRS.from_epsg(32629).is_projected
+        except rasterio.errors.RasterioError:
+            maps = False
+    return Rasters(
+        drivers={name: name in there for name in DRIVERS},
+        remote="HTTP" in there,  # this driver and /vsicurl come with the same library, curl
+        maps=bool(maps),
+    )
+
+
 # ---- the bundle ----
 
 
-def try_bundle(bundle: Callable[[], tuple[Path, str]], *, device: str = "auto", backend: str = "auto") -> Trial:
-    """Caption one generated tile.
-
-    Args:
-        bundle: Gives the bundle and why this one, or an error of :mod:`rsedge.errors`.
-        device, backend: As ``Captioner.load`` takes them.
-    """
+def _try_bundle(bundle: Callable[[], tuple[Path, str]], device: str, backend: str) -> Trial:
+    """Caption one generated tile."""
     found: dict[str, Any] = {}
     begin = time.perf_counter()
     try:
-        from rsedge.bundle import read_bundle
-
         path, chosen = bundle()
         found |= {"path": str(path), "chosen": chosen}
         opened = read_bundle(path)
@@ -179,7 +407,7 @@ def try_bundle(bundle: Callable[[], tuple[Path, str]], *, device: str = "auto", 
         (caption,) = captioner.caption(compose_tile(np.random.default_rng(0)).image[None])
     except RsedgeError as error:
         return Trial(**found, problem=str(error), remedy="put that right, then run rsedge doctor again")
-    except Exception as error:  # a broken library fails in its own way, and this command is to say so
+    except Exception as error:  # a broken library fails in its own way, and this command reports it
         problem = f"{type(error).__name__}: {error}"
         return Trial(**found, problem=problem, remedy="rsedge --debug demo shows where")
     return Trial(**found, caption=caption.text, seconds=round(time.perf_counter() - begin, 3))
@@ -189,42 +417,31 @@ def try_bundle(bundle: Callable[[], tuple[Path, str]], *, device: str = "auto", 
 
 
 def extras(*, jetpack: bool = False) -> tuple[Extra, ...]:
-    """The extras of the package as it is installed, in the order of :data:`EXTRAS`.
-
-    Args:
-        jetpack: Whether this is a Jetson, whose TensorRT comes with the system.
+    """Return the extras of the installed package, in the order of :data:`EXTRAS`; with ``jetpack`` TensorRT comes with
+    the system.
     """
     try:
         wanted = metadata.requires("rsedge") or []
-    except metadata.PackageNotFoundError:  # run from a folder that was never installed
+    except metadata.PackageNotFoundError:  # not installed: run from a folder
         wanted = []
     found = []
     for name, purpose in EXTRAS.items():
         needs = sorted(needed_by(name, wanted)) + ["tensorrt"] * (name == "tensorrt")
         missing = tuple(library for library in needs if version_of(library) is None)
-        if name == "cpu" and version_of("onnxruntime-gpu"):  # which runs on CPUs too
+        if name == "cpu" and version_of("onnxruntime-gpu"):  # it runs on CPUs too
             missing = ()
-        command = _installing(name, missing, jetpack) if missing else None
+        command = f"pip install 'rsedge[{name}]'" if missing else None
+        if missing and name == "gpu" and version_of("onnxruntime"):  # both write the same files
+            command = f"pip uninstall -y onnxruntime && {command}"
+        elif "tensorrt" in missing:
+            command = f"sudo apt install python3-libnvinfer && {command}" if jetpack else f"{command} tensorrt"
         found.append(Extra(name=name, purpose=purpose, missing=missing, command=command))
     return tuple(found)
 
 
-def _installing(extra: str, missing: Iterable[str], jetpack: bool) -> str:
-    """The command that installs an extra."""
-    command = f"pip install 'rsedge[{extra}]'"
-    if extra == "gpu" and version_of("onnxruntime"):  # both write the same files
-        return f"pip uninstall -y onnxruntime && {command}"
-    if "tensorrt" in missing:
-        return f"sudo apt install python3-libnvinfer && {command}" if jetpack else f"{command} tensorrt"
-    return command
-
-
 def needed_by(extra: str, requirements: Iterable[str]) -> set[str]:
-    """The libraries an extra adds, those of the extras it includes too.
-
-    Args:
-        extra: Its name.
-        requirements: As package metadata list them, such as ``torch>=2.4; extra == "export"``.
+    """Return the libraries of an extra and of the extras it includes, from requirements of package metadata such as
+    ``torch>=2.4; extra == "export"``.
     """
     requirements = list(requirements)
     needs: set[str] = set()
@@ -245,8 +462,8 @@ def needed_by(extra: str, requirements: Iterable[str]) -> set[str]:
 # ---- problems ----
 
 
-def _problems(soft: Software, space: Room, compute: Devices, raster: Rasters, trial: Trial) -> Iterable[Problem]:
-    """Everything to act on, what keeps captioning from working first."""
+def _problems(soft: Software, space: Room, compute: Devices, raster: Rasters, trial: Trial) -> Iterator[Problem]:
+    """Yield the problems, fatal ones first."""
     libraries = soft.libraries
     if raster.problem:
         remedy = "pip install --force-reinstall rasterio"
@@ -282,7 +499,7 @@ def _problems(soft: Software, space: Room, compute: Devices, raster: Rasters, tr
 
 
 def _inference(compute: Devices) -> str:
-    """What installs an engine for this machine."""
+    """Return the command that installs an engine for this machine."""
     if compute.jetpack:
         return (
             "pip install onnxruntime-gpu from NVIDIA's index for this JetPack (pypi.jetson-ai-lab.io), or run on the "

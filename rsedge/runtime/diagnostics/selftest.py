@@ -1,7 +1,7 @@
-"""A tiny captioner, built, run and compared on the machine at hand: what ``rsedge doctor --selftest`` does.
+"""The self test of ``rsedge doctor --selftest``: build, run and compare a tiny captioner on this machine.
 
-The model has random weights and says nothing sensible. What it must say is stored beside it, so that nothing but the
-engine under test is needed: a Jetson with TensorRT and without ONNX Runtime can be tested, too.
+The model has random weights. Its expected results are stored beside it, so that the test needs nothing but the engine:
+it also tests a Jetson with TensorRT and without ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,45 +36,45 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "beam3": {"num_beams": 3, "min_new_tokens": 6, "max_new_tokens": 12},
 }
 SAMPLED = 64
-"""Values of the encoder's output that are stored."""
+"""Stored values of the encoder's output."""
 
 TOKENS_EQUAL = 0.9
-"""Share of tokens that must be as stored: engines round float16 each in its way, and near ties may fall otherwise."""
+"""Least share of equal tokens: engines round float16 differently, which may change near ties."""
 ENCODER_ERROR = 0.01
 """Largest error of the encoder's output, as a share of its largest value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What was found of one engine."""
+    """The result for one engine."""
 
     name: str
     """Such as ``TensorRT 10.3.0 on Orin``."""
     passed: bool | None
-    """None where it could not be tested here."""
+    """None if the engine cannot be tested here."""
     detail: str
-    """Figures, or why not, for people."""
+    """Figures, or the reason."""
     seconds: dict[str, float]
-    """Stage → time it took."""
+    """Stage → time."""
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {"name": self.name, "passed": self.passed, "detail": self.detail, "seconds": self.seconds}
+        """Return the check as JSON values."""
+        return asdict(self)
 
 
 def selftest_bundle() -> Bundle:
-    """The tiny captioner that is installed with rsedge, fp16, 0.2 MB."""
+    """Return the tiny captioner that is installed with rsedge, fp16, 0.2 MB."""
     return read_bundle(Path(str(files("rsedge").joinpath("builtin", "selftest.rsedge"))))
 
 
 def expected_results() -> dict[str, Any]:
-    """What it must give, as :func:`results` says it."""
+    """Return its stored :func:`results`."""
     values: dict[str, Any] = json.loads(files("rsedge").joinpath("builtin", "selftest.json").read_text("utf-8"))
     return values
 
 
 def test_images(size: int) -> UInt8:
-    """Images of integer arithmetic alone, the same on every machine, uint8 [6, size, size, 3]."""
+    """Return images of integer arithmetic alone, the same on every machine, uint8 [6, size, size, 3]."""
     image, y, x, channel = np.ogrid[:IMAGES, :size, :size, :3]
     values = y * (3 + image) + x * (5 + 2 * image) + channel * (40 + 7 * image) + (y * x) // (4 + image)
     made: UInt8 = (values * (image + 2) % 256).astype(np.uint8)
@@ -82,7 +82,7 @@ def test_images(size: int) -> UInt8:
 
 
 def results(bundle: Bundle, backend: Backend) -> dict[str, Any]:
-    """What a backend gives for the test images: tokens by search, and values of the encoder's output."""
+    """Return the results of a backend for the test images: tokens by search, and values of the encoder's output."""
     return _answers(_captioner(bundle, backend))
 
 
@@ -104,7 +104,7 @@ def _answers(captioner: Captioner) -> dict[str, Any]:
 
 
 def compare(found: dict[str, Any], expected: dict[str, Any]) -> tuple[bool, str]:
-    """Whether results are close enough to the stored ones, and the figures in a line."""
+    """Return whether results are close enough to the stored ones, and the figures in a line."""
     wanted = np.asarray(expected["encoder"])
     error = float(np.abs(np.asarray(found["encoder"]) - wanted).max() / np.abs(wanted).max())
     passed = bool(np.isfinite(error)) and error <= ENCODER_ERROR
@@ -125,7 +125,7 @@ def selftest(
     report: Report | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[Check]:
-    """Test every engine there is, or the one named.
+    """Test every engine, or the chosen one; return a check per engine and device.
 
     Args:
         device: ``auto`` (the CPU, and CUDA device 0), ``cpu``, ``cuda`` or ``cuda:N``.
@@ -133,11 +133,8 @@ def selftest(
         report: Called with the progress of TensorRT's builds.
         progress: Called with a line before each test.
 
-    Returns:
-        A check per engine and device; ``passed`` is None where it cannot be tested here.
-
     Raises:
-        OptionError: A value that is not accepted.
+        OptionError: A value is not accepted.
     """
     from rsedge.runtime.engines.choose import BACKENDS
 
@@ -158,11 +155,11 @@ def selftest(
 
 
 class _Unavailable(Exception):  # noqa: N818 - no error: nothing to test
-    """The engine is not here."""
+    """The engine cannot be tested here."""
 
 
 def _checked(name: str, run: Callable[[], Check]) -> Check:
-    """The check, also where the engine fails: a failing test must not hide the next."""
+    """Return the check, also if the engine fails: a failing test must not hide the next."""
     try:
         return run()
     except _Unavailable as error:
@@ -196,7 +193,7 @@ def _tensorrt(device: str, report: Report | None) -> Check:
     if problem := tensorrt_problem(parse_device(device)[1], bundle.manifest.precision):
         raise _Unavailable(problem)
     with tempfile.TemporaryDirectory(prefix="rsedge-selftest-") as folder:
-        # Engines of its own: the build is half of what is tested.
+        # Engines of its own: the test includes the build.
         made = TrtBackend(
             bundle,
             device,
@@ -211,7 +208,7 @@ def _tensorrt(device: str, report: Report | None) -> Check:
 
 
 def _run(name: str, bundle: Bundle, backend: Backend, seconds: dict[str, float]) -> Check:
-    """Run twice: what a first run captures, the second replays."""
+    """Run twice: the second run replays what the first captures."""
     expected, passed, detail = expected_results(), True, ""
     captioner = _captioner(bundle, backend)
     for stage in ("first run", "second run"):

@@ -1,8 +1,8 @@
-r"""Finished work, kept beside the output until the output is whole.
+r"""The journal: finished segments beside an incomplete output.
 
 A journal is a text file of lines ``crc32 json\n``: first the fingerprint of the run, then one line per finished
-segment, in order. Each line is on disk before the next is written, so a run that was killed at any moment goes on
-after the last whole line; a torn one is cut off.
+segment, in order. Each line is on disk before the next is written, so a run that was killed at any moment continues
+after the last whole line; a torn line is cut off.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rsedge.errors import OutputError
@@ -24,30 +23,24 @@ FORMAT_VERSION = 3
 
 
 class Journal:
-    """An open, locked journal. Made by ``Journal.open``; use it as a context manager.
-
-    Attributes:
-        path: The file.
-        finished: Number of finished segments; the next to append has this number.
-    """
+    """An open, locked journal. Made by ``Journal.open``; use it as a context manager."""
 
     def __init__(self, path: Path, handle: int) -> None:
-        self.path = path
+        self.path, self._handle, self._records_at = path, handle, 0
         self.finished = 0
-        self._handle = handle
-        self._records_at = 0
+        """Number of finished segments; the next segment to append has this number."""
 
     @classmethod
     def open(cls, path: Path, fingerprint: Mapping[str, Any], *, overwrite: bool = False) -> Journal:
         """Open the journal of a run, or begin one.
 
         Args:
-            path: Where it is or will be.
+            path: Its path.
             fingerprint: Everything that decides the records, as JSON values.
-            overwrite: Begin anew where the journal belongs to another run, instead of refusing.
+            overwrite: Replace the journal of another run.
 
         Raises:
-            OutputError: Another process uses the journal, it belongs to another run, it is none, or cannot be written.
+            OutputError: Another process uses the file, it is no journal of this run, or it cannot be written.
         """
         try:
             journal = cls(path, _locked(path))
@@ -63,12 +56,7 @@ class Journal:
         return journal
 
     def append(self, segment: int, results: Sequence[TileResult]) -> None:
-        """Keep a finished segment; it is on disk when this returns.
-
-        Raises:
-            ValueError: ``segment`` is not the next one.
-            OutputError: It cannot be written.
-        """
+        """Write a segment to disk. Raises ValueError unless it is the next one, and OutputError if writing fails."""
         if segment != self.finished:
             raise ValueError(f"segment {segment} does not follow {self.finished - 1}")
         try:
@@ -80,7 +68,7 @@ class Journal:
         self.finished += 1
 
     def segments(self) -> Iterator[list[TileResult]]:
-        """The finished segments in order, read one at a time."""
+        """Yield the finished segments in order, read one at a time."""
         with self.path.open("rb") as stream:
             stream.seek(self._records_at)
             for _ in range(self.finished):
@@ -90,13 +78,13 @@ class Journal:
                 yield [TileResult.from_dict(values) for values in body["results"]]
 
     def remove(self) -> None:
-        """Delete the file, the work being done, and give the lock back."""
+        """Delete the file and release the lock."""
         self.path.unlink()
         sync_folder(self.path.parent)
         self.close()
 
     def close(self) -> None:
-        """Give the lock back; the file stays."""
+        """Release the lock; the file stays."""
         if self._handle >= 0:
             os.close(self._handle)
             self._handle = -1
@@ -104,13 +92,11 @@ class Journal:
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _load(self, fingerprint: dict[str, Any], overwrite: bool) -> None:
-        """Check the fingerprint, count the whole segments, and cut off what follows them."""
+        """Check the fingerprint, count the whole segments, and cut off the rest."""
         with self.path.open("rb") as stream:
             header = stream.readline()
             stored = _parse(header)
@@ -123,7 +109,11 @@ class Journal:
             if stored["fingerprint"] != fingerprint:
                 if overwrite:
                     return self._begin(fingerprint)
-                raise OutputError(_mismatch(self.path, stored["fingerprint"], fingerprint))
+                pairs = _differences("", stored["fingerprint"], fingerprint)
+                lines = [f"  {key}: {old} in the journal, {new} now" for key, old, new in pairs]
+                first = f"{self.path} belongs to a run with other options or inputs:"
+                last = "run with the former ones to go on with it, or pass --overwrite to begin anew"
+                raise OutputError("\n".join([first, *lines, last]))
             end = self._records_at = len(header)
             for line in stream:
                 body = _parse(line)
@@ -151,7 +141,7 @@ class Journal:
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    """The body of a whole, undamaged line, else None."""
+    """Return the body of a whole, undamaged line, else None."""
     checksum, _, text = line.partition(b" ")
     if not text.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text[:-1]):
         return None
@@ -160,14 +150,14 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def _is_torn_header(data: bytes) -> bool:
-    """Whether ``data``, without a line end, can be the beginning of a journal: nothing else is ever overwritten."""
+    """Return whether ``data``, without a line end, can begin a journal: nothing else is ever overwritten."""
     checksum, _, body = data.partition(b" ")
     begins = b'{"rsedge_journal"'
     return len(checksum) <= 8 and not checksum.strip(b"0123456789abcdef") and (body[: len(begins)] in begins)
 
 
 def _locked(path: Path) -> int:
-    """A handle on the file that this process alone uses."""
+    """Open and lock the file and return its handle."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
@@ -185,19 +175,8 @@ def _locked(path: Path) -> int:
         os.close(handle)  # a run that ended meanwhile removed the file: this handle is on nothing
 
 
-def _mismatch(path: Path, stored: Any, wanted: Any) -> str:
-    lines = [f"  {key}: {old} in the journal, {new} now" for key, old, new in _differences("", stored, wanted)]
-    return "\n".join(
-        [
-            f"{path} belongs to a run with other options or inputs:",
-            *lines,
-            "run with the former ones to go on with it, or pass --overwrite to begin anew",
-        ]
-    )
-
-
 def _differences(prefix: str, old: Any, new: Any) -> Iterator[tuple[str, str, str]]:
-    """Dotted names of all leaves that differ, with both values."""
+    """Yield the dotted names of all leaves that differ, with both values."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in dict.fromkeys([*old, *new]):
             yield from _differences(f"{prefix}.{key}" if prefix else key, old.get(key), new.get(key))

@@ -1,64 +1,292 @@
-"""Scenes to captions and embeddings: what callers run; how it is done is in :mod:`rsedge.runtime.run.run`."""
+"""Scenes to captions and embeddings: read ahead, compute, keep a journal, write; an interrupted run continues.
+
+The tiles of a segment go through one model, or through two that see the same pixels, decoded once. Finished segments
+are journalled; outputs are written from the journal, and appear by rename when they are whole.
+"""
 
 from __future__ import annotations
 
 import os
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from rsedge.clock import NO_CLOCK, WAIT, WRITE, Clock
+from rsedge.errors import OptionError, OutputError
+from rsedge.images import stack_images
+from rsedge.runtime.outputs.files import check_target
+from rsedge.runtime.outputs.geoparquet import EmbeddingsInfo, open_embeddings
+from rsedge.runtime.outputs.records import EMBEDDING_TYPES, Caption, Embedding, EmbeddingType, TileRecord, TileResult
+from rsedge.runtime.outputs.table import RESULTS
+from rsedge.runtime.outputs.target import Target
 from rsedge.errors import OptionError
 from rsedge.runtime.outputs.files import Target
 from rsedge.runtime.outputs.geoparquet import EmbeddingsInfo, open_embeddings
 from rsedge.runtime.outputs.records import RESULTS
 from rsedge.runtime.outputs.writers import STDOUT, open_writer, parse_format
-from rsedge.runtime.run.run import (
-    Models,
-    Progress,
-    TileCaptioner,
-    TileEmbedder,
-    Work,
-    execute,
-)
+from rsedge.runtime.run.journal import Journal
 from rsedge.runtime.run.sources import (
     SEGMENT_TILES,
     ImageSource,
     SceneTiles,
+    Source,
+    TileInput,
     TileOptions,
     Tiling,
     make_sources,
+    rounded,
     spare_scenes,
 )
+from rsedge.runtime.scenes.readahead import ImageSize
 from rsedge.runtime.scenes.scene import Scene
 
 if TYPE_CHECKING:
     import numpy as np
-    from numpy.typing import NDArray
     from typing_extensions import Unpack
 
-    from rsedge.runtime.outputs.records import EmbeddingType, TileRecord, TileResult
+    from rsedge.pixels import UInt8
 
-__all__ = [
-    "SEGMENT_TILES",
-    "EmbeddingsOutput",
-    "Progress",
-    "Summary",
-    "TileCaptioner",
-    "TileEmbedder",
-    "TileOptions",
-    "caption_scene",
-    "embed",
-    "embed_scene",
-    "run",
-]
+
+class TileModel(Protocol):
+    """A model that sees tiles."""
+
+    @property
+    def model(self) -> str:
+        """``name@hash12`` of the bundle."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images it takes, in pixels."""
+
+    @property
+    def resample(self) -> str:
+        """Filter that brings tiles to that size, see ``rsedge.pixels.resize``."""
+
+
+class TileCaptioner(TileModel, Protocol):
+    """The pipeline's view of a captioner."""
+
+    def caption_tiles(self, images: UInt8, keys: Sequence[int]) -> list[Caption]:
+        """Return a caption per image, uint8 [N, image_size, image_size, 3], RGB; ``keys`` seed the sampling of each."""
+
+
+class TileEmbedder(TileModel, Protocol):
+    """The pipeline's view of an embedder."""
+
+    @property
+    def hash(self) -> str:
+        """The whole hash, 64 hexadecimal digits."""
+
+    @property
+    def dim(self) -> int:
+        """Length of an embedding."""
+
+    def embed_images(self, images: UInt8) -> np.typing.NDArray[np.float32]:
+        """Return float32 [N, dim], unit length, for uint8 [N, image_size, image_size, 3]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Models:
+    """The models that see each tile: a captioner, an embedder, or both. Raises OptionError for an unknown ``dtype``."""
+
+    captioner: TileCaptioner | None = None
+    embedder: TileEmbedder | None = None
+    dtype: EmbeddingType = "float16"
+    """Number type of the stored embeddings."""
+
+    def __post_init__(self) -> None:
+        if self.captioner is None and self.embedder is None:
+            raise ValueError("neither a captioner nor an embedder was given")
+        if self.dtype not in EMBEDDING_TYPES:
+            raise OptionError(f"dtype is {self.dtype!r}, expected one of {', '.join(EMBEDDING_TYPES)}")
+
+    @property
+    def model(self) -> str:
+        """Name in the records: of the captioner, else of the embedder."""
+        return (self.captioner or self.embedder).model  # type: ignore[union-attr]  # __post_init__ checks it
+
+    @property
+    def sizes(self) -> list[ImageSize]:
+        """Image sizes of the models, the captioner first."""
+        return [ImageSize(model.image_size, model.resample) for model in (self.captioner, self.embedder) if model]
+
+    def see(self, segment: Sequence[TileInput]) -> list[TileResult]:
+        """Return the results of a segment; each model is called once, with the tiles that are ``ok``."""
+        chosen = [position for position, tile in enumerate(segment) if tile.record.status == "ok"]
+        records = [tile.record for tile in segment]
+        vectors: dict[int, Embedding] = {}
+        if chosen and self.captioner:
+            images = stack_images([segment[position].images[0] for position in chosen])
+            # A number per scene and tile, below 2**64, seeds its sampling.
+            tiles = [records[position] for position in chosen]
+            names = [zlib.crc32(tile.scene.encode("utf-8", "surrogateescape")) for tile in tiles]
+            keys = [name << 32 ^ tile.row << 16 ^ tile.col for name, tile in zip(names, tiles, strict=True)]
+            captions = self.captioner.caption_tiles(images, keys)
+            for position, caption in zip(chosen, captions, strict=True):
+                records[position] = replace(records[position], caption=caption.text, score=rounded(caption.score))
+        if chosen and self.embedder:
+            images = stack_images([segment[position].images[-1] for position in chosen])
+            vectors = dict(zip(chosen, self.embedder.embed_images(images).astype(self.dtype), strict=True))
+        return [
+            TileResult(record, tile.path, vectors.get(position))
+            for position, (record, tile) in enumerate(zip(records, segment, strict=True))
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Progress of a run."""
+
+    scene: str
+    """Name of the scene in work, or the number of images."""
+    tiles_done: int
+    """Finished tiles of all scenes, ``tiles_resumed`` included."""
+    tiles_total: int
+    """Tiles of all scenes."""
+    tiles_resumed: int
+    """Tiles that an earlier, interrupted run had finished."""
+
+
+class Work:
+    """The segments of several sources, numbered through.
+
+    ``progress`` is called at the start of each source and after each segment; ``clock`` times ``WAIT`` and ``WRITE``.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        models: Models,
+        progress: Callable[[Progress], None] | None = None,
+        clock: Clock = NO_CLOCK,
+    ) -> None:
+        self.sources, self.models, self.clock = sources, models, clock
+        lengths = map(len, sources)
+        self.sizes = [min(SEGMENT_TILES, n - first) for n in lengths for first in range(0, n, SEGMENT_TILES)]
+        self._progress = progress or (lambda _: None)
+
+    def fingerprint(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return everything that decides the results, as JSON values."""
+        captioner, embedder = self.models.captioner, self.models.embedder
+        return {
+            **({"model": captioner.model, "image_size": captioner.image_size} if captioner else {}),
+            **({"embedder": embedder.model, "dtype": self.models.dtype} if embedder else {}),
+            "segment_tiles": SEGMENT_TILES,
+            **settings,
+            "scenes": [source.identity() for source in self.sources],
+        }
+
+    def segments(self, start: int = 0) -> Generator[list[TileResult], None, None]:
+        """Yield the segments from number ``start`` on; report progress when the consumer comes back for more."""
+        resumed = done = sum(self.sizes[:start])
+        total = sum(self.sizes)
+        for source in self.sources:
+            count = -(-len(source) // SEGMENT_TILES)
+            if start >= count:
+                start -= count
+                continue
+            self._progress(Progress(source.name, done, total, resumed))
+            with closing(source.segments(start, self.models.sizes, self.models.model)) as segments:
+                for _ in range(start, count):
+                    with self.clock(WAIT):
+                        segment = next(segments)
+                    yield self.models.see(segment)
+                    done += len(segment)
+                    self._progress(Progress(source.name, done, total, resumed))
+            start = 0
+
+
+def execute(
+    work: Work, targets: Sequence[Target], *, overwrite: bool, settings: Mapping[str, Any]
+) -> tuple[Counter[str], int]:
+    """Do the work and write every target.
+
+    Finished segments go to ``<first target>.journal``, which is removed once all targets are whole. The same call
+    continues an interrupted run, and the outputs are the same to the byte. Without a path for the first target there
+    is no journal, and results are written as they finish.
+
+    Args:
+        work: The segments to compute.
+        targets: Outputs of the same results.
+        overwrite: Replace outputs, or a journal of another run.
+        settings: Other values that decide the results, as JSON values: a journal with others is refused.
+
+    Returns:
+        The number of records by status, and of tiles that an earlier run had finished.
+
+    Raises:
+        OutputError: A target exists, the journal belongs to another run or is in use, or something cannot be written.
+        SceneError: A scene cannot be opened any more; the journal is kept.
+    """
+    # 1. Check the targets; an existing one is refused unless a journal beside it may tell that the run wrote it.
+    paths = [target.path for target in targets if target.path is not None]
+    for path in paths:
+        check_target(path)
+    existing = [path for path in paths if path.exists()] if not overwrite else []
+    exists = "\n".join(
+        f"{path} exists already: pass --overwrite to replace it, or choose another output" for path in existing
+    )
+    first = targets[0].path
+    journal_path = first and first.with_name(f"{first.name}.journal")
+    if existing and not (journal_path and journal_path.exists()):
+        raise OutputError(exists)
+
+    with ExitStack() as stack:
+        journal, resumed = None, 0
+        if journal_path is None:
+            # 2. Without a journal: compute segments when they are written.
+            segments: Iterator[list[TileResult]] = stack.enter_context(closing(work.segments()))
+        else:
+            # 2. With one: a whole journal beside an output is a run killed between the rename and the removal.
+            journal = stack.enter_context(Journal.open(journal_path, work.fingerprint(settings), overwrite=overwrite))
+            if existing and journal.finished < len(work.sizes):
+                raise OutputError(exists)
+            resumed = sum(work.sizes[: journal.finished])
+            _fill(journal, work)
+            segments = journal.segments()
+
+        # 3. Write the segments to all targets; count records by status. Targets appear when the block ends well.
+        counts: Counter[str] = Counter()
+        with ExitStack() as outputs:
+            with work.clock(WRITE):
+                writers = [outputs.enter_context(target.open()) for target in targets]
+            for segment in segments:
+                counts.update(result.record.status for result in segment)
+                with work.clock(WRITE):
+                    for writer in writers:
+                        writer.write(segment)
+            with work.clock(WRITE):
+                outputs.close()
+
+        # 4. All is whole: remove the journal.
+        if journal:
+            journal.remove()
+    return counts, resumed
+
+
+def _fill(journal: Journal, work: Work) -> None:
+    """Append every missing segment to the journal; compute the next one while the disk writes."""
+    first = journal.finished
+    with ThreadPoolExecutor(1, thread_name_prefix="rsedge-journal") as disk:
+        written: Future[None] | None = None
+        with closing(work.segments(first)) as segments:
+            for number, segment in enumerate(segments, first):
+                if written:
+                    written.result()
+                written = disk.submit(journal.append, number, segment)
+        if written:
+            written.result()
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a run did."""
+    """Result of a run."""
 
     output: str
     """Path of the output, or ``-``."""
@@ -82,7 +310,7 @@ class Summary:
     tiles_per_second: float
     """Tiles of this run per second."""
     warnings: tuple[str, ...]
-    """What the user should know, one line each."""
+    """One line each."""
     embeddings: str | None = None
     """Path of the embeddings written beside captions, or None."""
 
@@ -93,71 +321,53 @@ class Summary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddingsOutput:
-    """Embeddings to be made in the same pass as captions."""
+    """Embeddings to compute in the same pass as captions."""
 
     path: str | os.PathLike[str]
     """GeoParquet file, whose name ends in ``.parquet``."""
     embedder: TileEmbedder
-    """Makes them."""
     dtype: EmbeddingType = "float16"
-    """What they are stored as."""
 
 
 def caption_scene(
-    captioner: TileCaptioner,
-    scene: Scene,
-    *,
-    start_segment: int = 0,
-    **tiling: Unpack[Tiling],
+    captioner: TileCaptioner, scene: Scene, *, start_segment: int = 0, **tiling: Unpack[Tiling]
 ) -> Generator[list[TileRecord], None, None]:
-    """The records of a scene, a segment of ``SEGMENT_TILES`` consecutive tiles at a time, while later tiles are read.
+    """Yield the records of a scene by segments of ``SEGMENT_TILES`` consecutive tiles, while later tiles are read.
 
     Args:
-        captioner: Turns images into captions, one call per segment.
+        captioner: Called once per segment.
         scene: The scene.
-        start_segment: Segment to begin with; those from there on are the same wherever a run begins.
+        start_segment: First segment; the segments are the same wherever a run begins.
         **tiling: See ``TileOptions``.
 
     Raises:
         OptionError: An option does not fit.
         SceneError: The scene cannot be opened any more. Pixels that cannot be read are ``read_error`` records instead.
     """
-    options = TileOptions(**tiling)
-    segments = _results(Models(captioner=captioner), scene, options, start_segment)
-    return ([result.record for result in segment] for segment in segments)
+    work = Work([SceneTiles(scene, TileOptions(**tiling))], Models(captioner=captioner))
+    return ([result.record for result in segment] for segment in work.segments(start_segment))
 
 
 def embed_scene(
-    embedder: TileEmbedder,
-    scene: Scene,
-    **tiling: Unpack[Tiling],
-) -> Iterator[tuple[TileRecord, NDArray[np.float32] | None]]:
-    """The records of a scene with their embeddings, while later tiles are read.
+    embedder: TileEmbedder, scene: Scene, **tiling: Unpack[Tiling]
+) -> Iterator[tuple[TileRecord, np.typing.NDArray[np.float32] | None]]:
+    """Yield the records of a scene, while later tiles are read: each with float32 [dim], or None unless it is ``ok``.
 
     Args:
-        embedder: Makes the embeddings, one call per segment of ``SEGMENT_TILES`` tiles.
+        embedder: Called once per segment of ``SEGMENT_TILES`` tiles.
         scene: The scene.
         **tiling: See ``TileOptions``.
-
-    Returns:
-        Per tile its record, and float32 [dim], or None where its status is not ``ok``.
 
     Raises:
         OptionError: An option does not fit.
         SceneError: The scene cannot be opened any more. Pixels that cannot be read are ``read_error`` records instead.
     """
-    options = TileOptions(**tiling)
-    segments = _results(Models(embedder=embedder, dtype="float32"), scene, options, 0)
+    work = Work([SceneTiles(scene, TileOptions(**tiling))], Models(embedder=embedder, dtype="float32"))
     return (
-        (result.record, cast("NDArray[np.float32] | None", result.embedding))
-        for segment in segments
+        (result.record, cast("np.typing.NDArray[np.float32] | None", result.embedding))
+        for segment in work.segments()
         for result in segment
     )
-
-
-def _results(models: Models, scene: Scene, options: TileOptions, start: int) -> Generator[list[TileResult], None, None]:
-    """Check the options now, and return what the models see when it is asked for."""
-    return Work([SceneTiles(scene, options)], models).segments(start)
 
 
 def run(
@@ -173,20 +383,20 @@ def run(
     progress: Callable[[Progress], None] | None = None,
     **tiling: Unpack[Tiling],
 ) -> Summary:
-    """Caption scenes into one output; after an interruption the same call goes on where it was.
+    """Caption scenes into one output; the same call continues an interrupted run.
 
     Finished segments go to ``<output>.journal``, which is removed once the output is whole; the output is the same to
-    the byte however often the run was cut. Standard output (``-``) has no journal and streams records as they finish.
+    the byte after interruptions. Standard output (``-``) has no journal and streams records as they finish.
 
     Args:
         scenes: Scenes in the order of the output.
-        captioner: Turns images into captions.
+        captioner: Writes the captions.
         output: Path, whose suffix names the format, or ``-``.
         format: Format, where the suffix does not name it.
-        embeddings: Embeddings to make of the same tiles, each pixel read once; their file holds the captions too.
-        beside: What else to make of the same results: a report, a contact sheet, a style.
+        embeddings: Embeddings of the same tiles, each pixel read once; their file contains the captions too.
+        beside: Other outputs of the same results: a report, a contact sheet, a style.
         overwrite: Replace an output, or a journal of another run.
-        settings: What else decides the captions (decoding options), as JSON values: a journal with others is refused.
+        settings: Other values that decide the captions, as JSON values: a journal with others is refused.
         progress: Called at the start and after each segment.
         **tiling: See ``TileOptions``.
 
@@ -224,31 +434,21 @@ def embed(
 
     Args:
         inputs: Scenes and image files in the order of the output.
-        embedder: Makes the embeddings.
+        embedder: Computes the embeddings.
         output: Path that ends in ``.parquet``.
-        dtype: What embeddings are stored as.
-        overwrite: Replace an output, or a journal of another run.
-        settings: What else decides the embeddings (the device), as JSON values: a journal with others is refused.
-        progress: Called at the start and after each segment.
-        **tiling: See ``TileOptions``.
+        dtype: Number type of the stored embeddings.
+        overwrite, settings, progress, **tiling: As in :func:`run`.
 
     Raises:
-        OptionError: An option does not fit.
-        OutputError: The output exists, its journal belongs to another run or is in use, or it cannot be written.
-        SceneError: A scene cannot be opened any more; the journal is kept.
+        OptionError, OutputError, SceneError: As in :func:`run`.
     """
-    options = TileOptions(**tiling)
-    models = Models(embedder=embedder, dtype=dtype)
+    models, options = Models(embedder=embedder, dtype=dtype), TileOptions(**tiling)
     targets = [embeddings_target(output, embedder, dtype)]
     return execute_run(inputs, models, targets, options, overwrite, settings or {}, progress)
 
 
 def check_distinct(targets: Sequence[Target]) -> None:
-    """Refuse outputs that would replace each other.
-
-    Raises:
-        OptionError: Several have one path.
-    """
+    """Raise OptionError if several outputs have one path."""
     counts = Counter(target.path.resolve() for target in targets if target.path is not None)
     if twice := [str(path) for path, count in counts.items() if count > 1]:
         raise OptionError(f"several outputs were to be written to {', '.join(twice)}: name a file for each")
@@ -263,34 +463,36 @@ def execute_run(
     settings: Mapping[str, Any],
     progress: Callable[[Progress], None] | None,
 ) -> Summary:
-    """Do the work of a run: sources of ``inputs``, through ``models``, into ``targets``; gives what was done.
-
-    Raises:
-        OptionError, OutputError, SceneError: As :func:`run`.
-    """
+    """Run ``inputs`` through ``models`` into ``targets``. Raises the errors of :func:`run`."""
     scenes = [entry for entry in inputs if isinstance(entry, Scene)]
     spare_scenes(scenes, (target.path for target in targets if target.path is not None))
     sources = make_sources(inputs, options)
     tiling = {name: value for name, value in asdict(options).items() if name != "readers"}
+    warnings = [warning for scene in scenes for warning in scene.warnings]
+    warnings += [
+        f"{count} scenes are called {name}, and so are their records: rename the files to tell them apart"
+        for name, count in Counter(scene.name for scene in scenes).items()
+        if count > 1
+    ]
     began = time.monotonic()
     work = Work(sources, models, progress)
-    done = execute(work, targets, overwrite=overwrite, settings={**tiling, "settings": dict(settings)})
+    counts, resumed = execute(work, targets, overwrite=overwrite, settings={**tiling, "settings": dict(settings)})
     seconds = time.monotonic() - began
-    tiles = done.counts.total()
+    tiles = counts.total()
     return Summary(
         output=str(targets[0].path or STDOUT),
         model=models.model,
         scenes=len(scenes),
         images=len(inputs) - len(scenes),
         tiles=tiles,
-        ok=done.counts["ok"],
-        nodata=done.counts["nodata"],
-        cloud=done.counts["cloud"],
-        read_errors=done.counts["read_error"],
-        resumed_tiles=done.resumed,
+        ok=counts["ok"],
+        nodata=counts["nodata"],
+        cloud=counts["cloud"],
+        read_errors=counts["read_error"],
+        resumed_tiles=resumed,
         seconds=round(seconds, 3),
-        tiles_per_second=round((tiles - done.resumed) / seconds, 2) if seconds else 0.0,
-        warnings=tuple(_warnings(scenes)),
+        tiles_per_second=round((tiles - resumed) / seconds, 2) if seconds else 0.0,
+        warnings=tuple(warnings),
     )
 
 
@@ -302,11 +504,7 @@ def records_target(output: str, file_format: str | None = None) -> Target:
 def embeddings_target(
     output: str | os.PathLike[str], embedder: TileEmbedder, dtype: EmbeddingType, caption_model: str | None = None
 ) -> Target:
-    """Return the output of embeddings with their records.
-
-    Raises:
-        OptionError: Its name does not end in ``.parquet``.
-    """
+    """Return the output of embeddings with their records. Raises OptionError unless its name ends in ``.parquet``."""
     path = Path(output)
     if path.suffix.lower() != ".parquet":
         raise OptionError(f"embeddings are written as GeoParquet: end {os.fspath(output)!r} in .parquet")
@@ -314,11 +512,3 @@ def embeddings_target(
         model=embedder.model, model_hash=embedder.hash, dim=embedder.dim, dtype=dtype, caption_model=caption_model
     )
     return Target(path, lambda: open_embeddings(path, info))
-
-
-def _warnings(scenes: Sequence[Scene]) -> Iterator[str]:
-    for scene in scenes:
-        yield from scene.warnings
-    for name, count in Counter(scene.name for scene in scenes).items():
-        if count > 1:
-            yield f"{count} scenes are called {name}, and so are their records: rename the files to tell them apart"

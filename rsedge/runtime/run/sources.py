@@ -1,70 +1,80 @@
-"""What a run works through: scenes, cut into tiles, and image files, each a record of its own.
+"""The sources of a run: scenes, cut into tiles, and image files, each one record.
 
-Either way the work comes in segments, and the segments of a source are the same wherever a run begins.
+Both yield segments of tiles. The segments of a source are the same wherever a run begins.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import math
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, cast, get_args
 
 from rsedge.errors import OptionError, SceneError
 from rsedge.runtime.outputs.records import Status, TileRecord
+from rsedge.runtime.scenes.access import LOCAL, Access
+from rsedge.runtime.scenes.catalog import STDIN, find
+from rsedge.runtime.scenes.composite import Grid
+from rsedge.runtime.scenes.gdal import open_dataset
 from rsedge.runtime.scenes.products.sentinel2 import printable
 from rsedge.runtime.scenes.readahead import ImageSize, TilePixels, read_tiles, resize_all
+from rsedge.runtime.scenes.remote import is_remote
 from rsedge.runtime.scenes.scene import Scene
 from rsedge.runtime.scenes.tiles import Edge, TileGrid
+from rsedge.runtime.scenes.vrt import is_vrt
+from rsedge.texts import first_few
 from rsedge.texts import redact
 
 if TYPE_CHECKING:
     from rsedge.pixels import UInt8
+    from rsedge.runtime.scenes.products.product import Product
 
 SEGMENT_TILES = 64
-"""Consecutive tiles that are worked on together and journalled together: what is computed with what is fixed by the
-grid alone, so a result never depends on where a run was cut."""
+"""Consecutive tiles that are computed and journalled together. The grid alone decides them, so a result never depends
+on where a run was interrupted."""
 
 _AHEAD_IMAGES = 96
+_LARGE_IMAGE = 1500 * 1500  # px; a larger image is rather a scene that lost its georeference
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TileInput:
-    """A tile before a model has seen it."""
+    """A tile before the models see it."""
 
     record: TileRecord
-    """Its record; ``status`` is ``ok`` where a model shall see it."""
+    """Its record; the models see it if ``status`` is ``ok``."""
     images: tuple[UInt8, ...]
-    """Its pixels in each size asked for, uint8 [size, size, 3]; empty if unreadable."""
+    """Its pixels in each requested size, uint8 [size, size, 3]; empty if unreadable."""
     path: str
-    """The file they come from, as the user named it."""
+    """Its file, as the user named it."""
 
 
 class Source(Protocol):
-    """Tiles in a fixed order. ``name`` is what progress calls them, ``len()`` their number."""
+    """Tiles in a fixed order; ``len()`` is their number."""
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Name in the progress."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the user should know, one line each."""
+        """One line each."""
 
     def __len__(self) -> int: ...
 
     def identity(self) -> dict[str, Any]:
-        """What decides the pixels, as JSON values."""
+        """Return what decides the pixels, as JSON values."""
 
     def segments(self, start: int, sizes: Sequence[ImageSize], model: str) -> Generator[list[TileInput], None, None]:
-        """The segments of ``SEGMENT_TILES`` tiles from number ``start`` on, while later tiles are read."""
+        """Yield the segments of ``SEGMENT_TILES`` tiles from number ``start`` on, while later tiles are read."""
 
 
 class ImageSource(Protocol):
@@ -72,29 +82,24 @@ class ImageSource(Protocol):
 
     @property
     def path(self) -> Path:
-        """Where it is, as the user named it."""
+        """Its path, as the user named it."""
 
     def read(self) -> UInt8:
-        """Its pixels, uint8 [H, W, 3], RGB.
-
-        Raises:
-            SceneError: They cannot be read.
-        """
+        """Return its pixels, uint8 [H, W, 3], RGB. Raises SceneError if they cannot be read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TileOptions:
-    """How a scene is cut and read; all but ``readers`` decide the result."""
+    """Options for cutting and reading scenes; all but ``readers`` decide the result."""
 
     tile_size: int = 224
     overlap: int = 0
     edge: Edge = "pad"
     """See ``TileGrid``."""
     max_nodata: float = 0.5
-    """Share of a tile's pixels that may lack data, or be pure black or white; no model sees tiles beyond it, and
-    empty ones."""
+    """Largest share of a tile's pixels without data, or of pure black or white; the models see no tile beyond it."""
     max_cloud: float = 0.8
-    """Share of its pixels that may be cloud, where the scene has a cloud mask."""
+    """Largest share of cloud, where the scene has a cloud mask."""
     readers: int = 2
     """Reading threads."""
 
@@ -106,7 +111,7 @@ class TileOptions:
             raise OptionError(f"readers is {self.readers}, expected at least 1 thread")
 
     def grid(self, scene: Scene) -> TileGrid:
-        """The tiles of a scene."""
+        """Return the tile grid of a scene."""
         return TileGrid(scene.width, scene.height, self.tile_size, self.overlap, self.edge)
 
 
@@ -155,14 +160,13 @@ class SceneTiles:
         with closing(pixels):
             while segment := list(islice(pixels, SEGMENT_TILES)):
                 geometries = self._scene.footprints([tile.tile for tile in segment])
-                yield [
-                    TileInput(self._record(tile, geometry, model), tile.images, path)
-                    for tile, geometry in zip(segment, geometries, strict=True)
-                ]
+                pairs = zip(segment, geometries, strict=True)
+                yield [TileInput(self._record(tile, geometry, model), tile.images, path) for tile, geometry in pairs]
 
     def _record(self, pixels: TilePixels, geometry: dict[str, Any] | None, model: str) -> TileRecord:
         tile, scene = pixels.tile, self._scene
-        record = TileRecord(
+        status, message = judge(pixels, self._options.max_nodata, self._options.max_cloud)
+        return TileRecord(
             scene=scene.name,
             row=tile.row,
             col=tile.col,
@@ -173,7 +177,8 @@ class SceneTiles:
             geometry=geometry,
             caption=None,
             score=None,
-            status="ok",
+            status=status,
+            message=message,
             nodata_fraction=rounded(pixels.nodata_fraction),
             cloud_fraction=rounded(pixels.cloud_fraction),
             datetime=scene.datetime,
@@ -183,17 +188,15 @@ class SceneTiles:
             mgrs_tile=scene.mgrs_tile,
             rendering=scene.rule,
         )
-        status, message = judge(pixels, self._options.max_nodata, self._options.max_cloud)
-        return replace(record, status=status, message=message)
 
 
 def judge(pixels: TilePixels, most: float, cloudiest: float) -> tuple[Status, str | None]:
-    """Whether a model shall see a tile, and why not.
+    """Return the status of a tile, and the reason unless it is ``ok``.
 
     Args:
         pixels: The tile.
-        most: Share of its pixels that may lack data, or be pure black or white.
-        cloudiest: Share of its pixels that may be cloud.
+        most: Largest share of pixels without data, or of pure black or white.
+        cloudiest: Largest share of cloud.
     """
     empty, fill, cloud = pixels.nodata_fraction, pixels.fill_fraction or 0.0, pixels.cloud_fraction
     if pixels.error is not None or empty is None:
@@ -212,7 +215,7 @@ def judge(pixels: TilePixels, most: float, cloudiest: float) -> tuple[Status, st
 
 
 class ImageFiles:
-    """Image files without a place on a map: each is one record, and its whole image is what a model sees."""
+    """Image files without a georeference: each is one record, and the models see the whole image."""
 
     def __init__(self, images: Sequence[ImageSource], *, readers: int = 2) -> None:
         self.warnings: tuple[str, ...] = ()
@@ -223,10 +226,15 @@ class ImageFiles:
         return len(self._images)
 
     def identity(self) -> dict[str, Any]:
-        """Names, sizes and times of all files, as one hash: they may be a million."""
+        """Return one hash of the names, sizes and times of all files: they may be a million."""
         digest = hashlib.sha256()
         for image in self._images:
-            digest.update(f"{os.fspath(image.path)!a} {_state(image.path)}\n".encode())
+            try:
+                found = image.path.stat()
+                state = f"{found.st_size} {found.st_mtime_ns}"
+            except OSError:  # its record in the output will say so
+                state = "missing"
+            digest.update(f"{os.fspath(image.path)!a} {state}\n".encode())
         return {"images": len(self._images), "names_sizes_times": digest.hexdigest()}
 
     def segments(self, start: int, sizes: Sequence[ImageSize], model: str) -> Generator[list[TileInput], None, None]:
@@ -248,14 +256,6 @@ class ImageFiles:
                 yield waiting.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _state(path: Path) -> str:
-    try:
-        state = path.stat()
-    except OSError:  # its record in the output will say so
-        return "missing"
-    return f"{state.st_size} {state.st_mtime_ns}"
 
 
 def _read_image(image: ImageSource, sizes: Sequence[ImageSize], model: str) -> TileInput:
@@ -286,11 +286,112 @@ def _read_image(image: ImageSource, sizes: Sequence[ImageSize], model: str) -> T
     return TileInput(replace(record, width=width, height=height), resize_all(pixels, sizes), path)
 
 
-def make_sources(inputs: Sequence[Scene | ImageSource], options: TileOptions) -> list[Source]:
-    """Return a source per scene and per run of consecutive images, in order.
+InputKind = Literal["auto", "scene", "image"]
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The scenes and images of :func:`find_inputs`."""
+
+    entries: tuple[Scene | ImageSource, ...]
+    """In order."""
+    warnings: tuple[str, ...]
+    """One line each."""
+
+
+def find_inputs(
+    names: Sequence[str],
+    *,
+    open_scene: Callable[[str | Product], Scene],
+    open_image: Callable[[Path], ImageSource],
+    suffixes: Collection[str],
+    kind: InputKind = "auto",
+    access: Access = LOCAL,
+    stdin: str | None = None,
+) -> Inputs:
+    """Return the scenes and images that files and folders stand for.
+
+    - A georeferenced raster (coordinate reference system, geotransform or ground control points) is a scene; so is any
+      product (see ``rsedge.runtime.scenes.catalog``), a raster of subdatasets, and a name that only GDAL understands.
+    - Every other file is an image: one record. A file that cannot be opened is an image too; its record has the reason.
+    - A folder stands for its image files and products, at any depth, in the order of the names, without hidden names
+      and without links back to a folder above them.
+
+    Args:
+        names: As the user gave them.
+        open_scene: Opens a scene from a name or a product.
+        open_image: Makes an image from a path, without reading it.
+        suffixes: Suffixes of image files in folders, lower case with the dot.
+        kind: ``auto`` decides by the rule above; ``scene`` and ``image`` decide for every file.
+        access: Access of the inputs.
+        stdin: Content of ``-``.
 
     Raises:
-        OptionError: There is none, or an option does not fit a scene.
+        OptionError: Inputs do not exist, or folders contain nothing to read; all are named.
+        SceneError: Scenes cannot be opened, or their RGB is unknown; all are named.
+    """
+    if kind not in get_args(InputKind):
+        raise OptionError(f"kind is {kind!r}, expected one of {', '.join(get_args(InputKind))}")
+    found: list[str | Product] = []
+    problems = []
+    for name in names:
+        if name != STDIN and not Path(name).exists() and not is_remote(name) and not glob.has_magic(name):
+            found.append(name)  # a name for GDAL, or an error that opening it explains
+            continue
+        if kind == "image" and Path(name).is_file():
+            found.append(name)
+            continue
+        try:
+            found += find(name, access=access, stdin=stdin, suffixes=suffixes)
+        except SceneError as error:
+            problems.append(str(error))
+    if problems:
+        raise OptionError("; ".join(problems))
+    entries: list[Scene | ImageSource] = []
+    large: list[str] = []
+    unusable: list[str] = []
+    for entry in found:
+        if isinstance(entry, str) and not _is_scene(entry, kind, access, large):
+            entries.append(open_image(Path(entry)))
+            continue
+        try:
+            entries.append(open_scene(entry))
+        except SceneError as error:
+            unusable.append(str(error))
+    if unusable:
+        raise SceneError("\n".join(first_few(unusable)))
+    if not large:
+        return Inputs(tuple(entries), ())
+    others = f"; so do {len(large) - 1} others of more than {_LARGE_IMAGE} px" if len(large) > 1 else ""
+    text = f"{large[0]} and no place on a map: it becomes one record{others}; --as scene cuts it into tiles"
+    return Inputs(tuple(entries), (text,))
+
+
+def _is_scene(name: str, kind: InputKind, access: Access, large: list[str]) -> bool:
+    """Return whether ``name`` is a scene; add an image as large as a scene to ``large``."""
+    path = Path(name)
+    if kind == "scene" or path.is_dir() or not path.exists():
+        return True  # without a file it is a name for GDAL, or an error that opening it explains
+    if kind == "image":
+        return False
+    if access.vrt and is_vrt(path):
+        return True
+    try:
+        dataset = open_dataset(name, access)
+    except SceneError:
+        return False
+    with dataset:
+        grid = Grid.of(dataset)
+        if grid.crs or not grid.transform.is_identity or dataset.gcps[0] or dataset.count == 0:
+            return True
+        if dataset.width * dataset.height > _LARGE_IMAGE:
+            large.append(f"{name} has {dataset.width} x {dataset.height} px")
+    return False
+
+
+def make_sources(inputs: Sequence[Scene | ImageSource], options: TileOptions) -> list[Source]:
+    """Return a source per scene and per run of consecutive images, in order. Raises OptionError if there is none, or
+    if an option does not fit a scene.
     """
     sources: list[Source] = []
     for are_scenes, group in groupby(inputs, lambda entry: isinstance(entry, Scene)):
@@ -304,10 +405,8 @@ def make_sources(inputs: Sequence[Scene | ImageSource], options: TileOptions) ->
 
 
 def spare_scenes(scenes: Iterable[Scene], outputs: Iterable[Path]) -> None:
-    """Refuse outputs that are files of a scene, of its metadata or its cloud mask, which ``--overwrite`` would destroy.
-
-    Raises:
-        OptionError: One is; all are named.
+    """Raise OptionError for outputs that are files of a scene, its metadata or its cloud mask: ``--overwrite`` would
+    destroy them.
     """
     own = {Path(name).resolve() for scene in scenes for name in scene.files}
     if found := [str(path) for path in outputs if path.resolve() in own]:
@@ -315,5 +414,5 @@ def spare_scenes(scenes: Iterable[Scene], outputs: Iterable[Path]) -> None:
 
 
 def rounded(value: float | None) -> float | None:
-    """4 decimals, as records keep them: enough to rank by, too few for the noise of another batch or device."""
+    """Round to 4 decimals: enough to rank by, too few for the noise of another batch or device."""
     return None if value is None or not math.isfinite(value) else round(float(value), 4) + 0.0
