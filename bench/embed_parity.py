@@ -48,10 +48,8 @@ def make(path: Path, name: str) -> Path:
     from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
     from rsedge.bundle import ImageSpec
-    from rsedge.preprocessor import write_image_spec
-    from rsedge.training.models.loading import learn_clip_bpe
     from rsedge.checkpointfiles import write_image_spec
-    from rsedge.training.models.tokenizers import learn_clip_bpe
+    from rsedge.training.models.loading import learn_clip_bpe
 
     kind, vision, text, dim = MODELS[name]
     tokenizer = learn_clip_bpe(TEXTS, 600)

@@ -179,10 +179,8 @@ def flatness(memory: Sequence[tuple[int, float]]) -> dict[str, Any]:
 def model_worker(bundle: Path, name: Path) -> None:
     """Caption the segment that a line names from memory, and tell how long that took."""
     from rsedge import Scene
-    from rsedge.images import stack_images
-    from rsedge.runtime.run.pipeline import Models
     from rsedge.pixels import stack_images
-    from rsedge.runtime.run.run import Models
+    from rsedge.runtime.run.pipeline import Models
     from rsedge.runtime.run.sources import SEGMENT_TILES, SceneTiles, TileOptions
 
     task = captions(bundle)

@@ -11,10 +11,8 @@ import torch
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
 from rsedge.bundle import ImageSpec
-from rsedge.preprocessor import write_image_spec
-from rsedge.training.models.loading import learn_clip_bpe
 from rsedge.checkpointfiles import write_image_spec
-from rsedge.training.models.tokenizers import learn_clip_bpe
+from rsedge.training.models.loading import learn_clip_bpe
 
 CAPTIONS = (
     "many planes are parked at the airport .",

@@ -13,9 +13,7 @@ from rsedge.cli.say import build_progress, note, say, say_json
 if TYPE_CHECKING:
     from rsedge.bundle import Bundle
     from rsedge.runtime.engines.tensorrt.backend import TrtBackend
-    from rsedge.runtime.engines.tensorrt.build import BuildSettings
-    from rsedge.runtime.engines.tensorrt.profiles import Limits
-    from rsedge.runtime.engines.tensorrt.build import BuildProgress, BuildSettings, Limits
+    from rsedge.runtime.engines.tensorrt.build import BuildSettings, Limits
 
 
 @click.command("build")

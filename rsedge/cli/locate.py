@@ -56,9 +56,6 @@ def command(
     """
     import time
 
-    from rsedge.runtime.heat_map_picture import write_overlay
-    from rsedge.runtime.locate import LocateOptions, check_texts, locate
-    from rsedge.runtime.embedder import Embedder
     from rsedge.runtime.locate import LocateOptions, check_texts, locate, write_overlay
     from rsedge.runtime.outputs.rasters import check_outputs
     from rsedge.runtime.prompts import overlong

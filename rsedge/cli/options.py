@@ -23,7 +23,7 @@ from rsedge.cli.say import note
 if TYPE_CHECKING:
     from rsedge.runtime.captioner import Captioner
     from rsedge.runtime.embedder import Embedder
-    from rsedge.runtime.outputs.target import Target
+    from rsedge.runtime.outputs.files import Target
     from rsedge.runtime.scenes.scene import Scene
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -80,8 +80,8 @@ def save_config(output: Path, resolved: Mapping[str, Any]) -> None:
     None, in a file that ``--config`` reads to repeat the run. Signatures of URLs are secrets and are left out.
     """
     from rsedge.errors import OutputError
-    from rsedge.redaction import redact
     from rsedge.runtime.scenes.remote import is_remote, unsigned
+    from rsedge.texts import redact
     from rsedge.tomlfile import write_toml
 
     def plain(value: Any) -> Any:
@@ -381,7 +381,7 @@ class SceneRun:
 
             found.append(report_target(self.html, scenes))
         if self.sheet is not None:
-            from rsedge.runtime.outputs.report.scene_sheet import sheet_target
+            from rsedge.runtime.outputs.report.sheet import sheet_target
 
             found.append(sheet_target(self.sheet, scenes))
         if self.style and Path(output).suffix.lower() in (".geojson", ".gpkg"):

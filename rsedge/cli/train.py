@@ -16,7 +16,6 @@ def _list(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     """Print the built-in recipes or the keys of a recipe, and exit."""
     if value:
         from rsedge.training.recipe import keys, presets
-        from rsedge.training.recipe import presets
 
         if param.name == "list_recipes":
             say("\n".join(f"{name:<24} {text}" for name, text in presets().items()))

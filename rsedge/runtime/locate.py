@@ -25,9 +25,8 @@ from rsedge.pixels import stack_images
 from rsedge.runtime.classify import TextImageEmbedder, need_scale, softmax
 from rsedge.runtime.outputs.files import write_bytes
 from rsedge.runtime.outputs.rasters import Cells, write_heat
-from rsedge.runtime.run.pipeline import Progress
 from rsedge.runtime.outputs.report.sheet import wrap
-from rsedge.runtime.run.run import Progress
+from rsedge.runtime.run.pipeline import Progress
 from rsedge.runtime.run.sources import SEGMENT_TILES, judge
 from rsedge.runtime.scenes.readahead import read_tiles
 from rsedge.runtime.scenes.tiles import TileGrid

@@ -30,12 +30,8 @@ from rsedge.runtime.diagnostics import doctor
 from rsedge.runtime.embedder import Embedder
 from rsedge.runtime.engines.contract import parse_device
 from rsedge.runtime.engines.memory import free_memory
-from rsedge.runtime.outputs.target import Target
-from rsedge.runtime.run.pipeline import Models, Work, embeddings_target, execute, records_target
-from rsedge.runtime.engines.cuda_graphs import free_memory
 from rsedge.runtime.outputs.files import Target
-from rsedge.runtime.run.pipeline import embeddings_target, records_target
-from rsedge.runtime.run.run import Models, Work, execute
+from rsedge.runtime.run.pipeline import Models, Work, embeddings_target, execute, records_target
 from rsedge.runtime.run.sources import SEGMENT_TILES, SceneTiles, TileOptions, Tiling, judge
 from rsedge.runtime.scenes.readahead import ImageSize, read_tiles, resize_all
 from rsedge.runtime.scenes.scene import Scene

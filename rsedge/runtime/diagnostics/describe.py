@@ -204,7 +204,7 @@ def measure_model(
 
 
 def _estimate(known: Mapping[str, Any], image_size: int, scene: Scene, options: TileOptions) -> Estimate:
-    from rsedge.runtime.scenes.pieces import cache_bytes
+    from rsedge.runtime.scenes.readahead import cache_bytes
 
     grid = options.grid(scene)
     ahead = max(_AHEAD // grid.cols, options.readers) + 2  # and the row in use and the row being read

@@ -22,10 +22,8 @@ import numpy as np
 
 from rsedge import jsonvalues
 from rsedge.errors import OptionError
-from rsedge.jsontext import parse_json
-from rsedge.runtime.outputs.files import Writer, open_file
 from rsedge.jsonvalues import parse_json
-from rsedge.runtime.outputs.files import open_file
+from rsedge.runtime.outputs.files import Writer, open_file
 from rsedge.runtime.outputs.geometry import bounding_box, wkb
 from rsedge.runtime.outputs.records import TILES, Column, EmbeddingType, Table
 

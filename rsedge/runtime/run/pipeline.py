@@ -17,18 +17,20 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from rsedge.clock import NO_CLOCK, WAIT, WRITE, Clock
 from rsedge.errors import OptionError, OutputError
-from rsedge.images import stack_images
-from rsedge.runtime.outputs.files import check_target
+from rsedge.host import NO_CLOCK, WAIT, WRITE, Clock
+from rsedge.pixels import stack_images
+from rsedge.runtime.outputs.files import Target, check_target
 from rsedge.runtime.outputs.geoparquet import EmbeddingsInfo, open_embeddings
-from rsedge.runtime.outputs.records import EMBEDDING_TYPES, Caption, Embedding, EmbeddingType, TileRecord, TileResult
-from rsedge.runtime.outputs.table import RESULTS
-from rsedge.runtime.outputs.target import Target
-from rsedge.errors import OptionError
-from rsedge.runtime.outputs.files import Target
-from rsedge.runtime.outputs.geoparquet import EmbeddingsInfo, open_embeddings
-from rsedge.runtime.outputs.records import RESULTS
+from rsedge.runtime.outputs.records import (
+    EMBEDDING_TYPES,
+    RESULTS,
+    Caption,
+    Embedding,
+    EmbeddingType,
+    TileRecord,
+    TileResult,
+)
 from rsedge.runtime.outputs.writers import STDOUT, open_writer, parse_format
 from rsedge.runtime.run.journal import Journal
 from rsedge.runtime.run.sources import (

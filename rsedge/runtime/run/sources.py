@@ -28,10 +28,9 @@ from rsedge.runtime.scenes.products.sentinel2 import printable
 from rsedge.runtime.scenes.readahead import ImageSize, TilePixels, read_tiles, resize_all
 from rsedge.runtime.scenes.remote import is_remote
 from rsedge.runtime.scenes.scene import Scene
+from rsedge.runtime.scenes.sidecars import is_vrt
 from rsedge.runtime.scenes.tiles import Edge, TileGrid
-from rsedge.runtime.scenes.vrt import is_vrt
-from rsedge.texts import first_few
-from rsedge.texts import redact
+from rsedge.texts import first_few, redact
 
 if TYPE_CHECKING:
     from rsedge.pixels import UInt8

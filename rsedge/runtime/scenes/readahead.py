@@ -22,10 +22,7 @@ import numpy.typing as npt
 from rasterio.errors import RasterioError
 
 from rsedge.errors import OptionError
-from rsedge.images import stack_images
-from rsedge.pixels import UInt8, resize
 from rsedge.pixels import UInt8, resize, stack_images
-from rsedge.runtime.scenes.pieces import Lane, Pieces, cache_bytes, is_high
 
 if TYPE_CHECKING:
     from rsedge.runtime.scenes.scene import Pixels, Scene, SceneReader
@@ -53,7 +50,7 @@ class TilePixels:
 
     tile: Tile  # which one
     # per size asked for uint8 [size, size, 3], 0 where there is no data or the tile hangs over; empty if
-    # unreadable. Plane after plane in memory where they were not resized: see ``rsedge.images``.
+    # unreadable. Plane after plane in memory where they were not resized: see ``rsedge.pixels``.
     images: tuple[UInt8, ...]
     nodata_fraction: float | None  # share of the covered source pixels without data, or None if unreadable
     # share of them that are pure black or white although they have data, or None if unreadable

@@ -30,9 +30,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import parse_qs, quote, unquote, urldefrag, urljoin, urlsplit, urlunsplit
 
 from rsedge.errors import OptionError, SceneError
-from rsedge.redaction import SECRET_FIELD, redact
 from rsedge.runtime.scenes.access import checked_opener, host_of, refuse_inner
-from rsedge.runtime.scenes.addresses import checked_opener, host_of, refuse_inner
 from rsedge.texts import SECRET_FIELD, redact
 
 _FILE_SYSTEMS = {"s3": "/vsis3/", "gs": "/vsigs/", "az": "/vsiaz/", "oss": "/vsioss/", "swift": "/vsiswift/"}

@@ -18,10 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rsedge.errors import BackendError, OptionError
-from rsedge.jsontext import parse_json
-from rsedge.runtime.outputs.files import whole_file
 from rsedge.jsonvalues import parse_json
-from rsedge.runtime.outputs.files import open_file
+from rsedge.runtime.outputs.files import whole_file
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

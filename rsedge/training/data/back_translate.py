@@ -1,6 +1,6 @@
 """Other wordings of captions by translation into other languages and back, with Marian models.
 
-Offline, into a file beside the annotations that training reads (see :mod:`rsedge.datasets.paraphrases`). Work is done
+Offline, into a file beside the annotations that training reads (see :mod:`rsedge.datasets.layouts`). Work is done
 in fixed segments of images, and what is finished is kept in ``OUTPUT.partial``: a run that was cut off goes on, and its
 file is the one an uninterrupted run writes.
 """

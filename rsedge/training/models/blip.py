@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import BlipConfig, BlipForConditionalGeneration
 
-from rsedge.checkpointfiles import write_image_spec
 from rsedge.errors import OptionError
+from rsedge.manifest import ImageSpec
 from rsedge.training.models.loading import (
     default_image,
     image_spec,
@@ -20,9 +20,6 @@ from rsedge.training.models.loading import (
     obtain_tokenizer,
     resize_vision,
 )
-from rsedge.manifest import ImageSpec
-from rsedge.training.models import tokenizers
-from rsedge.training.models.loading import STATISTICS, image_spec, load_pretrained, merge_config, resize_vision
 from rsedge.training.models.task import Batch, CaptionCollate, CaptionTask
 
 if TYPE_CHECKING:

@@ -13,7 +13,6 @@ from torch.func import functional_call
 from torch.nn.functional import normalize
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
-from rsedge.checkpointfiles import write_image_spec
 from rsedge.errors import BackendError, OptionError
 from rsedge.manifest import ImageSpec
 from rsedge.texts import first_line

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, CLIPVisionModelWithProjection, GPT2Config, GPT2LMHeadModel, SiglipVisionModel
 
-from rsedge.checkpointfiles import write_image_spec
 from rsedge.errors import OptionError
 from rsedge.manifest import ImageSpec
 from rsedge.runtime.decoding.options import DecodingOptions

@@ -33,7 +33,7 @@ from transformers.utils import ModelOutput
 
 from rsedge.errors import OptionError
 from rsedge.runtime.decoding.options import DecodingOptions
-from rsedge.runtime.decoding.sampling import draw
+from rsedge.runtime.decoding.search import draw
 from rsedge.training.losses import IGNORED, caption_loss_sum
 
 Mapper = Literal["mlp", "transformer"]
@@ -403,7 +403,7 @@ def generate(
     Log-probabilities and sums are float32. One beam is greedy search. Sampling draws each token from the distribution
     that ``temperature``, ``top_k`` and ``top_p`` leave, until the stop token or ``max_new_tokens``. A draw depends on
     the seed, the image's key and the position alone, by the runtime's own generator
-    (:mod:`rsedge.runtime.decoding.sampling`), so an image's caption is the same in any batch and on either side.
+    (:mod:`rsedge.runtime.decoding.search`), so an image's caption is the same in any batch and on either side.
 
     There is no start token: the prefix takes its place. A caption's stop token, "." of GPT-2, is part of its text.
 

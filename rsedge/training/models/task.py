@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from rsedge.preprocessor import write_image_spec
+from rsedge.checkpointfiles import write_image_spec
 from rsedge.training.data.samples import Sample
 from rsedge.training.losses import IGNORED, caption_loss_sum
 

@@ -27,7 +27,6 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPModel, GenerationConfig,
 from rsedge.bundle import sha256_of
 from rsedge.checkpointfiles import write_image_spec
 from rsedge.errors import OptionError, OutputError, RsedgeError
-from rsedge.manifest import ImageSpec
 from rsedge.texts import first_line, in_a_line
 from rsedge.training.models.clipcap_model import DEFAULTS, GPT2_FULL_STOP, ClipCapConfig, ClipCapModel
 from rsedge.training.models.loading import check_source, default_image

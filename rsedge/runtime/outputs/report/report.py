@@ -18,12 +18,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from PIL import Image
 
 from rsedge.errors import OptionError, SceneError
-from rsedge.redaction import redact
 from rsedge.runtime.outputs.files import Target, file_target
 from rsedge.runtime.outputs.report.sheet import SceneOrder
-from rsedge.runtime.outputs.files import open_file
-from rsedge.runtime.outputs.report.scene_order import SceneOrder
-from rsedge.runtime.outputs.target import Target
 from rsedge.runtime.scenes.quicklook import quicklook
 from rsedge.texts import plain, redact
 
