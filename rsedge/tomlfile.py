@@ -20,7 +20,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     """The table in ``path``; OptionError, with the place, where it is missing or not TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise OptionError(f"cannot read {path} as TOML: {error}") from error
 
 
@@ -36,7 +36,9 @@ def write_toml(path: Path, values: Mapping[str, Any]) -> None:
     """
     import tomli_w
 
-    path.write_text(escape_hidden(tomli_w.dumps(_without_none(values))), encoding="utf-8")
+    text = escape_hidden(tomli_w.dumps(_without_none(values)))
+    path.unlink(missing_ok=True)  # a link may lead anywhere
+    path.write_text(text, encoding="utf-8")
 
 
 def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:

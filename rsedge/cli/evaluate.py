@@ -82,11 +82,12 @@ class _Given:
     def finish(self, values: dict[str, Any], lines: Sequence[str], failed: dict[str, str]) -> int:
         """Write and print the report and return the exit code."""
         from rsedge.errors import OutputError
+        from rsedge.files import write_text
 
-        text = json.dumps(values, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(values, allow_nan=False)
         if self.output is not None:
             try:
-                self.output.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")  # as JSON escapes it
+                write_text(self.output, text + "\n")
             except OSError as error:
                 raise OutputError(f"cannot write {self.output}: {error.strerror or error}") from error
         say(text if self.as_json else "\n".join(lines))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 PREFIX = "hf:"
 _LARGEST_CARD = 2**20  # bytes
+_LARGEST_HEAD = 2**15  # characters; YAML takes 20 s for a MiB
 # The head of a card, as huggingface_hub finds it: both must see the same.
 _HEAD = re.compile(r"^(\s*---(?:\r\n|\r|\n))([\S\s]*?)((?:\r\n|\r|\n)---[ \t]*(\r\n|\n|$))")
 _ID = re.compile(r"hf:(?P<path>[^@]+?)(?::(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?")
@@ -90,6 +91,10 @@ def _check_data_files(folder: Path, source: str) -> None:
             text = _text_of(card, source)
             if card.suffix == ".md":
                 text = match[2] if (match := _HEAD.search(text)) else ""
+            if len(text) > _LARGEST_HEAD:
+                raise OptionError(f"{source}: the head of {card} has more than {_LARGEST_HEAD} characters: shorten it")
+            if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):  # a value can hold itself
+                raise OptionError(f"{source}: {card} has aliases, which no card needs: write the values out")
             stated = yaml.safe_load(text)
         except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
             raise OptionError(f"{source}: {card} cannot be read: {error}") from error
@@ -173,15 +178,18 @@ def _caption_set(source: str, name: str, path: Path, loaded: Any) -> CaptionSet:
 
 def _records(source: str, split: str | None, rows: Any, roots: tuple[Path, ...]) -> list[Record]:
     import datasets
+    from datasets.features.features import require_decoding
 
     images = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]
     image = "image" if "image" in images else images[0] if images else None
     if image is None:
         raise OptionError(f"{source} has no column of images among {', '.join(rows.column_names)}")
-    others = [name for name in rows.column_names if name not in images]
+    rows = rows.cast_column(image, datasets.Image(decode=False))
+    # The library decodes whole rows: it would open the files that other media name, wherever they lie.
+    rows = rows.select_columns([name for name, kind in rows.features.items() if not require_decoding(kind)])
+    others = [name for name in rows.column_names if name != image]
     texts = caption_columns(others, source)
     file = column(others, ("file_name", "filename"), "image file", source)
-    rows = rows.cast_column(image, datasets.Image(decode=False))
     if file:
         names = [str(name) for name in rows[file]]
     else:  # those kept with the images, where every image has one of its own

@@ -39,8 +39,11 @@ def locate(source: str | Path) -> tuple[Kind, str]:
         return "checkpoint", str(source)
     if (path / "manifest.json").is_file():
         return "bundle", str(path)
-    if (path / "best" / "config.json").is_file():
-        return "checkpoint", str(path / "best")
+    best = path / "best"
+    if (best / "config.json").is_file():
+        if not best.resolve().is_relative_to(path.resolve()):
+            raise OptionError(f"{best} leads out of the run, to {best.resolve()}: give that checkpoint itself")
+        return "checkpoint", str(best)
     if (path / "config.json").is_file():
         return "checkpoint", str(path)
     raise OptionError(

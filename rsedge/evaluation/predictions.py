@@ -6,7 +6,6 @@ A line is ``{"key": …, "caption": …, "references": […]}``, and ``"error"``
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from typing import Any
 
 from rsedge import jsonvalues
 from rsedge.errors import OptionError, OutputError
+from rsedge.files import write_text
 from rsedge.texts import in_lines
 
 _ABSENT = "there is no prediction of this image"
@@ -70,10 +70,10 @@ def write_predictions(path: str | Path, predictions: Sequence[Prediction]) -> No
                 {"id": i, "image_id": number, "caption": text} for i, (number, text) in enumerate(texts, 1)
             ],
         }
-        _write(_beside(path), json.dumps(annotations, ensure_ascii=False) + "\n")
-        _write(path, json.dumps(results, ensure_ascii=False) + "\n")
+        _write(_beside(path), json.dumps(annotations) + "\n")
+        _write(path, json.dumps(results) + "\n")
     else:
-        lines = (json.dumps(prediction.to_dict(), ensure_ascii=False) for prediction in predictions)
+        lines = (json.dumps(prediction.to_dict()) for prediction in predictions)
         _write(path, "".join(f"{line}\n" for line in lines))
 
 
@@ -184,10 +184,7 @@ def _text(path: Path) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        draft.write_text(text, encoding="utf-8", errors="backslashreplace")  # as JSON escapes half a character
-        draft.replace(path)
+        write_text(path, text)
     except OSError as error:
-        draft.unlink(missing_ok=True)
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error

@@ -225,7 +225,7 @@ def _show(value: Any) -> str:
 
 def _table(heading: str, rows: list[tuple[str, str]]) -> str:
     def cell(text: str) -> str:
-        return html.escape(plain(text), quote=False).replace("|", "\\|")
+        return re.sub(r"([|\[\]!`])", r"\\\1", html.escape(plain(text), quote=False))
 
     lines = [f"| {heading} | |" if heading else "| | |", "| --- | --- |"]
     return "\n".join([*lines, *(f"| {cell(name)} | {cell(text)} |" for name, text in rows)])

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 TOKENIZER = "tokenizer.json"
 
+_LARGEST_RECIPE = 2**14  # bytes; TOML takes seconds for keys of thousands of parts
 _LIBRARIES = ("rsedge", "torch", "transformers", "tokenizers", "onnx", "numpy")
 
 
@@ -141,6 +142,10 @@ def _recipe(checkpoint: Checkpoint[Any]) -> dict[str, Any] | None:
     """The training recipe saved with the checkpoint, if any."""
     path = checkpoint.path / "recipe.toml"
     try:
-        return read_toml(path) if path.is_file() else None  # a pipe would be waited for without end
+        if not path.is_file():  # a pipe would be waited for without end
+            return None
+        if path.stat().st_size > _LARGEST_RECIPE:
+            raise OptionError(f"{path} has more than {_LARGEST_RECIPE} bytes, as no recipe has")
+        return read_toml(path)
     except OptionError as error:
         raise CheckpointError(checkpoint.source, [f"{error}; mend or delete it"]) from error

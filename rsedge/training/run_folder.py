@@ -19,15 +19,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rsedge.errors import OptionError, OutputError
+from rsedge.files import open_itself, replacing, write_text
 from rsedge.texts import plain
 from rsedge.tomlfile import read_toml
 from rsedge.training.optim import Progress
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from rsedge.training.recipe import Recipe
 
 STATE = "state"
+_CHECKPOINT = re.compile(r"step-\d+|\.step-\d+\.tmp")
 _MADE = ("recipe.toml", "data.json", "checkpoints")  # what every run has
 _LATER = ("metrics.jsonl", "loss.png", "samples.png", "logs", "best", "last")
 _FREE_ON_RESUME = ("data.workers", "data.sources")  # sources may have moved; the fingerprint holds what they must be
@@ -57,7 +59,7 @@ class RunFolder:
 
     def _is_run(self) -> bool:
         """Whether a run was begun here; a folder that only holds someone's recipe.toml is none."""
-        return all((self.path / name).exists() for name in _MADE)
+        return all(path.exists() and not path.is_symlink() for path in (self.path / name for name in _MADE))
 
     def create(self, recipe: Recipe, data: Mapping[str, Any], *, overwrite: bool) -> None:
         """Write a new run; other files stay. Raises OutputError: the folder is taken, or cannot be made."""
@@ -74,7 +76,7 @@ class RunFolder:
             raise OutputError(
                 f"cannot make the folder {self.path}: {error.strerror}; choose another with -o"
             ) from error
-        _write(self.path / "data.json", json.dumps(data, indent=2) + "\n")
+        write_text(self.path / "data.json", json.dumps(data, indent=2) + "\n")
         save_recipe(self.path / "recipe.toml", recipe)
 
     @property
@@ -102,14 +104,14 @@ class RunFolder:
 
     def append(self, values: Mapping[str, Any]) -> None:
         """Add a line to the metrics."""
-        with self.metrics.open("a", encoding="utf-8") as file:
+        with open(self.metrics, "a", encoding="utf-8", opener=open_itself) as file:
             file.write(json.dumps(values) + "\n")
 
     def rewind(self, step: int) -> None:
         """Remove the metrics of steps after ``step``, which will be repeated, and lines cut off by a kill."""
         if self.metrics.exists():
             kept = [line for line in read_metrics(self.metrics) if line["step"] <= step]
-            _write(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+            write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
 
     def draft_path(self, step: int) -> Path:
         """Folder in which the checkpoint of ``step`` is put together."""
@@ -118,6 +120,8 @@ class RunFolder:
     def draft(self, step: int) -> Path:
         """An empty folder for the checkpoint of ``step``; whatever an interrupted run left there is removed."""
         draft = self.draft_path(step)
+        if draft.is_symlink():
+            draft.unlink()
         shutil.rmtree(draft, ignore_errors=True)
         (draft / STATE).mkdir(parents=True)
         return draft
@@ -125,7 +129,7 @@ class RunFolder:
     def publish(self, draft: Path, progress: Progress, recipe: Recipe, *, best: bool) -> Path:
         """Make a draft the last checkpoint, and the best if it is; what is neither goes."""
         save_recipe(draft / "recipe.toml", recipe)
-        _write(draft / STATE / "progress.json", json.dumps(asdict(progress)) + "\n")
+        write_text(draft / STATE / "progress.json", json.dumps(asdict(progress)) + "\n")
         _sync(draft)
         final = self.checkpoints / draft.name.removeprefix(".").removesuffix(".tmp")
         shutil.rmtree(final, ignore_errors=True)  # of a run that was killed between rename and link
@@ -134,6 +138,8 @@ class RunFolder:
             self._link(name, final)
         kept = {link.resolve() for name in ("best", "last") if (link := self.path / name).exists()}
         for folder in self.checkpoints.iterdir():
+            if folder.is_symlink() or not _CHECKPOINT.fullmatch(folder.name):
+                continue  # a run's own are folders
             if folder.resolve() not in kept:
                 shutil.rmtree(folder)
             elif folder.resolve() != final.resolve():
@@ -141,11 +147,14 @@ class RunFolder:
         return final
 
     def last(self) -> tuple[Path, Progress] | None:
-        """The checkpoint to go on from, None where the run was stopped before its first."""
-        state = self.path / "last" / STATE / "progress.json"
-        if not state.is_file():
-            return None
-        return (self.path / "last").resolve(), Progress(**json.loads(state.read_text(encoding="utf-8")))
+        """The checkpoint to go on from, None where the run was stopped before its first. Raises OptionError: it lies
+        outside of the run.
+        """
+        last = (self.path / "last").resolve()
+        state = last / STATE / "progress.json"
+        if not last.is_relative_to(self.path.resolve()):
+            raise OptionError(f"{self.path / 'last'} leads out of the run, to {last}: start a new run with another -o")
+        return (last, Progress(**json.loads(state.read_text(encoding="utf-8")))) if state.is_file() else None
 
     def _link(self, name: str, target: Path) -> None:
         with replacing(self.path / name) as link:
@@ -173,19 +182,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         with contextlib.suppress(ValueError):
             found.append(json.loads(line))
     return found
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A draft beside ``path`` that takes its name when the block ends well."""
-    draft = path.with_name(f".{path.name}.tmp")
-    yield draft
-    draft.replace(path)
-
-
-def _write(path: Path, text: str) -> None:
-    with replacing(path) as draft:
-        draft.write_text(text, encoding="utf-8")
 
 
 def _sync(folder: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -181,3 +183,36 @@ def test_a_saved_set_names_no_parts_elsewhere(tmp_path: Path):
     (folder / "dataset_dict.json").write_text('{"splits": ["../outside"]}')
     with pytest.raises(OptionError, match="which is not below the folder"):
         load_examples([folder])
+
+
+@pytest.mark.parametrize("kind", ["image", "images", "audio"])
+def test_other_media_of_a_row_are_not_decoded(tmp_path: Path, monkeypatch, kind: str):
+    decoded: list[str] = []
+    monkeypatch.setattr(datasets.Image, "decode_example", lambda _, value, **__: decoded.append(value))
+    monkeypatch.setattr(datasets.Audio, "decode_example", lambda _, value, **__: decoded.append(value))
+    media = datasets.Audio() if kind == "audio" else datasets.Image()
+    Image.fromarray(pixels("a.png")).save(stored := io.BytesIO(), "PNG")
+    named = {"bytes": None, "path": str(tmp_path / "secret.png")}
+    extra = datasets.List(media) if kind == "images" else media
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string"), "extra": extra})
+    columns = {
+        "image": [{"bytes": stored.getvalue(), "path": "a.png"}],
+        "text": ["x"],
+        "extra": [[named] if kind == "images" else named],
+    }
+    whole = datasets.Dataset(pa.table(columns, schema=features.arrow_schema))
+    assert whole.features == features
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: whole)
+    record = hub.read_hub(f"hf:{tmp_path}").records[0]
+    assert record.captions == ("x",)
+    record.image.read()
+    assert decoded == []
+
+
+@pytest.mark.parametrize(
+    "head", ["configs: &a [*a]", "a: &a [x]\nb: &b [*a, *a]\nconfigs: *b", "x: [" + "1," * 2**15 + "1]"]
+)
+def test_a_card_takes_no_time(tmp_path: Path, head: str):
+    (tmp_path / "README.md").write_text(f"---\n{head}\n---\n")
+    with pytest.raises(OptionError, match=r"aliases, which no card needs|more than 32768 characters"):
+        hub.read_hub(f"hf:{tmp_path}")

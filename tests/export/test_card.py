@@ -211,3 +211,14 @@ def test_the_card_claims_nothing_unmeasured():
     assert "Decoding defaults" not in card
     assert "rsedge embed scene.tif -m blip-rsicd.rsedge" in card
     assert rows(card)["revision"] == "none (a folder)"
+
+
+def test_texts_of_strangers_are_no_markdown():
+    manifest = captioner()
+    provenance = dataclasses.replace(
+        manifest.provenance, recipe={"a": "![x](http://host/p.png)", "b": "[y](javascript:z)", "c": "`d`"}
+    )
+    found = rows(model_card(dataclasses.replace(manifest, provenance=provenance)))
+    assert found["recipe.a"] == r"\!\[x\](http://host/p.png)"
+    assert found["recipe.b"] == r"\[y\](javascript:z)"
+    assert found["recipe.c"] == r"\`d\`"

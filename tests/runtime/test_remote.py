@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
+import threading
 import time
 
 import numpy as np
@@ -294,3 +296,26 @@ def test_a_host_without_ranges_is_named(server):
 def test_patience_is_checked(options):
     with pytest.raises(OptionError, match="patience"):
         Patience(**options)
+
+
+def test_headers_that_trickle_are_given_up(monkeypatch):
+    monkeypatch.setattr(remote, "_TRICKLE", 0.5)
+    closing = threading.Event()
+
+    def trickle() -> None:
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+            while not closing.wait(0.1):
+                connection.sendall(b"a")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=trickle)
+        server.start()
+        try:
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}/item.json"
+            with pytest.raises(SceneError, match="did not answer"):
+                remote.fetch_bytes(url, hosts=HERE, patience=Patience(attempts=1, timeout=1))
+        finally:
+            closing.set()
+            server.join()

@@ -318,3 +318,14 @@ def test_the_ground_is_told_by_registers_and_numbers_alone(crs, ncols, expected)
         <NCOLS>{ncols}</NCOLS></Size>
         <Geoposition resolution="10"><ULX>0</ULX><ULY>0</ULY><XDIM>10</XDIM></Geoposition></a>"""
     assert (granule_metadata(text.encode(), "x.xml").extent is not None) is expected
+
+
+def test_the_tags_of_a_product_are_counted_together(tmp_path):
+    product = write_safe(tmp_path, seed=1, size=32)
+    (granule,) = (product.path / "GRANULE").iterdir()
+    for number in range(5):
+        other = granule.with_name(f"{granule.name[:-1]}{number}x")
+        shutil.copytree(granule, other)
+        (other / "MTD_TL.xml").write_text(f"<r>{'<a/>' * 249_000}</r>")
+    with pytest.raises(SceneError, match="1000000 tags and attributes"):
+        find(str(product.path))

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +11,7 @@ import pytest
 from pyarrow import parquet
 
 from rsedge.errors import OptionError
+from rsedge.runtime.search import search_file
 from rsedge.runtime.search.filters import Filters
 from rsedge.runtime.search.index import Index, Scorer
 from rsedge.runtime.search.search_file import SearchFile, _levels, find_pieces
@@ -298,3 +301,36 @@ def test_a_page_that_claims_other_rows_than_its_group_is_left_to_pyarrow(fields)
     group = SimpleNamespace(num_rows=1, column=lambda _: chunk)
     metadata = SimpleNamespace(row_group=lambda _: group)
     assert find_pieces(io.BytesIO(b"PAR1" + header), metadata, 1, 0, 0, 8) is None
+
+
+def _repeated(path: Path, rows: int, **columns: Any) -> Path:
+    """A file of few bytes: every row has the same embedding, and the dictionary of a column one long text."""
+    return write_file(
+        path, np.tile(np.eye(8, dtype=np.float32)[:1], (rows, 1)), plain=False, group_rows=rows, **columns
+    )
+
+
+@pytest.mark.parametrize("where", [None, "scene != 'a'"])
+@pytest.mark.parametrize("column", ["scene", "geometry"])
+def test_long_texts_are_refused_before_they_are_repeated(tmp_path, column, where):
+    if column == "geometry" and where:
+        pytest.skip("no filter reads geometries without a box")
+    long = b"\0" * 70_000 if column == "geometry" else "x" * 70_000
+    path = _repeated(tmp_path / "a.parquet", 600, **{column: [long] * 600})
+    assert path.stat().st_size < 30_000
+    with pytest.raises(OptionError, match="a text has 70000 bytes, and at most 65536 are read"):
+        Index.open(path).search(np.eye(8, dtype=np.float32)[0], filters=Filters(where=where) if where else None)
+
+
+def test_embeddings_that_unpack_to_much_are_refused(tmp_path, monkeypatch):
+    path = _repeated(tmp_path / "a.parquet", 10_000)
+    monkeypatch.setattr(search_file, "_FREE_BYTES", 10_000)
+    with pytest.raises(OptionError, match="bytes of embedding"):
+        Index.open(path)
+
+
+def test_a_time_beyond_all_calendars_is_damage(tmp_path):
+    moments = pa.array([2**60] * 4, pa.timestamp("ms", tz="UTC"))
+    path = write_file(tmp_path / "a.parquet", np.eye(8, dtype=np.float32)[:4], datetime=moments)
+    with pytest.raises(OptionError, match="damaged"):
+        Index.open(path).search(np.eye(8, dtype=np.float32)[0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from rsedge.errors import OutputError
+from rsedge.files import replacing
 
 
 class ResultWriter(Protocol):
@@ -64,22 +64,16 @@ def whole_file(path: Path) -> Iterator[Path]:
         OutputError: The file cannot be written.
     """
     check_target(path)
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.unlink(missing_ok=True)
-        yield temporary
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
+        with replacing(path) as draft:
+            yield draft
+            with draft.open("rb+") as written:
+                os.fsync(written.fileno())
         sync_folder(path.parent)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError):
-            raise OutputError(
-                f"{path} cannot be written: {error.strerror or error}; free space or choose another"
-            ) from error
-        raise
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be written: {error.strerror or error}; free space or choose another"
+        ) from error
 
 
 def write_bytes(path: Path, data: bytes) -> None:

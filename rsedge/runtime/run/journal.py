@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rsedge.errors import OutputError
+from rsedge.files import open_itself
 from rsedge.runtime.outputs.files import sync_folder
 from rsedge.runtime.outputs.records import TileResult
 
@@ -159,7 +160,7 @@ def _is_torn_header(data: bytes) -> bool:
 def _locked(path: Path) -> int:
     """Open and lock the file and return its handle."""
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        handle = open_itself(path, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

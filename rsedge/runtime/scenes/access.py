@@ -207,8 +207,10 @@ def refuse_inner(place: str, hosts: Sequence[str]) -> list[Any]:
     return found
 
 
-def checked_opener(url: str, hosts: Sequence[str]) -> urllib.request.OpenerDirector:
-    """Return what asks for a URL of http or https, and follows no redirect.
+def checked_opener(
+    url: str, hosts: Sequence[str], connections: list[http.client.HTTPConnection]
+) -> urllib.request.OpenerDirector:
+    """Return what asks for a URL of http or https, and follows no redirect. ``connections`` gets those it makes.
 
     A connection is made to an address that :func:`refuse_inner` accepts. Behind a proxy of the environment the names
     are the proxy's to look up, so that spellings alone are judged there.
@@ -220,7 +222,7 @@ def checked_opener(url: str, hosts: Sequence[str]) -> urllib.request.OpenerDirec
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(proxies if behind else {}),
-        _Checked(None if behind else hosts),
+        _Checked(None if behind else hosts, connections),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPErrorProcessor(),
         urllib.request.UnknownHandler(),
@@ -232,9 +234,9 @@ def checked_opener(url: str, hosts: Sequence[str]) -> urllib.request.OpenerDirec
 class _Checked(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
     """Connects to addresses that were judged; ``hosts`` is None where a proxy is asked."""
 
-    def __init__(self, hosts: Sequence[str] | None) -> None:
+    def __init__(self, hosts: Sequence[str] | None, connections: list[http.client.HTTPConnection]) -> None:
         super().__init__()
-        self._hosts = hosts
+        self._hosts, self._connections = hosts, connections
 
     def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
         return self.do_open(self._checked(http.client.HTTPConnection), request)
@@ -245,6 +247,7 @@ class _Checked(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
     def _checked(self, kind: type[http.client.HTTPConnection]) -> Callable[..., Any]:
         def make(host: str, **options: Any) -> http.client.HTTPConnection:
             connection = kind(host, **options)
+            self._connections.append(connection)
             if self._hosts is not None:
                 # The one place of http.client where a name becomes an address; a test sees it used.
                 connection._create_connection = partial(_connect, self._hosts)  # type: ignore[attr-defined]

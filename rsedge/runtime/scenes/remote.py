@@ -15,11 +15,13 @@ charge the reader ``AWS_REQUEST_PAYER=requester``, those outside us-east-1 often
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import math
 import re
 import socket
 import ssl
+import threading
 import time
 import urllib.request
 from collections.abc import Iterable, Sequence
@@ -295,6 +297,11 @@ def _ask(
 def _attempt(url: str, limit: int, timeout: float, hosts: Sequence[str], headers: dict[str, str]) -> _Answer | str:
     """What a host answers, or the URL it redirects to."""
     end = time.monotonic() + _TRICKLE * timeout
+    connections: list[http.client.HTTPConnection] = []
+    # Headers may trickle too, and http.client reads them at one go.
+    cut = threading.Timer(_TRICKLE * timeout, _shut_down, (connections,))
+    cut.daemon = True
+    cut.start()
     parts = urlsplit(url)
     user, _, place = parts.netloc.rpartition("@")
     login = {"Authorization": "Basic " + base64.b64encode(unquote(user).encode()).decode()} if user else {}
@@ -303,7 +310,9 @@ def _attempt(url: str, limit: int, timeout: float, hosts: Sequence[str], headers
             urlunsplit(parts._replace(netloc=place)),
             headers={"User-Agent": "rsedge", "Accept-Encoding": "identity", **login, **headers},
         )
-        with checked_opener(url, hosts).open(request, timeout=timeout) as response:
+        with checked_opener(url, hosts, connections).open(request, timeout=timeout) as response:
+            if time.monotonic() > end:  # headers that were cut off look whole
+                raise TimeoutError
             body = b""
             while len(body) <= limit and (piece := response.read1(min(65536, limit + 1 - len(body)))):
                 body += piece
@@ -327,7 +336,15 @@ def _attempt(url: str, limit: int, timeout: float, hosts: Sequence[str], headers
         raise _AttemptError(_refused(url, error.code), again=error.code in _AGAIN, wait=wait) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = error.reason if isinstance(error, URLError) and isinstance(error.reason, Exception) else error
-        raise _failed(url, reason, timeout) from error
+        raise _failed(url, TimeoutError() if time.monotonic() > end else reason, timeout) from error
+    finally:
+        cut.cancel()
+
+
+def _shut_down(connections: Sequence[http.client.HTTPConnection]) -> None:
+    for connection in connections:
+        with contextlib.suppress(OSError, AttributeError):  # it has no socket before it is open, or after its headers
+            connection.sock.shutdown(socket.SHUT_RDWR)
 
 
 def _redirected(url: str, target: str) -> str:

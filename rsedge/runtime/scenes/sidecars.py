@@ -62,7 +62,7 @@ def mask_beside(target: str, dataset: Any, access: Access) -> tuple[BandFile | N
     """
     path = Path(f"{target}.msk")
     own = any(MaskFlags.per_dataset in flags for flags in dataset.mask_flag_enums)
-    if target.startswith("/vsi") or own or ColorInterp.alpha in dataset.colorinterp or not path.is_file():
+    if target.startswith("/vsi") or own or ColorInterp.alpha in dataset.colorinterp or not os.path.isfile(path):  # noqa: PTH113 - Path raises for long names
         return None, None
     if not _lies_beside(path):
         return None, f"{path} is not used as a mask: it is a link to a file elsewhere"

@@ -174,6 +174,7 @@ class RowFilter:
         columns = {"keep": self._expression}
         if self._bbox is not None:
             columns["wide"] = pc.field("bbox", "xmax") - pc.field("bbox", "xmin") > _WIDE
+        self._file.check_texts(group)
         with reading(self._file.path, group):
             part = self._fragment.subset(row_group_ids=[group])
             found = part.to_table(columns=columns, use_threads=False)

@@ -14,7 +14,7 @@ from rsedge.errors import OutputError
 from rsedge.runtime.outputs import writers
 from rsedge.runtime.outputs.geometry import from_wkb
 from rsedge.runtime.outputs.records import TILES, Column, Table, TileRecord
-from rsedge.runtime.search.search_file import SearchFile, reading
+from rsedge.runtime.search.search_file import SearchFile, check_lengths, reading
 from rsedge.texts import plain, rfc3339
 
 FORMATS = ("geojson", "geojsonl", "csv", "gpkg")
@@ -70,6 +70,8 @@ def read_records(file: SearchFile, rows: Sequence[int]) -> list[tuple[TileRecord
             first = int(file.starts[group])
             with reading(file.path, group):
                 for batch in opened.iter_batches(_BATCH_ROWS, row_groups=[group], columns=names, use_threads=False):
+                    for column in batch.columns:
+                        check_lengths(column)
                     inside = wanted[(wanted >= first) & (wanted < first + len(batch))]
                     if len(inside):
                         entries = batch.take(pa.array(inside - first)).to_pylist()

@@ -8,6 +8,7 @@ Layout: https://parquet.apache.org/docs/file-format/ and parquet.thrift (compact
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import threading
@@ -33,7 +34,11 @@ BLOCK_BYTES = 2**21
 
 _FREE_ROWS = 1_000_000
 """Rows that a file may have however small it is; beyond, one for each byte."""
+_LARGEST_CHUNK = 2**28  # bytes of a column of a row group, unpacked
+_LONGEST_VALUE = 2**16  # bytes of a text or a geometry
+_FREE_BYTES, _MOST_UNPACKED = 2**26, 16  # rsedge stores embeddings unpacked; these have as little in them as zeros do
 _HEADER_BYTES = 1024  # of a page, without statistics about 40
+_ITEM_SIZES = {"FLOAT": 4, "FIXED_LEN_BYTE_ARRAY": 2}  # of embeddings
 _UNCOMPRESSED, _PLAIN, _DATA_PAGE_V2 = "UNCOMPRESSED", 0, 3
 
 
@@ -88,7 +93,20 @@ class SearchFile:
                 raise OptionError(
                     f"{path} claims {rows} rows in {size} bytes, more than the {_FREE_ROWS + size} it may: embed again"
                 )
-            # 2. The description of the embeddings.
+            # 2. Columns. A few bytes can stand for as many numbers, or as long a text, as a stranger likes.
+            for group, number in itertools.product(range(file.num_row_groups), range(file.metadata.num_columns)):
+                column = file.metadata.row_group(group).column(number)
+                if column.path_in_schema.startswith("embedding."):
+                    most = _FREE_BYTES + _MOST_UNPACKED * column.total_compressed_size
+                    size = column.num_values * _ITEM_SIZES.get(column.physical_type, 8)
+                else:
+                    most, size = _LARGEST_CHUNK, column.total_uncompressed_size
+                if size > most:
+                    raise OptionError(
+                        f"{path} claims {size} bytes of {column.path_in_schema} in row group {group}, more than the "
+                        f"{most} it may: embed again"
+                    )
+            # 3. The description of the embeddings.
             schema = file.schema_arrow
             stored = (schema.metadata or {}).get(METADATA_KEY)
             if stored is None:
@@ -100,7 +118,7 @@ class SearchFile:
                 info = EmbeddingsInfo.from_json(stored)
             except OptionError as error:
                 raise OptionError(f"{path}: {error}") from error
-            # 3. The columns.
+            # 4. The schema.
             places = {name: schema.get_field_index(name) for name in schema.names}
             kinds = {name: str(schema.field(place).type) for name, place in places.items() if place >= 0}
             problems = [
@@ -131,12 +149,21 @@ class SearchFile:
 
     def parquet(self) -> Any:
         """The file as pyarrow's ``ParquetFile``, a context manager, without reading its footer again."""
-        import pyarrow as pa
         from pyarrow import parquet
 
         # Few rows of a group are wanted: texts stay numbers in a dictionary until they are taken.
-        texts = [field.name for field in self.schema if pa.types.is_string(field.type)]
+        texts = [field.name for field in self.schema if _is_text(field)]
         return parquet.ParquetFile(self.path, metadata=self._metadata, read_dictionary=texts, pre_buffer=False)
+
+    def check_texts(self, group: int) -> None:
+        """Check the lengths of the texts of a row group before they are decoded. Raises OptionError: one is longer than
+        any may be.
+        """
+        texts = [field.name for field in self.schema if _is_text(field)]
+        with reading(self.path, group), self.parquet() as opened:
+            for column in opened.read_row_group(group, columns=texts, use_threads=False).columns:
+                for chunk in column.chunks:
+                    check_lengths(chunk)
 
     def group_rows(self, group: int) -> int:
         """Rows in a row group."""
@@ -267,9 +294,28 @@ def reading(path: Path, group: int | None = None) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise OptionError(f"{path} is gone: put it back, or open another") from error
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, OverflowError, ValueError) as error:
         where = "" if group is None else f" in row group {group}"
         raise OptionError(f"{path} is damaged{where}: {error}; embed again") from error
+
+
+def _is_text(field: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_string(field.type) or pa.types.is_binary(field.type))
+
+
+def check_lengths(column: Any) -> None:
+    """Raise OSError where the dictionary of a pyarrow array holds a longer text than any row may have: repeated, it
+    would take a thousand times as much memory as here.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_dictionary(column.type):
+        longest = pc.max(pc.binary_length(column.dictionary)).as_py() or 0
+        if longest > _LONGEST_VALUE:
+            raise OSError(f"a text has {longest} bytes, and at most {_LONGEST_VALUE} are read")
 
 
 def _opened(path: Path) -> Any:
@@ -324,7 +370,7 @@ def find_pieces(
     chunk = metadata.row_group(group).column(column)
     if chunk.compression != _UNCOMPRESSED or chunk.has_dictionary_page:
         return None
-    itemsize = {"FLOAT": 4, "FIXED_LEN_BYTE_ARRAY": 2}.get(chunk.physical_type)
+    itemsize = _ITEM_SIZES.get(chunk.physical_type)
     if itemsize is None:
         return None
     at, end = chunk.data_page_offset, chunk.data_page_offset + chunk.total_compressed_size

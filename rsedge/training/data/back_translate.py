@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from rsedge.datasets.layouts import to_line
 from rsedge.errors import BackendError, OptionError, OutputError
+from rsedge.files import open_itself, replacing
 from rsedge.runtime.outputs.files import check_target, sync_folder
 from rsedge.training.models.loading import check_source, torch_device
 
@@ -186,10 +187,9 @@ def back_translate(
                 progress(start + len(segment), len(examples))
         # 4. Finished work becomes the output, and is counted.
         counts = {"images": 0, "captions": 0, "paraphrases": 0}
-        temporary = output.with_name(f".{output.name}.tmp")
         stream.flush()
         stream.seek(done)
-        with temporary.open("wb") as target:
+        with replacing(output) as draft, draft.open("wb") as target:
             for line in stream:
                 values = json.loads(line)
                 counts["images"] += 1
@@ -198,7 +198,6 @@ def back_translate(
                 target.write(line)
             target.flush()
             os.fsync(target.fileno())
-        temporary.replace(output)
         sync_folder(output.parent)
         output.with_name(f"{output.name}.partial").unlink()
         return counts
@@ -229,7 +228,7 @@ def _partial_file(output: Path, header: bytes, *, overwrite: bool) -> Iterator[t
     """The file of finished work, locked, and the offset of its records."""
     path = output.with_name(f"{output.name}.partial")
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        handle = open_itself(path, os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}; choose another output") from error
     with os.fdopen(handle, "r+b") as stream:

@@ -43,6 +43,7 @@ _STORAGES = {
 # program.
 _CONTAINERS: dict[str, type] = {kind.__name__: kind for kind in (dict, list, set)}
 _LARGEST_TUPLE = 100_000
+_MOST_NAMES = 10_000
 # Opcodes that torch.save never writes.
 _REFUSED = {"INST", "OBJ", "EXT1", "EXT2", "EXT4", "PERSID", "NEXT_BUFFER", "READONLY_BUFFER"}
 
@@ -265,7 +266,12 @@ class _Unpickler(pickle._Unpickler):  # the one in Python, whose steps can be wa
             return _CONTAINERS[name]
         if module == "torch" and name in _STORAGES:
             return _STORAGES[name]
-        return self._known.get(f"{module}.{name}") or type("Inert", (Inert,), {"name": f"{module}.{name}"})
+        full = f"{module}.{name}"
+        if full not in self._known:
+            if len(self._known) > _MOST_NAMES:
+                raise ValueError(f"it names more than {_MOST_NAMES} classes")
+            self._known[full] = type("Inert", (Inert,), {"name": full})
+        return self._known[full]
 
     def persistent_load(self, pid: Any) -> Storage:
         match pid:
@@ -300,7 +306,7 @@ def _rebuilders() -> dict[str, Callable[..., Any]]:
         if not isinstance(storage, Storage) or len(shape) != len(stride) or len(shape) > 64:
             raise ValueError("a tensor is not described as torch.save does")
         if any(type(number) is not int or not 0 <= number < 2**62 for number in numbers):
-            raise ValueError(f"a tensor has shape {shape}, strides {stride} and offset {offset}")
+            raise ValueError("a tensor's shape, strides or offset are no such numbers")  # which need not fit on a line
         elements = math.prod(shape)
         last = offset + sum((length - 1) * step for length, step in zip(shape, stride, strict=True))
         # More elements than numbers are repeats, which a weight never has and which take memory without bound.

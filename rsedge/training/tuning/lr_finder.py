@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rsedge.errors import OptionError, OutputError, RsedgeError
+from rsedge.files import replacing
 from rsedge.training.recipe import with_settings
-from rsedge.training.run_folder import new_figure, replacing, save
+from rsedge.training.run_folder import new_figure, save
 from rsedge.training.train import make_task, read_data
 
 if TYPE_CHECKING:

@@ -29,10 +29,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from rsedge.errors import OptionError, OutputError
+from rsedge.files import open_itself, replacing
 from rsedge.tomlfile import read_toml, write_toml
 from rsedge.training.data.samples import derive
 from rsedge.training.recipe import differences, save_recipe, with_settings
-from rsedge.training.run_folder import RunFolder, check_free, new_figure, replacing, save
+from rsedge.training.run_folder import RunFolder, check_free, new_figure, save
 from rsedge.training.tuning.search_space import Range
 
 if TYPE_CHECKING:
@@ -249,7 +250,9 @@ class StudyFolder:
         self.check(resume=resume, overwrite=overwrite)
         try:
             (self.path / "trials").mkdir(parents=True, exist_ok=True)
-            handle = self._journal.open("a+b")
+            if (self.path / "trials").is_symlink():
+                raise OutputError(f"{self.path / 'trials'} is a link: choose another with -o")
+            handle = open(self._journal, "a+b", opener=open_itself)  # noqa: SIM115 - Path takes no opener
         except OSError as error:
             raise OutputError(f"cannot write in {self.path}: {error.strerror}; choose another with -o") from error
         with handle:

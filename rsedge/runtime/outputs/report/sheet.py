@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from rasterio.errors import RasterioError
 
-from rsedge.errors import OptionError, OutputError, SceneError
+from rsedge.errors import OptionError, SceneError
 from rsedge.pixels import resize
-from rsedge.runtime.outputs.files import Target, file_target
+from rsedge.runtime.outputs.files import Target, file_target, whole_file
 from rsedge.runtime.scenes.products.sentinel2 import printable
 from rsedge.texts import plain
 
@@ -52,10 +52,8 @@ def write_sheet(
         OutputError: The file cannot be written.
     """
     sheet = draw_sheet(tiles, columns=columns, side=side, title=title)
-    try:
-        sheet.save(path, format="PNG", optimize=True)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    with whole_file(Path(path)) as draft:
+        sheet.save(draft, format="PNG", optimize=True)
     return Path(path)
 
 

@@ -10,6 +10,7 @@ import re
 import struct
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ _MOST_SHOWN = 20  # names in a message
 # Real metadata have at most 2 MB; what is larger was made to fill the memory.
 _LARGEST_TEXT = 8 * 2**20
 _LARGEST_SUM = 64 * 2**20  # of all metadata of a product
+_MOST_TAGS = 1_000_000  # of them, and attributes
 _LONGEST_NAME = 400  # of a member of a zip; real ones have at most 200
 _MOST_MEMBERS = 20_000  # of a zip
 _LARGEST_DIRECTORY = 16 * 2**20  # bytes of the list of a zip's members
@@ -311,7 +313,7 @@ class _Folder:
     def __init__(self, folder: Path, access: Access) -> None:
         self._folder = folder.resolve()
         self._access = access
-        self._read = 0
+        self._read = Counter[str]()
         try:
             # A folder that unpacking put around the product is looked into, and nothing else: it may be anybody's.
             names: set[str] = set()
@@ -335,7 +337,6 @@ class _Folder:
                 data = file.read(_LARGEST_TEXT + 1)
         except OSError as error:
             raise SceneError(f"{path} cannot be read: {error.strerror}; check its permissions") from error
-        self._read += len(data)
         return _checked(data, self._read, str(path))
 
     def gdal_path(self, name: str) -> str:
@@ -354,7 +355,7 @@ class _Zip:
 
     def __init__(self, path: Path) -> None:
         self._path = path.resolve()
-        self._read = 0
+        self._read = Counter[str]()
         _judge_directory(self._path, str(path))
         try:
             self.archive = zipfile.ZipFile(self._path)
@@ -393,7 +394,6 @@ class _Zip:
         # RuntimeError is what zipfile raises for encrypted members.
         except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError, ValueError) as error:
             raise SceneError(f"{where} cannot be read: {error}; download the zip again, or unpack it") from error
-        self._read += len(data)
         return _checked(data, self._read, where)
 
     def gdal_path(self, name: str) -> str:
@@ -405,11 +405,16 @@ class _Zip:
         return (str(self._path),)
 
 
-def _checked(data: bytes, together: int, where: str) -> bytes:
+def _checked(data: bytes, read: Counter[str], where: str) -> bytes:
+    """Return a document; ``read`` counts those of the product."""
+    read.update({"bytes": len(data), "tags": data.count(b"<") + data.count(b"=")})
     if len(data) > _LARGEST_TEXT:
         raise SceneError(f"{where} has more than {_LARGEST_TEXT >> 20} MiB, which no metadata of Sentinel-2 has")
-    if together > _LARGEST_SUM:
-        raise SceneError(f"with {where} its metadata have more than {_LARGEST_SUM >> 20} MiB, as no product has")
+    if read["bytes"] > _LARGEST_SUM or read["tags"] > _MOST_TAGS:
+        raise SceneError(
+            f"with {where} its metadata have more than {_LARGEST_SUM >> 20} MiB, or {_MOST_TAGS} tags and attributes, "
+            "as no product has"
+        )
     return data
 
 
