@@ -48,6 +48,14 @@ class OutputError(RsedgeError):
     """An output exists already, belongs to another run, or cannot be written."""
 
 
+class InUseError(OutputError):
+    """Another process writes the output."""
+
+
+class BatchError(RsedgeError):
+    """More scenes of a batch failed than were accepted."""
+
+
 class BackendError(RsedgeError):
     """A device or backend was asked for by name and cannot be used here."""
 

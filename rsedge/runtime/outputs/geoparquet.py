@@ -130,14 +130,20 @@ def make_schema(table: Table, info: EmbeddingsInfo | None = None) -> pa.Schema:
 class GeoParquetWriter:
     """Records to the rows of a GeoParquet file, on a stream that need not seek.
 
-    With ``info`` the rows of the table have an ``embedding`` besides the columns.
+    With ``info`` the rows of the table have an ``embedding`` besides the columns; ``metadata`` is kept in the footer.
     """
 
-    def __init__(self, stream: BinaryIO, table: Table, info: EmbeddingsInfo | None = None) -> None:
+    def __init__(
+        self,
+        stream: BinaryIO,
+        table: Table,
+        info: EmbeddingsInfo | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
         from pyarrow import parquet
 
         self._table, self._schema = table, make_schema(table, info)
-        self._metadata = {} if info is None else {METADATA_KEY.decode(): info.to_json()}
+        self._metadata = ({} if info is None else {METADATA_KEY.decode(): info.to_json()}) | dict(metadata or {})
         self._rows: list[Mapping[str, Any]] = []
         self._batches: list[pa.RecordBatch] = []
         self._geometry_types: set[str] = set()

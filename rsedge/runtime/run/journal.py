@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rsedge.errors import OutputError
+from rsedge.errors import InUseError, OutputError
 from rsedge.files import open_itself
 from rsedge.runtime.outputs.files import sync_folder
 from rsedge.runtime.outputs.records import TileResult
@@ -165,9 +165,7 @@ def _locked(path: Path) -> int:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(handle)
-            raise OutputError(
-                f"{path} is in use by another run: wait for it to end, or choose another output"
-            ) from None
+            raise InUseError(f"{path} is in use by another run: wait for it to end, or choose another output") from None
         try:
             if os.path.samestat(os.fstat(handle), path.stat()):
                 return handle

@@ -132,12 +132,14 @@ def walk(
     access: Access = LOCAL,
     above: frozenset[Path] = frozenset(),
     visits: Counter[Path] | None = None,
+    bad: list[tuple[str, SceneError]] | None = None,
 ) -> Iterator[str | Product]:
     """The scenes inside a folder that is no product itself; left out are hidden names, links back, and what is no file,
     such as a pipe.
 
     Links are followed, also out of the folder: the user named it, and what they lead to is opened as if it was named.
-    SceneError where a folder cannot be listed, links lead to one too often, or folders lie in each other too deep.
+    SceneError where a folder cannot be listed, links lead to one too often, or folders lie in each other too deep; with
+    a list in ``bad``, damaged products are added to it with their names and left out.
     """
     visits = Counter() if visits is None else visits
     real = folder.resolve()
@@ -160,15 +162,25 @@ def walk(
             continue
         if is_safe(entry):
             # A product and the zip it came in lie beside each other.
-            fresh = [product for product in read_safe(entry, access=access) if product.name not in named]
+            fresh = [product for product in _read_safe(entry, access, bad) if product.name not in named]
             named.update(product.name for product in fresh)
             yield from fresh
         elif entry.is_dir() and own and entry.name in _RESOLUTIONS:
             continue
         elif entry.is_dir():
-            yield from walk(entry, suffixes, access=access, above=above | {real}, visits=visits)
+            yield from walk(entry, suffixes, access=access, above=above | {real}, visits=visits, bad=bad)
         elif not own and entry.suffix.lower() in suffixes and not _is_device(entry):
             yield os.fspath(entry)
+
+
+def _read_safe(path: Path, access: Access, bad: list[tuple[str, SceneError]] | None) -> list[Product]:
+    try:
+        return read_safe(path, access=access)
+    except SceneError as error:
+        if bad is None:
+            raise
+        bad.append((os.fspath(path), error))
+        return []
 
 
 def _own_products(folder: Path, entries: list[Path], access: Access) -> list[Product]:
