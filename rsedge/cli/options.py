@@ -330,8 +330,8 @@ class SceneRun:
     backend: str
     threads: int | None
     batch_size: int | None
-    overwrite: bool
     as_json: bool
+    overwrite: bool = False
     html: Path | None = None
     sheet: Path | None = None
     stac: Path | None = None
@@ -406,9 +406,9 @@ class SceneRun:
         return found
 
 
-def over_scenes(*, tiles: bool = True) -> Callable[[Decorated], Decorated]:
-    """Return a decorator that adds the options for reading, the engine and the output, and with ``tiles`` those for
-    cutting. The command gets their values as a :class:`SceneRun`, and the values of all other options by name.
+def over_scenes(*, tiles: bool = True, overwrites: bool = True) -> Callable[[Decorated], Decorated]:
+    """Return a decorator that adds the options for reading, the engine and the output, with ``tiles`` those for cutting
+    and with ``overwrites`` the one for replacing. The command gets their values as a :class:`SceneRun`, and the values of all other options by name.
     """
 
     def add(function: Decorated) -> Decorated:
@@ -419,7 +419,8 @@ def over_scenes(*, tiles: bool = True) -> Callable[[Decorated], Decorated]:
 
         cutting = _GRID if tiles else ()
         engine = (device, backend, threads, batch_size)
-        return cast("Decorated", _all_of(*cutting, *_READING, *engine, overwrite, as_json, config)(call))
+        replacing = (overwrite,) if overwrites else ()
+        return cast("Decorated", _all_of(*cutting, *_READING, *engine, *replacing, as_json, config)(call))
 
     return add
 

@@ -15,7 +15,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from random import Random
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 from rsedge.errors import BatchError, InUseError, OptionError, SceneError
 from rsedge.files import open_itself
@@ -30,6 +31,7 @@ from rsedge.texts import plain, redact
 
 if TYPE_CHECKING:
     from rsedge.runtime.batch.catalog import Entry
+    from rsedge.runtime.scenes.products.product import Product
 
 ORIGIN_KEY = "rsedge:origin"
 """Key in the footer of an output. Its value is JSON: ``run`` (models and options), ``scene`` (the input) and
@@ -183,6 +185,26 @@ class Batch:
         failed = {str(line["scene"]) for path in self.folder.glob("failed*.jsonl") for line in read_failures(path)}
         for entry in self._entries():
             yield entry, self._state(entry, failed)
+
+    def sample(self, most: int = 16) -> tuple[Counter[State], list[Scene]]:
+        """Return the number of scenes by state, and up to ``most`` scenes that :meth:`run` would do, drawn with a fixed
+        seed. Scenes that cannot be opened are left out.
+        """
+        random, states, drawn, wanted = Random(0), Counter[State](), list[Entry](), 0
+        for entry, state in self.plan():
+            states[state] += 1
+            if not self.wanted(state) or entry.source is None:
+                continue
+            wanted += 1
+            if len(drawn) < most:
+                drawn.append(entry)
+            elif (place := random.randrange(wanted)) < most:
+                drawn[place] = entry
+        scenes = []
+        for entry in drawn:
+            with suppress(SceneError):
+                scenes.append(Scene.open(cast("str | Product", entry.source), **self._job.scene))
+        return states, scenes
 
     def wanted(self, state: State) -> bool:
         """Return whether :meth:`run` does a scene in this state."""
