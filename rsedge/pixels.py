@@ -33,7 +33,7 @@ class ReflectanceRule:
     (measured on one: within 1 grey level wherever the TCI is neither resampled across saturation nor clipped).
 
     Raises:
-        OptionError: ``boa_offset`` is positive, or ``full_scale`` is not.
+        OptionError: ``boa_offset`` or ``full_scale`` is out of range.
     """
 
     boa_offset: int = 0
@@ -42,10 +42,10 @@ class ReflectanceRule:
     """DN, after the offset, that becomes 255: 2500 is a reflectance of 0.25."""
 
     def __post_init__(self) -> None:
-        if not -_DN_VALUES < self.boa_offset <= 0:
+        if not -_DN_VALUES < self.boa_offset < _DN_VALUES:
             raise OptionError(
-                f"boa_offset is {self.boa_offset}, but it is added to the digital numbers and must be 0 or negative: "
-                "pass -1000 for processing baseline 04.00 and later, 0 before"
+                f"boa_offset is {self.boa_offset}, expected -65535 to 65535: it is added to digital numbers; pass "
+                "-1000 for Sentinel-2 products of processing baseline 04.00 and later, 0 before"
             )
         if not 0 < self.full_scale < _DN_VALUES:
             raise OptionError(f"full_scale is {self.full_scale}, expected 1 to {_DN_VALUES - 1}: pass 2500 for L2A")

@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 
 # Formats that can only be decoded from the top: a second reader would decode everything a second time.
 _SEQUENTIAL = frozenset({"PNG", "JPEG", "GIF", "BMP", "WEBP"})
-# Where GDAL resamples, a pixel between two values may depend on the window that it is part of: the same ones always,
-# tile row by tile row, so many lines each.
-_WARPED_LINES = 64
 # A raster made of others reports blocks of its own; this is what the files behind it usually have (JP2: 1024).
 _COMPOSITE = frozenset({"VRT"})
 _COMPOSITE_BLOCK = 1024
@@ -358,7 +355,7 @@ class _RowQueue:
     ) -> dict[int, npt.NDArray[np.int64]]:
         """Read a piece into the images of the tile rows; gives the counts of its pixels in each, [3, tiles]."""
         counts = {number: np.zeros((3, len(row.tiles)), np.int64) for number, row in rows.items()}
-        lines = _WARPED_LINES if self._scene.resampled else max(1, _PIXELS_AT_ONCE // (right - left))
+        lines = max(1, _PIXELS_AT_ONCE // (right - left))
         try:
             for first in range(top, bottom, lines):
                 last = min(first + lines, bottom)
