@@ -6,9 +6,8 @@ Pixels are read where they must be asked what they are: of floats, and where an 
 from __future__ import annotations
 
 import math
-import re
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,6 +28,17 @@ from rsedge.runtime.scenes.products.sentinel2 import (
     parse_time,
 )
 from rsedge.runtime.scenes.rendering import FLOATS, INTEGERS, PIXEL_VALUES, PixelValues, Rendering
+from rsedge.runtime.scenes.sensors import (
+    PLATFORM_TAGS,
+    ROLES,
+    SENTINEL2,
+    BandText,
+    Sensor,
+    candidates,
+    find_colours,
+    known_sensor,
+    to_micrometres,
+)
 from rsedge.texts import in_a_line
 
 if TYPE_CHECKING:
@@ -37,13 +47,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_ROLES = ("red", "green", "blue")
-# First words of a band description that name a role, in order of trust: Sentinel-2 numbers and colours, then channels
-# of a true-colour image, which Earth Engine exports beside the bands.
-_NAMES = (
-    {"red": {"b04", "b4", "red", "r"}, "green": {"b03", "b3", "green", "g"}, "blue": {"b02", "b2", "blue", "b"}},
-    {"red": {"tci_r"}, "green": {"tci_g"}, "blue": {"tci_b"}},
-)
 _MOST_SHOWN = 20  # bands in a message
 _WINDOWS, _WINDOW_SIDE = 3, 256  # per axis; pixels
 _OFFSET_SINCE = "2022-01-25"  # when products of baseline 04.00 began
@@ -81,7 +84,7 @@ def choose_bands(
     choice: BandChoice | None
     if product is not None:
         same = len({file.path for file in product.bands.values()}) == 1
-        indexes = tuple(product.bands[role].band for role in _ROLES) if same else (1, 2, 3)
+        indexes = tuple(product.bands[role].band for role in ROLES) if same else (1, 2, 3)
         choice = BandChoice(indexes, product.reason)
     elif wanted is not None:
         indexes = tuple(wanted)
@@ -93,14 +96,15 @@ def choose_bands(
             )
         choice = BandChoice(indexes, f"bands {listed} as asked")
     else:
-        choice = _find_bands(descriptions, colours, dataset.dtypes)
+        choice = _find_bands(source, dataset, colours)
     dtypes = {dataset.dtypes[index - 1] for index in (choice.indexes if choice else dataset.indexes)}
     dtype = dataset.dtypes[(choice.indexes[0] if choice else 1) - 1]
     problems = []
     if choice is None:
         bands = enumerate(zip(descriptions, colours, strict=True), 1)
         found = [f"{index} ({description or 'no description'}, {colour})" for index, (description, colour) in bands]
-        advice = "name them: --bands R,G,B with their numbers, such as --bands 1,2,3"
+        known = candidates(band_texts(dataset)) or "--bands 1,2,3"
+        advice = f"name them: --bands R,G,B with their numbers, such as {known}"
         if len(found) < 3:
             advice = "stack red, green and blue first: gdalbuildvrt -separate rgb.vrt B04.tif B03.tif B02.tif"
         listed = in_a_line(found, _MOST_SHOWN)
@@ -118,36 +122,43 @@ def choose_bands(
     return choice, dtype
 
 
-def _find_bands(descriptions: Sequence[str | None], colours: Sequence[str], dtypes: Sequence[str]) -> BandChoice | None:
-    """The RGB bands by description, then by colour interpretation (lower-case names), or None where neither tells."""
-    found = next(filter(None, (_by_role([_role(text, names) for text in descriptions]) for names in _NAMES)), None)
-    if found:
-        names = ", ".join(
-            f"{role} = band {index} ({descriptions[index - 1]})" for role, index in zip(_ROLES, found, strict=True)
-        )
-        return BandChoice(found, f"band descriptions: {names}")
-    if found := _by_role(colours):
-        return BandChoice(found, f"colour interpretation: red, green, blue = bands {', '.join(map(str, found))}")
+def _find_bands(source: str, dataset: Any, colours: Sequence[str]) -> BandChoice | None:
+    """The RGB bands by what names, metadata and colour interpretation (lower-case names) say, or None."""
+    if found := find_colours(band_texts(dataset), raster_sensor(source, dataset)):
+        return BandChoice(*found)
     data = [index for index, colour in enumerate(colours, 1) if colour != "alpha"]
     if len(data) == 1 and colours[data[0] - 1] == "palette":
         return BandChoice((data[0],), f"band {data[0]} is a palette, expanded to its colours", palette=True)
-    if len(data) == 1 and dtypes[data[0] - 1] == "uint8":
+    if len(data) == 1 and dataset.dtypes[data[0] - 1] == "uint8":
         return BandChoice((data[0],) * 3, f"band {data[0]} is the only one: grey, taken as red, green and blue")
     return None
 
 
-def _role(description: str | None, names: Mapping[str, Collection[str]]) -> str | None:
-    """The colour a band description names, or None: "B04" and "B4, central wavelength 665 nm" are red."""
-    words = re.split(r"[\s,;:()/]+", (description or "").strip().lower())
-    if words[1:2] == ["edge"]:  # "Red edge 1" is no red
+def band_texts(dataset: Any) -> list[BandText]:
+    """What names and metadata of the bands of an open raster say."""
+    texts = []
+    for index, (name, colour) in enumerate(zip(dataset.descriptions, dataset.colorinterp, strict=True), 1):
+        imagery = dataset.tags(index, ns="IMAGERY").get("CENTRAL_WAVELENGTH_UM")
+        tags = {key.lower(): value for key, value in dataset.tags(index).items()}
+        length = to_micrometres(_float(imagery), "µm")
+        unit = tags.get("wavelength_units", tags.get("wavelength_unit", ""))
+        for key in ("wavelength", "center_wavelength", "central_wavelength", "centre_wavelength"):
+            length = length or to_micrometres(_float(tags.get(key)), unit)
+        texts.append(BandText(name or tags.get("band_name", ""), colour.name, length))
+    return texts
+
+
+def raster_sensor(source: str, dataset: Any) -> Sensor | None:
+    """The sensor that the metadata of an open raster name, else its file name."""
+    tags = {key.lower(): value for ns in (None, "IMAGERY") for key, value in dataset.tags(ns=ns).items()}
+    return known_sensor([*(tags.get(name) for name in PLATFORM_TAGS), Path(source).stem])
+
+
+def _float(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
         return None
-    return next((role for role, words_for in names.items() if words[0] in words_for), None)
-
-
-def _by_role(roles: Sequence[str | None]) -> tuple[int, ...] | None:
-    """1-based positions of red, green and blue where each occurs exactly once."""
-    once = all(roles.count(role) == 1 for role in _ROLES)
-    return tuple(roles.index(role) + 1 for role in _ROLES) if once else None
 
 
 # Metadata
@@ -164,12 +175,17 @@ class Facts:
     offsets: tuple[int, ...] | None
     offset_reason: str  # where that comes from
     quantifications: tuple[float, ...]  # digital numbers per unit of reflectance, one or one for each band
+    sentinel2: bool  # false if metadata name another sensor
 
 
 def known_facts(source: str, dataset: Any, choice: BandChoice, product: Product | None) -> Facts:
     """What the product, else the raster's own metadata, else its name says; SceneError where an offset is no number."""
     name = ProductName.parse(product.product_id or product.name if product else Path(source).name)
     baseline = (product.baseline if product else None) or (name.baseline if name else None)
+    sensor = raster_sensor("", dataset) if product is None else None
+    sentinel2 = product.sentinel2 if product else sensor in (None, SENTINEL2)
+    if not sentinel2:
+        baseline = None  # whatever its file is called
     offsets: tuple[int, ...] | None = None
     why, quantifications = "nothing declares one", (10000.0,)
     if product is not None and product.quantification is not None:
@@ -181,6 +197,10 @@ def known_facts(source: str, dataset: Any, choice: BandChoice, product: Product 
         # GDAL's scale and offset of a band, reflectance = DN · scale + offset: the offset over the scale.
         scaling = [(dataset.scales[index - 1] or 1.0, dataset.offsets[index - 1]) for index in choice.indexes]
         found = []
+        stated = {tag[name] for tag in tags for name in OFFSET_TAGS if name in tag}
+        if len(stated) > 1:
+            listed = ", ".join(sorted(stated))
+            raise SceneError(f"the bands declare different offsets ({listed}), which Sentinel-2 has not: correct them")
         for tag, (scale, shift) in zip(tags, scaling, strict=True):
             text = next((tag[name] for name in OFFSET_TAGS if name in tag), None)
             try:
@@ -206,6 +226,7 @@ def known_facts(source: str, dataset: Any, choice: BandChoice, product: Product 
         offsets=offsets,
         offset_reason=why,
         quantifications=quantifications,
+        sentinel2=sentinel2,
     )
 
 
@@ -281,6 +302,7 @@ def choose_rendering(
             offsets, reason = (0,), "the pixels contradict the metadata"
     elif (
         facts.offsets is None
+        and facts.sentinel2
         and (facts.datetime or "") >= _OFFSET_SINCE
         and all(len(band) > 0 and float(np.quantile(band, 0.001)) >= -_NEWER_OFFSET for band in sample())
     ):

@@ -43,6 +43,7 @@ class Product:
     boa_offset: int | tuple[int, ...] | None = None
     # digital numbers per unit of reflectance as metadata say, of all bands or of each, or None
     quantification: float | tuple[float, ...] | None = None
+    sentinel2: bool = True  # false if its metadata name another sensor, whose digital numbers have offsets of their own
     baseline: str | None = None  # processing baseline, such as ``05.09``, or None
     datetime: str | None = None  # acquisition time, RFC 3339 in UTC, or None
     product_id: str | None = None  # identifier of the product, or None
