@@ -212,6 +212,26 @@ class ImageSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Domain:
+    """Imagery that a model was trained on. Runs warn about scenes outside it."""
+
+    resolution: tuple[float, float]
+    """Least and greatest size of a pixel on the ground, metres."""
+    surface_reflectance: bool = False
+    """Whether it is rendered from reflectance at the surface (Sentinel-2 level 2A)."""
+
+    def __post_init__(self) -> None:
+        low, high = self.resolution
+        _require((0 < low <= high <= 1e5, f"resolution of the domain must be metres above 0, got {[low, high]}"))
+
+    def describe(self) -> str:
+        """Return the domain as a clause."""
+        low, high = self.resolution
+        metres = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+        return f"{metres} m per pixel" + (", reflectance at the surface" if self.surface_reflectance else "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TokenSpec:
     """Token ids of the decoder; ``bos`` is what decoding starts from, ``eos`` what ends a caption."""
 
@@ -423,6 +443,7 @@ class Manifest:
         embedding: Present for embedding models.
         tokenizer: Present for captioners, and for embedding models with a text graph.
         parity: The report of the comparison with torch, JSON values.
+        domain: What it was trained on, where that is known.
     """
 
     name: str
@@ -437,6 +458,7 @@ class Manifest:
     embedding: EmbeddingSpec | None = None
     tokenizer: FileRef | None = None
     parity: dict[str, Any] = field(default_factory=dict)
+    domain: Domain | None = None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:

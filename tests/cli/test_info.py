@@ -77,7 +77,7 @@ def test_a_scene_as_text(scene, bundle_path, capsys):
     for part in (
         "scene S2A_29RKH_20200219_0_L2A\n",
         "150 x 70 px, 10 metre per pixel",
-        "band descriptions: red = band 1 (B04)",
+        "red = band 1 (B04)",
         "uint8 = clip(round(1 + 254 * (DN - 0) / 2500), 1, 255)".replace("- 0", "+ 0"),
         "clouds       not known",
         "of 32 px",

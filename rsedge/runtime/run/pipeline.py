@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     import numpy as np
     from typing_extensions import Unpack
 
+    from rsedge.manifest import Domain
     from rsedge.pixels import UInt8
 
 
@@ -69,6 +70,10 @@ class TileModel(Protocol):
     @property
     def resample(self) -> str:
         """Filter that brings tiles to that size, see ``rsedge.pixels.resize``."""
+
+    @property
+    def domain(self) -> Domain | None:
+        """Imagery that it was trained on, or None."""
 
 
 class TileCaptioner(TileModel, Protocol):
@@ -112,6 +117,11 @@ class Models:
     def model(self) -> str:
         """Name in the records: of the captioner, else of the embedder."""
         return (self.captioner or self.embedder).model  # type: ignore[union-attr]  # __post_init__ checks it
+
+    @property
+    def domain(self) -> Domain | None:
+        """Imagery that the captioner, else the embedder, was trained on."""
+        return (self.captioner or self.embedder).domain  # type: ignore[union-attr]
 
     @property
     def sizes(self) -> list[ImageSize]:
@@ -471,6 +481,7 @@ def execute_run(
     sources = make_sources(inputs, options)
     tiling = {name: value for name, value in asdict(options).items() if name != "readers"}
     warnings = [warning for scene in scenes for warning in scene.warnings]
+    warnings += [doubt for scene in scenes if (doubt := scene.outside(models.domain)) is not None]
     warnings += [
         f"{count} scenes are called {name}, and so are their records: rename the files to tell them apart"
         for name, count in Counter(scene.name for scene in scenes).items()

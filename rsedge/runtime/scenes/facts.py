@@ -187,7 +187,8 @@ def known_facts(source: str, dataset: Any, choice: BandChoice, product: Product 
     if not sentinel2:
         baseline = None  # whatever its file is called
     offsets: tuple[int, ...] | None = None
-    why, quantifications = "nothing declares one", (10000.0,)
+    why = "nothing declares one"
+    quantifications: tuple[float, ...] = (10000.0,)
     if product is not None and product.quantification is not None:
         quantifications = _each(product.quantification)
     if product is not None and product.boa_offset is not None:
@@ -210,12 +211,12 @@ def known_facts(source: str, dataset: Any, choice: BandChoice, product: Product 
                     f"a band declares the offset {text!r}, which is no number: pass --boa-offset"
                 ) from error
         if any(found) or any(tag.keys() & set(OFFSET_TAGS) for tag in tags):
-            offsets, why = _each(found), "metadata of the bands"
+            offsets, why = _each(tuple(found)), "metadata of the bands"
         scales = [scale for scale, _ in scaling]
         if any(scale != 1.0 for scale in scales) and (product is None or product.quantification is None):
             if any(scale <= 0 or not math.isfinite(1 / scale) for scale in scales):
                 raise SceneError(f"the bands declare the scales {scales}, expected numbers above 0: correct them")
-            quantifications = _each([1 / scale for scale in scales])
+            quantifications = _each(tuple(1 / scale for scale in scales))
     if offsets is None and baseline is not None and (offset := baseline_offset(baseline)) is not None:
         offsets, why = (offset,), f"processing baseline {baseline}"
     return Facts(
@@ -230,9 +231,9 @@ def known_facts(source: str, dataset: Any, choice: BandChoice, product: Product 
     )
 
 
-def _each(values: T | Sequence[T]) -> tuple[T, ...]:
+def _each(values: T | tuple[T, ...]) -> tuple[T, ...]:
     """Values of the bands, as one where all are the same."""
-    several = tuple(values) if isinstance(values, (list, tuple)) else (values,)
+    several = values if isinstance(values, tuple) else (values,)
     return several[:1] if len(set(several)) == 1 else several
 
 

@@ -28,12 +28,11 @@ from rsedge.runtime.scenes.gdal import SUBDATASET, open_dataset
 from rsedge.runtime.scenes.headers import MAX_SIDE
 from rsedge.runtime.scenes.products.product import PER_BAND, BandFile, Product
 from rsedge.runtime.scenes.rendering import FLOATS, PixelValues
-from rsedge.runtime.scenes.scene import Scene, open_masks
+from rsedge.runtime.scenes.scene import METRES_PER_DEGREE, Scene, open_masks
 from rsedge.runtime.scenes.sidecars import is_vrt, mask_beside, read_vrt, unread_sidecars
 from rsedge.runtime.scenes.stored import StoredPixels, Validity
 from rsedge.texts import first_few
 
-_METRES_PER_DEGREE = 111_320  # of latitude
 _NO_DESCRIPTION = re.compile(r"|.*(alpha|mask|opacity|transparen).*|(band|layer|channel)?[\s_#-]*\d*", re.IGNORECASE)
 """Description of an alpha band, or of a band that has none."""
 _GDAL_NAME = re.compile(r"^(/vsi[a-z0-9]+/|[A-Za-z][A-Za-z0-9_]+:)")
@@ -341,7 +340,7 @@ def _resample(
     if resolution > min(sides):
         advice = f"give a size of pixels in {unit}; its own are {own[0]:.6g}"
         if degrees:
-            metres = resolution / _METRES_PER_DEGREE
+            metres = resolution / METRES_PER_DEGREE
             advice = f"its coordinates are degrees, so {resolution:g} metres are --resolution {metres:.3g}"
         size = f"{sides[0]:.6g} x {sides[1]:.6g} {unit}"
         raise OptionError(f"resolution {resolution:g} is more than the whole of {source}, {size}: {advice}")

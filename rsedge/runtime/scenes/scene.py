@@ -6,6 +6,7 @@ serves one thread at a time.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -25,16 +26,21 @@ from rsedge.runtime.scenes.footprints import footprints
 from rsedge.runtime.scenes.gdal import open_dataset
 from rsedge.runtime.scenes.gdal import settings as gdal_settings
 from rsedge.runtime.scenes.products.product import PER_BAND
+from rsedge.runtime.scenes.products.sentinel2 import ProductName
 from rsedge.runtime.scenes.rendering import FastRule
 from rsedge.runtime.scenes.stored import Mask, Resampled, StoredPixels, Validity, either, where
 from rsedge.texts import plain, redact
 
 if TYPE_CHECKING:
+    from rsedge.manifest import Domain
     from rsedge.pixels import ReflectanceRule, UInt8
     from rsedge.runtime.scenes.composite import CloudSource
     from rsedge.runtime.scenes.products.product import BandFile, Extent, Product
     from rsedge.runtime.scenes.rendering import Rendering
     from rsedge.runtime.scenes.tiles import Tile
+
+METRES_PER_DEGREE = 111_320.0  # of latitude
+_TOLERANCE = 1.6  # times a resolution that a model still knows
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +140,36 @@ class Scene:
     @property
     def _has_place(self) -> bool:
         return bool(self.crs) and not self.transform.is_identity
+
+    @property
+    def metres_per_pixel(self) -> float | None:
+        """Size of a pixel on the ground, in metres (of a scene in degrees along its columns), or None."""
+        if not self._has_place:
+            return None
+        size = math.hypot(self.transform.b, self.transform.e)
+        return size * METRES_PER_DEGREE if self.crs.is_geographic else size * self.crs.linear_units_factor[1]
+
+    def outside(self, domain: Domain | None) -> str | None:
+        """Return what sets the scene apart from the imagery that a model was trained on, as one line, or None."""
+        if domain is None:
+            return None
+        doubts = []
+        (low, high), size = domain.resolution, self.metres_per_pixel
+        if size is not None and not low / _TOLERANCE <= size <= high * _TOLERANCE:
+            wanted = low if size < low else high
+            unit = wanted / METRES_PER_DEGREE if self.crs.is_geographic else wanted / self.crs.linear_units_factor[1]
+            remedy = f"; --resolution {unit:.3g} resamples it" if size < low else ""
+            doubts.append(f"has {size:.3g} m per pixel{remedy}")
+        level = (ProductName.parse(self.product_id or self.name) or ProductName()).level
+        if domain.surface_reflectance and level == "L1C":
+            doubts.append("is level L1C, reflectance above the atmosphere; its product of level 2A fits")
+        if self.palette or (len(set(self.bands)) == 1 and not self.parts):
+            doubts.append("is a picture of classes or grey values")
+        if not doubts:
+            return None
+        return (
+            f"{self.name} {', and '.join(doubts)}: the model was trained on {domain.describe()}, and guesses elsewhere"
+        )
 
     @property
     def grid(self) -> Grid:

@@ -94,7 +94,7 @@ class StoredPixels:
         if stored.dtype.kind == "f" and not np.isfinite(extremes).all():
             empty = ~np.isfinite(stored).all(axis=0)
         if self._rules.least is not None and not extremes[0] >= self._rules.least:
-            empty = either(empty, np.all(stored < self._rules.least, axis=0))
+            empty = either(empty, np.asarray((stored < self._rules.least).all(axis=0)))
         for values in self._values:
             empty = either(empty, where(stored, values, extremes))
         # 3. No data by a mask, a class, or a transparent colour.
@@ -171,8 +171,12 @@ class Resampled:
         # 2. Sums along lines, then across, of values and of weights.
         planes = np.concatenate([values, good[None]])
         rows, columns = rows - first_row, columns - first_column
-        narrow = sum(planes[:, rows[:, tap]] * row_weights[:, tap, None] for tap in range(rows.shape[1]))
-        sums = sum(narrow[..., columns[:, tap]] * column_weights[:, tap] for tap in range(columns.shape[1]))
+        narrow = np.zeros((len(planes), len(rows), planes.shape[2]))
+        for tap in range(rows.shape[1]):
+            narrow += planes[:, rows[:, tap]] * row_weights[:, tap, None]
+        sums = np.zeros((len(planes), len(rows), len(columns)))
+        for tap in range(columns.shape[1]):
+            sums += narrow[..., columns[:, tap]] * column_weights[:, tap]
         total = sums[-1]
         # 3. Their ratio, in the stored type.
         with np.errstate(invalid="ignore", divide="ignore"):

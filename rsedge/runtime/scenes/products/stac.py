@@ -283,13 +283,13 @@ def _scaling(
     stated: list[tuple[int | None, float | None]] = []
     doubts = dict.fromkeys(band.doubt for band in bands if band.doubt)
     for band in bands:
-        offset, quantification, scale = None, None, band.scale
+        added, units, scale = None, None, band.scale
         # 1 is what tools write that know of no scale, unless values are reflectance itself.
         if scale is not None and scale > 0 and (scale != 1 or band.dtype.startswith("float")):
             exact = None if band.offset is None else band.offset / scale
             if math.isfinite(1 / scale) and (exact is None or abs(exact) < _LARGEST_OFFSET):
-                offset, quantification = None if exact is None else round(exact), round(1 / scale, 6)
-        stated.append((offset, quantification))
+                added, units = None if exact is None else round(exact), round(1 / scale, 6)
+        stated.append((added, units))
     offsets, quantifications = [offset for offset, _ in stated], [number for _, number in stated]
     offset: int | tuple[int, ...] | None = None
     quantification: float | tuple[float, ...] | None = None
