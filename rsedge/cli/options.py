@@ -248,9 +248,10 @@ _GRID = (
     option("--overlap", type=AT_LEAST_0, default=0, help="Source pixels that neighbours share."),
     option(
         "--edge",
-        type=click.Choice(["pad", "shift", "drop"]),
-        default="pad",
-        help="Tiles at the right and lower edge: fill them up with black, move them inward, or drop them.",
+        type=click.Choice(["shift", "mirror", "pad", "drop"]),
+        default="shift",
+        help="Tiles at the right and lower edge: move them inward, fill them up with the scene mirrored, or with black, "
+        "or drop them.",
     ),
 )
 _READING = (

@@ -93,7 +93,7 @@ class TileOptions:
 
     tile_size: int = 224
     overlap: int = 0
-    edge: Edge = "pad"
+    edge: Edge = "shift"
     """See ``TileGrid``."""
     max_nodata: float = 0.5
     """Largest share of a tile's pixels without data, or of pure black or white; the models see no tile beyond it."""
@@ -186,6 +186,7 @@ class SceneTiles:
             product_id=scene.product_id,
             mgrs_tile=scene.mgrs_tile,
             rendering=scene.rule,
+            covered=rounded(tile.width * tile.height / self._grid.tile_size**2),
         )
 
 

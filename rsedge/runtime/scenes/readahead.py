@@ -46,7 +46,7 @@ class TilePixels:
     """The pixels of one tile."""
 
     tile: Tile  # which one
-    # per size asked for uint8 [size, size, 3], 0 where there is no data or the tile hangs over; empty if
+    # per size asked for uint8 [size, size, 3], 0 where there is no data or ``pad`` lets the tile hang over; empty if
     # unreadable. Plane after plane in memory where they were not resized: see ``rsedge.pixels``.
     images: tuple[UInt8, ...]
     nodata_fraction: float | None  # share of the covered source pixels without data, or None if unreadable
@@ -388,9 +388,12 @@ class _RowQueue:
         return self._tile(tile, planes, _counts(pixels, slice(None), slice(None)))
 
     def _tile(self, tile: Tile, planes: UInt8, counts: Sequence[int]) -> TilePixels:
-        """Bring a padded tile to the images' sizes; padding does not count as missing."""
+        """Mirror a tile that hangs over, and bring it to the images' sizes; what lies beyond does not count."""
         empty, fill, cloud = counts
         size = tile.width * tile.height
+        if self._grid.edge in ("shift", "mirror") and size < planes[0].size:
+            beyond = (0, 0), (0, planes.shape[1] - tile.height), (0, planes.shape[2] - tile.width)
+            planes[:] = np.pad(planes[:, : tile.height, : tile.width], beyond, "symmetric")
         cloudy = cloud / (size - empty) if self._scene.clouds is not None and empty < size else None
         return TilePixels(tile, resize_all(planes.transpose(1, 2, 0), self._sizes), empty / size, fill / size, cloudy)
 
