@@ -110,7 +110,9 @@ def test_nodata_counts_covered_pixels_only(tmp_path):
     assert not last.image[:, 8:].any()
 
 
-@pytest.mark.parametrize(("size", "edge"), [((40, 40), "mirror"), ((20, 70), "shift"), ((5, 9), "shift"), ((70, 33), "mirror")])
+@pytest.mark.parametrize(
+    ("size", "edge"), [((40, 40), "mirror"), ((20, 70), "shift"), ((5, 9), "shift"), ((70, 33), "mirror")]
+)
 def test_mirrored_pixels_fill_a_tile_and_do_not_count(tmp_path, size, edge):
     data = scenes.pixels(3, *size, "uint16")
     data[:, :4, :4] = 0
