@@ -184,6 +184,7 @@ class ImageSpec:
         resample: Filter that brings a tile to ``size``.
         bands: What the channels are, in order.
         reflectance: The reflectance → 8-bit rule: ``full_scale`` (DN at 255), ``boa_offset`` (DN), ``formula`` (text).
+        crop: Whether of an image that is not square the middle is taken, see :class:`rsedge.pixels.ImageSize`.
     """
 
     size: int
@@ -192,6 +193,7 @@ class ImageSpec:
     resample: Resample = "bicubic"
     bands: tuple[str, ...] = ("red", "green", "blue")
     reflectance: dict[str, Any] = field(default_factory=dict)
+    crop: bool = False
 
     def __post_init__(self) -> None:
         count = len(self.bands)

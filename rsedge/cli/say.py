@@ -110,6 +110,8 @@ def report(summary: Summary, made: str, device: str, device_reason: str, *, as_j
     """
     for warning in summary.warnings:
         warn(warning)
+    for line in summary.unopened:
+        warn(f"not opened: {line}")
     if as_json:
         values = {**summary.to_dict(), "device": device, "device_reason": device_reason}
         say_json(values, err=summary.output == "-")
@@ -124,7 +126,7 @@ def report(summary: Summary, made: str, device: str, device_reason: str, *, as_j
             f"{outputs}: {summary.tiles} {unit} ({', '.join(parts)}){kept}; "
             f"{summary.seconds:.1f} s, {summary.tiles_per_second} {unit.split()[0]}/s on {device}"
         )
-    return SOME_TILES_FAILED if summary.read_errors else 0
+    return SOME_TILES_FAILED if summary.read_errors or summary.unopened else 0
 
 
 # Progress

@@ -63,7 +63,8 @@ class Captioner:
         self.bundle, self.device, self.device_reason = bundle, backend.device, device_reason
         self.backend = backend.name
         self.batch_size, self.model = batch_size, bundle.model
-        self.image_size, self.resample, self.domain = manifest.image.size, manifest.image.resample, manifest.domain
+        self.image_size, self.resample, self.crop = manifest.image.size, manifest.image.resample, manifest.image.crop
+        self.domain = manifest.domain
         check_image_spec(bundle)
         self._tokens, self._defaults = manifest.tokens, manifest.generation
         self._averaged = manifest.family == "clipcap"
@@ -242,7 +243,8 @@ class TileCaptions:
 
     def __init__(self, captioner: Captioner, options: DecodingOptions) -> None:
         self.options, self.model = options, captioner.model
-        self.image_size, self.resample, self.domain = captioner.image_size, captioner.resample, captioner.domain
+        self.image_size, self.resample, self.crop = captioner.image_size, captioner.resample, captioner.crop
+        self.domain = captioner.domain
         self._captioner = captioner
 
     def caption_tiles(self, images: UInt8, keys: Sequence[int]) -> list[Caption]:

@@ -1,8 +1,8 @@
 """Files that rsedge 0.1.0 wrote on 2026-11-21, before the modules moved, behave as they did.
 
 ``captions.parquet``, ``tiles.parquet`` and ``cut.geojson.journal`` (of a run killed after its first segment) are of one
-generated scene, 300 x 460 px, uint8; the embeddings are of a small CLIP with random weights. ``manifest.json`` is the one
-of the built-in bundle of then, whose other files are those of now; tiles at the edge were padded.
+generated scene, 300 x 460 px, uint8; the embeddings are of a small CLIP with random weights. ``manifest.json`` is
+that of the built-in bundle of then, whose other files are those of now; tiles at the edge were padded.
 """
 
 from __future__ import annotations

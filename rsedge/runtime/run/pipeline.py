@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from rsedge.errors import OptionError, OutputError
 from rsedge.host import NO_CLOCK, WAIT, WRITE, Clock
-from rsedge.pixels import stack_images
+from rsedge.pixels import ImageSize, stack_images
 from rsedge.runtime.outputs.files import Target, check_target
 from rsedge.runtime.outputs.geoparquet import EmbeddingsInfo, open_embeddings
 from rsedge.runtime.outputs.records import (
@@ -45,7 +45,6 @@ from rsedge.runtime.run.sources import (
     rounded,
     spare_scenes,
 )
-from rsedge.runtime.scenes.readahead import ImageSize
 from rsedge.runtime.scenes.scene import Scene
 
 if TYPE_CHECKING:
@@ -70,6 +69,10 @@ class TileModel(Protocol):
     @property
     def resample(self) -> str:
         """Filter that brings tiles to that size, see ``rsedge.pixels.resize``."""
+
+    @property
+    def crop(self) -> bool:
+        """Whether it takes the middle of images that are not square, see :class:`rsedge.pixels.ImageSize`."""
 
     @property
     def domain(self) -> Domain | None:
@@ -126,7 +129,11 @@ class Models:
     @property
     def sizes(self) -> list[ImageSize]:
         """Image sizes of the models, the captioner first."""
-        return [ImageSize(model.image_size, model.resample) for model in (self.captioner, self.embedder) if model]
+        return [
+            ImageSize(model.image_size, model.resample, model.crop, model.domain.resolution if model.domain else None)
+            for model in (self.captioner, self.embedder)
+            if model
+        ]
 
     def see(self, segment: Sequence[TileInput]) -> list[TileResult]:
         """Return the results of a segment; each model is called once, with the tiles that are ``ok``."""
@@ -325,10 +332,12 @@ class Summary:
     """One line each."""
     embeddings: str | None = None
     """Path of the embeddings written beside captions, or None."""
+    unopened: tuple[str, ...] = ()
+    """Inputs that could not be opened, each with the reason."""
 
     def to_dict(self) -> dict[str, Any]:
         """The summary as JSON values."""
-        return asdict(self) | {"warnings": list(self.warnings)}
+        return asdict(self) | {"warnings": list(self.warnings), "unopened": list(self.unopened)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -383,7 +392,7 @@ def embed_scene(
 
 
 def run(
-    scenes: Sequence[Scene],
+    scenes: Sequence[Scene | ImageSource],
     captioner: TileCaptioner,
     output: str | os.PathLike[str],
     *,
@@ -401,7 +410,7 @@ def run(
     the byte after interruptions. Standard output (``-``) has no journal and streams records as they finish.
 
     Args:
-        scenes: Scenes in the order of the output.
+        scenes: Scenes, and image files that are captioned whole, in the order of the output.
         captioner: Writes the captions.
         output: Path, whose suffix names the format, or ``-``.
         format: Format, where the suffix does not name it.

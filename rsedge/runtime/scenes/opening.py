@@ -120,6 +120,7 @@ def open_scenes(
     *,
     stdin: str | None = None,
     outputs: Collection[str | os.PathLike[str]] = (),
+    unopened: list[str] | None = None,
     **options: Any,
 ) -> list[Scene]:
     """The scenes of all ``names``, in order.
@@ -128,10 +129,11 @@ def open_scenes(
         names: See :func:`rsedge.runtime.scenes.catalog.find`.
         stdin: What ``-`` holds.
         outputs: What will be written: the results of an earlier run are no scenes of the folder they lie in.
+        unopened: A list to which scenes that cannot be opened are added, one line each, if others can.
         **options: See :class:`SceneOptions`.
 
     Raises:
-        SceneError: Scenes cannot be opened; all are named.
+        SceneError: A name stands for nothing, or scenes cannot be opened; all are named.
         OptionError: An option does not fit.
     """
     how = SceneOptions(**options)
@@ -146,11 +148,14 @@ def open_scenes(
                 file = Path(entry) if isinstance(entry, str) and not remote.is_remote(entry) else None
                 if entry == name or file is None or file.resolve() not in written:
                     found.append(entry)
+    nothing = bool(problems)
     for entry in found:
         with noted(problems):
             scenes.append(open_scene(entry, how))
-    if problems:
+    if problems and (nothing or not scenes or unopened is None):
         raise SceneError("\n".join(first_few(problems)))
+    if unopened is not None:
+        unopened += problems
     return scenes
 
 

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from rasterio.errors import RasterioError
 
 from rsedge.errors import OptionError
-from rsedge.pixels import UInt8, resize, stack_images
+from rsedge.pixels import ImageSize, UInt8, resize, stack_images
 
 if TYPE_CHECKING:
     from rsedge.runtime.scenes.scene import Pixels, Scene, SceneReader
@@ -60,14 +60,6 @@ class TilePixels:
     def image(self) -> UInt8 | None:
         """The first of ``images``, or None."""
         return self.images[0] if self.images else None
-
-
-@dataclass(frozen=True, slots=True)
-class ImageSize:
-    """What a model wants to see."""
-
-    size: int  # side in pixels
-    resample: str = "bicubic"  # filter that brings pixels to it, see ``rsedge.pixels.resize``
 
 
 def resize_all(image: UInt8, sizes: Sequence[ImageSize]) -> tuple[UInt8, ...]:
