@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 done but some tiles failed, 130 interru
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import io
 import logging
@@ -55,6 +56,17 @@ class LazyGroup(click.Group):
             return None
         command: click.Command = importlib.import_module(f"rsedge.cli.{cmd_name.replace('-', '_')}").command
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does it, with a suggestion for a misspelt command."""
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            near = difflib.get_close_matches(name, COMMANDS, 1)
+            meant = f": did you mean {near[0]}?" if near else "; rsedge --help lists them"
+            raise click.UsageError(f"there is no command {name!r}{meant}", ctx)
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """Write the list of commands without importing them."""

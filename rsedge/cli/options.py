@@ -357,6 +357,21 @@ class SceneRun:
         path = chosen_embedder(self.model)
         return path, Embedder.load(path, **self.engine)
 
+    def check_outputs(
+        self, output: str | None, *others: Path | str | None, file_format: str | None = None, formats: bool = True
+    ) -> None:
+        """Check the outputs before a scene or a model is opened. Raises OptionError for a suffix that names no format,
+        and OutputError for a file that cannot be written or exists.
+        """
+        from rsedge.runtime.outputs.writers import parse_format
+        from rsedge.runtime.run.pipeline import check_outputs
+
+        if output is not None and formats:
+            parse_format(output, file_format)
+        named = [None if output in (None, "-") else Path(output), self.html, self.sheet, self.stac]
+        named += [Path(each) for each in others if each is not None]
+        check_outputs(named[0], [path for path in named if path is not None], overwrite=self.overwrite)
+
     def targets(
         self,
         scenes: Sequence[Scene],
@@ -383,7 +398,7 @@ class SceneRun:
         if self.html is not None:
             from rsedge.runtime.outputs.report.report import report_target
 
-            found.append(report_target(self.html, scenes))
+            found.append(report_target(self.html, scenes, classes=classes))
         if self.sheet is not None:
             from rsedge.runtime.outputs.report.sheet import sheet_target
 

@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,9 +104,11 @@ def guard_process() -> None:
     threading.excepthook = say_thread
 
 
-def report(summary: Summary, made: str, device: str, device_reason: str, *, as_json: bool) -> int:
+def report(
+    summary: Summary, made: str, device: str, device_reason: str, *, as_json: bool, others: Iterable[Path | None] = ()
+) -> int:
     """Print a summary of the run and return the exit code: JSON on stdout (on stderr if data goes to stdout), else a
-    line on stderr.
+    line on stderr, which names the ``others`` of its files too.
     """
     for warning in summary.warnings:
         warn(warning)
@@ -120,7 +122,8 @@ def report(summary: Summary, made: str, device: str, device_reason: str, *, as_j
         parts = [f"{summary.ok} {made}", f"{summary.nodata} without data"]
         parts += [f"{summary.cloud} under cloud"] if summary.cloud else []
         parts += [f"{summary.read_errors} unreadable"]
-        outputs = " and ".join(name for name in (summary.output, summary.embeddings) if name)
+        *names, last = (str(name) for name in (summary.output, summary.embeddings, *others) if name)
+        outputs = f"{', '.join(names)} and {last}" if names else last
         unit = "images" if not summary.scenes else "tiles and images" if summary.images else "tiles"
         note(
             f"{outputs}: {summary.tiles} {unit} ({', '.join(parts)}){kept}; "

@@ -102,3 +102,10 @@ def test_proj_fetches_no_grid():
     code = "import os; from rsedge.cli.main import main\ntry: main(['--version'])\nfinally: print(os.environ[NAME])"
     done = python("-c", code.replace("NAME", "'PROJ_NETWORK'"), PROJ_NETWORK="ON")
     assert done.stdout.split()[-1] == "OFF"
+
+
+def test_a_misspelt_command_gets_a_suggestion(capsys):
+    assert run(["capton"]) == 2
+    assert "there is no command 'capton': did you mean caption?" in capsys.readouterr().err
+    assert run(["xyzzy"]) == 2
+    assert "rsedge --help lists them" in capsys.readouterr().err

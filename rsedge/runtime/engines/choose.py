@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from rsedge.texts import first_few
 if TYPE_CHECKING:
     from rsedge.manifest import Manifest
 
+_NVIDIA = ("/dev/nvidiactl", "/dev/nvhost-gpu", "/proc/driver/nvidia", "/dev/dxg")
+"""Files that NVIDIA's drivers make: on a PC, on a Jetson, and in WSL."""
 _log = logging.getLogger("rsedge")
 
 BACKENDS = ("auto", "onnxruntime", "tensorrt")
@@ -157,7 +160,9 @@ def open_bundle(
             size = batch_size or default_batch_size(bundle.manifest, choice.device, usual)
     if made is None:
         made = OrtBackend(choice.device, threads=threads)
-    _log.info("running %s on %s with %s: %s", bundle.model, made.device, made.name, choice.reason)
+    # What CUDA and TensorRT lack is of no interest on a machine without a GPU.
+    why = f": {choice.reason}" if made.device != "cpu" or any(map(os.path.exists, _NVIDIA)) else ""
+    _log.info("running %s on %s with %s%s", bundle.model, made.device, made.name, why)
     return bundle, made, choice.reason, size
 
 
