@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from rsedge.errors import OptionError
-from rsedge.pixels import resize
+from rsedge.pixels import ImageSize, fit_image
 from rsedge.training.data.augment import choose_caption, sample_seed
 
 if TYPE_CHECKING:
@@ -163,5 +163,5 @@ class PlainSamples(Dataset[Sample]):
 
 def read_pixels(example: Example, image: ImageSpec) -> Tensor:
     """The image at the model's size, uint8 [3, S, S], by the code that the runtime uses."""
-    pixels = resize(example.image.read(), image.size, image.resample)
+    pixels = fit_image(example.image.read(), ImageSize(image.size, image.resample, image.crop))
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
