@@ -164,6 +164,11 @@ changes = _all_of(
         "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe; may be repeated."
     ),
     option("--limit", type=AT_LEAST_1, help="Largest number of images per split."),
+    option(
+        "--val-fraction",
+        type=click.FloatRange(0, 1, max_open=True),
+        help="Share of the training images to validate on, for sets with splits but without val.",
+    ),
     option("--skip-bad", is_flag=True, help="Skip unusable records."),
 )
 """The options that change a recipe, for :func:`recipe_changes`."""
@@ -460,7 +465,13 @@ def needed_for(task: str, extra: str) -> Iterator[None]:
 
 
 def recipe_changes(
-    settings: Sequence[str], sources: Sequence[str], limit: int | None, skip_bad: bool, *, init: str | None = None
+    settings: Sequence[str],
+    sources: Sequence[str],
+    limit: int | None,
+    val_fraction: float | None,
+    skip_bad: bool,
+    *,
+    init: str | None = None,
 ) -> list[str]:
     """Return the changes of a recipe that the options stand for, as ``KEY=VALUE``."""
     changes = [*settings]
@@ -470,6 +481,8 @@ def recipe_changes(
         changes.append(f"model.init={json.dumps(init)}")
     if limit is not None:
         changes.append(f"data.limit={limit}")
+    if val_fraction is not None:
+        changes.append(f"data.val_fraction={val_fraction}")
     if skip_bad:
         changes.append("data.skip_bad=true")
     return changes

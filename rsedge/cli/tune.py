@@ -110,7 +110,7 @@ def command(
         from rsedge.training.tuning import lr_finder
         from rsedge.training.tuning.search_space import read_file, read_settings
         from rsedge.training.tuning.tune import tune
-    named = ("settings", "sources", "limit", "skip_bad")
+    named = ("settings", "sources", "limit", "val_fraction", "skip_bad")
     changes = options.recipe_changes(**options.take(others, named))
     loaded = load_recipe(recipe, family=family, settings=changes)
     if find_lr:

@@ -96,8 +96,8 @@ class Trainer:
         loop = recipe.loop
         if not validation:
             raise OptionError(
-                "there are no validation images: add a set with a split val, or one without splits, which "
-                "data.fractions divide"
+                "there are no validation images: --val-fraction 0.1 takes some of the training images, or add a set "
+                "with a split val"
             )
         self._recipe, self._accelerator, self._folder, self._observe = recipe, accelerator, folder, observe
         self._training, self._validation = tuple(training), tuple(validation)

@@ -47,6 +47,8 @@ class DataRecipe:
     """Caption sets, as :func:`rsedge.datasets.load_examples` takes them; ``--data`` replaces them."""
     fractions: tuple[float, ...] = (0.8, 0.1, 0.1)
     """Of train, val and test, for sets without a split column."""
+    val_fraction: float = 0.0
+    """Share of the training images that become validation images, for sets with splits but without val."""
     limit: int | None = None
     """At most so many images of each split."""
     skip_bad: bool = False
@@ -66,6 +68,7 @@ class DataRecipe:
                 len(shares) == 3 and min(shares) >= 0 and abs(sum(shares) - 1) < 1e-6,
                 f"fractions are {list(shares)}: give train, val and test, adding up to 1",
             ),
+            (0 <= self.val_fraction < 1, "val_fraction", "a share from 0 to 1, such as 0.1"),
             (self.limit is None or self.limit > 0, "limit", "a number of images above 0"),
             (0 <= self.paraphrase_probability <= 1, "paraphrase_probability", "0 to 1"),
             (

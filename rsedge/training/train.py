@@ -138,6 +138,7 @@ def read_data(recipe: Recipe, *, progress: Callable[[str], None] | None = None) 
         wanted.sources,
         seed=recipe.seed,
         fractions=(wanted.fractions[0], wanted.fractions[1], wanted.fractions[2]),
+        val_fraction=wanted.val_fraction,
         limit=wanted.limit,
         skip_bad=wanted.skip_bad,
         paraphrases=Path(wanted.paraphrases) if wanted.paraphrases else None,

@@ -23,7 +23,16 @@ if TYPE_CHECKING:
 
 FORMS = "float:LOW:HIGH, log:LOW:HIGH, int:LOW:HIGH[:STEP], or choices A,B,C"
 # Keys that decide which images there are: they are read once and shared, so that all trials are judged on the same.
-_FIXED = ("family", "seed", "data.sources", "data.fractions", "data.limit", "data.skip_bad", "data.paraphrases")
+_FIXED = (
+    "family",
+    "seed",
+    "data.sources",
+    "data.fractions",
+    "data.val_fraction",
+    "data.limit",
+    "data.skip_bad",
+    "data.paraphrases",
+)
 _MONITOR = ("loop.monitor", "loop.monitor_mode")
 
 
