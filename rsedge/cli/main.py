@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import click
 
-from rsedge.cli.say import Formatter, guard_process, say, say_traceback
+from rsedge.cli.say import Formatter, guard_process, say, say_traceback, shown
 from rsedge.errors import RsedgeError
 
 COMMANDS = {
@@ -41,6 +41,30 @@ COMMANDS = {
 """Command → its line in ``rsedge --help``. They stand here so that help imports no command; each has one module and one
 test of its name.
 """
+
+
+class RetriesInOneLine(logging.Filter):
+    """Replaces the messages of the hub's retries by one line."""
+
+    said = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let the first message of a retry pass, with other words, and drop the others."""
+        text = record.getMessage()
+        if "thrown while requesting" not in text and "Retrying in" not in text:
+            return True
+        if self.said:
+            return False
+        self.said = True
+        reason = shown(text.split(" thrown while")[0].strip("'"))
+        record.msg, record.args = (
+            (
+                f"the Hugging Face hub does not answer ({reason}): trying again for up to half a minute; with "
+                "HF_HUB_OFFLINE=1 only the cache is used"
+            ),
+            (),
+        )
+        return True
 
 
 class LazyGroup(click.Group):
@@ -87,6 +111,9 @@ def cli(quiet: bool, debug: bool) -> None:  # noqa: ARG001 - run() looks for --d
     handler.setFormatter(Formatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("rsedge").setLevel(logging.ERROR if quiet else logging.INFO)
+    # The hub's library prints its lines itself, two for each of its tries.
+    logging.getLogger("huggingface_hub").propagate = False
+    logging.getLogger("huggingface_hub.utils._http").addFilter(RetriesInOneLine())
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -202,7 +202,7 @@ def _place(geometry: dict[str, Any]) -> str:
     """Return the middle of a footprint in degrees, such as ``47.0114°N 99.1339°W``."""
     from rsedge.runtime.outputs.report.report import centre
 
-    lon, lat = centre(geometry)
+    lon, lat = (float(each or 0) for each in centre(geometry))
     return f"{abs(lat):.4f}°{'NS'[lat < 0]} {abs(lon):.4f}°{'EW'[lon < 0]}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from rsedge import __version__
 from rsedge.cli import main as cli_main
-from rsedge.cli.main import COMMANDS, cli, run
+from rsedge.cli.main import COMMANDS, RetriesInOneLine, cli, run
 from rsedge.errors import OptionError, RsedgeError
 
 
@@ -109,3 +110,14 @@ def test_a_misspelt_command_gets_a_suggestion(capsys):
     assert "there is no command 'capton': did you mean caption?" in capsys.readouterr().err
     assert run(["xyzzy"]) == 2
     assert "rsedge --help lists them" in capsys.readouterr().err
+
+
+def test_retries_of_the_hub_are_one_line():
+    records = [
+        logging.LogRecord("huggingface_hub.utils._http", logging.WARNING, "", 0, text, (), None)
+        for text in ("'timed out' thrown while requesting HEAD https://x", "Retrying in 1s [Retry 1/5].", "other") * 2
+    ]
+    kept = list(filter(RetriesInOneLine().filter, records))
+    assert [record.getMessage().partition(":")[0] for record in kept] == [
+        "the Hugging Face hub does not answer (timed out)", "other", "other"
+    ]  # fmt: skip

@@ -120,8 +120,8 @@ class ReportWriter:
         if self._classes is not None:
             colours = ["rgb({} {} {})".format(*colour[:3]) for colour in class_colours(len(self._classes))]
             classes = [[plain(label), colour] for label, colour in zip(self._classes, colours, strict=True)]
-        data = {"fields": _FIELDS, "classes": classes, "scenes": self._entries}
-        self._stream.write(_page(f"{names} – rsedge", data))
+        page = {"fields": _FIELDS, "classes": classes, "scenes": self._entries}
+        self._stream.write(_page(f"{names} – rsedge", page))
 
 
 def centre(geometry: dict[str, Any] | None) -> tuple[float | None, float | None]:
