@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rsedge.texts import plain, redact
+from rsedge.texts import first_few, plain, redact
 
 if TYPE_CHECKING:
     from rsedge.runtime.engines.tensorrt.build import BuildProgress
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 SOME_TILES_FAILED = 3
 _LINE_EVERY = 30.0  # seconds
+_UNREAD_LINES = 100
 
 
 def say(text: str, *, err: bool = False, nl: bool = True) -> None:
@@ -110,6 +111,8 @@ def report(summary: Summary, made: str, device: str, device_reason: str, *, as_j
     """
     for warning in summary.warnings:
         warn(warning)
+    for line in first_few(summary.unread, _UNREAD_LINES):
+        say(f"cannot be read: {line}", err=True)
     if as_json:
         values = {**summary.to_dict(), "device": device, "device_reason": device_reason}
         say_json(values, err=summary.output == "-")

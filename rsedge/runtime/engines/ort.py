@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rsedge.errors import BackendError, BundleError, OptionError
-from rsedge.host import usable_cores
+from rsedge.host import is_out_of_memory, usable_cores
 from rsedge.runtime.engines.contract import Array, parse_device
 from rsedge.runtime.engines.memory import (
     GRAPHS_SINCE,
@@ -22,7 +22,6 @@ from rsedge.runtime.engines.memory import (
     View,
     fitting_batch,
     free_memory,
-    is_out_of_memory,
 )
 from rsedge.texts import first_line
 
