@@ -158,6 +158,8 @@ class OrtBackend:
         try:
             session = self._session(path, capture)
         except Exception as error:  # onnxruntime raises several unrelated types
+            if is_out_of_memory(error):
+                raise
             if not (capture and any(words in str(error).lower() for words in ("cuda graph", "graph capture"))):
                 raise BundleError(f"onnxruntime {self.version} refuses {path}: {error}") from error
             _log.warning("%s runs without CUDA graphs: %s", path.name, first_line(error)[:200])
