@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from rsedge.cli.sandbox import sandboxed
-from rsedge.cli.say import note
+from rsedge.cli.say import note, warn
 
 if TYPE_CHECKING:
     from rsedge.runtime.captioner import Captioner
     from rsedge.runtime.embedder import Embedder
     from rsedge.runtime.outputs.files import Target
+    from rsedge.runtime.run.sources import Inputs
     from rsedge.runtime.scenes.scene import Scene
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -248,9 +249,10 @@ _GRID = (
     option("--overlap", type=AT_LEAST_0, default=0, help="Source pixels that neighbours share."),
     option(
         "--edge",
-        type=click.Choice(["pad", "shift", "drop"]),
-        default="pad",
-        help="Tiles at the right and lower edge: fill them up with black, move them inward, or drop them.",
+        type=click.Choice(["shift", "mirror", "pad", "drop"]),
+        default="shift",
+        help="Tiles at the right and lower edge: move them inward, fill them up with the scene mirrored or with black "
+        "(pad), or drop them.",
     ),
 )
 _READING = (
@@ -315,6 +317,8 @@ OF_SCENES = (
 """The reading options for opening a scene: the fields of ``SceneOptions``."""
 OF_TILES = ("tile_size", "overlap", "edge", "max_nodata", "max_cloud", "readers")
 """The options for cutting and reading tiles: the fields of ``TileOptions``."""
+OF_SCENES_ALONE = tuple(name for name in (*OF_TILES, *OF_SCENES) if name != "readers")
+"""The options that mean nothing for images."""
 _OF_RUN = (
     *("model", "device", "backend", "threads", "batch_size", "overwrite", "as_json"),
     *("html", "sheet", "stac", "style"),
@@ -471,18 +475,67 @@ def take(values: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     return {name: values.pop(name) for name in names if name in values}
 
 
-def open_scenes(names: Sequence[str], outputs: Iterable[Path | str | None] = (), **scene_options: Any) -> list[Scene]:
+def open_scenes(
+    names: Sequence[str],
+    outputs: Iterable[Path | str | None] = (),
+    unopened: list[str] | None = None,
+    **scene_options: Any,
+) -> list[Scene]:
     """Open the scenes that ``names`` stand for and print a line for each; ``-`` is STAC on standard input.
 
-    Files in ``outputs`` are skipped: an earlier run may have left them in an input folder.
+    Files in ``outputs`` are skipped: an earlier run may have left them in an input folder. With a list in ``unopened``,
+    scenes that cannot be opened beside others are added to it, with a warning.
     """
     from rsedge.runtime.scenes.opening import open_scenes as open_all
 
     written = [output for output in outputs if output is not None]
-    scenes = open_all(names, stdin=standard_input(names), outputs=written, **scene_options)
+    scenes = open_all(names, stdin=standard_input(names), outputs=written, unopened=unopened, **scene_options)
     for scene in scenes:
         introduce(scene)
     return scenes
+
+
+image_kind = option(
+    "--as",
+    "kind",
+    type=click.Choice(["auto", "scene", "image"]),
+    default="auto",
+    help="Treat files as scenes, cut into tiles, or as images, seen whole; auto: georeferenced files are scenes.",
+)
+
+
+def open_inputs(
+    names: Sequence[str], kind: Any, given_options: SceneRun, outputs: Iterable[Path | str | None] = ()
+) -> Inputs:
+    """Open the scenes and images that ``names`` stand for, and print a line for each scene and warning. Raises
+    UsageError for options of scenes if there is none.
+    """
+    from rsedge.datasets.images import SUFFIXES, FileImage
+    from rsedge.runtime.run.sources import find_inputs
+    from rsedge.runtime.scenes.opening import SceneOptions
+    from rsedge.runtime.scenes.scene import Scene
+
+    found = find_inputs(
+        names,
+        open_scene=functools.partial(Scene.open, **given_options.scene),
+        open_image=FileImage,
+        suffixes=SUFFIXES,
+        kind=kind,
+        access=SceneOptions(**given_options.scene).access,
+        stdin=standard_input(names),
+        outputs=[output for output in outputs if output is not None],
+    )
+    scenes = [entry for entry in found.entries if isinstance(entry, Scene)]
+    if not scenes and (useless := given(OF_SCENES_ALONE)):
+        raise click.UsageError(
+            f"{', '.join(useless)}: for scenes only, and none of the inputs is one (a raster with a georeference); "
+            "leave out, or pass --as scene to cut images into tiles"
+        )
+    for scene in scenes:
+        introduce(scene)
+    for warning in found.warnings:
+        warn(warning)
+    return found
 
 
 def standard_input(names: Sequence[str]) -> str | None:

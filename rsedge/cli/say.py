@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 SOME_TILES_FAILED = 3
 _LINE_EVERY = 30.0  # seconds
-_UNREAD_LINES = 100
+_FAILED_LINES = 100
 
 
 def say(text: str, *, err: bool = False, nl: bool = True) -> None:
@@ -111,8 +111,9 @@ def report(summary: Summary, made: str, device: str, device_reason: str, *, as_j
     """
     for warning in summary.warnings:
         warn(warning)
-    for line in first_few(summary.unread, _UNREAD_LINES):
-        say(f"cannot be read: {line}", err=True)
+    unread = (f"cannot be read: {line}" for line in summary.unread)
+    for line in first_few([*(f"not opened: {line}" for line in summary.unopened), *unread], _FAILED_LINES):
+        warn(line)
     if as_json:
         values = {**summary.to_dict(), "device": device, "device_reason": device_reason}
         say_json(values, err=summary.output == "-")
@@ -127,7 +128,7 @@ def report(summary: Summary, made: str, device: str, device_reason: str, *, as_j
             f"{outputs}: {summary.tiles} {unit} ({', '.join(parts)}){kept}; "
             f"{summary.seconds:.1f} s, {summary.tiles_per_second} {unit.split()[0]}/s on {device}"
         )
-    return SOME_TILES_FAILED if summary.read_errors else 0
+    return SOME_TILES_FAILED if summary.read_errors or summary.unopened else 0
 
 
 # Progress

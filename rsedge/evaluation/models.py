@@ -13,7 +13,7 @@ import numpy as np
 
 from rsedge.errors import BackendError, OptionError
 from rsedge.evaluation.interfaces import CaptionModel, EmbeddingModel, Kind, ModelInfo
-from rsedge.pixels import UInt8, resize
+from rsedge.pixels import ImageSize, UInt8, fit_image
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -132,7 +132,9 @@ class _BundleEmbedder:
 
 def _stack(images: Sequence[UInt8], model: Captioner | Embedder) -> UInt8:
     """uint8 [B, S, S, 3], of the size that ``model`` takes."""
-    return np.stack([resize(image, model.image_size, model.resample) for image in images])
+    domain = model.domain.resolution if model.domain else None
+    wanted = ImageSize(model.image_size, model.resample, model.crop, domain)
+    return np.stack([fit_image(image, wanted) for image in images])
 
 
 def _need_torch(threads: int | None) -> None:

@@ -48,6 +48,7 @@ class Captioner:
         device, device_reason: ``cpu`` or ``cuda:N``, and why it runs there.
         batch_size: Images decoded together; halved where memory runs out.
         model: ``name@hash12``, as in every record.
+        domain: Imagery that the model was trained on, or None.
         image_size, resample: Side in pixels of the images the model sees, and the filter that brings others to it.
         decoder: Its graphs and caches.
         clock: Times the stages of decoding.
@@ -62,7 +63,8 @@ class Captioner:
         self.bundle, self.device, self.device_reason = bundle, backend.device, device_reason
         self.backend = backend.name
         self.batch_size, self.model = batch_size, bundle.model
-        self.image_size, self.resample = manifest.image.size, manifest.image.resample
+        self.image_size, self.resample, self.crop = manifest.image.size, manifest.image.resample, manifest.image.crop
+        self.domain = manifest.domain
         check_image_spec(bundle)
         self._tokens, self._defaults = manifest.tokens, manifest.generation
         self._averaged = manifest.family == "clipcap"
@@ -241,7 +243,8 @@ class TileCaptions:
 
     def __init__(self, captioner: Captioner, options: DecodingOptions) -> None:
         self.options, self.model = options, captioner.model
-        self.image_size, self.resample = captioner.image_size, captioner.resample
+        self.image_size, self.resample, self.crop = captioner.image_size, captioner.resample, captioner.crop
+        self.domain = captioner.domain
         self._captioner = captioner
 
     def caption_tiles(self, images: UInt8, keys: Sequence[int]) -> list[Caption]:

@@ -339,7 +339,7 @@ def quicklook(scene: Scene, longest: int) -> tuple[int, UInt8]:
     It is made smaller by a whole number, so that the longer side has at most ``longest`` pixels.
     """
     step = -(-max(scene.width, scene.height) // longest)
-    grid = TileGrid(scene.width, scene.height, _BLOCK * step)
+    grid = TileGrid(scene.width, scene.height, _BLOCK * step, edge="pad")
     picture = np.zeros((grid.rows * _BLOCK, grid.cols * _BLOCK, 3), np.uint8)
     with closing(read_tiles(scene, grid, image_size=_BLOCK, resample="bilinear")) as tiles:
         for pixels in tiles:

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from rsedge.cli.main import run
+from rsedge.pixels import ImageSize
 from rsedge.runtime.outputs.records import TileResult
 from rsedge.runtime.run.sources import SceneTiles, TileOptions
-from rsedge.runtime.scenes.readahead import ImageSize
 from tests import scenes
 from tests.range_server import serve
 from tests.safe_products import write_safe

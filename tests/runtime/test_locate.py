@@ -42,8 +42,8 @@ def worked_out(data: np.ndarray, texts, contrasts, window: int, stride: int, see
         part = data[:, place[0], place[1]]
         if not seen(part):
             continue
-        padded = np.zeros((3, window, window))
-        padded[:, : tile.height, : tile.width] = part
+        beyond = (0, 0), (0, window - tile.height), (0, window - tile.width)
+        padded = np.pad(part, beyond, "symmetric").astype(float)  # a scene smaller than a window is mirrored
         vector = unit(padded.reshape(3, -1).mean(axis=1)[None] + 1e-3)[0].astype(float)
         for number, text in enumerate(texts):
             value = float(vector @ embed_text(text))

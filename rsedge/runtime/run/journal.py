@@ -21,7 +21,7 @@ from rsedge.files import open_itself
 from rsedge.runtime.outputs.files import sync_folder
 from rsedge.runtime.outputs.records import TileResult
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 class Journal:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from rsedge.errors import OptionError, OutputError
 from rsedge.host import NO_CLOCK, WAIT, WRITE, Clock
-from rsedge.pixels import stack_images
+from rsedge.pixels import ImageSize, stack_images
 from rsedge.runtime.outputs.files import Target, check_room, check_target
 from rsedge.runtime.outputs.geoparquet import EmbeddingsInfo, open_embeddings
 from rsedge.runtime.outputs.records import (
@@ -45,13 +45,13 @@ from rsedge.runtime.run.sources import (
     rounded,
     spare_scenes,
 )
-from rsedge.runtime.scenes.readahead import ImageSize
 from rsedge.runtime.scenes.scene import Scene
 
 if TYPE_CHECKING:
     import numpy as np
     from typing_extensions import Unpack
 
+    from rsedge.manifest import Domain
     from rsedge.pixels import UInt8
 
 
@@ -72,6 +72,14 @@ class TileModel(Protocol):
     @property
     def resample(self) -> str:
         """Filter that brings tiles to that size, see ``rsedge.pixels.resize``."""
+
+    @property
+    def crop(self) -> bool:
+        """Whether it takes the middle of images that are not square, see :class:`rsedge.pixels.ImageSize`."""
+
+    @property
+    def domain(self) -> Domain | None:
+        """Imagery that it was trained on, or None."""
 
 
 class TileCaptioner(TileModel, Protocol):
@@ -117,9 +125,18 @@ class Models:
         return (self.captioner or self.embedder).model  # type: ignore[union-attr]  # __post_init__ checks it
 
     @property
+    def domain(self) -> Domain | None:
+        """Imagery that the captioner, else the embedder, was trained on."""
+        return (self.captioner or self.embedder).domain  # type: ignore[union-attr]
+
+    @property
     def sizes(self) -> list[ImageSize]:
         """Image sizes of the models, the captioner first."""
-        return [ImageSize(model.image_size, model.resample) for model in (self.captioner, self.embedder) if model]
+        return [
+            ImageSize(model.image_size, model.resample, model.crop, model.domain.resolution if model.domain else None)
+            for model in (self.captioner, self.embedder)
+            if model
+        ]
 
     def see(self, segment: Sequence[TileInput]) -> list[TileResult]:
         """Return the results of a segment; each model is called once, with the tiles that are ``ok``."""
@@ -328,10 +345,12 @@ class Summary:
     """One line each."""
     embeddings: str | None = None
     """Path of the embeddings written beside captions, or None."""
+    unopened: tuple[str, ...] = ()
+    """Inputs that could not be opened, each with the reason."""
 
     def to_dict(self) -> dict[str, Any]:
         """The summary as JSON values."""
-        return asdict(self) | {"unread": list(self.unread), "warnings": list(self.warnings)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -384,7 +403,7 @@ def embed_scene(
 
 
 def run(
-    scenes: Sequence[Scene],
+    scenes: Sequence[Scene | ImageSource],
     captioner: TileCaptioner,
     output: str | os.PathLike[str],
     *,
@@ -402,7 +421,7 @@ def run(
     the byte after interruptions. Standard output (``-``) has no journal and streams records as they finish.
 
     Args:
-        scenes: Scenes in the order of the output.
+        scenes: Scenes, and image files that are captioned whole, in the order of the output.
         captioner: Writes the captions.
         output: Path, whose suffix names the format, or ``-``.
         format: Format, where the suffix does not name it.
@@ -482,6 +501,7 @@ def execute_run(
     sources = make_sources(inputs, options)
     tiling = {name: value for name, value in asdict(options).items() if name != "readers"}
     warnings = [warning for scene in scenes for warning in scene.warnings]
+    warnings += [doubt for scene in scenes if (doubt := scene.outside(models.domain)) is not None]
     warnings += [
         f"{count} scenes are called {name}, and so are their records: rename the files to tell them apart"
         for name, count in Counter(scene.name for scene in scenes).items()
