@@ -26,8 +26,9 @@ def write_scene(path: Path, side: int, seed: int = 0) -> Path:
 
 
 def caption(*arguments: object) -> list[str]:
-    """The command that captions with the built-in model in tiles of 16 pixels."""
-    options = ("--device", "cpu", "--tile-size", "16", "--beams", "1", "--max-tokens", "4", "--threads", "1")
+    """The command that captions in tiles of 16 pixels with the tiny model of the self-test."""
+    model = REPOSITORY / "rsedge" / "builtin" / "selftest.rsedge"
+    options = f"--device cpu --tile-size 16 --beams 1 --max-new-tokens 4 --threads 1 -m {model}".split()
     return [sys.executable, "-m", "rsedge", "caption", *options, *map(str, arguments)]
 
 
