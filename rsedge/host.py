@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,6 +16,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+interrupted = threading.Event()
+"""Set once a signal asked this process to end: Python drops a KeyboardInterrupt that meets a finalizer."""
 
 CGROUPS = Path("/sys/fs/cgroup")
 ADDRESSES = "the ulimit -v"

@@ -18,7 +18,7 @@ import click
 
 from rsedge.cli.say import Formatter, guard_process, say, say_traceback
 from rsedge.errors import RsedgeError
-from rsedge.host import is_out_of_memory
+from rsedge.host import interrupted, is_out_of_memory
 from rsedge.texts import first_line
 
 COMMANDS = {
@@ -96,6 +96,7 @@ def _interrupt(*_: object) -> None:
     """Interrupt the run, which then keeps what is finished; the next signal ends this process at once."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
+    interrupted.set()
     raise KeyboardInterrupt
 
 

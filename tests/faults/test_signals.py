@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 
 import pytest
 
+from rsedge.cli import main
+from rsedge.host import interrupted
+from rsedge.runtime.run.pipeline import run
 from rsedge.runtime.sandbox.process import support
+from rsedge.runtime.scenes.opening import open_scenes
+from tests.fakes import FakeCaptioner
 from tests.faults.machine import caption, done, segments, started, wait_for, write_scene
 
 
@@ -60,6 +66,28 @@ def test_the_second_signal_ends_at_once(tmp_path):
         assert process.stdout.readline() == "interrupted\n"
         process.send_signal(second)
         assert process.wait(10) == -second
+
+
+def test_an_interruption_that_python_drops(tmp_path, whole):
+    """As it does where the signal comes while a finalizer runs."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    class Dropping(FakeCaptioner):
+        def caption_tiles(self, images, keys):
+            with contextlib.suppress(KeyboardInterrupt):
+                main._interrupt()
+            return super().caption_tiles(images, keys)
+
+    captioner = Dropping(16)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(open_scenes([whole[0]]), captioner, tmp_path / "out.csv", tile_size=16)
+    finally:
+        interrupted.clear()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert captioner.batches == [64]
+    assert segments(tmp_path / "out.csv") == 1  # and that is kept
 
 
 def test_ignored_signals_stay_ignored():

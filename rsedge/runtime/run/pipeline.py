@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from rsedge.errors import OptionError, OutputError
-from rsedge.host import NO_CLOCK, WAIT, WRITE, Clock
+from rsedge.host import NO_CLOCK, WAIT, WRITE, Clock, interrupted
 from rsedge.pixels import ImageSize, stack_images
 from rsedge.runtime.outputs.files import Target, check_room, check_target
 from rsedge.runtime.outputs.geoparquet import EmbeddingsInfo, open_embeddings
@@ -216,6 +216,8 @@ class Work:
             self._progress(Progress(source.name, done, total, resumed))
             with closing(source.segments(start, self.models.sizes, self.models.model)) as segments:
                 for _ in range(start, count):
+                    if interrupted.is_set():
+                        raise KeyboardInterrupt
                     with self.clock(WAIT):
                         segment = next(segments)
                     yield self.models.see(segment)
