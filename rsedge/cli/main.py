@@ -10,6 +10,7 @@ import importlib
 import io
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -18,6 +19,8 @@ import click
 
 from rsedge.cli.say import Formatter, guard_process, say, say_traceback, shown
 from rsedge.errors import RsedgeError
+from rsedge.host import interrupted, is_out_of_memory
+from rsedge.texts import first_line
 
 COMMANDS = {
     "back-translate": "Paraphrase the captions of a data set by translation and back-translation.",
@@ -120,7 +123,20 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     guard_process()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup and & in a script ignore SIGINT
+            signal.signal(number, _interrupt)
+    if hasattr(os, "register_at_fork"):  # a worker of a pool ends as its parent asks
+        os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     sys.exit(run(arguments))
+
+
+def _interrupt(*_: object) -> None:
+    """Interrupt the run, which then keeps what is finished; the next signal ends this process at once."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    interrupted.set()
+    raise KeyboardInterrupt
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -152,6 +168,11 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if debug:
             say_traceback(error)
+        elif is_out_of_memory(error):
+            remedy = (
+                "pass a smaller --batch-size or raise the limit; the same command continues from the finished tiles"
+            )
+            say(f"Error: out of memory ({type(error).__name__}: {first_line(error)[:200]}): {remedy}", err=True)
         else:
             say(f"Error: unexpected {type(error).__name__}: {error}", err=True)
             say("This is an error in rsedge; print the traceback with: rsedge --debug …", err=True)

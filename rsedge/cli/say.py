@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rsedge.texts import plain, redact
+from rsedge.texts import first_few, plain, redact
 
 if TYPE_CHECKING:
     from rsedge.runtime.engines.tensorrt.build import BuildProgress
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 SOME_TILES_FAILED = 3
 _LINE_EVERY = 30.0  # seconds
+_FAILED_LINES = 100
 
 
 def say(text: str, *, err: bool = False, nl: bool = True) -> None:
@@ -112,8 +113,9 @@ def report(
     """
     for warning in summary.warnings:
         warn(warning)
-    for line in summary.unopened:
-        warn(f"not opened: {line}")
+    unread = (f"cannot be read: {line}" for line in summary.unread)
+    for line in first_few([*(f"not opened: {line}" for line in summary.unopened), *unread], _FAILED_LINES):
+        warn(line)
     if as_json:
         values = {**summary.to_dict(), "device": device, "device_reason": device_reason}
         say_json(values, err=summary.output == "-")

@@ -414,7 +414,7 @@ def _time_whole(
         begin = time.perf_counter()
         shown = _Shown([])
         targets = [subject.target(folder), Target(None, lambda shown=shown: nullcontext(shown))]  # type: ignore[misc]
-        counts, _ = execute(Work(sources, subject.models, clock=clock), targets, overwrite=True, settings={})
+        counts, *_ = execute(Work(sources, subject.models, clock=clock), targets, overwrite=True, settings={})
         found.add(time.perf_counter() - begin, clock, counts["ok"])
         alone = subject.run(images, shown.counts)
         ratios.append(found.seconds_per_tile[-1] * counts["ok"] / alone)

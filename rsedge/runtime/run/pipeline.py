@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from rsedge.errors import OptionError, OutputError
-from rsedge.host import NO_CLOCK, WAIT, WRITE, Clock
+from rsedge.host import NO_CLOCK, WAIT, WRITE, Clock, interrupted
 from rsedge.pixels import ImageSize, stack_images
-from rsedge.runtime.outputs.files import Target, check_target
+from rsedge.runtime.outputs.files import Target, check_room, check_target
 from rsedge.runtime.outputs.geoparquet import EmbeddingsInfo, open_embeddings
 from rsedge.runtime.outputs.records import (
     EMBEDDING_TYPES,
@@ -53,6 +53,9 @@ if TYPE_CHECKING:
 
     from rsedge.manifest import Domain
     from rsedge.pixels import UInt8
+
+
+_LEAST_LINE, _LEAST_RECORD = 300, 16  # bytes per tile, in the journal and in an output
 
 
 class TileModel(Protocol):
@@ -218,6 +221,8 @@ class Work:
             self._progress(Progress(source.name, done, total, resumed))
             with closing(source.segments(start, self.models.sizes, self.models.model)) as segments:
                 for _ in range(start, count):
+                    if interrupted.is_set():
+                        raise KeyboardInterrupt
                     with self.clock(WAIT):
                         segment = next(segments)
                     now = done
@@ -236,7 +241,7 @@ class Work:
 
 def execute(
     work: Work, targets: Sequence[Target], *, overwrite: bool, settings: Mapping[str, Any]
-) -> tuple[Counter[str], int]:
+) -> tuple[Counter[str], int, Mapping[str, str]]:
     """Do the work and write every target.
 
     Finished segments go to ``<first target>.journal``, which is removed once all targets are whole. The same call
@@ -250,11 +255,12 @@ def execute(
         settings: Other values that decide the results, as JSON values: a journal with others is refused.
 
     Returns:
-        The number of records by status, and of tiles that an earlier run had finished.
+        The number of records by status, of tiles that an earlier run had finished, and the files with tiles that cannot
+        be read: path → first reason.
 
     Raises:
         OutputError: A target exists, the journal belongs to another run or is in use, or something cannot be written.
-        SceneError: A scene cannot be opened any more; the journal is kept.
+        SceneError: A scene is gone before the first tile is read.
     """
     # 1. Check the targets.
     paths = [target.path for target in targets if target.path is not None]
@@ -272,17 +278,24 @@ def execute(
             journal = stack.enter_context(Journal.open(journal_path, work.fingerprint(settings), overwrite=overwrite))
             if exists and journal.finished < len(work.sizes):
                 raise OutputError(exists)
-            resumed = sum(work.sizes[: journal.finished])
+            resumed, total = sum(work.sizes[: journal.finished]), sum(work.sizes)
+            embedder = work.models.embedder
+            line = _LEAST_LINE + (embedder.dim * 2 if embedder else 0)
+            check_room(dict.fromkeys(paths, total * _LEAST_RECORD) | {journal_path: (total - resumed) * line})
             _fill(journal, work)
             segments = journal.segments()
 
         # 3. Write the segments to all targets; count records by status. Targets appear when the block ends well.
         counts: Counter[str] = Counter()
+        unread: dict[str, str] = {}
         with ExitStack() as outputs:
             with work.clock(WRITE):
                 writers = [outputs.enter_context(target.open()) for target in targets]
             for segment in segments:
                 counts.update(result.record.status for result in segment)
+                for result in segment:
+                    if result.record.status == "read_error":
+                        unread.setdefault(result.path or result.record.scene, result.record.message or "")
                 with work.clock(WRITE):
                     for writer in writers:
                         writer.write(segment)
@@ -292,7 +305,7 @@ def execute(
         # 4. All is whole: remove the journal.
         if journal:
             journal.remove()
-    return counts, resumed
+    return counts, resumed, unread
 
 
 def check_outputs(first: Path | None, paths: Sequence[Path], *, overwrite: bool) -> str:
@@ -359,6 +372,8 @@ class Summary:
     """Wall time of this run."""
     tiles_per_second: float
     """Tiles of this run per second."""
+    unread: tuple[str, ...]
+    """Files with tiles that cannot be read, each with the first reason."""
     warnings: tuple[str, ...]
     """One line each."""
     embeddings: str | None = None
@@ -368,7 +383,7 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """The summary as JSON values."""
-        return asdict(self) | {"warnings": list(self.warnings), "unopened": list(self.unopened)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -394,7 +409,6 @@ def caption_scene(
 
     Raises:
         OptionError: An option does not fit.
-        SceneError: The scene cannot be opened any more. Pixels that cannot be read are ``read_error`` records instead.
     """
     work = Work([SceneTiles(scene, TileOptions(**tiling))], Models(captioner=captioner))
     return ([result.record for result in segment] for segment in work.segments(start_segment))
@@ -412,7 +426,6 @@ def embed_scene(
 
     Raises:
         OptionError: An option does not fit.
-        SceneError: The scene cannot be opened any more. Pixels that cannot be read are ``read_error`` records instead.
     """
     work = Work([SceneTiles(scene, TileOptions(**tiling))], Models(embedder=embedder, dtype="float32"))
     return (
@@ -455,7 +468,7 @@ def run(
     Raises:
         OptionError: An option does not fit.
         OutputError: The output exists, its journal belongs to another run or is in use, or it cannot be written.
-        SceneError: A scene cannot be opened any more; the journal is kept.
+        SceneError: A scene is gone before the first tile is read.
     """
     options = TileOptions(**tiling)
     target = os.fspath(output)
@@ -529,7 +542,8 @@ def execute_run(
     ]
     began = time.monotonic()
     work = Work(sources, models, progress)
-    counts, resumed = execute(work, targets, overwrite=overwrite, settings={**tiling, "settings": dict(settings)})
+    settings = {**tiling, "settings": dict(settings)}
+    counts, resumed, unread = execute(work, targets, overwrite=overwrite, settings=settings)
     seconds = time.monotonic() - began
     tiles = counts.total()
     return Summary(
@@ -545,6 +559,7 @@ def execute_run(
         resumed_tiles=resumed,
         seconds=round(seconds, 3),
         tiles_per_second=round((tiles - resumed) / seconds, 2) if seconds else 0.0,
+        unread=tuple(f"{path}: {reason}" for path, reason in unread.items()),
         warnings=tuple(warnings),
     )
 

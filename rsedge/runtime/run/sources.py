@@ -138,6 +138,7 @@ class SceneTiles:
         self.name, self.warnings = scene.name, scene.warnings
         self._scene, self._options, self._grid = scene, options, options.grid(scene)
         self._count = len(self._grid) if stop is None else min(stop, len(self._grid))
+        self._stamps = {name: stamp for name in scene.files if (stamp := _stamp(name))}
 
     def __len__(self) -> int:
         return self._count
@@ -147,26 +148,41 @@ class SceneTiles:
         return self._scene.identity()
 
     def segments(self, start: int, sizes: Sequence[ImageSize], model: str) -> Generator[list[TileInput], None, None]:
-        """See ``Source.segments``. Raises SceneError where the scene cannot be opened any more; pixels that cannot be
-        read are ``read_error`` records instead.
+        """See ``Source.segments``. Pixels that cannot be read, also of a file that is removed or changes meanwhile, are
+        ``read_error`` records.
         """
-        first, *others = sizes
         path = printable(self._scene.source)
+        with closing(self._read(start * SEGMENT_TILES, sizes)) as pixels:
+            while segment := list(islice(pixels, SEGMENT_TILES)):
+                changed = [name for name, stamp in self._stamps.items() if _stamp(name) not in (stamp, None)]
+                if changed:
+                    error = f"{changed[0]} changed while it was read: run again with --overwrite"
+                    segment = [TilePixels(tile.tile, (), None, error=error) for tile in segment]
+                geometries = self._scene.footprints([tile.tile for tile in segment])
+                pairs = zip(segment, geometries, strict=True)
+                yield [TileInput(self._record(tile, geometry, model), tile.images, path) for tile, geometry in pairs]
+
+    def _read(self, start: int, sizes: Sequence[ImageSize]) -> Generator[TilePixels, None, None]:
+        """The tiles from number ``start`` on. Where the scene cannot be opened any more the rest has that error."""
+        first, *others = sizes
         pixels = read_tiles(
             self._scene,
             self._grid,
             image_size=first.size,
             resample=first.resample,
             also=others,
-            start=start * SEGMENT_TILES,
+            start=start,
             stop=self._count,
             readers=self._options.readers,
         )
-        with closing(pixels):
-            while segment := list(islice(pixels, SEGMENT_TILES)):
-                geometries = self._scene.footprints([tile.tile for tile in segment])
-                pairs = zip(segment, geometries, strict=True)
-                yield [TileInput(self._record(tile, geometry, model), tile.images, path) for tile, geometry in pairs]
+        try:
+            with closing(pixels):
+                for start, tile in enumerate(pixels, start + 1):  # noqa: B007, B020 - the first one not yielded
+                    yield tile
+        except SceneError as error:
+            reason = " ".join(str(error).split())
+            for missing in self._grid.slice(start, self._count):
+                yield TilePixels(missing, (), None, error=reason)
 
     def _record(self, pixels: TilePixels, geometry: dict[str, Any] | None, model: str) -> TileRecord:
         tile, scene = pixels.tile, self._scene
@@ -194,6 +210,15 @@ class SceneTiles:
             rendering=scene.rule,
             covered=rounded(tile.width * tile.height / self._grid.tile_size**2),
         )
+
+
+def _stamp(name: str) -> tuple[int, int] | None:
+    """Return size and time of a file, or None where it is gone."""
+    try:
+        found = os.stat(name)  # noqa: PTH116 - of a text
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def judge(pixels: TilePixels, most: float, cloudiest: float) -> tuple[Status, str | None]:

@@ -24,7 +24,7 @@ from rsedge.runtime.scenes.access import MAX_PIXELS, Access, refuse_handler
 from rsedge.runtime.scenes.catalog import find, find_one, noted
 from rsedge.runtime.scenes.composite import CloudReader, CloudSource, Composite, Grid
 from rsedge.runtime.scenes.facts import choose_bands, choose_rendering, known_facts
-from rsedge.runtime.scenes.gdal import SUBDATASET, open_dataset
+from rsedge.runtime.scenes.gdal import SUBDATASET, open_dataset, reading
 from rsedge.runtime.scenes.headers import MAX_SIDE
 from rsedge.runtime.scenes.products.product import PER_BAND, BandFile, Product
 from rsedge.runtime.scenes.rendering import FLOATS, PixelValues
@@ -103,7 +103,8 @@ def open_scene(path: str | os.PathLike[str] | Product, options: SceneOptions) ->
     )
     # 4. Open and describe it.
     if not isinstance(found, Product):
-        return open_raster(found, options, final.get(found))
+        with reading(remote.unsigned(found)):
+            return open_raster(found, options, final.get(found))
     if options.bands is not None:
         raise OptionError(
             f"{found.source} is a product whose bands are known: leave --bands out, or pass one raster file"
@@ -111,7 +112,10 @@ def open_scene(path: str | os.PathLike[str] | Product, options: SceneOptions) ->
     product, access = found.at(final), options.access
     bands = tuple(product.bands[role] for role in ("red", "green", "blue"))
     one = len({file.path for file in bands}) == 1
-    with open_dataset(bands[0].path, access) if one else Composite(bands, product.extent, access) as dataset:
+    with (
+        reading(product.source),
+        open_dataset(bands[0].path, access) if one else Composite(bands, product.extent, access) as dataset,
+    ):
         return _describe(product.source, bands[0].path, dataset, options, product)
 
 

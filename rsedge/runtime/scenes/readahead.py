@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from rasterio.errors import RasterioError
 
 from rsedge.errors import OptionError
 from rsedge.pixels import ImageSize, UInt8, resize, stack_images
+from rsedge.runtime.scenes.gdal import READ_ERRORS
 
 if TYPE_CHECKING:
     from rsedge.runtime.scenes.scene import Pixels, Scene, SceneReader
@@ -355,7 +355,7 @@ class _RowQueue:
                 for number, row in rows.items():
                     if row.top < last and row.bottom > first:
                         _lay(pixels, row, counts[number], first, left)
-        except RasterioError:
+        except READ_ERRORS:
             for row in rows.values():
                 row.failed = True
         return counts
@@ -372,7 +372,7 @@ class _RowQueue:
     def _read_alone(self, tile: Tile, reader: SceneReader) -> TilePixels:
         try:
             pixels = reader.read_pixels(tile.row_off, tile.col_off, tile.height, tile.width)
-        except RasterioError as error:
+        except READ_ERRORS as error:
             reason = " ".join(str(error.__cause__ or error).split())
             return TilePixels(tile, (), None, error=f"pixels cannot be read: {reason}")
         planes = np.zeros((3, self._grid.tile_size, self._grid.tile_size), np.uint8)
