@@ -21,11 +21,13 @@ import pickle
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator, DistributedType, PartialState
+from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin, LoggerType, ProjectConfiguration
 from torch import Tensor, nn
@@ -33,7 +35,7 @@ from torch.utils.data import DataLoader
 from transformers.utils.logging import disable_progress_bar
 
 from rsedge.errors import BackendError, OptionError, RsedgeError
-from rsedge.texts import first_line
+from rsedge.texts import first_line, in_a_line
 from rsedge.training.data.samples import Order, TrainingSamples, derive
 from rsedge.training.losses import ExponentialAverage
 from rsedge.training.models.task import Batch, CaptionTask, ContrastiveTask, Task
@@ -188,9 +190,12 @@ class Trainer:
         self.optimizer.zero_grad()
         values = self._objective.backward(self.model, chunks, self.progress.step)
         if not math.isfinite(values["loss"]):
+            step, whole = self.progress.step, replace(self.order, processes=1, process=0)
+            keys = [self._training[index].key for chunk in whole.batches(step, step + 1) for _, index in chunk]
             raise RsedgeError(
-                f"the loss is {values['loss']} at step {self.progress.step + 1}: lower optimizer.learning_rate, set "
-                "optimizer.clip_norm, or use loop.mixed_precision bf16 or no; --resume goes on from the last checkpoint"
+                f"the loss is {values['loss']} at step {step + 1}, on the images {in_a_line(keys, 8)}: lower "
+                "optimizer.learning_rate, set optimizer.clip_norm, or use loop.mixed_precision bf16 or no; --resume "
+                "goes on from the last checkpoint"
             )
         if (most := self._recipe.optimizer.clip_norm) is not None:
             norm = self._accelerator.clip_grad_norm_(self.model.parameters(), most)
@@ -398,6 +403,22 @@ def make_order(recipe: Recipe, examples: int, state: Accelerator | PartialState)
     """The order of a run for this process. Raises OptionError: a step cannot be filled, or not be shared evenly."""
     micro = recipe.loop.micro_batch_size or max(1, recipe.loop.batch_size // state.num_processes)
     return Order(examples, recipe.loop.batch_size, micro, recipe.seed, state.num_processes, state.process_index)
+
+
+@contextmanager
+def accelerating(
+    recipe: Recipe, *, cpu: bool = False, trackers: Sequence[str] = (), folder: RunFolder | None = None
+) -> Iterator[Accelerator]:
+    """:func:`make_accelerator` for a block. Its state ends with the block: the next run in this process may want another
+    precision, and could not use a group of processes that has ended.
+    """
+    try:
+        accelerator = make_accelerator(recipe, cpu=cpu, trackers=trackers, folder=folder)
+        yield accelerator
+        accelerator.end_training()
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
 
 
 def make_accelerator(
