@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-import pickle
+import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,13 +30,14 @@ from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin, LoggerType, ProjectConfiguration
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers.utils.logging import disable_progress_bar
 
 from rsedge.errors import BackendError, OptionError, RsedgeError
 from rsedge.texts import first_line, in_a_line
-from rsedge.training.data.samples import Order, TrainingSamples, derive
+from rsedge.training.data.samples import Order, TrainingSamples, derive, loaded
 from rsedge.training.losses import ExponentialAverage
 from rsedge.training.models.task import Batch, CaptionTask, ContrastiveTask, Task
 from rsedge.training.optim import Progress, factor_at, freeze, make_optimizer
@@ -143,7 +144,7 @@ class Trainer:
             # Not registered with accelerate, which would unpickle the file whatever is in it.
             if self._average is not None:
                 self._average.load_state_dict(torch.load(state / _AVERAGE, map_location="cpu", weights_only=True))
-        except (pickle.UnpicklingError, RuntimeError, OSError, KeyError) as error:
+        except Exception as error:  # each library has its own for a file cut short
             raise OptionError(
                 f"cannot resume from {state}: it is damaged, of another version or no mere numbers "
                 f"({first_line(error)}): start a new run with model.init = {checkpoint}"
@@ -220,7 +221,7 @@ class Trainer:
             pin_memory=device.type == "cuda",
         )
         chunks: list[Batch] = []
-        for batch in loader:
+        for batch in loaded(loader):
             chunks.append({name: value.to(device, non_blocking=True) for name, value in batch.items()})
             if len(chunks) == order.chunks:
                 yield chunks
@@ -263,16 +264,24 @@ class Trainer:
         draft = self._folder.draft(self.progress.step) if accelerator.is_main_process else None
         accelerator.wait_for_everyone()
         draft = draft or self._folder.draft_path(self.progress.step)
-        accelerator.save_state(str(draft / STATE))
-        if self._average is None:
-            state: Mapping[str, Tensor] = accelerator.get_state_dict(self.model)
-        else:
-            state = self._average.module.state_dict()
+        try:
+            accelerator.save_state(str(draft / STATE))
+            if self._average is None:
+                state: Mapping[str, Tensor] = accelerator.get_state_dict(self.model)
+            else:
+                state = self._average.module.state_dict()
+                if accelerator.is_main_process:
+                    torch.save(self._average.state_dict(), draft / STATE / _AVERAGE)
             if accelerator.is_main_process:
-                torch.save(self._average.state_dict(), draft / STATE / _AVERAGE)
-        if accelerator.is_main_process:
-            self.task.save(draft, state)
-            self._folder.publish(draft, self.progress, self._recipe, best=best)
+                self.task.save(draft, state)
+                self._folder.publish(draft, self.progress, self._recipe, best=best)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, SafetensorError) as error:  # torch and safetensors hide that the disk is full
+            raise OSError(f"cannot save {draft}: {first_line(error)}") from error
+        finally:
+            if accelerator.is_main_process:
+                shutil.rmtree(draft, ignore_errors=True)  # room for those that come after
         accelerator.wait_for_everyone()
 
     def _log(self, values: Mapping[str, float], *, evaluated: bool = False) -> None:

@@ -66,18 +66,21 @@ class RunFolder:
         self.check_free(overwrite=overwrite)
         try:
             if overwrite:
-                for entry in (self.path / name for name in (*_LATER, *_MADE)):
-                    if entry.is_dir() and not entry.is_symlink():
-                        shutil.rmtree(entry)
-                    else:
-                        entry.unlink(missing_ok=True)
+                self._remove()
             self.checkpoints.mkdir(parents=True)
+            write_text(self.path / "data.json", json.dumps(data, indent=2) + "\n")
+            save_recipe(self.path / "recipe.toml", recipe)
         except OSError as error:
-            raise OutputError(
-                f"cannot make the folder {self.path}: {error.strerror}; choose another with -o"
-            ) from error
-        write_text(self.path / "data.json", json.dumps(data, indent=2) + "\n")
-        save_recipe(self.path / "recipe.toml", recipe)
+            with contextlib.suppress(OSError):
+                self._remove()  # half a run could be neither resumed nor replaced
+            raise OutputError(f"cannot make a run in {self.path}: {error.strerror}; choose another with -o") from error
+
+    def _remove(self) -> None:
+        for entry in (self.path / name for name in (*_LATER, *_MADE)):
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink(missing_ok=True)
 
     @property
     def recipe_path(self) -> Path:
@@ -90,11 +93,13 @@ class RunFolder:
         """Check that a resumed run is the one that began here. Raises OptionError: names the differences."""
         was = to_dict(from_dict(read_toml(self.recipe_path)))
         differing = differences(was, to_dict(recipe), free=_FREE_ON_RESUME)
-        stored = json.loads((self.path / "data.json").read_text(encoding="utf-8"))
-        if stored["fingerprint"] != data["fingerprint"]:
-            differing.append(
-                f"the data was {stored['summary']['splits']}, now {data['summary']['splits']}, or its texts changed"
-            )
+        try:
+            stored = json.loads((self.path / "data.json").read_text(encoding="utf-8"))
+            known, splits = stored["fingerprint"], stored["summary"]["splits"]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise OptionError(f"{self.path / 'data.json'} is damaged: start a new run with another -o") from error
+        if known != data["fingerprint"]:
+            differing.append(f"the data was {splits}, now {data['summary']['splits']}, or its texts changed")
         if differing:
             shown = "\n".join(f"  - {text}" for text in differing)
             raise OptionError(
@@ -147,14 +152,22 @@ class RunFolder:
         return final
 
     def last(self) -> tuple[Path, Progress] | None:
-        """The checkpoint to go on from, None where the run was stopped before its first. Raises OptionError: it lies
-        outside of the run.
+        """The checkpoint to go on from, None where the run was stopped before its first. Raises OptionError: it is
+        damaged, or lies outside of the run.
         """
         last = (self.path / "last").resolve()
         state = last / STATE / "progress.json"
         if not last.is_relative_to(self.path.resolve()):
             raise OptionError(f"{self.path / 'last'} leads out of the run, to {last}: start a new run with another -o")
-        return (last, Progress(**json.loads(state.read_text(encoding="utf-8")))) if state.is_file() else None
+        if not state.is_file():
+            return None
+        try:
+            return last, Progress(**json.loads(state.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise OptionError(
+                f"{state} is damaged: start a new run with another -o (model.init = {self.path / 'last'} starts from its "
+                "weights)"
+            ) from error
 
     def _link(self, name: str, target: Path) -> None:
         with replacing(self.path / name) as link:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from rsedge.metrics.captions import score_captions
 from rsedge.metrics.retrieval import retrieval_scores
-from rsedge.training.data.samples import PlainSamples
+from rsedge.training.data.samples import PlainSamples, loaded
 from rsedge.training.losses import in_batch_accuracy, similarity_mse
 from rsedge.training.models.task import Batch, CaptionTask, ContrastiveTask, Task
 
@@ -137,5 +137,5 @@ class Validation:
             collate_fn=self._collate,
             num_workers=self._workers,
         )
-        for number, batch in zip(numbers, loader, strict=True):
+        for number, batch in zip(numbers, loaded(loader), strict=True):
             yield number < len(chunks), {name: value.to(self._accelerator.device) for name, value in batch.items()}
