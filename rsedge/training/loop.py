@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from rsedge.datasets.examples import Example
     from rsedge.training.recipe import Recipe
 
+_log = logging.getLogger(__name__)
 _AVERAGE = "average.pt"  # in the state of a checkpoint
 _SAMPLES = 12  # validation images in the sample grid
 
@@ -155,6 +156,8 @@ class Trainer:
         """Train to the end, evaluating and saving on the way. Raises RsedgeError: the loss is no longer a number."""
         if self.progress.finished or self.progress.step >= self.steps:
             return self.progress
+        if self._accelerator.is_main_process:
+            self._announce()
         self.model.train()
         began, images = time.monotonic(), 0
         for chunks in self.batches(self.progress.step):
@@ -177,6 +180,16 @@ class Trainer:
             if stop:
                 break
         return self.progress
+
+    def _announce(self) -> None:
+        images = f"{len(self._training)} training and {len(self._validation)} validation images"
+        batch, warmup = self._recipe.loop.batch_size, self._recipe.schedule.warmup_steps
+        _log.info(f"{images}, {self.steps} steps of {batch} images on {self._accelerator.device}")
+        if warmup >= self.steps:
+            _log.warning(
+                f"schedule.warmup_steps is {warmup}, but the run has {self.steps} steps: the learning rate never reaches "
+                f"{self._recipe.optimizer.learning_rate:g}"
+            )
 
     def step(self, chunks: Sequence[Batch]) -> dict[str, float]:
         """One optimiser step on this process's chunks of it."""
@@ -418,8 +431,8 @@ def make_order(recipe: Recipe, examples: int, state: Accelerator | PartialState)
 def accelerating(
     recipe: Recipe, *, cpu: bool = False, trackers: Sequence[str] = (), folder: RunFolder | None = None
 ) -> Iterator[Accelerator]:
-    """:func:`make_accelerator` for a block. Its state ends with the block: the next run in this process may want another
-    precision, and could not use a group of processes that has ended.
+    """:func:`make_accelerator` for a block. Its state ends with the block, for the next run in this process may want
+    another precision and cannot use a group of processes that has ended.
     """
     try:
         accelerator = make_accelerator(recipe, cpu=cpu, trackers=trackers, folder=folder)

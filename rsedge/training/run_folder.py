@@ -165,8 +165,8 @@ class RunFolder:
             return last, Progress(**json.loads(state.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise OptionError(
-                f"{state} is damaged: start a new run with another -o (model.init = {self.path / 'last'} starts from its "
-                "weights)"
+                f"{state} is damaged: start a new run with another -o (model.init = {self.path / 'last'} starts from "
+                "its weights)"
             ) from error
 
     def _link(self, name: str, target: Path) -> None:

@@ -99,14 +99,6 @@ def train(
             accelerator.wait_for_everyone()
             if trackers:
                 accelerator.init_trackers("rsedge")
-            if main:
-                images = f"{len(training)} training and {len(validation)} validation images"
-                _log.info(f"{images}, {trainer.steps} steps of {recipe.loop.batch_size} on {accelerator.device}")
-                if (warmup := recipe.schedule.warmup_steps) >= trainer.steps:
-                    _log.warning(
-                        f"schedule.warmup_steps is {warmup}, but the run has {trainer.steps} steps: the learning rate "
-                        f"never reaches {recipe.optimizer.learning_rate:g}"
-                    )
             progress = trainer.run()
         except OutOfMemoryError as error:
             raise BackendError(

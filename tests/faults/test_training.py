@@ -148,9 +148,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(most, tmp_path):
             resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
 
     try:
-        with pytest.raises(
-            OutputError, match=r"the run cannot go on in .*: make room, then --resume goes on"
-        ) as caught:
+        with pytest.raises(OutputError, match=r"the run cannot go on in .*: make room, then --resume") as caught:
             run(recipe, tmp_path / "run", observe=fill)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -219,7 +217,7 @@ class Deadly:
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_worker_that_dies_is_told_with_what_to_do(split, tmp_path):
     recipe = tiny_recipe("clip", "data.workers=1")
-    with pytest.raises(BackendError, match=r"reads images was killed .*lower data.workers .*--resume"):
+    with pytest.raises(BackendError, match=r"reads images was killed .*lower .*data.workers .*--resume"):
         train(recipe, tmp_path / "run", data=with_image(Deadly(), split), cpu=True, trackers=())
 
 

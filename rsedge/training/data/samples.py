@@ -183,6 +183,7 @@ def loaded(loader: DataLoader[Any]) -> Iterator[Any]:
         if "DataLoader worker" not in str(error):
             raise
         raise BackendError(
-            f"a process that reads images was killed ({first_line(error)}): probably memory or /dev/shm ran short; lower "
-            "data.workers (0 reads in the training process) or loop.batch_size; --resume goes on from the last checkpoint"
+            f"a process that reads images was killed ({first_line(error)}): memory or /dev/shm probably ran short; "
+            "lower loop.batch_size or data.workers (0 reads in the training process); --resume goes on from the last "
+            "checkpoint"
         ) from error
