@@ -187,8 +187,8 @@ class Trainer:
         _log.info(f"{images}, {self.steps} steps of {batch} images on {self._accelerator.device}")
         if warmup >= self.steps:
             _log.warning(
-                f"schedule.warmup_steps is {warmup}, but the run has {self.steps} steps: the learning rate never reaches "
-                f"{self._recipe.optimizer.learning_rate:g}"
+                f"schedule.warmup_steps is {warmup}, but the run has {self.steps} steps: the learning rate never "
+                f"reaches {self._recipe.optimizer.learning_rate:g}"
             )
 
     def step(self, chunks: Sequence[Batch]) -> dict[str, float]:
