@@ -170,6 +170,9 @@ def training_progress() -> Iterator[Callable[[Event], None] | None]:
                 values = "  ".join(f"{name.removeprefix('val_')} {value:.4g}" for name, value in event.values.items())
                 show(f"step {event.step}: {values}")
                 return
+            if event.stage:
+                show(f"step {event.step}: {event.stage}", event.step, event.steps, event.stage)
+                return
             text = f"epoch {event.epoch:.2f}  loss {event.values['loss']:.4f}  lr {event.values['learning_rate']:.2g}"
             if (speed := event.values.get("samples_per_second")) is not None:  # a learning-rate test measures none
                 text += f"  {speed:.1f} images/s"

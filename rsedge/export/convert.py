@@ -21,6 +21,7 @@ from rsedge.bundle import (
     Manifest,
     Provenance,
     TensorSpec,
+    check_target,
     describe_file,
     describe_graph,
     write_bundle,
@@ -72,6 +73,7 @@ def export(
     """
     if precision not in PRECISIONS:
         raise OptionError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
+    check_target(target, overwrite=overwrite)  # before a model is downloaded
     progress(f"checking {source}")
     checkpoint = load_checkpoint(source, revision=revision)
     size = image_size or checkpoint.settings.image_size

@@ -66,6 +66,8 @@ class Event:
     """After a step ``loss``, ``learning_rate`` …; after an evaluation ``val_loss`` and the other monitors."""
     evaluated: bool = False
     """Whether these are an evaluation's."""
+    stage: str = ""
+    """Within an evaluation, without values: what it is at, such as ``validation, 16 of 40 images``."""
 
 
 Observer = Callable[[Event], None]
@@ -127,7 +129,8 @@ class Trainer:
         self.task: Task = accelerator.unwrap_model(self.model)
         self._average = ExponentialAverage(self.task, decay=loop.ema_decay) if loop.ema_decay else None
         self._objective = objective_for(self.task, accelerator, self.order)
-        self._watch = Validation(validation, task, accelerator, recipe, chunk=self.order.micro_batch_size)
+        micro = self.order.micro_batch_size
+        self._watch = Validation(validation, task, accelerator, recipe, chunk=micro, progress=self._tell)
 
     def resume(self) -> bool:
         """Load the last checkpoint of the run folder without executing anything in it; False where there is none.
@@ -188,7 +191,7 @@ class Trainer:
         if warmup >= self.steps:
             _log.warning(
                 f"schedule.warmup_steps is {warmup}, but the run has {self.steps} steps: the learning rate never "
-                f"reaches {self._recipe.optimizer.learning_rate:g}"
+                f"reaches {self._recipe.optimizer.learning_rate:g}; lower it, or raise loop.epochs"
             )
 
     def step(self, chunks: Sequence[Batch]) -> dict[str, float]:
@@ -296,6 +299,11 @@ class Trainer:
             if accelerator.is_main_process:
                 shutil.rmtree(draft, ignore_errors=True)  # room for those that come after
         accelerator.wait_for_everyone()
+
+    def _tell(self, stage: str) -> None:
+        if self._accelerator.is_main_process and self._observe is not None:
+            epoch = self.progress.step / self.order.steps_per_epoch
+            self._observe(Event(self.progress.step, self.steps, epoch, stage=stage))
 
     def _log(self, values: Mapping[str, float], *, evaluated: bool = False) -> None:
         epoch = self.progress.step / self.order.steps_per_epoch

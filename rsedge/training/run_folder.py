@@ -176,7 +176,8 @@ class RunFolder:
 
 
 def check_free(path: Path, kind: str, *, is_one: bool, overwrite: bool) -> None:
-    """Check that a run or study can be made at ``path``. Raises OutputError: something is there already."""
+    """Check that a run or study can be made at ``path``. Raises OutputError: it cannot, or something is there."""
+    check_place(path)
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not is_one:
@@ -186,6 +187,13 @@ def check_free(path: Path, kind: str, *, is_one: bool, overwrite: bool) -> None:
             f"{path} holds a {kind} already: go on with --resume, start it anew with --overwrite, or choose another "
             "folder with -o"
         )
+
+
+def check_place(folder: Path) -> None:
+    """Check that ``folder`` can be made, or written in. Raises OutputError."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise OutputError(f"{there} is {'not writable' if there.is_dir() else 'no folder'}: choose another with -o")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -217,10 +225,12 @@ def draw_losses(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure = new_figure(8, 4.5)
     axes = figure.subplots()
     if trained:
-        axes.plot(*zip(*trained, strict=True), color="tab:blue", alpha=0.6, linewidth=1, label="training")
+        marker = "o" if len(trained) < 50 else None  # a line of a few points, or of one, is hardly seen
+        axes.plot(*zip(*trained, strict=True), "tab:blue", marker=marker, ms=3, alpha=0.6, lw=1, label="training")
     if validated:
         axes.plot(*zip(*validated, strict=True), color="tab:orange", marker="o", markersize=3, label="validation")
     axes.set(xlabel="optimiser step", ylabel="loss")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     if rates:
         side = axes.twinx()

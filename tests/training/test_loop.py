@@ -175,6 +175,8 @@ def test_a_run_leaves_what_it_says(tmp_path):
     )
     assert result.progress.step == 9 == max(event.step for event in events)
     assert sum(event.evaluated for event in events) == 3
+    stages = [event.stage for event in events if event.stage and event.step == 3]
+    assert stages == ["validation, 8 of 8 images", "captions, 4 of 4 images", "captions, 8 of 8 images"]
     assert {"recipe.toml", "data.json", "metrics.jsonl", "loss.png", "samples.png", "best", "last", "logs"} <= {
         path.name for path in result.run.iterdir()
     }

@@ -19,7 +19,7 @@ import numpy as np
 from rsedge.errors import OptionError, OutputError, RsedgeError
 from rsedge.files import replacing
 from rsedge.training.recipe import with_settings
-from rsedge.training.run_folder import new_figure, save
+from rsedge.training.run_folder import check_place, new_figure, save
 from rsedge.training.train import make_task, read_data
 
 if TYPE_CHECKING:
@@ -182,7 +182,8 @@ def write_curve(curve: LearningRateCurve, folder: str | Path, *, overwrite: bool
 
 
 def curve_files(folder: str | Path, *, overwrite: bool = False) -> tuple[Path, Path]:
-    """The files of :func:`write_curve`. Raises OutputError: something is there already."""
+    """The files of :func:`write_curve`. Raises OutputError: they exist, or cannot be written."""
+    check_place(Path(folder))
     paths = (Path(folder) / "lr-finder.csv", Path(folder) / "lr-finder.png")
     taken = [str(path) for path in paths if path.exists()]
     if taken and not overwrite:
