@@ -14,6 +14,7 @@ Learning Batch Size under Memory Limited Setup").
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import os
@@ -26,6 +27,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import get_available_trackers
@@ -440,12 +442,15 @@ def accelerating(
     recipe: Recipe, *, cpu: bool = False, trackers: Sequence[str] = (), folder: RunFolder | None = None
 ) -> Iterator[Accelerator]:
     """:func:`make_accelerator` for a block. Its state ends with the block, for the next run in this process may want
-    another precision and cannot use a group of processes that has ended.
+    another precision. The group of processes stays: one made anew finds the old addresses and may wait for ever.
     """
     try:
         accelerator = make_accelerator(recipe, cpu=cpu, trackers=trackers, folder=folder)
+        if accelerator.num_processes > 1:
+            atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
         yield accelerator
-        accelerator.end_training()
+        for tracker in accelerator.trackers:
+            tracker.finish()
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
