@@ -97,7 +97,9 @@ def guard_process() -> None:
         return shown(formatted(*args, **options))
 
     def say_thread(args: threading.ExceptHookArgs) -> None:
-        if args.exc_value is not None:
+        if isinstance(args.exc_value, OSError):  # of a tracker: the disk is full, as the run itself will find too
+            say(f"{type(args.exc_value).__name__}: {args.exc_value}", err=True)
+        elif args.exc_value is not None:
             say_traceback(args.exc_value)
 
     warnings.formatwarning = format_warning

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
+import shutil
 import signal
+import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -159,6 +163,34 @@ def test_a_full_disk_keeps_the_checkpoint_before(most, tmp_path):
     whole = run(recipe, tmp_path / "whole")
     assert losses(folder) == losses(whole.run)
     same(folder / "last", whole.run / "last")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 4 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_a_disk_that_is_really_full(small_disk):
+    recipe, folder = tiny_recipe("clip", "loop.epochs=2", "loop.checkpoint_every=2"), small_disk / "run"
+
+    def fill(event):
+        if event.step == 3:
+            with contextlib.suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as file:
+                while file.write(bytes(4096)):
+                    pass
+
+    with pytest.raises(OutputError, match=r"No space left on device.*: make room, then --resume"):
+        run(recipe, folder, observe=fill)
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-00000002"]
+    (small_disk / "filler").unlink()
+    assert run(recipe, folder, resume=True).progress.step == 6
 
 
 def test_a_run_that_cannot_be_begun_is_told_before_the_training(tmp_path):
