@@ -16,7 +16,9 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
+from rsedge.cli.sandbox import FILES_READ, INPUTS, OUTPUTS
 from rsedge.cli.say import Formatter, guard_process, say, say_traceback, shown
 from rsedge.errors import RsedgeError
 from rsedge.host import interrupted, is_out_of_memory
@@ -70,6 +72,18 @@ class RetriesInOneLine(logging.Filter):
         return True
 
 
+# Parameters of type text that take a path, beside a hub id, an address or a list.
+_FILES = {*INPUTS, *FILES_READ, *OUTPUTS, "sources", "source", "recipe", "init", "checkpoint", "tokenizer", "value"}
+
+
+class _FileName(click.types.StringParamType):
+    """Text that a shell completes as a path."""
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002
+        """Return the word itself as the beginning of a path."""
+        return [CompletionItem(incomplete, type="file")]
+
+
 class LazyGroup(click.Group):
     """A group of the commands in :mod:`rsedge.cli`. It imports a command when the command runs."""
 
@@ -82,6 +96,10 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = importlib.import_module(f"rsedge.cli.{cmd_name.replace('-', '_')}").command
+        for part in (command, *getattr(command, "commands", {}).values()):
+            for parameter in part.params:
+                if parameter.name in _FILES and parameter.type is click.STRING:
+                    parameter.type = _FileName()
         return command
 
     def resolve_command(

@@ -159,6 +159,11 @@ def _all_of(*added: Callable[[Decorated], Decorated]) -> Callable[[Decorated], D
 
 family = click.argument("family", type=click.Choice(["blip", "clip", "clipcap"]))
 sources = option("--data", "sources", multiple=True, help="Caption set; may be repeated.")
+recipe = option(
+    "--recipe",
+    help="TOML file or a name from rsedge train --list-recipes.  [default: FAMILY-cpu, a small model from scratch; "
+    "with a model or tokenizer of your own, the defaults of --list-keys]",
+)
 changes = _all_of(
     option(
         "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe; may be repeated."

@@ -98,7 +98,9 @@ def guard_process() -> None:
         return shown(formatted(*args, **options))
 
     def say_thread(args: threading.ExceptHookArgs) -> None:
-        if args.exc_value is not None:
+        if isinstance(args.exc_value, OSError):  # of a tracker: the disk is full, as the run itself will find too
+            say(f"{type(args.exc_value).__name__}: {args.exc_value}", err=True)
+        elif args.exc_value is not None:
             say_traceback(args.exc_value)
 
     warnings.formatwarning = format_warning
@@ -176,6 +178,9 @@ def training_progress() -> Iterator[Callable[[Event], None] | None]:
             if event.evaluated:
                 values = "  ".join(f"{name.removeprefix('val_')} {value:.4g}" for name, value in event.values.items())
                 show(f"step {event.step}: {values}")
+                return
+            if event.stage:
+                show(f"step {event.step}: {event.stage}", event.step, event.steps, event.stage)
                 return
             text = f"epoch {event.epoch:.2f}  loss {event.values['loss']:.4f}  lr {event.values['learning_rate']:.2g}"
             if (speed := event.values.get("samples_per_second")) is not None:  # a learning-rate test measures none

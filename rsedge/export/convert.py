@@ -22,6 +22,7 @@ from rsedge.bundle import (
     Manifest,
     Provenance,
     TensorSpec,
+    check_target,
     describe_file,
     describe_graph,
     write_bundle,
@@ -82,6 +83,7 @@ def export(
         raise OptionError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
     if (best := best_of_run(source)) is not None:
         progress(f"best checkpoint of the run: {best}")
+    check_target(target, overwrite=overwrite)  # before a model is downloaded
     progress(f"checking {source}")
     checkpoint = load_checkpoint(source, revision=revision)
     size = image_size or checkpoint.settings.image_size

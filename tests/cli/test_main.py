@@ -56,6 +56,10 @@ def test_completion_works():
     assert "plain,caption" in result.stdout
     result = python("-m", "rsedge", _RSEDGE_COMPLETE="bash_complete", COMP_WORDS="rsedge caption --ove", COMP_CWORD="2")
     assert {"plain,--overlap", "plain,--overwrite"} <= set(result.stdout.split())
+    for words in ("caption sc", "caption x.tif -o sc", "export sc", "train blip --data sc", "evaluate captions sc"):
+        now = {"COMP_WORDS": f"rsedge {words}", "COMP_CWORD": str(len(words.split()))}
+        result = python("-m", "rsedge", _RSEDGE_COMPLETE="bash_complete", **now)
+        assert result.stdout.split() == ["file,sc"], words
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from rsedge.errors import OptionError
 from rsedge.tomlfile import parse_toml, read_toml
-from rsedge.training.recipe import flat, locate, parse_value, with_settings
+from rsedge.training.recipe import flat, locate, parse_value, refusal, with_settings
 
 if TYPE_CHECKING:
     from rsedge.training.recipe import Recipe
@@ -176,7 +176,7 @@ def to_toml(space: Space) -> dict[str, Any]:
 
 def _refuse(problems: list[str]) -> None:
     if problems:
-        raise OptionError("\n".join(["this cannot be searched:", *(f"  - {problem}" for problem in problems)]))
+        raise refusal("this cannot be searched:", problems)
 
 
 def _add(space: Space, key: str, value: Any, *, grid: bool) -> list[str]:
