@@ -206,6 +206,8 @@ def read_image_spec(path: Path, report: Callable[[str], None]) -> ImageSpec | No
 
 def _model_size(path: Path) -> int | None:
     """The side of the images that ``config.json`` builds the model for, or None."""
+    if not (path / CONFIG).is_file():
+        return None
     try:
         config = jsonvalues.parse((path / CONFIG).read_bytes())
     except (OSError, ValueError):

@@ -382,7 +382,7 @@ def _mask_band(dataset: Any, chosen: tuple[int, ...]) -> int | None:
     bands = zip(dataset.indexes, dataset.colorinterp, dataset.descriptions, strict=True)
     called_alpha = [(index, description) for index, colour, description in bands if colour == ColorInterp.alpha]
     for index, description in called_alpha:
-        if index not in chosen and _NO_DESCRIPTION.fullmatch((description or "").strip()):
+        if index not in chosen and _NO_DESCRIPTION.fullmatch((description or "").strip()[:100]):
             return int(index)
     flags = [dataset.mask_flag_enums[number - 1] for number in chosen]
     if called_alpha and all(MaskFlags.alpha in each for each in flags):

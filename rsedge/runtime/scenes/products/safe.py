@@ -47,6 +47,7 @@ _LONGEST_NAME = 400  # of a member of a zip; real ones have at most 200
 _MOST_MEMBERS = 20_000  # of a zip
 _LARGEST_DIRECTORY = 16 * 2**20  # bytes of the list of a zip's members
 _LONGEST_COMMENT = 2**16
+_UNICODE_PATH = 0x7075
 _FIRST_MEMBER = b"PK\3\4"
 _END, _END_SIZE = b"PK\5\6", 22
 _END_64, _LOCATOR_64, _SIZE_64 = b"PK\6\6", b"PK\6\7", 56 + 20
@@ -387,6 +388,8 @@ class _Zip:
                     problem = "leads elsewhere"
                 elif inside in seen:
                     problem = "is there twice"
+                elif _has_other_name(info.extra):
+                    problem = "has a second name, which other programs take"
                 elif len(name) > _LONGEST_NAME:
                     problem = f"has more than {_LONGEST_NAME} letters"
                 if problem:
@@ -418,6 +421,16 @@ class _Zip:
 
     def on_disk(self, _names: Iterable[str]) -> tuple[str, ...]:
         return (str(self._path),)
+
+
+def _has_other_name(extra: bytes) -> bool:
+    """Whether an extra field is Info-ZIP's Unicode path, by which GDAL and zipfile may call a member something else."""
+    while len(extra) >= 4:
+        kind, length = struct.unpack_from("<HH", extra)
+        if kind == _UNICODE_PATH:
+            return True
+        extra = extra[4 + length :]
+    return False
 
 
 def _checked(data: bytes, read: Counter[str], where: str) -> bytes:
