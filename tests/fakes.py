@@ -20,7 +20,7 @@ class FakeCaptioner:
         self.model = model
         self.batches: list[int] = []
 
-    def caption_tiles(self, images: np.ndarray, keys: Sequence[int]) -> list[Caption]:
+    def caption_tiles(self, images: np.ndarray, keys: Sequence[int], tick=None) -> list[Caption]:
         assert images.dtype == np.uint8
         assert images.shape == (len(keys), self.image_size, self.image_size, 3)
         self.batches.append(len(keys))

@@ -60,6 +60,7 @@ def command(
     if (embeddings is None) != (embedder is None) or (dtype is not None and embeddings is None):
         message = "--embed FILE.parquet and --embedder BUNDLE go together, and --dtype needs both: pass all, or none"
         raise click.UsageError(message)
+    given.check_outputs(output, embeddings, file_format=file_format)
     wanted = "chip" if kind == "auto" else kind
     found = options.open_inputs(scenes, wanted, given, [output, given.html, given.sheet, given.stac])
     opened = [entry for entry in found.entries if isinstance(entry, Scene)]
@@ -101,7 +102,14 @@ def command(
         images = {} if opened else dict.fromkeys(options.OF_SCENES_ALONE)
         options.save_config(Path(output), {**resolved, **images})
     summary = dataclasses.replace(summary, unopened=found.unopened)
-    return report(summary, "captions", captioner.device, captioner.device_reason, as_json=given.as_json)
+    return report(
+        summary,
+        "captions",
+        captioner.device,
+        captioner.device_reason,
+        as_json=given.as_json,
+        others=[t.path for t in targets],
+    )
 
 
 def _search_options(used: DecodingOptions) -> dict[str, Any]:

@@ -58,6 +58,7 @@ def command(
     classes = read_labels(labels)
     check_labels(classes)
     texts = [text for label in classes for text in prompts(label, chosen)]
+    given.check_outputs(output, raster, file_format=file_format)
     unopened: list[str] = []
     opened = options.open_scenes(scenes, [output, raster, given.html, given.sheet, given.stac], unopened, **given.scene)
     output = options.chosen_output(output, opened, ".classes.geojson")
@@ -92,7 +93,8 @@ def command(
         # The default model may change, so the file names the bundle.
         options.save_config(Path(output), {**settings, "model": str(bundle)})
     summary = dataclasses.replace(summary, unopened=tuple(unopened))
-    code = report(summary, "classified", embedder.device, embedder.device_reason, as_json=given.as_json)
+    others = [raster, *(target.path for target in targets)]
+    code = report(summary, "classified", embedder.device, embedder.device_reason, as_json=given.as_json, others=others)
     if not given.as_json and summary.classes:
         found = sorted(summary.classes.items(), key=lambda item: -item[1])
         note(", ".join(f"{label} {count}" for label, count in found if count) or "no tile has a class")

@@ -27,9 +27,13 @@ def command(given: options.SceneRun, *, inputs: tuple[str, ...], output: str, dt
     and the same command continues an interrupted run. Unreadable files become records with an error, and the exit code
     is 3.
     """
+    from rsedge.errors import OptionError
     from rsedge.runtime.run.pipeline import embed
     from rsedge.runtime.scenes.scene import Scene
 
+    if Path(output).suffix.lower() != ".parquet":
+        raise OptionError(f"embeddings are written as GeoParquet: end {output!r} in .parquet")
+    given.check_outputs(output, formats=False)
     found = options.open_inputs(inputs, kind, given, [output])
     scenes = [entry for entry in found.entries if isinstance(entry, Scene)]
     bundle, embedder = given.load_embedder()

@@ -159,11 +159,21 @@ def _all_of(*added: Callable[[Decorated], Decorated]) -> Callable[[Decorated], D
 
 family = click.argument("family", type=click.Choice(["blip", "clip", "clipcap"]))
 sources = option("--data", "sources", multiple=True, help="Caption set; may be repeated.")
+recipe = option(
+    "--recipe",
+    help="TOML file or a name from rsedge train --list-recipes.  [default: FAMILY-cpu, a small model from scratch; "
+    "with a model or tokenizer of your own, the defaults of --list-keys]",
+)
 changes = _all_of(
     option(
         "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe; may be repeated."
     ),
     option("--limit", type=AT_LEAST_1, help="Largest number of images per split."),
+    option(
+        "--val-fraction",
+        type=click.FloatRange(0, 1, max_open=True),
+        help="Share of the training images to validate on, for sets with splits but without val.",
+    ),
     option("--skip-bad", is_flag=True, help="Skip unusable records."),
 )
 """The options that change a recipe, for :func:`recipe_changes`."""
@@ -357,6 +367,21 @@ class SceneRun:
         path = chosen_embedder(self.model)
         return path, Embedder.load(path, **self.engine)
 
+    def check_outputs(
+        self, output: str | None, *others: Path | str | None, file_format: str | None = None, formats: bool = True
+    ) -> None:
+        """Check the outputs before a scene or a model is opened. Raises OptionError for a suffix that names no format,
+        and OutputError for a file that cannot be written or exists.
+        """
+        from rsedge.runtime.outputs.writers import parse_format
+        from rsedge.runtime.run.pipeline import check_outputs
+
+        if output is not None and formats:
+            parse_format(output, file_format)
+        named = [None if output in (None, "-") else Path(output), self.html, self.sheet, self.stac]
+        named += [Path(each) for each in others if each is not None]
+        check_outputs(named[0], [path for path in named if path is not None], overwrite=self.overwrite)
+
     def targets(
         self,
         scenes: Sequence[Scene],
@@ -383,7 +408,7 @@ class SceneRun:
         if self.html is not None:
             from rsedge.runtime.outputs.report.report import report_target
 
-            found.append(report_target(self.html, scenes))
+            found.append(report_target(self.html, scenes, classes=classes))
         if self.sheet is not None:
             from rsedge.runtime.outputs.report.sheet import sheet_target
 
@@ -445,7 +470,13 @@ def needed_for(task: str, extra: str) -> Iterator[None]:
 
 
 def recipe_changes(
-    settings: Sequence[str], sources: Sequence[str], limit: int | None, skip_bad: bool, *, init: str | None = None
+    settings: Sequence[str],
+    sources: Sequence[str],
+    limit: int | None,
+    val_fraction: float | None,
+    skip_bad: bool,
+    *,
+    init: str | None = None,
 ) -> list[str]:
     """Return the changes of a recipe that the options stand for, as ``KEY=VALUE``."""
     changes = [*settings]
@@ -455,6 +486,8 @@ def recipe_changes(
         changes.append(f"model.init={json.dumps(init)}")
     if limit is not None:
         changes.append(f"data.limit={limit}")
+    if val_fraction is not None:
+        changes.append(f"data.val_fraction={val_fraction}")
     if skip_bad:
         changes.append("data.skip_bad=true")
     return changes

@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,16 +98,20 @@ def guard_process() -> None:
         return shown(formatted(*args, **options))
 
     def say_thread(args: threading.ExceptHookArgs) -> None:
-        if args.exc_value is not None:
+        if isinstance(args.exc_value, OSError):  # of a tracker: the disk is full, as the run itself will find too
+            say(f"{type(args.exc_value).__name__}: {args.exc_value}", err=True)
+        elif args.exc_value is not None:
             say_traceback(args.exc_value)
 
     warnings.formatwarning = format_warning
     threading.excepthook = say_thread
 
 
-def report(summary: Summary, made: str, device: str, device_reason: str, *, as_json: bool) -> int:
+def report(
+    summary: Summary, made: str, device: str, device_reason: str, *, as_json: bool, others: Iterable[Path | None] = ()
+) -> int:
     """Print a summary of the run and return the exit code: JSON on stdout (on stderr if data goes to stdout), else a
-    line on stderr.
+    line on stderr, which names the ``others`` of its files too.
     """
     for warning in summary.warnings:
         warn(warning)
@@ -122,7 +126,8 @@ def report(summary: Summary, made: str, device: str, device_reason: str, *, as_j
         parts = [f"{summary.ok} {made}", f"{summary.nodata} without data"]
         parts += [f"{summary.cloud} under cloud"] if summary.cloud else []
         parts += [f"{summary.read_errors} unreadable"]
-        outputs = " and ".join(name for name in (summary.output, summary.embeddings) if name)
+        *names, last = (str(name) for name in (summary.output, summary.embeddings, *others) if name)
+        outputs = f"{', '.join(names)} and {last}" if names else last
         unit = "images" if not summary.scenes else "tiles and images" if summary.images else "tiles"
         note(
             f"{outputs}: {summary.tiles} {unit} ({', '.join(parts)}){kept}; "
@@ -173,6 +178,9 @@ def training_progress() -> Iterator[Callable[[Event], None] | None]:
             if event.evaluated:
                 values = "  ".join(f"{name.removeprefix('val_')} {value:.4g}" for name, value in event.values.items())
                 show(f"step {event.step}: {values}")
+                return
+            if event.stage:
+                show(f"step {event.step}: {event.stage}", event.step, event.steps, event.stage)
                 return
             text = f"epoch {event.epoch:.2f}  loss {event.values['loss']:.4f}  lr {event.values['learning_rate']:.2g}"
             if (speed := event.values.get("samples_per_second")) is not None:  # a learning-rate test measures none

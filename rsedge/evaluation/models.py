@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -43,6 +44,7 @@ def locate(source: str | Path) -> tuple[Kind, str]:
     if (best / "config.json").is_file():
         if not best.resolve().is_relative_to(path.resolve()):
             raise OptionError(f"{best} leads out of the run, to {best.resolve()}: give that checkpoint itself")
+        logging.getLogger("rsedge").info("best checkpoint of the run: %s", best)
         return "checkpoint", str(best)
     if (path / "config.json").is_file():
         return "checkpoint", str(path)

@@ -22,10 +22,12 @@ from rsedge.bundle import (
     Manifest,
     Provenance,
     TensorSpec,
+    check_target,
     describe_file,
     describe_graph,
     write_bundle,
 )
+from rsedge.checkpointfiles import best_of_run
 from rsedge.errors import BundleError, CheckpointError, OptionError
 from rsedge.export import verify
 from rsedge.export.card import model_card, stac_item
@@ -79,6 +81,9 @@ def export(
     """
     if precision not in PRECISIONS:
         raise OptionError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
+    if (best := best_of_run(source)) is not None:
+        progress(f"best checkpoint of the run: {best}")
+    check_target(target, overwrite=overwrite)  # before a model is downloaded
     progress(f"checking {source}")
     checkpoint = load_checkpoint(source, revision=revision)
     size = image_size or checkpoint.settings.image_size

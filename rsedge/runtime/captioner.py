@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -149,12 +149,16 @@ class Captioner:
             raise OptionError(f"{len(keys)} keys for {len(images)} images: pass one per image or none")
         return self._decode(images, range(len(images)) if keys is None else keys, self.options(**overrides))
 
-    def _decode(self, images: UInt8, keys: Sequence[int], options: DecodingOptions) -> list[Caption]:
-        """Captions in the order of the images; where memory runs out the batch is halved and what is left goes on."""
+    def _decode(
+        self, images: UInt8, keys: Sequence[int], options: DecodingOptions, tick: Callable[[int], None] = lambda _: None
+    ) -> list[Caption]:
+        """Captions in the order of the images; where memory runs out the batch is halved and what is left goes on.
+        ``tick`` is called with the number of captions that were finished together.
+        """
         captions: list[Caption | None] = [None] * len(images)
         while left := [image for image, caption in enumerate(captions) if caption is None]:
             try:
-                self._decode_some(images, keys, options, left, captions)
+                self._decode_some(images, keys, options, left, captions, tick)
             except Exception as error:  # noqa: PERF203 - a try per halving
                 self.batch_size = smaller_batch(error, self.batch_size, f"captioning with {self.model}")
                 self.decoder.release()
@@ -167,6 +171,7 @@ class Captioner:
         options: DecodingOptions,
         wanted: list[int],
         captions: list[Caption | None],
+        tick: Callable[[int], None],
     ) -> None:
         """Caption the images ``wanted`` as far as memory goes; images enter the batch as others leave it."""
         slots = min(self.batch_size, len(wanted))
@@ -215,6 +220,7 @@ class Captioner:
                 sources[done[: len(staying)]] = staying[staying >= len(staying)]
                 left = bool(done.any())
                 if left:
+                    tick(int(done.sum()))
                     search.keep(sources)
                     active = [active[slot] for slot in sources.tolist()]
 
@@ -247,6 +253,10 @@ class TileCaptions:
         self.domain = captioner.domain
         self._captioner = captioner
 
-    def caption_tiles(self, images: UInt8, keys: Sequence[int]) -> list[Caption]:
-        """A caption per image, uint8 [N, image_size, image_size, 3]; ``keys`` seed the sampling."""
-        return self._captioner._decode(images, keys, self.options)
+    def caption_tiles(
+        self, images: UInt8, keys: Sequence[int], tick: Callable[[int], None] = lambda _: None
+    ) -> list[Caption]:
+        """A caption per image, uint8 [N, image_size, image_size, 3]; ``keys`` seed the sampling, ``tick`` gets the
+        numbers of captions that were finished together.
+        """
+        return self._captioner._decode(images, keys, self.options, tick)

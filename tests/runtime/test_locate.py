@@ -123,7 +123,7 @@ def test_a_scene_without_any_data(tmp_path):
     scene = write(tmp_path, np.zeros((3, 40, 40), np.uint8), nodata=0)
     found = locate(ColourEmbedder(), scene, ["red"], window=16, stride=8)
     assert np.isnan(found.heat).all()
-    assert found.summary()["texts"] == [{"text": "red", "value": None, "row": None, "col": None}]
+    assert found.summary()["texts"] == [{"text": "red", "value": None, "least": None, "row": None, "col": None}]
     found.write(tmp_path / "heat.tif")
     write_overlay(tmp_path / "heat.png", found)
 

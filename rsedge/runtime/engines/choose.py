@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from rsedge.texts import first_few
 if TYPE_CHECKING:
     from rsedge.manifest import Manifest
 
+_NVIDIA = ("/dev/nvidiactl", "/dev/nvhost-gpu", "/proc/driver/nvidia", "/dev/dxg")
+"""Files that NVIDIA's drivers make: on a PC, on a Jetson, and in WSL."""
 _LEAST_MEMORY, _LEAST_ADDRESSES = 140 << 20, 600 << 20
 """What the libraries and the smallest bundle took, less a little: below it no run ended well (docs/reliability.md)."""
 
@@ -174,7 +177,9 @@ def open_bundle(
             size = batch_size or default_batch_size(bundle.manifest, choice.device, usual)
     if made is None:
         made = OrtBackend(choice.device, threads=threads)
-    _log.info("running %s on %s with %s: %s", bundle.model, made.device, made.name, choice.reason)
+    # What CUDA and TensorRT lack is of no interest on a machine without a GPU.
+    why = f": {choice.reason}" if made.device != "cpu" or any(map(os.path.exists, _NVIDIA)) else ""
+    _log.info("running %s on %s with %s%s", bundle.model, made.device, made.name, why)
     return bundle, made, choice.reason, size
 
 

@@ -85,8 +85,10 @@ class TileModel(Protocol):
 class TileCaptioner(TileModel, Protocol):
     """The pipeline's view of a captioner."""
 
-    def caption_tiles(self, images: UInt8, keys: Sequence[int]) -> list[Caption]:
-        """Return a caption per image, uint8 [N, image_size, image_size, 3], RGB; ``keys`` seed the sampling of each."""
+    def caption_tiles(self, images: UInt8, keys: Sequence[int], tick: Callable[[int], None]) -> list[Caption]:
+        """Return a caption per image, uint8 [N, image_size, image_size, 3], RGB; ``keys`` seed the sampling of each,
+        and ``tick`` gets the numbers of captions that were finished together.
+        """
 
 
 class TileEmbedder(TileModel, Protocol):
@@ -138,8 +140,10 @@ class Models:
             if model
         ]
 
-    def see(self, segment: Sequence[TileInput]) -> list[TileResult]:
-        """Return the results of a segment; each model is called once, with the tiles that are ``ok``."""
+    def see(self, segment: Sequence[TileInput], tick: Callable[[int], None] = lambda _: None) -> list[TileResult]:
+        """Return the results of a segment; each model is called once, with the tiles that are ``ok``; ``tick`` gets the
+        numbers of captions that were finished together.
+        """
         chosen = [position for position, tile in enumerate(segment) if tile.record.status == "ok"]
         records = [tile.record for tile in segment]
         vectors: dict[int, Embedding] = {}
@@ -149,7 +153,7 @@ class Models:
             tiles = [records[position] for position in chosen]
             names = [zlib.crc32(tile.scene.encode("utf-8", "surrogateescape")) for tile in tiles]
             keys = [name << 32 ^ tile.row << 16 ^ tile.col for name, tile in zip(names, tiles, strict=True)]
-            captions = self.captioner.caption_tiles(images, keys)
+            captions = self.captioner.caption_tiles(images, keys, tick)
             for position, caption in zip(chosen, captions, strict=True):
                 records[position] = replace(records[position], caption=caption.text, score=rounded(caption.score))
         if chosen and self.embedder:
@@ -178,7 +182,8 @@ class Progress:
 class Work:
     """The segments of several sources, numbered through.
 
-    ``progress`` is called at the start of each source and after each segment; ``clock`` times ``WAIT`` and ``WRITE``.
+    ``progress`` is called at the start of each source, as captions are finished, and after each segment. ``clock``
+    times ``WAIT`` and ``WRITE``.
     """
 
     def __init__(
@@ -220,9 +225,17 @@ class Work:
                         raise KeyboardInterrupt
                     with self.clock(WAIT):
                         segment = next(segments)
-                    yield self.models.see(segment)
+                    now = done
+
+                    def tick(count: int, name: str = source.name) -> None:
+                        nonlocal now
+                        now += count
+                        self._progress(Progress(name, now, total, resumed))
+
+                    yield self.models.see(segment, tick)
                     done += len(segment)
-                    self._progress(Progress(source.name, done, total, resumed))
+                    if done != now:
+                        self._progress(Progress(source.name, done, total, resumed))
             start = 0
 
 
@@ -249,18 +262,11 @@ def execute(
         OutputError: A target exists, the journal belongs to another run or is in use, or something cannot be written.
         SceneError: A scene is gone before the first tile is read.
     """
-    # 1. Check the targets; an existing one is refused unless a journal beside it may tell that the run wrote it.
+    # 1. Check the targets.
     paths = [target.path for target in targets if target.path is not None]
-    for path in paths:
-        check_target(path)
-    existing = [path for path in paths if path.exists()] if not overwrite else []
-    exists = "\n".join(
-        f"{path} exists already: pass --overwrite to replace it, or choose another output" for path in existing
-    )
     first = targets[0].path
+    exists = check_outputs(first, paths, overwrite=overwrite)
     journal_path = first and first.with_name(f"{first.name}.journal")
-    if existing and not (journal_path and journal_path.exists()):
-        raise OutputError(exists)
 
     with ExitStack() as stack:
         journal, resumed = None, 0
@@ -270,7 +276,7 @@ def execute(
         else:
             # 2. With one: a whole journal beside an output is a run killed between the rename and the removal.
             journal = stack.enter_context(Journal.open(journal_path, work.fingerprint(settings), overwrite=overwrite))
-            if existing and journal.finished < len(work.sizes):
+            if exists and journal.finished < len(work.sizes):
                 raise OutputError(exists)
             resumed, total = sum(work.sizes[: journal.finished]), sum(work.sizes)
             embedder = work.models.embedder
@@ -300,6 +306,31 @@ def execute(
         if journal:
             journal.remove()
     return counts, resumed, unread
+
+
+def check_outputs(first: Path | None, paths: Sequence[Path], *, overwrite: bool) -> str:
+    """Check the files that a run is to write before anything is computed.
+
+    Args:
+        first: The main output, or None for standard output.
+        paths: All files.
+        overwrite: Replace existing ones.
+
+    Returns:
+        A message that names the existing ones if a journal beside ``first`` may show that the run wrote them, else "".
+
+    Raises:
+        OutputError: A file cannot be written, or exists.
+    """
+    for path in paths:
+        check_target(path)
+    existing = [path for path in paths if path.exists()] if not overwrite else []
+    exists = "\n".join(
+        f"{path} exists already: pass --overwrite to replace it, or choose another output" for path in existing
+    )
+    if existing and not (first and first.with_name(f"{first.name}.journal").exists()):
+        raise OutputError(exists)
+    return exists
 
 
 def _fill(journal: Journal, work: Work) -> None:

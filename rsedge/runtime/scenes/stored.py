@@ -92,7 +92,7 @@ class StoredPixels:
         # 2. No data by value.
         empty: Mask | None = None
         if stored.dtype.kind == "f" and not np.isfinite(extremes).all():
-            empty = ~np.isfinite(stored).all(axis=0)
+            empty = np.asarray(~np.isfinite(stored).all(axis=0))
         if self._rules.least is not None and not extremes[0] >= self._rules.least:
             empty = either(empty, np.asarray((stored < self._rules.least).all(axis=0)))
         for values in self._values:
