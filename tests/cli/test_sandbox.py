@@ -262,8 +262,8 @@ def test_exit_codes_and_errors_are_the_childs(scene, bundle_path):
     base = ["caption", *tiny(bundle_path), "-o", "out/a.csv", "--sandbox"]
     for path, code, message in (
         ("nope.tif", 1, "nope.tif"),
-        ("data/cut.tif", 3, "unreadable"),
         ("https://example.org/a.tif", 2, "--allow-remote"),
+        ("data/cut.tif", 3, "unreadable"),
     ):
         result = rsedge(*base, path)
         assert (result.returncode, "Traceback" in result.stderr) == (code, False), result.stderr

@@ -8,10 +8,11 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rsedge.errors import OutputError
-from rsedge.runtime.outputs import files
+from rsedge.runtime.outputs import files, rasters
 from rsedge.runtime.run.pipeline import run
 from rsedge.runtime.scenes.opening import open_scenes
 from tests.fakes import FakeCaptioner
@@ -101,6 +102,43 @@ def test_output_that_does_not_fit(tmp_path, scene, name, monkeypatch):
     assert output.read_text() == "precious"
     assert sorted(path.name for path in tmp_path.iterdir()) == [name, f"{name}.journal"]
     assert run(open_scenes([scene]), FakeCaptioner(16), output, tile_size=16, overwrite=True).resumed_tiles == 256
+
+
+class Losing:
+    """A raster of GDAL's that drops what is written, as its driver did on a full disk."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __getattr__(self, name):
+        return getattr(self.dataset, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.dataset.close()
+
+    def write(self, _):
+        pass
+
+
+def test_a_raster_that_gdal_wrote_incompletely(tmp_path, scene, monkeypatch):
+    output = tmp_path / "heat.tif"
+    values = {"scene": open_scenes([scene])[0], "cells": rasters.Cells(step=64), "tags": {}}
+    heat = np.arange(16, dtype=np.float32).reshape(1, 4, 4)
+    rasters.write_heat(output, heat, ["a"], **values)
+    before = output.read_bytes()
+
+    class Memory(rasters.MemoryFile):
+        def open(self, **options):
+            opened = super().open(**options)
+            return Losing(opened) if options else opened
+
+    monkeypatch.setattr(rasters, "MemoryFile", Memory)
+    with pytest.raises(OutputError, match="did not write the whole raster"):
+        rasters.write_heat(output, heat + 1, ["a"], **values)
+    assert output.read_bytes() == before
 
 
 def test_room_is_checked_per_disk(tmp_path, monkeypatch):

@@ -32,9 +32,9 @@ class Noting(FakeCaptioner):
         super().__init__(SIZE)
         self.seen: list[np.ndarray] = []
 
-    def caption_tiles(self, images, keys):
+    def caption_tiles(self, images, keys, *tick):
         self.seen += list(images)
-        return super().caption_tiles(images, keys)
+        return super().caption_tiles(images, keys, *tick)
 
 
 def tiles(path, captioner=None, **options):

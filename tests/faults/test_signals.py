@@ -73,10 +73,10 @@ def test_an_interruption_that_python_drops(tmp_path, whole):
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     class Dropping(FakeCaptioner):
-        def caption_tiles(self, images, keys):
+        def caption_tiles(self, images, keys, *tick):
             with contextlib.suppress(KeyboardInterrupt):
                 main._interrupt()
-            return super().caption_tiles(images, keys)
+            return super().caption_tiles(images, keys, *tick)
 
     captioner = Dropping(16)
     try:
