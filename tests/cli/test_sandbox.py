@@ -259,11 +259,11 @@ def test_modules_in_the_working_folder_are_not_imported(scene, bundle_path):
 @needs_sandbox
 def test_exit_codes_and_errors_are_the_childs(scene, bundle_path):
     scenes.truncate(scenes.write(Path("data/cut.tif"), scenes.pixels(3, 700, 150)), 0.5)
-    base = ["caption", *tiny(bundle_path), "-o", "out/a.csv", "--sandbox"]
+    base = ["caption", *tiny(bundle_path), "-o", "out/a.csv", "--overwrite", "--sandbox"]
     for path, code, message in (
         ("nope.tif", 1, "nope.tif"),
-        ("https://example.org/a.tif", 2, "--allow-remote"),
         ("data/cut.tif", 3, "unreadable"),
+        ("https://example.org/a.tif", 2, "--allow-remote"),
     ):
         result = rsedge(*base, path)
         assert (result.returncode, "Traceback" in result.stderr) == (code, False), result.stderr
