@@ -61,14 +61,18 @@ def command(
         message = "--embed FILE.parquet and --embedder BUNDLE go together, and --dtype needs both: pass all, or none"
         raise click.UsageError(message)
     given.check_outputs(output, embeddings, file_format=file_format)
-    wanted = "chip" if kind == "auto" else kind
+    views = options.given(("html", "sheet", "stac"))
+    # The views show scenes, so files without a georeference are scenes too where one is wanted.
+    wanted = kind if kind != "auto" else "scene" if views else "chip"
     found = options.open_inputs(scenes, wanted, given, [output, given.html, given.sheet, given.stac])
     opened = [entry for entry in found.entries if isinstance(entry, Scene)]
     if len(opened) < len(found.entries):
-        if views := options.given(("html", "sheet", "stac")):
+        if views:
             raise click.UsageError(f"{', '.join(views)}: for scenes, and there are images among the inputs; leave out")
-        if output is None:
+        if output is None and len(found.entries) > 1:
             raise click.UsageError("captions of images need a named output: pass -o, such as -o captions.csv")
+        if output is None:
+            output = f"{Path(scenes[0]).stem}.geojson"
     output = options.chosen_output(output, opened, ".geojson")
     bundle = options.chosen_captioner(given.model)
     limits = {name: decoding[name] for name in ("num_beams", "max_new_tokens")}

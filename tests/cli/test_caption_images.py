@@ -83,8 +83,10 @@ def test_images_beside_scenes_and_what_cannot_be_opened(folder, capsys):
 def test_options_of_scenes_and_views_are_refused_for_images(folder, capsys):
     assert run(["caption", "chips", "-o", "o.csv", "--tile-size", "64"]) == 2
     assert "--tile-size: for scenes only" in capsys.readouterr().err
-    assert run(["caption", "chips", "-o", "o.csv", "--html", "a.html"]) == 2
+    assert run(["caption", "chips", "--as", "image", "-o", "o.csv", "--html", "a.html"]) == 2
     assert "--html: for scenes" in capsys.readouterr().err
+    # With a view wanted, they are scenes.
+    assert run(["-q", "caption", "chips/c0.png", "-o", "v.csv", "--html", "v.html", "--device", "cpu"]) == 0
     assert run(["caption", "chips"]) == 2
     assert "need a named output" in capsys.readouterr().err
     assert run(["caption", "chips", "nowhere.tif", "-o", "o.csv"]) in (1, 2)

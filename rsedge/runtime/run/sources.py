@@ -426,7 +426,8 @@ def _is_scene(name: str, kind: InputKind, access: Access, large: list[str]) -> b
     try:
         dataset = open_dataset(name, access)
     except SceneError:
-        return False
+        # What neither GDAL nor Pillow reads is told as a scene that cannot be opened.
+        return kind == "chip" and path.suffix.lower() not in (".gif", ".bmp")
     with dataset:
         grid = Grid.of(dataset)
         if grid.crs or not grid.transform.is_identity or dataset.gcps[0] or dataset.count == 0:
