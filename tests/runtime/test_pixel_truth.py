@@ -254,3 +254,18 @@ def test_metres_for_degrees_are_refused_with_the_number_to_use(tmp_path, resolut
     path = scenes.write(tmp_path / "m.tif", scenes.pixels(3, 30, 30), photometric="RGB")
     with pytest.raises(OptionError, match="more than the whole"):
         Scene.open(path, resolution=5000)
+
+
+@pytest.mark.parametrize("kind", ["inside", "beside", "alpha"])
+def test_info_names_the_mask(tmp_path, kind):
+    from rsedge.runtime.diagnostics.describe import describe_scene
+    from rsedge.runtime.run.sources import TileOptions
+
+    data = np.full((4 if kind == "alpha" else 3, 40, 40), 90, np.uint8)
+    options = {"photometric": "RGB", **({"alpha": "YES"} if kind == "alpha" else {})}
+    path = scenes.write(tmp_path / "a.tif", data, **options)
+    if kind != "alpha":
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=kind == "inside"), rasterio.open(path, "r+") as dataset:
+            dataset.write_mask(np.ones((40, 40), bool))
+    said = describe_scene(Scene.open(path), TileOptions())["mask"]
+    assert said == {"inside": "mask", "beside": f"{path}.msk", "alpha": "alpha, band 4"}[kind]

@@ -90,6 +90,14 @@ def test_wavelengths_tell_colours(tmp_path, lengths, expected):
     assert "wavelength" in scene.bands_reason
 
 
+def test_bands_that_are_not_true_colour_are_doubted(tmp_path):
+    path = raster(tmp_path, "a", ("B02", "B03", "B04", "B08"))
+    (doubt,) = Scene.open(path, bands=(4, 3, 2)).warnings
+    assert "bands 4,3,2 are not its true colour, 3,2,1" in doubt
+    assert "leave --bands out" in doubt
+    assert not Scene.open(path, bands=(3, 2, 1)).warnings
+
+
 # ---- STAC ----
 
 

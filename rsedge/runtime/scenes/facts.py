@@ -65,6 +65,7 @@ class BandChoice:
     indexes: tuple[int, ...]  # 1-based band numbers of red, green and blue; a single one for a palette
     reason: str  # why, as one clause
     palette: bool = False  # true where the one band holds indexes into a colour table
+    doubt: str | None = None  # what the user should know of the choice
 
 
 def choose_bands(
@@ -94,7 +95,13 @@ def choose_bands(
                 f"bands {listed}: expected three numbers from 1 to {dataset.count} for red, green and blue, such as "
                 "--bands 3,2,1"
             )
-        choice = BandChoice(indexes, f"bands {listed} as asked")
+        usual, doubt = _find_bands(source, dataset, colours), None
+        if usual is not None and not usual.palette and usual.indexes != indexes:
+            own = ",".join(map(str, usual.indexes))
+            doubt = (
+                f"{source}: bands {listed} are not its true colour, {own} ({usual.reason}): leave --bands out for that"
+            )
+        choice = BandChoice(indexes, f"bands {listed} as asked", doubt=doubt)
     else:
         choice = _find_bands(source, dataset, colours)
     dtypes = {dataset.dtypes[index - 1] for index in (choice.indexes if choice else dataset.indexes)}

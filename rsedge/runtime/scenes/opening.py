@@ -299,6 +299,7 @@ def _describe(
         warnings=(
             *_georeference_warnings(source, dataset, grid),
             *((doubt,) if doubt else ()),
+            *((choice.doubt,) if choice.doubt else ()),
             *(warning for part in dict.fromkeys(parts) for warning in unread_sidecars(part)),
             *(product.warnings if product else ()),
             *doubts,
