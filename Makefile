@@ -1,5 +1,6 @@
 # make setup   .venv with everything for development      make demo   caption a generated scene (offline, no torch)
 # make test    lint, then all tests                       make bench  the benchmarks behind the README's figures
+# make soak    kills, bad scenes and load, 15 minutes    make fuzz   mutated inputs, MINUTES=60
 # make bench-gpu   checks, then pairs against torch, on a machine with an NVIDIA GPU
 # make builtin-model EUROSAT=eurosat_rgb.zip   train, measure and pack the captioner that ships with rsedge
 PYTHON ?= python3
@@ -8,11 +9,12 @@ BIN := $(VENV)/bin
 DEMO_VENV := .venv-demo
 EUROSAT ?= ../shared/data/eurosat/eurosat_rgb.zip
 SCENES ?= ../shared/data/scenes
+MINUTES ?= 60
 # Python 3.10: make setup CONSTRAINTS=
 CONSTRAINTS ?= -c constraints.txt
 PIP_INSTALL := pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
 
-.PHONY: setup demo test lint format bench bench-gpu docs builtin-model clean
+.PHONY: setup demo test lint format bench bench-gpu soak fuzz docs builtin-model clean
 
 setup: $(VENV)/.installed
 
@@ -64,6 +66,12 @@ bench: setup
 
 bench-gpu: setup
 	$(BIN)/python bench/gpu.py
+
+soak: setup
+	OMP_WAIT_POLICY=passive $(BIN)/python tools/soak.py
+
+fuzz: setup
+	$(BIN)/python -W ignore tools/fuzz.py --minutes $(MINUTES)
 
 clean:
 	rm -rf $(VENV) $(DEMO_VENV) demo-out build *.egg-info

@@ -214,7 +214,7 @@ class _Counted:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._task, name)
 
-    def caption_tiles(self, images: np.ndarray, keys: Sequence[int]) -> list[Caption]:
+    def caption_tiles(self, images: np.ndarray, keys: Sequence[int], tick: Any = None) -> list[Caption]:  # noqa: ARG002
         self.seen += len(images)
         return self._task.caption_tiles(images, keys)
 

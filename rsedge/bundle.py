@@ -272,11 +272,8 @@ def write_bundle(target: str | Path, build: Callable[[Path], Manifest], *, overw
         OutputError: ``target`` exists, is not a bundle, or cannot be written.
         BundleError: ``build`` returned a manifest that its files do not bear out.
     """
-    target = Path(target)
-    if not target.name.endswith(SUFFIX) or target.name == SUFFIX:
-        raise OptionError(f"a bundle's name must end in {SUFFIX}, got {target.name!r}: use {target.name}{SUFFIX}")
-    target = target.resolve()
-    _check_target(target, overwrite)
+    check_target(target, overwrite=overwrite)
+    target = Path(target).resolve()
     try:
         draft = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.stem}-", suffix=".tmp"))
     except OSError as error:
@@ -293,7 +290,7 @@ def write_bundle(target: str | Path, build: Callable[[Path], Manifest], *, overw
         for folder, _, files in os.walk(draft):
             for name in (*files, ""):
                 _sync(Path(folder, name))
-        _check_target(target, overwrite)  # the build may have taken minutes
+        check_target(target, overwrite=overwrite)  # the build may have taken minutes
         _put_in_place(draft, target)
     finally:
         # After an exchange this is the old bundle, after a plain rename it is gone, after a failure it is the draft.
@@ -302,7 +299,12 @@ def write_bundle(target: str | Path, build: Callable[[Path], Manifest], *, overw
     return Bundle(path=target, manifest=manifest, hash=digest)
 
 
-def _check_target(target: Path, overwrite: bool) -> None:
+def check_target(target: str | Path, *, overwrite: bool = False) -> None:
+    """Raise as :func:`write_bundle` does where a bundle cannot be written at ``target``."""
+    target = Path(target)
+    if not target.name.endswith(SUFFIX) or target.name == SUFFIX:
+        raise OptionError(f"a bundle's name must end in {SUFFIX}, got {target.name!r}: use {target.name}{SUFFIX}")
+    target = target.resolve()
     if not target.parent.is_dir():
         raise OutputError(f"the folder {target.parent} does not exist: create it first")
     if not target.exists():

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from rsedge import jsonvalues
 from rsedge.errors import BundleError
 from rsedge.manifest import ImageSpec
 from rsedge.tokenizerfile import tokenizer_problems
+
+_log = logging.getLogger("rsedge")
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
@@ -56,7 +60,10 @@ def file_problems(path: Path) -> list[str]:
     if not path.is_file():
         return [f"{path.name} is no file: save the checkpoint again"]
     if path.name == ADAPTER:
-        return [f"{ADAPTER} makes it an adapter of another model: merge it into that model and save the whole"]
+        return [
+            f"{ADAPTER} makes it an adapter of another model (LoRA): merge it with peft (merge_and_unload) and save "
+            "the whole"
+        ]
     size = path.stat().st_size
     if path.suffix == ".safetensors":
         with path.open("rb") as stream:
@@ -181,7 +188,14 @@ def read_image_spec(path: Path, report: Callable[[str], None]) -> ImageSpec | No
     if values is None:
         return None
     try:
-        return _image_spec(values)
+        spec = _image_spec(values)
+        # A model takes images of one size; a processor of another size belongs to a model before a change.
+        size = _model_size(path)
+        if size is not None and size != spec.size:
+            stated = f"{path.name}: its image processor states {spec.size} px and the model {size} px"
+            _log.warning("Warning: %s: %d px it is", stated, size)
+            spec = replace(spec, size=size)
+        return spec
     except (BundleError, ArithmeticError, KeyError, TypeError, ValueError) as error:
         report(
             f"{name} cannot be used ({error}): save the processor again with the settings that the model was trained "
@@ -190,13 +204,36 @@ def read_image_spec(path: Path, report: Callable[[str], None]) -> ImageSpec | No
         return None
 
 
+def _model_size(path: Path) -> int | None:
+    """The side of the images that ``config.json`` builds the model for, or None."""
+    if not (path / CONFIG).is_file():
+        return None
+    try:
+        config = jsonvalues.parse((path / CONFIG).read_bytes())
+    except (OSError, ValueError):
+        return None  # reported where the configuration is read
+    while isinstance(config, dict):
+        nested = next((config[name] for name in ("vision_config", "clip_config") if name in config), None)
+        if nested is None:
+            size = config.get("image_size")
+            return size if type(size) is int and size > 0 else None
+        config = nested
+    return None
+
+
 def _image_spec(values: Mapping[str, Any]) -> ImageSpec:
     if not isinstance(values, dict):
         raise TypeError("its settings are no object")
     if values.get("do_pad"):
         raise ValueError("do_pad is set, which rsedge does not do")
-    size = _edge(values["size"])
-    # CLIP's processor scales the shorter side and cuts out the middle: for square images, as tiles are, the same thing.
+    if values.get("do_resize") is False:
+        raise ValueError("do_resize is off, so images keep their sizes, and the model takes one")
+    size, whole = _edge(values["size"]), isinstance(values["size"], dict) and "height" in values["size"]
+    crops = bool(values.get("do_center_crop"))
+    if isinstance(values["size"], dict) and "shortest_edge" in values["size"] and not crops:
+        raise ValueError(
+            "it scales the shorter side (shortest_edge) without do_center_crop, and the model takes squares"
+        )
     if values.get("do_center_crop") and _edge(values.get("crop_size", size)) != size:
         raise ValueError(f"it cuts {values['crop_size']} out of {values['size']}, which rsedge does not do")
     resample = values.get("resample", 3)
@@ -213,6 +250,7 @@ def _image_spec(values: Mapping[str, Any]) -> ImageSpec:
         resample=_RESAMPLE[resample],  # type: ignore[arg-type]  # its values are all of Resample
         mean=tuple(float(value) / factor for value in mean),
         std=tuple(float(value) / factor for value in std),
+        crop=crops and not whole,
     )
 
 
@@ -226,11 +264,42 @@ def _edge(size: Any) -> int:
     return int(size)
 
 
+KINDS = (
+    ("manifest.json", "a bundle of rsedge, which is exported already: pass it with -m"),
+    (ADAPTER, "a LoRA adapter of another model: merge it with peft (merge_and_unload) and save the whole"),
+    ("open_clip_config.json", "a model of open_clip: convert it to CLIP of transformers, then export that"),
+    ("open_clip_*", "weights of open_clip: convert them to CLIP of transformers, then export that"),
+    ("tf_model.h5", "weights of TensorFlow: load them with from_pretrained(folder, from_tf=True) and save the model"),
+    (
+        "flax_model.msgpack",
+        "weights of Flax: load them with from_pretrained(folder, from_flax=True) and save the model",
+    ),
+    ("*.gguf", "quantised weights of llama.cpp (GGUF): export the checkpoint they were made from"),
+    ("*.onnx", "graphs of ONNX: export the checkpoint they were made from"),
+    ("*/config.json", "a folder of several checkpoints: name one of them"),
+)
+"""Pattern of a file → what a folder without usable weights is, and the way out."""
+
+
+def kind_of_folder(folder: Path) -> str | None:
+    """Return what a folder without usable weights is, with the way out, or None."""
+    return next((meaning for pattern, meaning in KINDS if next(folder.glob(pattern), None) is not None), None)
+
+
+def best_of_run(source: str | Path) -> Path | None:
+    """Return the best checkpoint of a run of training, ``source/best``, or None if ``source`` is no run."""
+    best = Path(source) / "best"
+    if (Path(source) / CONFIG).is_file() or not (best / CONFIG).is_file():
+        return None
+    return best if best.resolve().is_relative_to(Path(source).resolve()) else None
+
+
 def write_image_spec(path: Path, spec: ImageSpec, *, model_type: str) -> None:
     """Write ``preprocessor_config.json`` into the folder ``path``, as the processor of ``model_type`` reads it."""
     numbers = {name: number for number, name in _RESAMPLE.items()}
     values = {
-        "do_center_crop": False,
+        "do_center_crop": spec.crop,
+        "crop_size": {"height": spec.size, "width": spec.size},
         "do_convert_rgb": True,
         "do_normalize": True,
         "do_rescale": True,
@@ -240,6 +309,6 @@ def write_image_spec(path: Path, spec: ImageSpec, *, model_type: str) -> None:
         "image_std": list(spec.std),
         "resample": numbers[spec.resample],
         "rescale_factor": 1 / 255,
-        "size": {"height": spec.size, "width": spec.size},
+        "size": {"shortest_edge": spec.size} if spec.crop else {"height": spec.size, "width": spec.size},
     }
     (path / "preprocessor_config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

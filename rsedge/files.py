@@ -5,7 +5,9 @@ a stranger's folder may hold one.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,3 +38,14 @@ def write_text(path: Path, text: str) -> None:
 def open_itself(path: str | os.PathLike[str], flags: int) -> int:
     """Open a file that changes in place, for ``open(…, opener=open_itself)``. Raises OSError where it is a link."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+
+def open_regular(path: str | os.PathLike[str], flags: int) -> int:
+    """Open a file to read, for ``open(…, opener=open_regular)``. Raises OSError for what is no regular file: opening a
+    pipe would wait for a writer, and a device may have no end.
+    """
+    handle = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is no regular file", os.fspath(path))
+    return handle

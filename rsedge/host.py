@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,6 +16,29 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+interrupted = threading.Event()
+"""Set once a signal asked this process to end: Python drops a KeyboardInterrupt that meets a finalizer."""
+
+CGROUPS = Path("/sys/fs/cgroup")
+ADDRESSES = "the ulimit -v"
+"""The limit on addresses, of which a process takes more than of memory."""
+
+# What Linux, ONNX Runtime, CUDA, cuBLAS, cuDNN, TensorRT and C++ say when memory runs out.
+_SIGNS = (
+    "out of memory",
+    "outofmemory",
+    "failed to allocate memory",
+    "cannot allocate memory",
+    "failed to map segment",
+    "available memory of",
+    "alloc_failed",
+    "cudaerrormemoryallocation",
+    "cuda failure 2:",
+    "bad_alloc",
+    "bad allocation",
+    "could not be allocated",
+)
 
 
 def usable_cores() -> int:
@@ -40,6 +64,37 @@ def memory_total() -> int | None:
 def memory_available() -> int | None:
     """Return the bytes that programs can have, with what the system would give back from its file cache."""
     return _told(lambda psutil: int(psutil.virtual_memory().available))
+
+
+def memory_limits() -> Iterator[tuple[str, int]]:
+    """Yield the limits on the memory of this process: the name of each and its bytes."""
+    with suppress(ImportError, OSError, ValueError):  # Windows has none
+        import resource
+
+        if (most := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY:
+            yield ADDRESSES, most
+    for line in _lines("/proc/self/cgroup"):
+        _, controllers, place = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        root, file = ("memory", "memory.limit_in_bytes") if controllers else ("", "memory.max")
+        base = CGROUPS / root
+        for folder in (base / place.strip("/"), *(base / place.strip("/")).parents):
+            if folder.is_relative_to(base) and (found := _lines(folder / file)) and found[0].isdigit():
+                yield "the control group's", int(found[0])
+
+
+def _lines(path: str | Path) -> list[str]:
+    """Return the lines of a file of the system, none where it is not there."""
+    with suppress(OSError):
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    return []
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error tells that memory ran out, of the device or of this machine."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(sign in text for sign in _SIGNS)
 
 
 def memory_now() -> int | None:

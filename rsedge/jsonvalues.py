@@ -43,11 +43,12 @@ _BOM = b"\xef\xbb\xbf"
 _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
 
 
-def _describe(hint: Any) -> str:
+def describe_type(hint: Any) -> str:
+    """The values that a field of this type takes, in words."""
     if get_origin(hint) is Literal:
         return " | ".join(json.dumps(choice) for choice in get_args(hint))
     if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(_describe(option) for option in get_args(hint))
+        return " or ".join(describe_type(option) for option in get_args(hint))
     if get_origin(hint) is tuple:
         return "a list"
     return _WORDS.get(hint, "an object")
@@ -81,7 +82,7 @@ def _convert(hint: Any, value: Any, where: str, report: Callable[[str], None]) -
             return value
     elif _scalar(value, hint):
         return float(value) if hint is float else value
-    report(f"{where} must be {_describe(hint)}, got {json.dumps(value)[:80]}")
+    report(f"{where} must be {describe_type(hint)}, got {json.dumps(value)[:80]}")
     return None
 
 

@@ -184,6 +184,7 @@ class ImageSpec:
         resample: Filter that brings a tile to ``size``.
         bands: What the channels are, in order.
         reflectance: The reflectance → 8-bit rule: ``full_scale`` (DN at 255), ``boa_offset`` (DN), ``formula`` (text).
+        crop: Whether of an image that is not square the middle is taken, see :class:`rsedge.pixels.ImageSize`.
     """
 
     size: int
@@ -192,6 +193,7 @@ class ImageSpec:
     resample: Resample = "bicubic"
     bands: tuple[str, ...] = ("red", "green", "blue")
     reflectance: dict[str, Any] = field(default_factory=dict)
+    crop: bool = False
 
     def __post_init__(self) -> None:
         count = len(self.bands)
@@ -209,6 +211,26 @@ class ImageSpec:
                 f"std must have one positive value per band ({count}), got {list(self.std)}",
             ),
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Domain:
+    """Imagery that a model was trained on. Runs warn about scenes outside it."""
+
+    resolution: tuple[float, float]
+    """Least and greatest size of a pixel on the ground, metres."""
+    surface_reflectance: bool = False
+    """Whether it is rendered from reflectance at the surface (Sentinel-2 level 2A)."""
+
+    def __post_init__(self) -> None:
+        low, high = self.resolution
+        _require((0 < low <= high <= 1e5, f"resolution of the domain must be metres above 0, got {[low, high]}"))
+
+    def describe(self) -> str:
+        """Return the domain as a clause."""
+        low, high = self.resolution
+        metres = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+        return f"{metres} m per pixel" + (", reflectance at the surface" if self.surface_reflectance else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -423,6 +445,7 @@ class Manifest:
         embedding: Present for embedding models.
         tokenizer: Present for captioners, and for embedding models with a text graph.
         parity: The report of the comparison with torch, JSON values.
+        domain: What it was trained on, where that is known.
     """
 
     name: str
@@ -437,6 +460,7 @@ class Manifest:
     embedding: EmbeddingSpec | None = None
     tokenizer: FileRef | None = None
     parity: dict[str, Any] = field(default_factory=dict)
+    domain: Domain | None = None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:

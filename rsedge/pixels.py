@@ -33,7 +33,7 @@ class ReflectanceRule:
     (measured on one: within 1 grey level wherever the TCI is neither resampled across saturation nor clipped).
 
     Raises:
-        OptionError: ``boa_offset`` is positive, or ``full_scale`` is not.
+        OptionError: ``boa_offset`` or ``full_scale`` is out of range.
     """
 
     boa_offset: int = 0
@@ -42,10 +42,10 @@ class ReflectanceRule:
     """DN, after the offset, that becomes 255: 2500 is a reflectance of 0.25."""
 
     def __post_init__(self) -> None:
-        if not -_DN_VALUES < self.boa_offset <= 0:
+        if not -_DN_VALUES < self.boa_offset < _DN_VALUES:
             raise OptionError(
-                f"boa_offset is {self.boa_offset}, but it is added to the digital numbers and must be 0 or negative: "
-                "pass -1000 for processing baseline 04.00 and later, 0 before"
+                f"boa_offset is {self.boa_offset}, expected -65535 to 65535: it is added to digital numbers; pass "
+                "-1000 for Sentinel-2 products of processing baseline 04.00 and later, 0 before"
             )
         if not 0 < self.full_scale < _DN_VALUES:
             raise OptionError(f"full_scale is {self.full_scale}, expected 1 to {_DN_VALUES - 1}: pass 2500 for L2A")
@@ -95,7 +95,58 @@ def resize(image: UInt8, size: int, resample: str = "bicubic") -> UInt8:
     """
     if image.shape[:2] == (size, size):
         return image
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling[resample.upper()]))
+    return _resize(image, (size, size), resample)
+
+
+def _resize(image: UInt8, sides: Sequence[int], resample: str) -> UInt8:
+    return np.asarray(Image.fromarray(image).resize((sides[1], sides[0]), Image.Resampling[resample.upper()]))
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSize:
+    """Images that a model takes."""
+
+    size: int
+    """Side, pixels."""
+    resample: str = "bicubic"
+    """Filter that brings images to it, see :func:`resize`."""
+    crop: bool = False
+    """Whether the shorter side is brought to ``size`` and the middle cut out, as CLIP's image processor does; else both
+    sides are brought to it."""
+    resolution: tuple[float, float] | None = None
+    """Least and greatest size of a pixel on the ground that the model was trained on, metres, or None."""
+
+
+def fit_image(image: UInt8, wanted: ImageSize, metres: float | None = None) -> UInt8:
+    """Bring a whole image, uint8 [H, W, 3], to what a model takes, [size, size, 3].
+
+    A model that knows its ground resolution sees the image at that: an image of other known pixels is resampled, and
+    one that then is smaller than ``size`` is mirrored at its edges, not blown up. Other images are resized.
+
+    Args:
+        image: The image.
+        wanted: What the model takes.
+        metres: Size of the image's pixels on the ground; None takes the model's own.
+    """
+    size, (height, width) = wanted.size, image.shape[:2]
+    if wanted.resolution is not None:
+        low, high = wanted.resolution
+        scale = 1.0 if metres is None else metres / min(max(metres, low), high)
+        scale = min(scale, max(1.0, size / max(height, width)))  # resized once, to no more than needed
+        sides = [max(1, round(side * scale)) for side in (height, width)]
+        if min(sides) < size:
+            shrink = min(1.0, size / max(sides))
+            sides = [max(1, round(side * shrink)) for side in sides]
+            if sides != [height, width]:
+                image = _resize(image, sides, wanted.resample)
+            return np.pad(image, ((0, size - sides[0]), (0, size - sides[1]), (0, 0)), "symmetric")
+    if not wanted.crop or height == width:
+        return resize(image, size, wanted.resample)
+    short = min(height, width)
+    # As transformers computes it: the longer side is cut to a whole number.
+    sides = [size if side == short else int(size * side / short) for side in (height, width)]
+    top, left = (sides[0] - size) // 2, (sides[1] - size) // 2
+    return _resize(image, sides, wanted.resample)[top : top + size, left : left + size]
 
 
 def fitting_images(images: npt.NDArray[Any], size: int, resample: str) -> UInt8:

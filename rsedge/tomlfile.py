@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rsedge.errors import OptionError
+from rsedge.files import write_text
 from rsedge.texts import escape_hidden
 
 if sys.version_info >= (3, 11):
@@ -36,9 +37,7 @@ def write_toml(path: Path, values: Mapping[str, Any]) -> None:
     """
     import tomli_w
 
-    text = escape_hidden(tomli_w.dumps(_without_none(values)))
-    path.unlink(missing_ok=True)  # a link may lead anywhere
-    path.write_text(text, encoding="utf-8")
+    write_text(path, escape_hidden(tomli_w.dumps(_without_none(values))))
 
 
 def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ class ColourEmbedder:
     ) -> None:
         self.image_size, self.resample, self.dim = image_size, "bicubic", 3
         self.logit_scale, self.logit_bias = logit_scale, logit_bias
+        self.domain, self.crop = None, False
         self.model, self.hash = "colours@abcdefabcdef", "abcdefabcdef" + 52 * "0"
         self.device, self.device_reason, self.batch_size = "cpu", "asked for", 16
         self.backend = "onnxruntime"

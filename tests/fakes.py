@@ -16,10 +16,11 @@ class FakeCaptioner:
     def __init__(self, image_size: int = 32, model: str = "fake@0123456789ab") -> None:
         self.image_size = image_size
         self.resample = "bicubic"
+        self.domain, self.crop = None, False
         self.model = model
         self.batches: list[int] = []
 
-    def caption_tiles(self, images: np.ndarray, keys: Sequence[int]) -> list[Caption]:
+    def caption_tiles(self, images: np.ndarray, keys: Sequence[int], tick=None) -> list[Caption]:
         assert images.dtype == np.uint8
         assert images.shape == (len(keys), self.image_size, self.image_size, 3)
         self.batches.append(len(keys))
@@ -39,6 +40,7 @@ class FakeEmbedder:
     def __init__(self, image_size: int = 32, dim: int = 8, model: str = "eye@abcdefabcdef") -> None:
         self.image_size = image_size
         self.resample = "bicubic"
+        self.domain, self.crop = None, False
         self.dim = dim
         self.model = model
         self.hash = "abcdefabcdef" + 52 * "0"

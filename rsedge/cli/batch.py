@@ -13,12 +13,13 @@ from rsedge.cli import options
 from rsedge.cli.say import SOME_TILES_FAILED, batch_progress, note, say_json, warn
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from rsedge.runtime.batch.run import Shard
     from rsedge.runtime.outputs.files import Target
     from rsedge.runtime.scenes.scene import Scene
 
+_ROW_BYTES = 100
+"""Size of a record in GeoParquet, about."""
+_SUFFIXES = {"html": ".html", "sheet": ".png", "stac": ".json"}
 _ARRAYS = (
     ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN"),
     ("AWS_BATCH_JOB_ARRAY_INDEX", "AWS_BATCH_JOB_ARRAY_SIZE", None),
@@ -100,6 +101,8 @@ def command(
     does the scenes without an output. Failed scenes are listed in OUTPUT/failed.jsonl, never stop the others, and the
     exit code is 3. A bundle that computes embeddings (-m CLIP.rsedge) writes embeddings without captions.
     """
+    import numpy as np
+
     from rsedge.bundle import read_bundle
     from rsedge.runtime.batch.catalog import read_catalog
     from rsedge.runtime.batch.run import Batch, Job
@@ -147,6 +150,8 @@ def command(
 
     # 3. The plan alone, or the run.
     if dry_run:
+        from rsedge.runtime.diagnostics.describe import measure_model
+
         states, sampled = batch.sample()
         scenes = sum(count for state, count in states.items() if batch.wanted(state))
         tiles = round(sum(len(tiling.grid(scene)) for scene in sampled) / len(sampled) * scenes) if sampled else 0
@@ -162,7 +167,7 @@ def command(
             listed = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
             say(f"{states.total()} scenes: {listed or 'none'}")
             say(
-                f"{scenes} to do: about {tiles} tiles, by {len(sampled)} of them; {_duration(seconds)} of inference and "
+                f"{scenes} to do: about {tiles} tiles, by {len(sampled)} of them; {seconds / 3600:.1f} h of inference and "
                 f"{size / 1e6:.1f} MB"
             )
         return 0

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command("caption")
-@click.argument("scenes", nargs=-1, required=True)
+@click.argument("scenes", metavar="SCENE|IMAGE|FOLDER...", nargs=-1, required=True)
 @options.bundle
 @options.option("-o", "--output", help="Output file, or - for stdout.  [default: SCENE.geojson in this folder]")
 @options.option(
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 )
 @options.option("--embedder", type=options.PATH, help="Bundle that computes the embeddings, CLIP.rsedge.")
 @options.embedding_type
+@options.image_kind
 @options.views
 @options.generation
 @options.over_scenes()
@@ -39,12 +40,14 @@ def command(
     embeddings: str | None,
     embedder: Path | None,
     dtype: Any,
+    kind: Any,
     **decoding: Any,
 ) -> int:
-    """Write a caption for every tile of each SCENE.
+    """Write a caption for every tile of each SCENE and for each whole IMAGE.
 
     A SCENE is a raster (GeoTIFF, JP2 …), a Sentinel-2 product (.SAFE or its zip), a folder of band files, a STAC item
-    or collection of items, or a folder or pattern of these. - reads STAC from standard input.
+    or collection of items, or a folder or pattern of these. - reads STAC from standard input. A picture, or a raster of
+    at most 512 pixels a side, that has no place on a map is an IMAGE: one record, without geometry.
 
     The output file appears when the run is complete. Until then OUTPUT.journal holds the finished tiles, and the same
     command continues an interrupted run. Unreadable tiles become records with an error, and the exit code is 3.
@@ -52,11 +55,24 @@ def command(
     """
     from rsedge.runtime.captioner import Captioner
     from rsedge.runtime.run.pipeline import EmbeddingsOutput, run
+    from rsedge.runtime.scenes.scene import Scene
 
     if (embeddings is None) != (embedder is None) or (dtype is not None and embeddings is None):
         message = "--embed FILE.parquet and --embedder BUNDLE go together, and --dtype needs both: pass all, or none"
         raise click.UsageError(message)
-    opened = options.open_scenes(scenes, [output, given.html, given.sheet, given.stac], **given.scene)
+    given.check_outputs(output, embeddings, file_format=file_format)
+    views = options.given(("html", "sheet", "stac"))
+    # The views show scenes, so files without a georeference are scenes too where one is wanted.
+    wanted = kind if kind != "auto" else "scene" if views else "chip"
+    found = options.open_inputs(scenes, wanted, given, [output, given.html, given.sheet, given.stac])
+    opened = [entry for entry in found.entries if isinstance(entry, Scene)]
+    if len(opened) < len(found.entries):
+        if views:
+            raise click.UsageError(f"{', '.join(views)}: for scenes, and there are images among the inputs; leave out")
+        if output is None and len(found.entries) > 1:
+            raise click.UsageError("captions of images need a named output: pass -o, such as -o captions.csv")
+        if output is None:
+            output = f"{Path(scenes[0]).stem}.geojson"
     output = options.chosen_output(output, opened, ".geojson")
     bundle = options.chosen_captioner(given.model)
     limits = {name: decoding[name] for name in ("num_beams", "max_new_tokens")}
@@ -73,7 +89,7 @@ def command(
     targets = given.targets(opened, captioner.model, output, files, file_format=file_format)
     with tile_progress(output) as progress:
         summary = run(
-            opened,
+            found.entries,
             task,
             output,
             format=file_format,
@@ -87,8 +103,17 @@ def command(
     if output != "-":
         # The default model may change, so the file names the bundle.
         resolved = {**_search_options(task.options), **used, "model": str(bundle), "dtype": beside and beside.dtype}
-        options.save_config(Path(output), resolved)
-    return report(summary, "captions", captioner.device, captioner.device_reason, as_json=given.as_json)
+        images = {} if opened else dict.fromkeys(options.OF_SCENES_ALONE)
+        options.save_config(Path(output), {**resolved, **images})
+    summary = dataclasses.replace(summary, unopened=found.unopened)
+    return report(
+        summary,
+        "captions",
+        captioner.device,
+        captioner.device_reason,
+        as_json=given.as_json,
+        others=[t.path for t in targets],
+    )
 
 
 def _search_options(used: DecodingOptions) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import click
@@ -57,7 +58,9 @@ def command(
     classes = read_labels(labels)
     check_labels(classes)
     texts = [text for label in classes for text in prompts(label, chosen)]
-    opened = options.open_scenes(scenes, [output, raster, given.html, given.sheet, given.stac], **given.scene)
+    given.check_outputs(output, raster, file_format=file_format)
+    unopened: list[str] = []
+    opened = options.open_scenes(scenes, [output, raster, given.html, given.sheet, given.stac], unopened, **given.scene)
     output = options.chosen_output(output, opened, ".classes.geojson")
     bundle, embedder = given.load_embedder()
     for text in overlong(texts, embedder.token_ids):
@@ -89,7 +92,9 @@ def command(
     if output != "-":
         # The default model may change, so the file names the bundle.
         options.save_config(Path(output), {**settings, "model": str(bundle)})
-    code = report(summary, "classified", embedder.device, embedder.device_reason, as_json=given.as_json)
+    summary = dataclasses.replace(summary, unopened=tuple(unopened))
+    others = [raster, *(target.path for target in targets)]
+    code = report(summary, "classified", embedder.device, embedder.device_reason, as_json=given.as_json, others=others)
     if not given.as_json and summary.classes:
         found = sorted(summary.classes.items(), key=lambda item: -item[1])
         note(", ".join(f"{label} {count}" for label, count in found if count) or "no tile has a class")

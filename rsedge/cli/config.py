@@ -145,9 +145,7 @@ def change_setting(name: str, value: str | None) -> None:
     path = settings_path()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(".tmp")
-        write_toml(draft, {**settings, name: value})
-        draft.replace(path)
+        write_toml(path, {**settings, name: value})
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}") from error
 

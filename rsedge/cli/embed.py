@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from rsedge.cli import options
-from rsedge.cli.say import report, tile_progress, warn
-
-_OF_SCENES = tuple(name for name in (*options.OF_TILES, *options.OF_SCENES) if name != "readers")
+from rsedge.cli.say import report, tile_progress
 
 
 @click.command("embed")
@@ -19,13 +17,7 @@ _OF_SCENES = tuple(name for name in (*options.OF_TILES, *options.OF_SCENES) if n
 @options.embedder
 @options.option("-o", "--output", required=True, help="GeoParquet file, NAME.parquet.")
 @options.embedding_type
-@options.option(
-    "--as",
-    "kind",
-    type=click.Choice(["auto", "scene", "image"]),
-    default="auto",
-    help="Treat files as scenes, cut into tiles, or as images, embedded whole; auto: georeferenced files are scenes.",
-)
+@options.image_kind
 @options.over_scenes()
 def command(given: options.SceneRun, *, inputs: tuple[str, ...], output: str, dtype: Any, kind: Any) -> int:
     """Compute an embedding of every tile of each SCENE and of each whole IMAGE.
@@ -35,31 +27,15 @@ def command(given: options.SceneRun, *, inputs: tuple[str, ...], output: str, dt
     and the same command continues an interrupted run. Unreadable files become records with an error, and the exit code
     is 3.
     """
-    from rsedge.datasets.images import SUFFIXES, FileImage
+    from rsedge.errors import OptionError
     from rsedge.runtime.run.pipeline import embed
-    from rsedge.runtime.run.sources import find_inputs
-    from rsedge.runtime.scenes.opening import SceneOptions
     from rsedge.runtime.scenes.scene import Scene
 
-    found = find_inputs(
-        inputs,
-        open_scene=partial(Scene.open, **given.scene),
-        open_image=FileImage,
-        suffixes=SUFFIXES,
-        kind=kind,
-        access=SceneOptions(**given.scene).access,
-        stdin=options.standard_input(inputs),
-    )
+    if Path(output).suffix.lower() != ".parquet":
+        raise OptionError(f"embeddings are written as GeoParquet: end {output!r} in .parquet")
+    given.check_outputs(output, formats=False)
+    found = options.open_inputs(inputs, kind, given, [output])
     scenes = [entry for entry in found.entries if isinstance(entry, Scene)]
-    if not scenes and (useless := options.given(_OF_SCENES)):
-        raise click.UsageError(
-            f"{', '.join(useless)}: for scenes only, and none of the inputs is one (a raster with a georeference); "
-            "leave out, or pass --as scene to cut images into tiles"
-        )
-    for scene in scenes:
-        options.introduce(scene)
-    for warning in found.warnings:
-        warn(warning)
     bundle, embedder = given.load_embedder()
     settings = options.used(embedder)
     with tile_progress(output) as progress:
@@ -75,5 +51,6 @@ def command(given: options.SceneRun, *, inputs: tuple[str, ...], output: str, dt
         )
     # The default model may change, so the file names the bundle. Scene options are refused for images alone.
     resolved = {**settings, "model": str(bundle), "dtype": dtype or "float16"}
-    options.save_config(Path(output), resolved if scenes else {**resolved, **dict.fromkeys(_OF_SCENES)})
+    options.save_config(Path(output), resolved if scenes else {**resolved, **dict.fromkeys(options.OF_SCENES_ALONE)})
+    summary = replace(summary, unopened=found.unopened)
     return report(summary, "embeddings", embedder.device, embedder.device_reason, as_json=given.as_json)

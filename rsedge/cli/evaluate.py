@@ -23,6 +23,11 @@ SPLITS = ("train", "val", "test")
 _METRICS = "bleu, meteor, rouge_l, cider_d, spice, sbert"
 
 _sources = options.option("--data", "sources", multiple=True, help="Data set; may be repeated.")
+_val_fraction = options.option(
+    "--val-fraction",
+    type=click.FloatRange(0, 1, max_open=True),
+    help="Share of the training images that are val, as in training, for sets with splits but without val.",
+)
 _limit = options.option("--limit", type=options.AT_LEAST_1, help="Largest number of images of the split.")
 _skip_bad = options.option(
     "--skip-bad", is_flag=True, help="Skip bad records, with a warning each, and count unreadable images as failed."
@@ -51,6 +56,7 @@ class _Given:
     sources: tuple[str, ...] = ()
     split: str = ""
     limit: int | None = None
+    val_fraction: float | None = None
     skip_bad: bool = False
     device: str = "cpu"
     threads: int | None = None
@@ -66,6 +72,7 @@ class _Given:
         from rsedge.datasets.layouts import load_examples
 
         chosen: dict[str, Any] = {"limit": self.limit, "splits": (self.split,), "skip_bad": self.skip_bad}
+        chosen["val_fraction"] = self.val_fraction or 0.0
         data = load_examples(self.sources, check=not self.skip_bad, progress=note, **chosen)
         for record in data.bad:
             warn(f"left out: {record}")
@@ -77,7 +84,7 @@ class _Given:
 
     def title(self, name: str, counted: str) -> str:
         """Return the first line of the report."""
-        return f"{name}: {counted}" + (f" of {', '.join(self.sources)} ({self.split})" if self.sources else "")
+        return f"{name}: {counted}" + (f" of {', '.join(self.sources)}, split {self.split}" if self.sources else "")
 
     def finish(self, values: dict[str, Any], lines: Sequence[str], failed: dict[str, str]) -> int:
         """Write and print the report and return the exit code."""
@@ -118,8 +125,9 @@ def command() -> None:
 @command.command("captions")
 @click.argument("model", required=False)
 @_sources
-@_split("val")
+@_split("test")
 @_limit
+@_val_fraction
 @_skip_bad
 @options.option("--from", "predicted", type=options.OLD_FILE, help="Score this file of predictions instead of a model.")
 @options.option(
@@ -217,6 +225,7 @@ def captions(
 @options.option("--data", "source", required=True, help="Class folders, or a caption set with classes.")
 @_split("test")
 @_limit
+@_val_fraction
 @_skip_bad
 @options.option("--labels", help="File with a class per line, or classes with commas.  [default: classes of the data]")
 @options.option(
@@ -269,8 +278,9 @@ def zero_shot(
 @command.command("retrieval")
 @click.argument("model")
 @_sources
-@_split("val")
+@_split("test")
 @_limit
+@_val_fraction
 @_skip_bad
 @_output
 @options.as_json
@@ -377,6 +387,7 @@ def _load_labelled(source: str, given: _Given) -> tuple[tuple[Example, ...], str
     from rsedge.errors import OptionError
 
     settings: dict[str, Any] = {"limit": given.limit, "splits": (given.split,), "check": not given.skip_bad}
+    settings["val_fraction"] = given.val_fraction or 0.0
     try:
         return load_labelled(source, progress=note, **settings), None
     except OptionError as error:

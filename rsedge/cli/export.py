@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,17 @@ from rsedge.cli.say import note, say, say_json
     "--image-size", type=options.AT_LEAST_1, help="Edge of an image, in pixels.  [default: the checkpoint's]"
 )
 @options.option("--revision", help="Branch, tag or commit of a hub id.")
+@options.option(
+    "--generation",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Default of decoding in the bundle, such as repetition_penalty=1.3; may be repeated.",
+)
+@options.option(
+    "--resolution",
+    type=click.FloatRange(0, min_open=True),
+    help="Ground resolution of the training images, metres per pixel. Runs warn about scenes far from it.",
+)
 @options.overwrite
 @options.as_json
 def command(
@@ -34,6 +46,8 @@ def command(
     tensorrt: bool,
     image_size: int | None,
     revision: str | None,
+    generation: tuple[str, ...],
+    resolution: float | None,
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -47,6 +61,7 @@ def command(
     from importlib.util import find_spec
 
     from rsedge.errors import BackendError
+    from rsedge.manifest import Domain
 
     chosen = [name for name, given in (("fp32", fp32), ("fp16", fp16), ("int8", int8)) if given]
     if len(chosen) > 1:
@@ -57,6 +72,15 @@ def command(
 
         if problem := tensorrt_problem(0, precision):  # before the export, which takes minutes
             raise BackendError(f"--tensorrt: {problem}; leave it out, and run rsedge build on the machine that has it")
+    changes = {}
+    for each in generation:
+        name, separator, value = each.partition("=")
+        if not separator:
+            raise click.UsageError(f"--generation {each!r}: give KEY=VALUE, such as repetition_penalty=1.3")
+        try:
+            changes[name.strip().replace("-", "_")] = json.loads(value)
+        except ValueError:
+            changes[name.strip().replace("-", "_")] = value.strip()
     remedy = "pip install 'rsedge[export,cpu]'"
     # The export imports them late, after it has written the first graphs.
     if missing := [name for name in ("torch", "transformers") if find_spec(name) is None]:
@@ -69,6 +93,8 @@ def command(
         precision=precision,
         image_size=image_size,
         revision=revision,
+        generation=changes,
+        domain=Domain(resolution=(resolution, resolution)) if resolution else None,
         overwrite=overwrite,
         progress=note,
     )

@@ -56,7 +56,7 @@ def command(
     """
     import time
 
-    from rsedge.runtime.locate import LocateOptions, check_texts, locate, write_overlay
+    from rsedge.runtime.locate import LEAST_SPAN, LocateOptions, check_texts, locate, write_overlay
     from rsedge.runtime.outputs.rasters import check_outputs
     from rsedge.runtime.prompts import overlong
     from rsedge.runtime.run.sources import spare_scenes
@@ -107,5 +107,7 @@ def command(
             note(f"{best['text']}: no value anywhere")
         else:
             place = f"row {best['row']:.0f}, column {best['col']:.0f}"
-            note(f"{best['text']}: {found.quantity} up to {best['value']}, best at {place}")
+            note(f"{best['text']}: {found.quantity} {best['least']} to {best['value']}, best at {place}")
+            if best["value"] - best["least"] < LEAST_SPAN:
+                warn(f"{best['text']}: no place stands out; values differ by less than {LEAST_SPAN}, as noise does")
     return code

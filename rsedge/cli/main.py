@@ -5,21 +5,28 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 done but some tiles failed, 130 interru
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import io
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
-from rsedge.cli.say import Formatter, guard_process, say, say_traceback
+from rsedge.cli.sandbox import FILES_READ, INPUTS, OUTPUTS
+from rsedge.cli.say import Formatter, guard_process, say, say_traceback, shown
 from rsedge.errors import RsedgeError
+from rsedge.host import interrupted, is_out_of_memory
+from rsedge.texts import first_line
 
 COMMANDS = {
     "back-translate": "Paraphrase the captions of a data set by translation and back-translation.",
+    "batch": "Caption or embed the scenes of a catalogue, a file per scene, and continue what is missing.",
     "build": "Build the TensorRT engines of a bundle for this machine's GPU.",
     "bench": "Measure the speed of a bundle on this machine: tiles per second, stages, memory.",
     "caption": "Write a caption for every tile of a scene, in map coordinates.",
@@ -42,6 +49,42 @@ test of its name.
 """
 
 
+class RetriesInOneLine(logging.Filter):
+    """Replaces the messages of the hub's retries by one line."""
+
+    said = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let the first message of a retry pass, with other words, and drop the others."""
+        text = record.getMessage()
+        if "thrown while requesting" not in text and "Retrying in" not in text:
+            return True
+        if self.said:
+            return False
+        self.said = True
+        reason = shown(text.split(" thrown while")[0].strip("'"))
+        record.msg, record.args = (
+            (
+                f"the Hugging Face hub does not answer ({reason}): trying again for up to half a minute; with "
+                "HF_HUB_OFFLINE=1 only the cache is used"
+            ),
+            (),
+        )
+        return True
+
+
+# Parameters of type text that take a path, beside a hub id, an address or a list.
+_FILES = {*INPUTS, *FILES_READ, *OUTPUTS, "sources", "source", "recipe", "init", "checkpoint", "tokenizer", "value"}
+
+
+class _FileName(click.types.StringParamType):
+    """Text that a shell completes as a path."""
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002
+        """Return the word itself as the beginning of a path."""
+        return [CompletionItem(incomplete, type="file")]
+
+
 class LazyGroup(click.Group):
     """A group of the commands in :mod:`rsedge.cli`. It imports a command when the command runs."""
 
@@ -54,7 +97,22 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = importlib.import_module(f"rsedge.cli.{cmd_name.replace('-', '_')}").command
+        for part in (command, *getattr(command, "commands", {}).values()):
+            for parameter in part.params:
+                if parameter.name in _FILES and parameter.type is click.STRING:
+                    parameter.type = _FileName()
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does it, with a suggestion for a misspelt command."""
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            near = difflib.get_close_matches(name, COMMANDS, 1)
+            meant = f": did you mean {near[0]}?" if near else "; rsedge --help lists them"
+            raise click.UsageError(f"there is no command {name!r}{meant}", ctx)
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """Write the list of commands without importing them."""
@@ -75,13 +133,29 @@ def cli(quiet: bool, debug: bool) -> None:  # noqa: ARG001 - run() looks for --d
     handler.setFormatter(Formatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("rsedge").setLevel(logging.ERROR if quiet else logging.INFO)
+    # The hub's library prints its lines itself, two for each of its tries.
+    logging.getLogger("huggingface_hub").propagate = False
+    logging.getLogger("huggingface_hub.utils._http").addFilter(RetriesInOneLine())
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     guard_process()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup and & in a script ignore SIGINT
+            signal.signal(number, _interrupt)
+    if hasattr(os, "register_at_fork"):  # a worker of a pool ends as its parent asks
+        os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     sys.exit(run(arguments))
+
+
+def _interrupt(*_: object) -> None:
+    """Interrupt the run, which then keeps what is finished; the next signal ends this process at once."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    interrupted.set()
+    raise KeyboardInterrupt
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -113,6 +187,11 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if debug:
             say_traceback(error)
+        elif is_out_of_memory(error):
+            remedy = (
+                "pass a smaller --batch-size or raise the limit; the same command continues from the finished tiles"
+            )
+            say(f"Error: out of memory ({type(error).__name__}: {first_line(error)[:200]}): {remedy}", err=True)
         else:
             say(f"Error: unexpected {type(error).__name__}: {error}", err=True)
             say("This is an error in rsedge; print the traceback with: rsedge --debug …", err=True)

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from rsedge.cli.sandbox import sandboxed
-from rsedge.cli.say import note
+from rsedge.cli.say import note, warn
 
 if TYPE_CHECKING:
     from rsedge.runtime.captioner import Captioner
     from rsedge.runtime.embedder import Embedder
     from rsedge.runtime.outputs.files import Target
+    from rsedge.runtime.run.sources import Inputs
     from rsedge.runtime.scenes.scene import Scene
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -158,11 +159,21 @@ def _all_of(*added: Callable[[Decorated], Decorated]) -> Callable[[Decorated], D
 
 family = click.argument("family", type=click.Choice(["blip", "clip", "clipcap"]))
 sources = option("--data", "sources", multiple=True, help="Caption set; may be repeated.")
+recipe = option(
+    "--recipe",
+    help="TOML file or a name from rsedge train --list-recipes.  [default: FAMILY-cpu, a small model from scratch; "
+    "with a model or tokenizer of your own, the defaults of --list-keys]",
+)
 changes = _all_of(
     option(
         "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe; may be repeated."
     ),
     option("--limit", type=AT_LEAST_1, help="Largest number of images per split."),
+    option(
+        "--val-fraction",
+        type=click.FloatRange(0, 1, max_open=True),
+        help="Share of the training images to validate on, for sets with splits but without val.",
+    ),
     option("--skip-bad", is_flag=True, help="Skip unusable records."),
 )
 """The options that change a recipe, for :func:`recipe_changes`."""
@@ -248,9 +259,10 @@ _GRID = (
     option("--overlap", type=AT_LEAST_0, default=0, help="Source pixels that neighbours share."),
     option(
         "--edge",
-        type=click.Choice(["pad", "shift", "drop"]),
-        default="pad",
-        help="Tiles at the right and lower edge: fill them up with black, move them inward, or drop them.",
+        type=click.Choice(["shift", "mirror", "pad", "drop"]),
+        default="shift",
+        help="Tiles at the right and lower edge: move them inward, fill them up with the scene mirrored or with black "
+        "(pad), or drop them.",
     ),
 )
 _READING = (
@@ -315,6 +327,8 @@ OF_SCENES = (
 """The reading options for opening a scene: the fields of ``SceneOptions``."""
 OF_TILES = ("tile_size", "overlap", "edge", "max_nodata", "max_cloud", "readers")
 """The options for cutting and reading tiles: the fields of ``TileOptions``."""
+OF_SCENES_ALONE = tuple(name for name in (*OF_TILES, *OF_SCENES) if name != "readers")
+"""The options that mean nothing for images."""
 _OF_RUN = (
     *("model", "device", "backend", "threads", "batch_size", "overwrite", "as_json"),
     *("html", "sheet", "stac", "style"),
@@ -353,6 +367,21 @@ class SceneRun:
         path = chosen_embedder(self.model)
         return path, Embedder.load(path, **self.engine)
 
+    def check_outputs(
+        self, output: str | None, *others: Path | str | None, file_format: str | None = None, formats: bool = True
+    ) -> None:
+        """Check the outputs before a scene or a model is opened. Raises OptionError for a suffix that names no format,
+        and OutputError for a file that cannot be written or exists.
+        """
+        from rsedge.runtime.outputs.writers import parse_format
+        from rsedge.runtime.run.pipeline import check_outputs
+
+        if output is not None and formats:
+            parse_format(output, file_format)
+        named = [None if output in (None, "-") else Path(output), self.html, self.sheet, self.stac]
+        named += [Path(each) for each in others if each is not None]
+        check_outputs(named[0], [path for path in named if path is not None], overwrite=self.overwrite)
+
     def targets(
         self,
         scenes: Sequence[Scene],
@@ -379,7 +408,7 @@ class SceneRun:
         if self.html is not None:
             from rsedge.runtime.outputs.report.report import report_target
 
-            found.append(report_target(self.html, scenes))
+            found.append(report_target(self.html, scenes, classes=classes))
         if self.sheet is not None:
             from rsedge.runtime.outputs.report.sheet import sheet_target
 
@@ -442,7 +471,13 @@ def needed_for(task: str, extra: str) -> Iterator[None]:
 
 
 def recipe_changes(
-    settings: Sequence[str], sources: Sequence[str], limit: int | None, skip_bad: bool, *, init: str | None = None
+    settings: Sequence[str],
+    sources: Sequence[str],
+    limit: int | None,
+    val_fraction: float | None,
+    skip_bad: bool,
+    *,
+    init: str | None = None,
 ) -> list[str]:
     """Return the changes of a recipe that the options stand for, as ``KEY=VALUE``."""
     changes = [*settings]
@@ -452,6 +487,8 @@ def recipe_changes(
         changes.append(f"model.init={json.dumps(init)}")
     if limit is not None:
         changes.append(f"data.limit={limit}")
+    if val_fraction is not None:
+        changes.append(f"data.val_fraction={val_fraction}")
     if skip_bad:
         changes.append("data.skip_bad=true")
     return changes
@@ -472,18 +509,67 @@ def take(values: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     return {name: values.pop(name) for name in names if name in values}
 
 
-def open_scenes(names: Sequence[str], outputs: Iterable[Path | str | None] = (), **scene_options: Any) -> list[Scene]:
+def open_scenes(
+    names: Sequence[str],
+    outputs: Iterable[Path | str | None] = (),
+    unopened: list[str] | None = None,
+    **scene_options: Any,
+) -> list[Scene]:
     """Open the scenes that ``names`` stand for and print a line for each; ``-`` is STAC on standard input.
 
-    Files in ``outputs`` are skipped: an earlier run may have left them in an input folder.
+    Files in ``outputs`` are skipped: an earlier run may have left them in an input folder. With a list in ``unopened``,
+    scenes that cannot be opened beside others are added to it, with a warning.
     """
     from rsedge.runtime.scenes.opening import open_scenes as open_all
 
     written = [output for output in outputs if output is not None]
-    scenes = open_all(names, stdin=standard_input(names), outputs=written, **scene_options)
+    scenes = open_all(names, stdin=standard_input(names), outputs=written, unopened=unopened, **scene_options)
     for scene in scenes:
         introduce(scene)
     return scenes
+
+
+image_kind = option(
+    "--as",
+    "kind",
+    type=click.Choice(["auto", "scene", "image"]),
+    default="auto",
+    help="Treat files as scenes, cut into tiles, or as images, seen whole; auto: georeferenced files are scenes.",
+)
+
+
+def open_inputs(
+    names: Sequence[str], kind: Any, given_options: SceneRun, outputs: Iterable[Path | str | None] = ()
+) -> Inputs:
+    """Open the scenes and images that ``names`` stand for, and print a line for each scene and warning. Raises
+    UsageError for options of scenes if there is none.
+    """
+    from rsedge.datasets.images import SUFFIXES, FileImage
+    from rsedge.runtime.run.sources import find_inputs
+    from rsedge.runtime.scenes.opening import SceneOptions
+    from rsedge.runtime.scenes.scene import Scene
+
+    found = find_inputs(
+        names,
+        open_scene=functools.partial(Scene.open, **given_options.scene),
+        open_image=FileImage,
+        suffixes=SUFFIXES,
+        kind=kind,
+        access=SceneOptions(**given_options.scene).access,
+        stdin=standard_input(names),
+        outputs=[output for output in outputs if output is not None],
+    )
+    scenes = [entry for entry in found.entries if isinstance(entry, Scene)]
+    if not scenes and (useless := given(OF_SCENES_ALONE)):
+        raise click.UsageError(
+            f"{', '.join(useless)}: for scenes only, and none of the inputs is one (a raster with a georeference); "
+            "leave out, or pass --as scene to cut images into tiles"
+        )
+    for scene in scenes:
+        introduce(scene)
+    for warning in found.warnings:
+        warn(warning)
+    return found
 
 
 def standard_input(names: Sequence[str]) -> str | None:

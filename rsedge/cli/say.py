@@ -14,22 +14,24 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from rsedge.texts import plain, redact
+from rsedge.texts import first_few, plain, redact
 
 if TYPE_CHECKING:
+    from rsedge.runtime.batch.run import BatchProgress
     from rsedge.runtime.engines.tensorrt.build import BuildProgress
     from rsedge.runtime.run.pipeline import Progress, Summary
     from rsedge.training.loop import Event
 
 SOME_TILES_FAILED = 3
 _LINE_EVERY = 30.0  # seconds
+_FAILED_LINES = 100
 
 
 def say(text: str, *, err: bool = False, nl: bool = True) -> None:
@@ -97,19 +99,26 @@ def guard_process() -> None:
         return shown(formatted(*args, **options))
 
     def say_thread(args: threading.ExceptHookArgs) -> None:
-        if args.exc_value is not None:
+        if isinstance(args.exc_value, OSError):  # of a tracker: the disk is full, as the run itself will find too
+            say(f"{type(args.exc_value).__name__}: {args.exc_value}", err=True)
+        elif args.exc_value is not None:
             say_traceback(args.exc_value)
 
     warnings.formatwarning = format_warning
     threading.excepthook = say_thread
 
 
-def report(summary: Summary, made: str, device: str, device_reason: str, *, as_json: bool) -> int:
+def report(
+    summary: Summary, made: str, device: str, device_reason: str, *, as_json: bool, others: Iterable[Path | None] = ()
+) -> int:
     """Print a summary of the run and return the exit code: JSON on stdout (on stderr if data goes to stdout), else a
-    line on stderr.
+    line on stderr, which names the ``others`` of its files too.
     """
     for warning in summary.warnings:
         warn(warning)
+    unread = (f"cannot be read: {line}" for line in summary.unread)
+    for line in first_few([*(f"not opened: {line}" for line in summary.unopened), *unread], _FAILED_LINES):
+        warn(line)
     if as_json:
         values = {**summary.to_dict(), "device": device, "device_reason": device_reason}
         say_json(values, err=summary.output == "-")
@@ -118,13 +127,14 @@ def report(summary: Summary, made: str, device: str, device_reason: str, *, as_j
         parts = [f"{summary.ok} {made}", f"{summary.nodata} without data"]
         parts += [f"{summary.cloud} under cloud"] if summary.cloud else []
         parts += [f"{summary.read_errors} unreadable"]
-        outputs = " and ".join(name for name in (summary.output, summary.embeddings) if name)
+        *names, last = (str(name) for name in (summary.output, summary.embeddings, *others) if name)
+        outputs = f"{', '.join(names)} and {last}" if names else last
         unit = "images" if not summary.scenes else "tiles and images" if summary.images else "tiles"
         note(
             f"{outputs}: {summary.tiles} {unit} ({', '.join(parts)}){kept}; "
             f"{summary.seconds:.1f} s, {summary.tiles_per_second} {unit.split()[0]}/s on {device}"
         )
-    return SOME_TILES_FAILED if summary.read_errors else 0
+    return SOME_TILES_FAILED if summary.read_errors or summary.unopened else 0
 
 
 # Progress
@@ -153,6 +163,21 @@ def tile_progress(output: str = "-") -> Iterator[Callable[[Progress], None] | No
 
 
 @contextmanager
+def batch_progress() -> Iterator[Callable[[BatchProgress], None] | None]:
+    """Yield a function to call with each :class:`~rsedge.runtime.batch.run.BatchProgress`."""
+    with _progress("scenes") as show:
+
+        def update(now: BatchProgress) -> None:
+            assert show is not None
+            speed = f", {now.tiles / now.seconds:.1f} tiles/s" if now.tiles and now.seconds else ""
+            failed = f", {now.failed} failed" if now.failed else ""
+            line = f"{now.scene}: {now.scenes_done} of {now.scenes_total} scenes{failed}{speed}"
+            show(line, now.scenes_done, now.scenes_total, now.scene)
+
+        yield update if show else None
+
+
+@contextmanager
 def image_progress() -> Iterator[Callable[[int, int], None] | None]:
     """Yield a function to call with the number of finished images and of all images."""
     with _progress("images", named=False) as show:
@@ -169,6 +194,9 @@ def training_progress() -> Iterator[Callable[[Event], None] | None]:
             if event.evaluated:
                 values = "  ".join(f"{name.removeprefix('val_')} {value:.4g}" for name, value in event.values.items())
                 show(f"step {event.step}: {values}")
+                return
+            if event.stage:
+                show(f"step {event.step}: {event.stage}", event.step, event.steps, event.stage)
                 return
             text = f"epoch {event.epoch:.2f}  loss {event.values['loss']:.4f}  lr {event.values['learning_rate']:.2g}"
             if (speed := event.values.get("samples_per_second")) is not None:  # a learning-rate test measures none

@@ -198,6 +198,14 @@ def _on_index(index: Index, *, build: bool, measure: bool, top: int, as_json: bo
         say_json(summary)
 
 
+def _place(geometry: dict[str, Any]) -> str:
+    """Return the middle of a footprint in degrees, such as ``47.0114°N 99.1339°W``."""
+    from rsedge.runtime.outputs.report.report import centre
+
+    lon, lat = (float(each or 0) for each in centre(geometry))
+    return f"{abs(lat):.4f}°{'NS'[lat < 0]} {abs(lon):.4f}°{'EW'[lon < 0]}"
+
+
 def _report(index: Index, hits: list[Hit], output: str | None, sheet: Path | None, *, as_json: bool) -> None:
     """Print the hits if there is no output file, else a summary."""
     if as_json:
@@ -211,7 +219,8 @@ def _report(index: Index, hits: list[Hit], output: str | None, sheet: Path | Non
         for hit in hits:
             record = hit.record
             caption = f"  {record.caption}" if record.caption else ""
-            say(f"{hit.rank:4}  {hit.score:7.4f}  {record.scene}:{record.row}:{record.col}{caption}")
+            where = f"  {_place(record.geometry):<20}" if record.geometry else ""
+            say(f"{hit.rank:4}  {hit.score:7.4f}{where}  {record.scene}:{record.row}:{record.col}{caption}")
     best = f", best {hits[0].score:.4f}" if hits else ""
     where = f"{output}: " if output not in (None, "-") else ""
     note(f"{where}{len(hits)} hits among {index.rows} tiles{best}")

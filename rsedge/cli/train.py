@@ -15,12 +15,12 @@ from rsedge.cli.say import say, say_json, training_progress
 def _list(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     """Print the built-in recipes or the keys of a recipe, and exit."""
     if value:
-        from rsedge.training.recipe import keys, presets
+        from rsedge.training.recipe import describe_keys, presets
 
         if param.name == "list_recipes":
             say("\n".join(f"{name:<24} {text}" for name, text in presets().items()))
         else:
-            say("\n".join(keys()))
+            say("\n".join(describe_keys()))
         ctx.exit()
 
 
@@ -30,7 +30,7 @@ _listing = functools.partial(options.option, is_flag=True, is_eager=True, expose
 @click.command("train")
 @options.family
 @options.sources
-@options.option("--recipe", help="TOML file or a name from --list-recipes.  [default: built-in settings]")
+@options.recipe
 @options.option("--init", help="Hub id or folder of the initial model, instead of the recipe's model.init.")
 @options.option("-o", "--output", type=options.FOLDER, required=True, help="Folder of the run.")
 @options.changes
@@ -44,7 +44,7 @@ _listing = functools.partial(options.option, is_flag=True, is_eager=True, expose
 @options.overwrite
 @options.as_json
 @_listing("--list-recipes", help="Print the built-in recipes and exit.")
-@_listing("--list-keys", help="Print the keys of a recipe and exit.")
+@_listing("--list-keys", help="Print the keys of a recipe, their defaults and meaning, and exit.")
 def command(
     family: Any,
     recipe: str | None,
@@ -86,5 +86,4 @@ def command(
     for name, value in result.values.items():
         if name.startswith("val_"):
             say(f"  {name.removeprefix('val_'):<22} {value:.4f}")
-    if family == "blip":
-        say(f"next: rsedge export {result.best} -o {output.name}.rsedge")
+    say(f"next: rsedge export {result.best} -o {output.name}.rsedge")

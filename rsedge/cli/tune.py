@@ -20,7 +20,7 @@ _OF_FINDER = ("min_lr", "max_lr", "steps")
 @click.command("tune")
 @options.family
 @options.sources
-@options.option("--recipe", help="Recipe to search around: TOML file or preset.  [default: built-in settings]")
+@options.recipe
 @options.changes
 @options.option("-o", "--output", type=options.FOLDER, required=True, help="Folder of the study.")
 @options.option("--search", "searches", multiple=True, metavar="KEY=RANGE", help="Search this key; may be repeated.")
@@ -83,7 +83,7 @@ def command(
     as_json: bool,
     **others: Any,
 ) -> None:
-    r"""Search for the best settings of a recipe, or suggest a learning rate.
+    """Search for the best settings of a recipe, or suggest a learning rate.
 
     \b
     RANGE is one of
@@ -96,7 +96,7 @@ def command(
     Writes STUDY/best.toml, for rsedge train --recipe, with a table and pictures of all trials. The same command
     with --resume continues an interrupted search. With --find-lr the command raises the learning rate step by step
     until the loss diverges, and writes lr-finder.csv and lr-finder.png.
-    """
+    """  # noqa: D301 - \b stands for itself: click keeps the lines below it
     from rsedge.errors import OptionError
 
     # Options of the other half of the command would have no effect.
@@ -110,7 +110,7 @@ def command(
         from rsedge.training.tuning import lr_finder
         from rsedge.training.tuning.search_space import read_file, read_settings
         from rsedge.training.tuning.tune import tune
-    named = ("settings", "sources", "limit", "skip_bad")
+    named = ("settings", "sources", "limit", "val_fraction", "skip_bad")
     changes = options.recipe_changes(**options.take(others, named))
     loaded = load_recipe(recipe, family=family, settings=changes)
     if find_lr:

@@ -150,13 +150,21 @@ class Splitter:
     """Another seed, another split."""
     fractions: tuple[float, ...] = (0.8, 0.1, 0.1)
     """Of train, val and test."""
+    val_fraction: float = 0.0
+    """Share of the training images that become val, for a set with splits but without val."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.val_fraction < 1:
+            raise OptionError(f"val_fraction is {self.val_fraction}: give a share from 0 to 1, such as 0.1")
         # Written so that NaN fails too.
         if not (len(self.fractions) == 3 and min(self.fractions) >= 0 and abs(sum(self.fractions) - 1) < 1e-6):
             raise OptionError(
                 f"fractions are {list(self.fractions)}: give three for {', '.join(SPLITS)} that add up to 1"
             )
+
+    def is_val(self, key: str) -> bool:
+        """Whether the training image ``key`` becomes one for validation."""
+        return uniform("val", self.seed, key) < self.val_fraction
 
     def split(self, key: str) -> Split:
         """The split of the image ``key``."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from rsedge.errors import SceneError
+from rsedge.errors import OptionError, SceneError
 
 if TYPE_CHECKING:
     from rsedge.pixels import UInt8
@@ -53,6 +53,15 @@ class FileImage:
         except OSError as error:
             raise SceneError(f"{self.path} cannot be read: {error.strerror or error}") from error
         return _read_raster(str(self.path), str(self.path)) if picture is None else picture
+
+    def metres_per_pixel(self) -> float | None:
+        """Return the size of its pixels on the ground, of a raster with a place on a map; else None."""
+        from rsedge.runtime.scenes.opening import SceneOptions, open_raster
+
+        try:
+            return open_raster(str(self.path), SceneOptions(bands=(1, 1, 1))).metres_per_pixel
+        except (SceneError, OptionError):
+            return None
 
 
 def decode(content: bytes, name: str) -> UInt8:

@@ -45,6 +45,7 @@ def load_examples(
     *,
     seed: int = 0,
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    val_fraction: float = 0.0,
     limit: int | None = None,
     splits: Sequence[str] = SPLITS,
     skip_bad: bool = False,
@@ -62,6 +63,7 @@ def load_examples(
             :mod:`rsedge.datasets.sources` for the layouts.
         seed: Of splits and of ``limit``.
         fractions: Of train, val and test, for sets without splits; met on average, not exactly.
+        val_fraction: Share of the training images that become val, for sets with splits but without val.
         limit: At most so many images of each split over all sets: a random subset, the same whatever else there is.
         splits: Read only these; images of the others need not be there.
         skip_bad: Leave out records that cannot be used, and list them in the result, instead of refusing all.
@@ -75,7 +77,8 @@ def load_examples(
             twice or outside the folder.
     """
     sets = _read_all([str(source) for source in sources], read_set)
-    return _load(sets, None, Splitter(seed, fractions), limit, splits, skip_bad, paraphrases, check, progress)
+    splitter = Splitter(seed, fractions, val_fraction)
+    return _load(sets, None, splitter, limit, splits, skip_bad, paraphrases, check, progress)
 
 
 def load_labelled(
@@ -83,6 +86,7 @@ def load_labelled(
     *,
     seed: int = 0,
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    val_fraction: float = 0.0,
     limit: int | None = None,
     splits: Sequence[str] = SPLITS,
     skip_bad: bool = False,
@@ -97,7 +101,9 @@ def load_labelled(
     class.
     """
     sets = _read_all([str(source)], lambda name: read_classes(name) or read_set(name))
-    return _load(sets, label_of, Splitter(seed, fractions), limit, splits, skip_bad, None, check, progress).examples
+    return _load(
+        sets, label_of, Splitter(seed, fractions, val_fraction), limit, splits, skip_bad, None, check, progress
+    ).examples
 
 
 def _read_all(sources: Sequence[str], read: Callable[[str], CaptionSet]) -> list[CaptionSet]:
@@ -191,6 +197,7 @@ def _read_examples(
     Where ``label``, which finds the class of a record, is given, an example needs a class instead of captions.
     """
     has_splits = any(record.split is not None for record in caption_set.records)
+    has_val = any(split_named(record.split) == "val" for record in caption_set.records)
     seen: set[str] = set()
     kept: list[tuple[Record, str, Split, str | None]] = []
     bad = [BadRecord(caption_set.source, *fault) for fault in caption_set.bad]
@@ -199,7 +206,10 @@ def _read_examples(
         if name in seen:
             reasons.append(f"{name} is there more than once: every image needs one record with all its captions")
         seen.add(name)
-        split = split_named(record.split) if has_splits else splitter.split(f"{caption_set.name}/{name}")
+        key = f"{caption_set.name}/{name}"
+        split = split_named(record.split) if has_splits else splitter.split(key)
+        if has_splits and not has_val and split == "train" and splitter.is_val(key):
+            split = "val"
         if split is None:
             stated = "it has no split, though other records have" if record.split is None else repr(record.split)
             reasons.append(f"unknown split: {stated}; accepted are {SPLIT_WORDS}")

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rsedge import jsonvalues
 from rsedge.datasets import hub, tables
@@ -100,6 +100,9 @@ def read_classes(source: str) -> CaptionSet | None:
     return CaptionSet(source, _set_name(path), path.resolve(), tuple(records), (path,))
 
 
+_SHARD = re.compile(r"[a-z]\w*-\d{5}-of-\d{5}\.parquet", re.IGNORECASE)
+
+
 def _set_name(path: Path) -> str:
     """What a set read from ``path`` is called: its file or folder, or the folder around a file with a generic name."""
     path = path.absolute()
@@ -130,6 +133,9 @@ def _candidates(source: str, path: Path, images: Path | None) -> dict[str, Calla
             found[label] = partial(_read_tables, source, path, parts, (images or path,))
     if found:
         return found
+    shards = [file for folder in (path / "data", path) if folder.is_dir() for file in folder.glob("*-of-*.parquet")]
+    if any(_SHARD.fullmatch(file.name) for file in shards):
+        return {"a set in the layout of the hub": partial(hub.read_hub, f"{hub.PREFIX}{path}")}
     suffixes = (".json", *tables.READERS)
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes and file.name[0] != ".")
     if len(files) > 1 and all(split_named(file.stem) and file.suffix.lower() in tables.READERS for file in files):
@@ -157,6 +163,8 @@ def _read_file(source: str, path: Path, images: Path | None) -> CaptionSet:
         faults += [(where, "it is no JSON object") for where, entry in entries if not isinstance(entry, dict)]
         rows = [(where, entry) for where, entry in entries if isinstance(entry, dict)]
         records = tables.records_of(rows, source, faults)
+    elif isinstance(values, dict) and values and all(map(_is_nwpu_class, values.values())):
+        records = _read_nwpu(values, folders)
     elif isinstance(values, dict) and isinstance(values.get("images"), list) and "annotations" not in values:
         records = tables.read_karpathy(values["images"], faults)
         stated = values.get("dataset")
@@ -165,6 +173,36 @@ def _read_file(source: str, path: Path, images: Path | None) -> CaptionSet:
         held = f"an object with {in_a_line(values, 8)}" if isinstance(values, dict) else "no list of images"
         raise OptionError(f"{source} is {held}: Karpathy JSON has images, each with its sentences; {ACCEPTED}")
     return CaptionSet(source, name, path.resolve(), tuple(records), folders, faults)
+
+
+def _is_nwpu_class(entries: Any) -> bool:
+    return (
+        isinstance(entries, list)
+        and bool(entries)
+        and all(isinstance(entry, dict) and "filename" in entry and "raw" in entry for entry in entries)
+    )
+
+
+def _read_nwpu(classes: dict[str, list[dict[str, Any]]], folders: tuple[Path, ...]) -> list[Record]:
+    """NWPU-Captions as published: class → images with captions in ``raw``, ``raw_1`` …; the images of a class lie in a
+    folder of its name, or all lie in one.
+    """
+    records = []
+    for label, entries in classes.items():
+        for entry in entries:
+            name = entry["filename"]
+            captions = [text for key, text in entry.items() if re.fullmatch(r"raw(_\d+)?", key)]
+            if _is_plain(label) and isinstance(name, str) and _is_plain(name):
+                below = f"{label}/{name}"
+                if any((folder / below).is_file() for folder in folders):
+                    name = below
+            records.append(Record(str(entry["filename"]), name, tuple(captions), entry.get("split"), label))
+    return records
+
+
+def _is_plain(part: str) -> bool:
+    """Whether a name leads to no other folder."""
+    return "/" not in part and "\0" not in part and part not in ("", ".", "..") and len(part.encode()) < 256
 
 
 def _read_tables(source: str, path: Path, parts: Sequence[_Table], folders: tuple[Path, ...]) -> CaptionSet:

@@ -16,7 +16,7 @@ from transformers.utils import logging
 from rsedge.errors import BundleError, OptionError
 from rsedge.evaluation.interfaces import CaptionModel, ModelInfo
 from rsedge.manifest import GenerationDefaults, ImageSpec
-from rsedge.pixels import UInt8, resize
+from rsedge.pixels import ImageSize, UInt8, fit_image
 from rsedge.runtime.decoding.options import DecodingOptions
 from rsedge.texts import first_line
 from rsedge.training.models.loading import config_type, image_spec, load_pretrained, open_tokenizer, torch_device
@@ -164,7 +164,8 @@ class CheckpointEmbedder(_Checkpoint):
 
 def normalized(images: Sequence[UInt8], image: ImageSpec) -> Tensor:
     """float32 [B, 3, S, S] as the model wants it: resized and normalised as in training and in the bundle."""
-    stack = np.stack([resize(pixels, image.size, image.resample) for pixels in images])
+    wanted = ImageSize(image.size, image.resample, image.crop)
+    stack = np.stack([fit_image(pixels, wanted) for pixels in images])
     values = (torch.from_numpy(stack).float() / 255 - torch.tensor(image.mean)) / torch.tensor(image.std)
     return values.permute(0, 3, 1, 2).contiguous()
 

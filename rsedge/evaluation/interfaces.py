@@ -20,7 +20,7 @@ Kind = Literal["bundle", "checkpoint"]
 Progress = Callable[[int, int], None]
 """Called with the images done and their number."""
 
-_BLOCK = 64  # images read before the model sees them: enough that a captioner's batch stays full
+_BLOCK = 32  # images read before the model sees them: enough to fill a batch, few enough for steady progress
 
 
 @dataclass(frozen=True, slots=True)

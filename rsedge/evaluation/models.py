@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,7 +14,7 @@ import numpy as np
 
 from rsedge.errors import BackendError, OptionError
 from rsedge.evaluation.interfaces import CaptionModel, EmbeddingModel, Kind, ModelInfo
-from rsedge.pixels import UInt8, resize
+from rsedge.pixels import ImageSize, UInt8, fit_image
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,6 +44,7 @@ def locate(source: str | Path) -> tuple[Kind, str]:
     if (best / "config.json").is_file():
         if not best.resolve().is_relative_to(path.resolve()):
             raise OptionError(f"{best} leads out of the run, to {best.resolve()}: give that checkpoint itself")
+        logging.getLogger("rsedge").info("best checkpoint of the run: %s", best)
         return "checkpoint", str(best)
     if (path / "config.json").is_file():
         return "checkpoint", str(path)
@@ -132,7 +134,9 @@ class _BundleEmbedder:
 
 def _stack(images: Sequence[UInt8], model: Captioner | Embedder) -> UInt8:
     """uint8 [B, S, S, 3], of the size that ``model`` takes."""
-    return np.stack([resize(image, model.image_size, model.resample) for image in images])
+    domain = model.domain.resolution if model.domain else None
+    wanted = ImageSize(model.image_size, model.resample, model.crop, domain)
+    return np.stack([fit_image(image, wanted) for image in images])
 
 
 def _need_torch(threads: int | None) -> None:

@@ -139,6 +139,7 @@ def model_card(manifest: Manifest) -> str:
         front.append(f"base_model: {json.dumps(provenance.source)}")  # a JSON string is a YAML string
     image_rows = [
         ("size", f"{image.size} × {image.size} pixels, resized with {image.resample}"),
+        *([("trained on", manifest.domain.describe())] if manifest.domain else []),
         ("bands", ", ".join(image.bands)),
         ("input", "uint8; scaled by 1/255 and normalised inside the graph"),
         ("mean", _show(image.mean)),
@@ -171,7 +172,7 @@ def model_card(manifest: Manifest) -> str:
     provenance_rows = [
         ("checkpoint", _show(provenance.source)),
         ("revision", provenance.source_revision or "none (a folder)"),
-        ("SHA-256 of its weights", f"`{provenance.source_sha256}`"),
+        ("SHA-256 of its weights", provenance.source_sha256),
         ("exported", provenance.exported_at),
         *sorted(provenance.versions.items()),
         *_flatten("recipe", provenance.recipe or {}),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -21,11 +22,13 @@ from rsedge.bundle import (
     Manifest,
     Provenance,
     TensorSpec,
+    check_target,
     describe_file,
     describe_graph,
     write_bundle,
 )
-from rsedge.errors import CheckpointError, OptionError
+from rsedge.checkpointfiles import best_of_run
+from rsedge.errors import BundleError, CheckpointError, OptionError
 from rsedge.export import verify
 from rsedge.export.card import model_card, stac_item
 from rsedge.export.graphs.builder import OPSET, PRECISIONS, GraphBuilder, Precision
@@ -36,6 +39,7 @@ from rsedge.tomlfile import read_toml
 
 if TYPE_CHECKING:
     from rsedge.export.checkpoint import Checkpoint
+    from rsedge.manifest import Domain, GenerationDefaults
 
 TOKENIZER = "tokenizer.json"
 
@@ -50,6 +54,8 @@ def export(
     precision: Precision = "fp32",
     image_size: int | None = None,
     revision: str | None = None,
+    generation: Mapping[str, Any] | None = None,
+    domain: Domain | None = None,
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
@@ -62,6 +68,9 @@ def export(
         precision: ``fp32``, ``fp16`` (typed in the graph) or ``int8`` (for CPUs).
         image_size: Pixels along an edge; None keeps the checkpoint's. Position embeddings are interpolated.
         revision: Branch, tag or commit of a hub id.
+        generation: Defaults of decoding by the names of :class:`~rsedge.manifest.GenerationDefaults`, over those of the
+            checkpoint.
+        domain: What the model was trained on, if that is known.
         overwrite: Replace a bundle that is there already.
         progress: Called with a line before each stage.
 
@@ -72,6 +81,9 @@ def export(
     """
     if precision not in PRECISIONS:
         raise OptionError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
+    if (best := best_of_run(source)) is not None:
+        progress(f"best checkpoint of the run: {best}")
+    check_target(target, overwrite=overwrite)  # before a model is downloaded
     progress(f"checking {source}")
     checkpoint = load_checkpoint(source, revision=revision)
     size = image_size or checkpoint.settings.image_size
@@ -91,6 +103,9 @@ def export(
         progress(f"writing {precision} graphs at {size} px")
         graphs = {role: _save(graph, root) for role, graph in plan.graphs(precision).items()}
         export_tokenizer(checkpoint.path, root / TOKENIZER)
+        fields = plan.manifest_fields()
+        if generation:
+            fields["generation"] = changed_defaults(fields.get("generation"), generation)
         draft = Manifest(
             name=(re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or checkpoint.family)[:100],
             family=checkpoint.family,
@@ -107,7 +122,8 @@ def export(
                 versions={**{name: version(name) for name in _LIBRARIES}, "onnxruntime": onnxruntime.__version__},
                 recipe=recipe,
             ),
-            **plan.manifest_fields(),
+            domain=domain,
+            **fields,
         )
         progress("comparing with torch on seeded images")
         report = plan.parity(Bundle(path=root, manifest=draft, hash="0" * 64))
@@ -118,6 +134,30 @@ def export(
         return manifest
 
     return write_bundle(target, build, overwrite=overwrite)
+
+
+def changed_defaults(defaults: GenerationDefaults | None, changes: Mapping[str, Any]) -> GenerationDefaults:
+    """Return the defaults of decoding with ``changes``. Raises OptionError for names and values that are not accepted,
+    and for a model that writes no captions.
+    """
+    if defaults is None:
+        raise OptionError(f"--generation {', '.join(changes)}: the model writes no captions; leave it out")
+    known = {each.name for each in dataclasses.fields(defaults)}
+    if unknown := [name for name in changes if name not in known]:
+        near = difflib.get_close_matches(unknown[0], known, 1)
+        meant = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(sorted(known))}"
+        raise OptionError(f"{unknown[0]} is no setting of generation: {meant}")
+    for name, value in changes.items():
+        if (
+            not isinstance(value, type(getattr(defaults, name)))
+            and not (isinstance(getattr(defaults, name), float) and type(value) is int)
+            and not (name == "early_stopping" and value == "never")
+        ):
+            raise OptionError(f"{name} is {value!r}, expected a value such as {getattr(defaults, name)!r}")
+    try:
+        return dataclasses.replace(defaults, **changes)
+    except BundleError as error:
+        raise OptionError(f"--generation: {error}") from error
 
 
 def _save(graph: GraphBuilder, root: Path) -> Graph:

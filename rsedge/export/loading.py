@@ -24,7 +24,9 @@ from rsedge.checkpointfiles import (
     ADAPTER,
     INDEX,
     SHARD,
+    best_of_run,
     file_problems,
+    kind_of_folder,
     link_problems,
     read_image_spec,
     setting_problems,
@@ -56,6 +58,7 @@ _VOCABULARY_SLACK = 256
 _REMEDY = "save the tokenizer again"
 
 SINGLE = "model.safetensors"
+_NUMBERED = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
 
 _ITEM_SIZE = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
@@ -75,7 +78,7 @@ def load_checkpoint(source: str | Path, *, revision: str | None = None) -> Check
             damaged weights, tensors missing or misshapen, unsupported settings, no tokenizer or one of another model,
             no image processor.
     """
-    path, commit = _locate(source, revision)
+    path, commit = _locate(best_of_run(source) or source, revision)
     problems = list(dict.fromkeys([*link_problems(path), *file_problems(path / ADAPTER)]))
     report = problems.append
 
@@ -345,18 +348,40 @@ def find_tensors(folder: Path, report: Report) -> tuple[dict[str, StoredTensor],
         return _read_header(folder / SINGLE, report), [folder / SINGLE]
     if (folder / INDEX).is_file():
         return _read_shards(folder, report)
+    if shards := _numbered_shards(folder, report):
+        tensors: dict[str, StoredTensor] = {}
+        for shard in shards:
+            tensors |= _read_header(shard, report)
+        return tensors, shards
     pickled = sorted(
         path.name for pattern in ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl") for path in folder.glob(pattern)
     )
-    if pickled:
+    if meaning := kind_of_folder(folder):
+        report(f"it is {meaning}")
+    elif pickled:
         report(
             f"its weights are pickled only ({', '.join(pickled[:3])}), and rsedge never executes pickle: where you "
             "trust the file, load the model with transformers and save it with "
-            "save_pretrained(folder, safe_serialization=True)"
+            "save_pretrained(folder, safe_serialization=True); rsedge import-rsdix converts a .ckpt of RSDiX"
         )
     else:
         report(f"it has no weights: expected {SINGLE}, or {INDEX} with its shards")
     return {}, []
+
+
+def _numbered_shards(folder: Path, report: Report) -> list[Path]:
+    """Shards that an index would list, by their numbers; missing ones are reported."""
+    found = {}
+    for path in sorted(folder.glob("model-*.safetensors")):
+        if match := _NUMBERED.fullmatch(path.name):
+            found[int(match[1])] = (path, int(match[2]))
+    counts = {count for _, count in found.values()}
+    if len(counts) != 1:
+        return []
+    [count] = counts
+    if missing := [number for number in range(1, count + 1) if number not in found]:
+        report(f"shards {in_a_line(missing)} of {count} are missing, and {INDEX}: download them again")
+    return [path for path, _ in found.values()]
 
 
 def hash_files(files: list[Path]) -> str:

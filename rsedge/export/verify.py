@@ -257,8 +257,8 @@ def check(report: dict[str, Any], precision: Precision) -> None:
     if report["problems"]:
         lines = "\n".join(f"  - {problem}" for problem in report["problems"])
         raise ParityError(
-            f"the {precision} graphs stray from torch, nothing was written:\n{lines}\n"
-            "if the checkpoint is sound, export it with --fp32"
+            f"the {precision} graphs stray from torch, nothing was written:\n{lines}"
+            + ("" if precision == "fp32" else "\nif the checkpoint is sound, export it with --fp32")
         )
 
 

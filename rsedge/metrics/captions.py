@@ -271,7 +271,7 @@ def _checked(
 def sbert_problem(model: str | None) -> str | None:
     """Why the similarity cannot be computed and what to do, or None where it can."""
     if not model:
-        return "Sentence-BERT similarity needs a model: name a folder or hub id with sbert"
+        return "no Sentence-BERT model is named: give a folder or hub id with --sbert, such as all-MiniLM-L6-v2"
     if find_spec("sentence_transformers") is None:
         return "Sentence-BERT similarity needs sentence-transformers: pip install 'rsedge[sbert]'"
     return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -48,6 +48,7 @@ class Captioner:
         device, device_reason: ``cpu`` or ``cuda:N``, and why it runs there.
         batch_size: Images decoded together; halved where memory runs out.
         model: ``name@hash12``, as in every record.
+        domain: Imagery that the model was trained on, or None.
         image_size, resample: Side in pixels of the images the model sees, and the filter that brings others to it.
         decoder: Its graphs and caches.
         clock: Times the stages of decoding.
@@ -62,7 +63,8 @@ class Captioner:
         self.bundle, self.device, self.device_reason = bundle, backend.device, device_reason
         self.backend = backend.name
         self.batch_size, self.model = batch_size, bundle.model
-        self.image_size, self.resample = manifest.image.size, manifest.image.resample
+        self.image_size, self.resample, self.crop = manifest.image.size, manifest.image.resample, manifest.image.crop
+        self.domain = manifest.domain
         check_image_spec(bundle)
         self._tokens, self._defaults = manifest.tokens, manifest.generation
         self._averaged = manifest.family == "clipcap"
@@ -147,12 +149,16 @@ class Captioner:
             raise OptionError(f"{len(keys)} keys for {len(images)} images: pass one per image or none")
         return self._decode(images, range(len(images)) if keys is None else keys, self.options(**overrides))
 
-    def _decode(self, images: UInt8, keys: Sequence[int], options: DecodingOptions) -> list[Caption]:
-        """Captions in the order of the images; where memory runs out the batch is halved and what is left goes on."""
+    def _decode(
+        self, images: UInt8, keys: Sequence[int], options: DecodingOptions, tick: Callable[[int], None] = lambda _: None
+    ) -> list[Caption]:
+        """Captions in the order of the images; where memory runs out the batch is halved and what is left goes on.
+        ``tick`` is called with the number of captions that were finished together.
+        """
         captions: list[Caption | None] = [None] * len(images)
         while left := [image for image, caption in enumerate(captions) if caption is None]:
             try:
-                self._decode_some(images, keys, options, left, captions)
+                self._decode_some(images, keys, options, left, captions, tick)
             except Exception as error:  # noqa: PERF203 - a try per halving
                 self.batch_size = smaller_batch(error, self.batch_size, f"captioning with {self.model}")
                 self.decoder.release()
@@ -165,6 +171,7 @@ class Captioner:
         options: DecodingOptions,
         wanted: list[int],
         captions: list[Caption | None],
+        tick: Callable[[int], None],
     ) -> None:
         """Caption the images ``wanted`` as far as memory goes; images enter the batch as others leave it."""
         slots = min(self.batch_size, len(wanted))
@@ -213,6 +220,7 @@ class Captioner:
                 sources[done[: len(staying)]] = staying[staying >= len(staying)]
                 left = bool(done.any())
                 if left:
+                    tick(int(done.sum()))
                     search.keep(sources)
                     active = [active[slot] for slot in sources.tolist()]
 
@@ -241,9 +249,14 @@ class TileCaptions:
 
     def __init__(self, captioner: Captioner, options: DecodingOptions) -> None:
         self.options, self.model = options, captioner.model
-        self.image_size, self.resample = captioner.image_size, captioner.resample
+        self.image_size, self.resample, self.crop = captioner.image_size, captioner.resample, captioner.crop
+        self.domain = captioner.domain
         self._captioner = captioner
 
-    def caption_tiles(self, images: UInt8, keys: Sequence[int]) -> list[Caption]:
-        """A caption per image, uint8 [N, image_size, image_size, 3]; ``keys`` seed the sampling."""
-        return self._captioner._decode(images, keys, self.options)
+    def caption_tiles(
+        self, images: UInt8, keys: Sequence[int], tick: Callable[[int], None] = lambda _: None
+    ) -> list[Caption]:
+        """A caption per image, uint8 [N, image_size, image_size, 3]; ``keys`` seed the sampling, ``tick`` gets the
+        numbers of captions that were finished together.
+        """
+        return self._captioner._decode(images, keys, self.options, tick)

@@ -62,7 +62,8 @@ class Embedder:
         self.bundle, self.model, self.hash = bundle, bundle.model, bundle.hash
         self.device, self.device_reason, self.batch_size = backend.device, device_reason, batch_size
         self.backend, self.clock = backend.name, clock
-        self.image_size, self.resample = manifest.image.size, manifest.image.resample
+        self.image_size, self.resample, self.crop = manifest.image.size, manifest.image.resample, manifest.image.crop
+        self.domain = manifest.domain
         self.dim, self.logit_scale, self.logit_bias = spec.dim, spec.logit_scale, spec.logit_bias
         self._spec, self._backend = spec, backend
         # Opened when first needed: embedding a scene needs no texts, searching by text no images.

@@ -45,6 +45,8 @@ _MAGMA = (
     "000004 0a0822 1d1147 36106b 51127c 6a1c81 832681 9c2e7f b73779 "
     "cf4070 e55064 f4695c fb8761 fea571 fec287 fde0a1 fcfdbf"
 )
+LEAST_SPAN = 0.05
+"""Similarities that differ by less than this do not tell places apart."""
 _HEAT_SHARE = 0.7  # of a pixel's colour; the rest is the scene
 _PAPER, _INK, _FAINT = (255, 255, 255), (24, 24, 24), (120, 120, 120)
 _TEXT, _LEADING, _GAP, _BAR = 14, 18, 12, 14  # pixels
@@ -148,14 +150,15 @@ class HeatMap:
 
     def _best(self, text: str, band: NDArray[np.float32]) -> dict[str, Any]:
         if not np.isfinite(band).any():
-            return {"text": text, "value": None, "row": None, "col": None}
+            return {"text": text, "value": None, "least": None, "row": None, "col": None}
         row, col = np.unravel_index(np.nanargmax(band), band.shape)
         # The last cells may hang over, and the middle of what is in the scene is meant.
         y, x = (
             (int(place) * self.cells.step + min((int(place) + 1) * self.cells.step, size)) / 2
             for place, size in ((row, self.scene.height), (col, self.scene.width))
         )
-        return {"text": text, "value": round(float(band[row, col]), 4), "row": y, "col": x}
+        least = round(float(np.nanmin(band)), 4)
+        return {"text": text, "value": round(float(band[row, col]), 4), "least": least, "row": y, "col": x}
 
     def write(self, path: Path) -> None:
         """Write the map as a GeoTIFF, a band per text.
@@ -308,7 +311,8 @@ def write_overlay(path: Path, found: HeatMap) -> None:
     """A PNG with a panel per text: scene, heat, and a scale with its ends.
 
     The scale of similarities runs from the lowest to the highest value of its panel, as their size depends on the model
-    and the text; that of probabilities from 0 to 1. Cells without a value show the scene alone.
+    and the text, and spans at least ``LEAST_SPAN``; that of probabilities from 0 to 1. Cells without a value show the
+    scene alone.
 
     Raises:
         OutputError: It cannot be written.
@@ -339,7 +343,7 @@ def quicklook(scene: Scene, longest: int) -> tuple[int, UInt8]:
     It is made smaller by a whole number, so that the longer side has at most ``longest`` pixels.
     """
     step = -(-max(scene.width, scene.height) // longest)
-    grid = TileGrid(scene.width, scene.height, _BLOCK * step)
+    grid = TileGrid(scene.width, scene.height, _BLOCK * step, edge="pad")
     picture = np.zeros((grid.rows * _BLOCK, grid.cols * _BLOCK, 3), np.uint8)
     with closing(read_tiles(scene, grid, image_size=_BLOCK, resample="bilinear")) as tiles:
         for pixels in tiles:
@@ -376,6 +380,8 @@ def _panel(
     heat = found.heat[number]
     known = heat[np.isfinite(heat)]
     low, high = (float(known.min()), float(known.max())) if known.size and not found.contrasts else (0.0, 1.0)
+    if high - low < LEAST_SPAN:  # noise is not stretched to the whole scale
+        low, high = (low + high - LEAST_SPAN) / 2, (low + high + LEAST_SPAN) / 2
     image = Image.fromarray(blend(picture, step, (heat - low) / ((high - low) or 1), found.cells.step))
     image = image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
     font = ImageFont.load_default(_TEXT)

@@ -14,27 +14,32 @@ Learning Batch Size under Memory Limited Setup").
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import os
-import pickle
+import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, DistributedType, PartialState
+from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin, LoggerType, ProjectConfiguration
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers.utils.logging import disable_progress_bar
 
 from rsedge.errors import BackendError, OptionError, RsedgeError
-from rsedge.texts import first_line
-from rsedge.training.data.samples import Order, TrainingSamples, derive
+from rsedge.texts import first_line, in_a_line
+from rsedge.training.data.samples import Order, TrainingSamples, derive, loaded
 from rsedge.training.losses import ExponentialAverage
 from rsedge.training.models.task import Batch, CaptionTask, ContrastiveTask, Task
 from rsedge.training.optim import Progress, factor_at, freeze, make_optimizer
@@ -45,6 +50,7 @@ if TYPE_CHECKING:
     from rsedge.datasets.examples import Example
     from rsedge.training.recipe import Recipe
 
+_log = logging.getLogger(__name__)
 _AVERAGE = "average.pt"  # in the state of a checkpoint
 _SAMPLES = 12  # validation images in the sample grid
 
@@ -62,6 +68,8 @@ class Event:
     """After a step ``loss``, ``learning_rate`` …; after an evaluation ``val_loss`` and the other monitors."""
     evaluated: bool = False
     """Whether these are an evaluation's."""
+    stage: str = ""
+    """Within an evaluation, without values: what it is at, such as ``validation, 16 of 40 images``."""
 
 
 Observer = Callable[[Event], None]
@@ -96,8 +104,8 @@ class Trainer:
         loop = recipe.loop
         if not validation:
             raise OptionError(
-                "there are no validation images: add a set with a split val, or one without splits, which "
-                "data.fractions divide"
+                "there are no validation images: --val-fraction 0.1 takes some of the training images, or add a set "
+                "with a split val"
             )
         self._recipe, self._accelerator, self._folder, self._observe = recipe, accelerator, folder, observe
         self._training, self._validation = tuple(training), tuple(validation)
@@ -123,7 +131,8 @@ class Trainer:
         self.task: Task = accelerator.unwrap_model(self.model)
         self._average = ExponentialAverage(self.task, decay=loop.ema_decay) if loop.ema_decay else None
         self._objective = objective_for(self.task, accelerator, self.order)
-        self._watch = Validation(validation, task, accelerator, recipe, chunk=self.order.micro_batch_size)
+        micro = self.order.micro_batch_size
+        self._watch = Validation(validation, task, accelerator, recipe, chunk=micro, progress=self._tell)
 
     def resume(self) -> bool:
         """Load the last checkpoint of the run folder without executing anything in it; False where there is none.
@@ -141,7 +150,7 @@ class Trainer:
             # Not registered with accelerate, which would unpickle the file whatever is in it.
             if self._average is not None:
                 self._average.load_state_dict(torch.load(state / _AVERAGE, map_location="cpu", weights_only=True))
-        except (pickle.UnpicklingError, RuntimeError, OSError, KeyError) as error:
+        except Exception as error:  # each library has its own for a file cut short
             raise OptionError(
                 f"cannot resume from {state}: it is damaged, of another version or no mere numbers "
                 f"({first_line(error)}): start a new run with model.init = {checkpoint}"
@@ -152,6 +161,8 @@ class Trainer:
         """Train to the end, evaluating and saving on the way. Raises RsedgeError: the loss is no longer a number."""
         if self.progress.finished or self.progress.step >= self.steps:
             return self.progress
+        if self._accelerator.is_main_process:
+            self._announce()
         self.model.train()
         began, images = time.monotonic(), 0
         for chunks in self.batches(self.progress.step):
@@ -175,6 +186,16 @@ class Trainer:
                 break
         return self.progress
 
+    def _announce(self) -> None:
+        images = f"{len(self._training)} training and {len(self._validation)} validation images"
+        batch, warmup = self._recipe.loop.batch_size, self._recipe.schedule.warmup_steps
+        _log.info(f"{images}, {self.steps} steps of {batch} images on {self._accelerator.device}")
+        if warmup >= self.steps:
+            _log.warning(
+                f"schedule.warmup_steps is {warmup}, but the run has {self.steps} steps: the learning rate never "
+                f"reaches {self._recipe.optimizer.learning_rate:g}; lower it, or raise loop.epochs"
+            )
+
     def step(self, chunks: Sequence[Batch]) -> dict[str, float]:
         """One optimiser step on this process's chunks of it."""
         factor = self.progress.plateau * factor_at(self.progress.step, self.steps, self._recipe.schedule)
@@ -188,9 +209,12 @@ class Trainer:
         self.optimizer.zero_grad()
         values = self._objective.backward(self.model, chunks, self.progress.step)
         if not math.isfinite(values["loss"]):
+            step, whole = self.progress.step, replace(self.order, processes=1, process=0)
+            keys = [self._training[index].key for chunk in whole.batches(step, step + 1) for _, index in chunk]
             raise RsedgeError(
-                f"the loss is {values['loss']} at step {self.progress.step + 1}: lower optimizer.learning_rate, set "
-                "optimizer.clip_norm, or use loop.mixed_precision bf16 or no; --resume goes on from the last checkpoint"
+                f"the loss is {values['loss']} at step {step + 1}, on the images {in_a_line(keys, 8)}: lower "
+                "optimizer.learning_rate, set optimizer.clip_norm, or use loop.mixed_precision bf16 or no; --resume "
+                "goes on from the last checkpoint"
             )
         if (most := self._recipe.optimizer.clip_norm) is not None:
             norm = self._accelerator.clip_grad_norm_(self.model.parameters(), most)
@@ -215,7 +239,7 @@ class Trainer:
             pin_memory=device.type == "cuda",
         )
         chunks: list[Batch] = []
-        for batch in loader:
+        for batch in loaded(loader):
             chunks.append({name: value.to(device, non_blocking=True) for name, value in batch.items()})
             if len(chunks) == order.chunks:
                 yield chunks
@@ -258,17 +282,30 @@ class Trainer:
         draft = self._folder.draft(self.progress.step) if accelerator.is_main_process else None
         accelerator.wait_for_everyone()
         draft = draft or self._folder.draft_path(self.progress.step)
-        accelerator.save_state(str(draft / STATE))
-        if self._average is None:
-            state: Mapping[str, Tensor] = accelerator.get_state_dict(self.model)
-        else:
-            state = self._average.module.state_dict()
+        try:
+            accelerator.save_state(str(draft / STATE))
+            if self._average is None:
+                state: Mapping[str, Tensor] = accelerator.get_state_dict(self.model)
+            else:
+                state = self._average.module.state_dict()
+                if accelerator.is_main_process:
+                    torch.save(self._average.state_dict(), draft / STATE / _AVERAGE)
             if accelerator.is_main_process:
-                torch.save(self._average.state_dict(), draft / STATE / _AVERAGE)
-        if accelerator.is_main_process:
-            self.task.save(draft, state)
-            self._folder.publish(draft, self.progress, self._recipe, best=best)
+                self.task.save(draft, state)
+                self._folder.publish(draft, self.progress, self._recipe, best=best)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, SafetensorError) as error:  # torch and safetensors hide that the disk is full
+            raise OSError(f"cannot save {draft}: {first_line(error)}") from error
+        finally:
+            if accelerator.is_main_process:
+                shutil.rmtree(draft, ignore_errors=True)  # room for those that come after
         accelerator.wait_for_everyone()
+
+    def _tell(self, stage: str) -> None:
+        if self._accelerator.is_main_process and self._observe is not None:
+            epoch = self.progress.step / self.order.steps_per_epoch
+            self._observe(Event(self.progress.step, self.steps, epoch, stage=stage))
 
     def _log(self, values: Mapping[str, float], *, evaluated: bool = False) -> None:
         epoch = self.progress.step / self.order.steps_per_epoch
@@ -398,6 +435,25 @@ def make_order(recipe: Recipe, examples: int, state: Accelerator | PartialState)
     """The order of a run for this process. Raises OptionError: a step cannot be filled, or not be shared evenly."""
     micro = recipe.loop.micro_batch_size or max(1, recipe.loop.batch_size // state.num_processes)
     return Order(examples, recipe.loop.batch_size, micro, recipe.seed, state.num_processes, state.process_index)
+
+
+@contextmanager
+def accelerating(
+    recipe: Recipe, *, cpu: bool = False, trackers: Sequence[str] = (), folder: RunFolder | None = None
+) -> Iterator[Accelerator]:
+    """:func:`make_accelerator` for a block. Its state ends with the block, for the next run in this process may want
+    another precision. The group of processes stays: one made anew finds the old addresses and may wait for ever.
+    """
+    try:
+        accelerator = make_accelerator(recipe, cpu=cpu, trackers=trackers, folder=folder)
+        if accelerator.num_processes > 1:
+            atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
+        yield accelerator
+        for tracker in accelerator.trackers:
+            tracker.finish()
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
 
 
 def make_accelerator(

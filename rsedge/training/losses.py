@@ -180,11 +180,15 @@ class RsdixSettings:
     alpha: float = 0.5
     """Share of the contrastive loss, 0 to 1; the distillation has the rest."""
     sinkhorn_lambda: float = 0.1
+    """Entropy of the teacher's targets (Sinkhorn); larger ones are smoother."""
     iterations: int = 4
+    """Of Sinkhorn."""
     ii_coeff: float = 1.0
+    """Weight of the teacher's similarities between images."""
     tt_coeff: float = 1.0
+    """Weight of the teacher's similarities between texts."""
     remove_diag: bool = False
-    """See :func:`teacher_targets`."""
+    """Leave out the similarity of each with itself."""
     use_sigmoid_loss: bool = False
     """The sigmoid loss takes the place of both."""
     teacher: Teacher = "ema"

@@ -7,8 +7,13 @@ not enter. The functions read and write the files: presets, TOML, ``--set key=va
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
+import functools
+import inspect
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -16,13 +21,14 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from rsedge.errors import OptionError
-from rsedge.jsonvalues import build
+from rsedge.jsonvalues import build, describe_type
 from rsedge.tomlfile import parse_toml, read_toml, write_toml
 from rsedge.training.data.augment import ImageAugmentation  # noqa: TC001 - read at run time, from the annotations
 from rsedge.training.losses import RsdixSettings
 
 Family = Literal["blip", "clip", "clipcap"]
 Better = Literal["min", "max"]
+_ORIGINS = ("init", "language_model", "tokenizer")  # keys of [model] that a small model from scratch cannot take
 
 
 def _require(table: Any, *checks: tuple[bool, str] | tuple[bool, str, str]) -> None:
@@ -44,9 +50,11 @@ class DataRecipe:
     """Which examples are trained on."""
 
     sources: tuple[str, ...] = ()
-    """Caption sets, as :func:`rsedge.datasets.load_examples` takes them; ``--data`` replaces them."""
+    """Caption sets, files or folders; ``--data`` replaces them."""
     fractions: tuple[float, ...] = (0.8, 0.1, 0.1)
     """Of train, val and test, for sets without a split column."""
+    val_fraction: float = 0.0
+    """Share of the training images that become validation images, for sets with splits but without val."""
     limit: int | None = None
     """At most so many images of each split."""
     skip_bad: bool = False
@@ -66,6 +74,7 @@ class DataRecipe:
                 len(shares) == 3 and min(shares) >= 0 and abs(sum(shares) - 1) < 1e-6,
                 f"fractions are {list(shares)}: give train, val and test, adding up to 1",
             ),
+            (0 <= self.val_fraction < 1, "val_fraction", "a share from 0 to 1, such as 0.1"),
             (self.limit is None or self.limit > 0, "limit", "a number of images above 0"),
             (0 <= self.paraphrase_probability <= 1, "paraphrase_probability", "0 to 1"),
             (
@@ -82,7 +91,7 @@ class ModelRecipe:
     """Which model is trained."""
 
     init: str | None = None
-    """Hub id or folder to start from; None makes a random model from ``config``."""
+    """Hub id or folder to start from; without it a random model is made from ``config``."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
     config: dict[str, Any] = field(default_factory=dict)
@@ -132,10 +141,11 @@ class OptimizerRecipe:
     weight_decay: float = 0.01
     """Decoupled; not for biases and other vectors (norms, learnt scalars)."""
     betas: tuple[float, ...] = (0.9, 0.999)
+    """Of AdamW: decay of the running means of the gradient and of its square."""
     eps: float = 1e-8
-    """Of AdamW."""
+    """Of AdamW: added to the denominator."""
     clip_norm: float | None = 1.0
-    """Gradients are scaled down to this norm; None leaves them."""
+    """Gradients are scaled down to this norm; without it they stay."""
 
     def __post_init__(self) -> None:
         rates = {"learning_rate": self.learning_rate, **self.learning_rates}
@@ -167,8 +177,9 @@ class ScheduleRecipe:
     start_factor: float = 0.0
     """Share of the learning rate that the warm-up starts from."""
     factor: float = 0.1
+    """Of ``plateau``: what the rate is multiplied by."""
     patience: int = 1
-    """Of ``plateau``."""
+    """Of ``plateau``: evaluations without improvement before that."""
 
     def __post_init__(self) -> None:
         _require(
@@ -211,7 +222,8 @@ class LoopRecipe:
     checkpoint_every: int | None = None
     """Optimiser steps between checkpoints; None: at every evaluation."""
     monitor: str = "val_loss"
-    """The value that decides which checkpoint is best, the plateau and early stopping; one of :func:`monitors`."""
+    """The value that decides which checkpoint is best, the plateau and early stopping, such as val_loss, val_cider_d or
+    val_mean_recall."""
     monitor_mode: Better = "min"
     """Whether a smaller (``min``) or a larger (``max``) value is better."""
     early_stopping: int | None = None
@@ -375,7 +387,8 @@ def load_recipe(source: str | Path | None, *, family: Family, settings: Sequence
     """The recipe ``source`` with ``settings`` applied.
 
     Args:
-        source: A TOML file or the name of a preset; None is a recipe of defaults.
+        source: A TOML file or the name of a preset; None is the preset ``FAMILY-cpu``, a small model from scratch, or
+            a recipe of defaults where ``settings`` name a model or a tokenizer.
         family: What is to be trained; a recipe of another family is refused.
         settings: ``key=value`` each: the key ``table.name``, or the name alone where only one table has it; the value
             as TOML writes it, text without quotes too; ``key=`` takes the key out of the recipe.
@@ -383,38 +396,66 @@ def load_recipe(source: str | Path | None, *, family: Family, settings: Sequence
     Raises:
         OptionError: Everything wrong at once: unknown keys by name, values of the wrong kind, contradictions.
     """
-    if source is None:
-        values = {}
-    elif Path(source).is_file():
-        values = read_toml(Path(source))
-    elif str(source) in (known := presets()):
-        preset = files("rsedge.training") / "recipes" / f"{source}.toml"
-        values = parse_toml(preset.read_text(encoding="utf-8"))
-    else:
-        raise OptionError(f"there is no recipe {source}: give a TOML file or one of {', '.join(known)}")
-    if (stated := values.setdefault("family", family)) != family and stated in get_args(Family):
-        raise OptionError(f"{source} is a recipe for {stated}, not for {family}: run rsedge train {stated}")
     problems: list[str] = []
+    changes: list[tuple[tuple[str, ...], str, Any]] = []
     for setting in settings:
         key, equals, text = setting.partition("=")
-        if not equals:
-            problems.append(f"{setting!r} is no setting: write key=value")
-            continue
         try:
-            table, name = locate(key.strip())
-            place = _table(values, table)
+            if not equals:
+                raise OptionError(f"{setting!r} is no setting: write key=value")
+            changes.append((*locate(key.strip()), parse_value(text)))
+        except OptionError as error:
+            problems.append(str(error))
+    if source is None and any(at == ("model",) and name in _ORIGINS and value != "" for at, name, value in changes):
+        values: dict[str, Any] = {}
+    elif source is not None and Path(source).is_file():
+        values = read_toml(Path(source))
+        _take_unknown(values, problems)
+    else:
+        name, known = source or f"{family}-cpu", presets()
+        if name not in known:
+            raise OptionError(f"there is no recipe {name}: give a TOML file or one of {', '.join(known)}")
+        values = parse_toml((files("rsedge.training") / "recipes" / f"{name}.toml").read_text(encoding="utf-8"))
+    if (stated := values.setdefault("family", family)) != family and stated in get_args(Family):
+        raise OptionError(f"{source} is a recipe for {stated}, not for {family}: run rsedge train {stated}")
+    for at, name, value in changes:
+        try:
+            place = _table(values, at)
         except OptionError as error:
             problems.append(str(error))
             continue
-        if (value := parse_value(text)) == "":  # TOML has no word for nothing; a recipe leaves the key out
+        if value == "":  # TOML has no word for nothing; a recipe leaves the key out
             place.pop(name, None)
         else:
             place[name] = value
     recipe = build(Recipe, values, "", problems.append)
     if problems or recipe is None:
         origin = f"recipe {source}" if source is not None else "the recipe"
-        raise OptionError("\n".join([f"{origin} cannot be used:", *(f"  - {problem}" for problem in problems)]))
+        raise refusal(f"{origin} cannot be used:", problems)
     return recipe
+
+
+def _take_unknown(values: dict[str, Any], problems: list[str]) -> None:
+    """Remove the keys that no recipe has and report them as those of settings."""
+    known = [(*at, name) for at, name, _ in _keys()]
+
+    def take(table: dict[str, Any], at: tuple[str, ...]) -> None:
+        for name in list(table):
+            place = (*at, name)
+            if place in known:
+                continue
+            if not any(key[: len(place)] == place for key in known):
+                problems.append(_unknown(".".join(place)))
+                del table[name]
+            elif isinstance(table[name], dict):
+                take(table[name], place)
+
+    take(values, ())
+
+
+def refusal(heading: str, problems: Sequence[str]) -> OptionError:
+    """The error of a list of problems; one alone needs no heading."""
+    return OptionError("\n".join([heading, *(f"  - {text}" for text in problems)]) if problems[1:] else problems[0])
 
 
 def save_recipe(path: Path, recipe: Recipe) -> None:
@@ -472,24 +513,45 @@ def differences(was: Mapping[str, Any], now: Mapping[str, Any], *, free: Sequenc
 
 def keys() -> list[str]:
     """Every key a recipe has, ``table.name``."""
-    return [".".join((*table, name)) for table, name in _keys()]
+    return [".".join((*at, name)) for at, name, _ in _keys()]
 
 
-def _keys(cls: Any = Recipe, table: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], str]]:
-    """(table, name) of every key."""
+def describe_keys() -> list[str]:
+    """A line for each key: type, default and meaning, as the fields of the tables and the texts below them give."""
+    lines = []
+    for at, name, table in _keys():
+        default = next(item.default for item in dataclasses.fields(table) if item.name == name)
+        kind = describe_type(get_type_hints(table)[name]).replace(" or null", "").replace("an object", "a table")
+        if isinstance(default, (str, int, float, tuple)):
+            kind += f"; default {json.dumps(default)}"
+        meaning = ""
+        body = ast.parse(inspect.getsource(table)).body[0].body  # type: ignore[attr-defined]
+        at_field = next(i for i, node in enumerate(body) if getattr(getattr(node, "target", None), "id", None) == name)
+        for node in body[at_field + 1 :]:  # one text may stand for several fields
+            if isinstance(node, ast.Expr):
+                meaning = re.sub(r":\w+:`(?:[\w.]*\.)?(\w+)`", r"\1", ast.literal_eval(node.value))
+                meaning = meaning.replace("``", "").replace("None:", "left out:")
+                break
+        lines.append(f"{'.'.join((*at, name))}  ({kind})  {' '.join(meaning.split())}")
+    return lines
+
+
+@functools.cache
+def _keys(cls: Any = Recipe, at: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], str, Any]]:
+    """(table, name, dataclass of the table) of every key."""
     found = []
     hints = get_type_hints(cls)
     for item in dataclasses.fields(cls):
         kinds = (hints[item.name], *get_args(hints[item.name]))
         inner = next((kind for kind in kinds if isinstance(kind, type) and dataclasses.is_dataclass(kind)), None)
-        found += _keys(inner, (*table, item.name)) if inner else [(table, item.name)]
+        found += _keys(inner, (*at, item.name)) if inner else [(at, item.name, cls)]
     return found
 
 
 def locate(key: str) -> tuple[tuple[str, ...], str]:
     """Table and name of a dotted key, or of a name only one table has. Raises OptionError: no such key, or several."""
     *table, name = key.split(".")
-    known = _keys()
+    known = [entry[:2] for entry in _keys()]
     # A table such as model.config has open keys.
     free = any((tuple(table[:end]), table[end]) in known for end in range(len(table)))
     if free or (tuple(table), name) in known:
@@ -499,12 +561,17 @@ def locate(key: str) -> tuple[tuple[str, ...], str]:
         return homes[0]
     if not table and homes:
         raise OptionError(f"{key} is in several tables: say {' or '.join('.'.join((*at, name)) for at, name in homes)}")
-    near = difflib.get_close_matches(key, [*keys(), *(entry[1] for entry in known)], n=3)
-    hint = f"did you mean {', '.join(near)}?" if near else "rsedge train --list-keys shows them all"
-    raise OptionError(f"{key} is not a key of a recipe: {hint}")
+    raise OptionError(_unknown(key))
 
 
-def _table(values: dict[str, Any], table: tuple[str, ...]) -> dict[str, Any]:
+def _unknown(key: str) -> str:
+    known = [*keys(), *(".".join(at) for at, _, _ in _keys()), *(name for _, name, _ in _keys() if "." not in key)]
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else "rsedge train --list-keys shows them all"
+    return f"{key} is not a key of a recipe: {hint}"
+
+
+def _table(values: dict[str, Any], table: Sequence[str]) -> dict[str, Any]:
     for end, name in enumerate(table, 1):
         values = values.setdefault(name, {})
         if not isinstance(values, dict):

@@ -66,18 +66,21 @@ class RunFolder:
         self.check_free(overwrite=overwrite)
         try:
             if overwrite:
-                for entry in (self.path / name for name in (*_LATER, *_MADE)):
-                    if entry.is_dir() and not entry.is_symlink():
-                        shutil.rmtree(entry)
-                    else:
-                        entry.unlink(missing_ok=True)
+                self._remove()
             self.checkpoints.mkdir(parents=True)
+            write_text(self.path / "data.json", json.dumps(data, indent=2) + "\n")
+            save_recipe(self.path / "recipe.toml", recipe)
         except OSError as error:
-            raise OutputError(
-                f"cannot make the folder {self.path}: {error.strerror}; choose another with -o"
-            ) from error
-        write_text(self.path / "data.json", json.dumps(data, indent=2) + "\n")
-        save_recipe(self.path / "recipe.toml", recipe)
+            with contextlib.suppress(OSError):
+                self._remove()  # half a run could be neither resumed nor replaced
+            raise OutputError(f"cannot make a run in {self.path}: {error.strerror}; choose another with -o") from error
+
+    def _remove(self) -> None:
+        for entry in (self.path / name for name in (*_LATER, *_MADE)):
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink(missing_ok=True)
 
     @property
     def recipe_path(self) -> Path:
@@ -90,11 +93,13 @@ class RunFolder:
         """Check that a resumed run is the one that began here. Raises OptionError: names the differences."""
         was = to_dict(from_dict(read_toml(self.recipe_path)))
         differing = differences(was, to_dict(recipe), free=_FREE_ON_RESUME)
-        stored = json.loads((self.path / "data.json").read_text(encoding="utf-8"))
-        if stored["fingerprint"] != data["fingerprint"]:
-            differing.append(
-                f"the data was {stored['summary']['splits']}, now {data['summary']['splits']}, or its texts changed"
-            )
+        try:
+            stored = json.loads((self.path / "data.json").read_text(encoding="utf-8"))
+            known, splits = stored["fingerprint"], stored["summary"]["splits"]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise OptionError(f"{self.path / 'data.json'} is damaged: start a new run with another -o") from error
+        if known != data["fingerprint"]:
+            differing.append(f"the data was {splits}, now {data['summary']['splits']}, or its texts changed")
         if differing:
             shown = "\n".join(f"  - {text}" for text in differing)
             raise OptionError(
@@ -147,14 +152,22 @@ class RunFolder:
         return final
 
     def last(self) -> tuple[Path, Progress] | None:
-        """The checkpoint to go on from, None where the run was stopped before its first. Raises OptionError: it lies
-        outside of the run.
+        """The checkpoint to go on from, None where the run was stopped before its first. Raises OptionError: it is
+        damaged, or lies outside of the run.
         """
         last = (self.path / "last").resolve()
         state = last / STATE / "progress.json"
         if not last.is_relative_to(self.path.resolve()):
             raise OptionError(f"{self.path / 'last'} leads out of the run, to {last}: start a new run with another -o")
-        return (last, Progress(**json.loads(state.read_text(encoding="utf-8")))) if state.is_file() else None
+        if not state.is_file():
+            return None
+        try:
+            return last, Progress(**json.loads(state.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise OptionError(
+                f"{state} is damaged: start a new run with another -o (model.init = {self.path / 'last'} starts from "
+                "its weights)"
+            ) from error
 
     def _link(self, name: str, target: Path) -> None:
         with replacing(self.path / name) as link:
@@ -163,7 +176,8 @@ class RunFolder:
 
 
 def check_free(path: Path, kind: str, *, is_one: bool, overwrite: bool) -> None:
-    """Check that a run or study can be made at ``path``. Raises OutputError: something is there already."""
+    """Check that a run or study can be made at ``path``. Raises OutputError: it cannot, or something is there."""
+    check_place(path)
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not is_one:
@@ -173,6 +187,13 @@ def check_free(path: Path, kind: str, *, is_one: bool, overwrite: bool) -> None:
             f"{path} holds a {kind} already: go on with --resume, start it anew with --overwrite, or choose another "
             "folder with -o"
         )
+
+
+def check_place(folder: Path) -> None:
+    """Check that ``folder`` can be made, or written in. Raises OutputError."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise OutputError(f"{there} is {'not writable' if there.is_dir() else 'no folder'}: choose another with -o")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -204,10 +225,12 @@ def draw_losses(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure = new_figure(8, 4.5)
     axes = figure.subplots()
     if trained:
-        axes.plot(*zip(*trained, strict=True), color="tab:blue", alpha=0.6, linewidth=1, label="training")
+        marker = "o" if len(trained) < 50 else None  # a line of a few points, or of one, is hardly seen
+        axes.plot(*zip(*trained, strict=True), "tab:blue", marker=marker, ms=3, alpha=0.6, lw=1, label="training")
     if validated:
         axes.plot(*zip(*validated, strict=True), color="tab:orange", marker="o", markersize=3, label="validation")
     axes.set(xlabel="optimiser step", ylabel="loss")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     if rates:
         side = axes.twinx()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rsedge.errors import BackendError, OptionError, OutputError
 from rsedge.texts import in_lines
-from rsedge.training.loop import Observer, Trainer, make_accelerator
+from rsedge.training.loop import Observer, Trainer, accelerating
 from rsedge.training.run_folder import RunFolder, read_metrics
 
 if TYPE_CHECKING:
@@ -74,54 +74,42 @@ def train(
     from torch.cuda import OutOfMemoryError
 
     folder = RunFolder(Path(output))
-    accelerator = make_accelerator(recipe, cpu=cpu, trackers=trackers, folder=folder)
-    main = accelerator.is_main_process
-    if not resume:
-        folder.check_free(overwrite=overwrite)
-    if data is None:
-        data = read_data(recipe, progress=_log.info if main else None)
-    training, validation = data.split("train"), data.split("val")
-    if not training:
-        raise OptionError(f"there are no training images in {', '.join(data.sources) or 'the data'}")
-    about = {"summary": data.summary(), "fingerprint": fingerprint(data)}
-    if resume:
-        folder.check(recipe, about)
-    set_seed(recipe.seed)
-    task = make_task(recipe, data)
-    trainer = Trainer(recipe, task, training, validation, accelerator, folder=folder, observe=observe)
-    if resume:
-        found = trainer.resume()
-        if main:
-            folder.rewind(trainer.progress.step if found else 0)
-    elif main:  # not before all of the above has proved possible
-        folder.create(recipe, about, overwrite=overwrite)
-    accelerator.wait_for_everyone()
-    if trackers:
-        accelerator.init_trackers("rsedge")
-    steps, warmup = trainer.steps, recipe.schedule.warmup_steps
-    _log.log(
-        logging.INFO if main else logging.DEBUG,
-        f"{len(training)} training and {len(validation)} validation images, {steps} steps of {recipe.loop.batch_size} "
-        f"images on {accelerator.device}",
-    )
-    if warmup >= steps and main:
-        _log.warning(
-            f"schedule.warmup_steps is {warmup}, but the run has {steps} steps: the learning rate never reaches "
-            f"{recipe.optimizer.learning_rate:g}"
-        )
-    try:
-        progress = trainer.run()
-    except OutOfMemoryError as error:
-        raise BackendError(
-            f"the GPU's memory is full ({error}): set loop.micro_batch_size to less than "
-            f"{trainer.order.micro_batch_size}, or model.gradient_checkpointing to true, in a new run"
-        ) from error
-    except OSError as error:
-        raise OutputError(
-            f"the run cannot go on in {folder.path} ({error}): make room, then --resume goes on from the last "
-            "checkpoint"
-        ) from error
-    accelerator.end_training()
+    with accelerating(recipe, cpu=cpu, trackers=trackers, folder=folder) as accelerator:
+        main = accelerator.is_main_process
+        if not resume:
+            folder.check_free(overwrite=overwrite)
+        if data is None:
+            data = read_data(recipe, progress=_log.info if main else None)
+        training, validation = data.split("train"), data.split("val")
+        if not training:
+            raise OptionError(f"there are no training images in {', '.join(data.sources) or 'the data'}")
+        about = {"summary": data.summary(), "fingerprint": fingerprint(data)}
+        if resume:
+            folder.check(recipe, about)
+        set_seed(recipe.seed)
+        task = make_task(recipe, data)
+        trainer = Trainer(recipe, task, training, validation, accelerator, folder=folder, observe=observe)
+        try:
+            if resume:
+                found = trainer.resume()
+                if main:
+                    folder.rewind(trainer.progress.step if found else 0)
+            elif main:  # not before all of the above has proved possible
+                folder.create(recipe, about, overwrite=overwrite)
+            accelerator.wait_for_everyone()
+            if trackers:
+                accelerator.init_trackers("rsedge")
+            progress = trainer.run()
+        except OutOfMemoryError as error:
+            raise BackendError(
+                f"the GPU's memory is full ({error}): set loop.micro_batch_size to less than "
+                f"{trainer.order.micro_batch_size}, or model.gradient_checkpointing to true, in a new run"
+            ) from error
+        except OSError as error:
+            raise OutputError(
+                f"the run cannot go on in {folder.path} ({error}): make room, then --resume goes on from the last "
+                "checkpoint"
+            ) from error
     lines = read_metrics(folder.metrics) if folder.metrics.exists() else []
     best = next((line for line in lines if line["step"] == progress.best_step and "val_loss" in line), {})
     return TrainingResult(folder.path, folder.path / "best", progress, best, main)
@@ -138,6 +126,7 @@ def read_data(recipe: Recipe, *, progress: Callable[[str], None] | None = None) 
         wanted.sources,
         seed=recipe.seed,
         fractions=(wanted.fractions[0], wanted.fractions[1], wanted.fractions[2]),
+        val_fraction=wanted.val_fraction,
         limit=wanted.limit,
         skip_bad=wanted.skip_bad,
         paraphrases=Path(wanted.paraphrases) if wanted.paraphrases else None,

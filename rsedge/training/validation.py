@@ -12,12 +12,12 @@ from torch.utils.data import DataLoader
 
 from rsedge.metrics.captions import score_captions
 from rsedge.metrics.retrieval import retrieval_scores
-from rsedge.training.data.samples import PlainSamples
+from rsedge.training.data.samples import PlainSamples, loaded
 from rsedge.training.losses import in_batch_accuracy, similarity_mse
 from rsedge.training.models.task import Batch, CaptionTask, ContrastiveTask, Task
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from accelerate import Accelerator
 
@@ -34,11 +34,20 @@ class Validation:
         accelerator: The run's.
         recipe: For the batch that a contrastive loss compares, the number of captions, and the workers.
         chunk: Images of one forward pass.
+        progress: Called with a text after each.
     """
 
     def __init__(
-        self, examples: Sequence[Example], task: Task, accelerator: Accelerator, recipe: Recipe, *, chunk: int
+        self,
+        examples: Sequence[Example],
+        task: Task,
+        accelerator: Accelerator,
+        recipe: Recipe,
+        *,
+        chunk: int,
+        progress: Callable[[str], None],
     ) -> None:
+        self._progress = progress
         self._examples = tuple(examples)
         self._accelerator, self._chunk, self._batch_size = accelerator, chunk, recipe.loop.batch_size
         # A subset spread evenly over the set, which may be ordered by class.
@@ -62,7 +71,7 @@ class Validation:
     def _caption(self, model: nn.Module, task: CaptionTask) -> dict[str, float]:
         sums = [
             (model(batch)["loss_sum"].item(), task.tokens(batch)) if mine else (0.0, 0)
-            for mine, batch in self._batches(self._examples)
+            for mine, batch in self._batches("validation", self._examples)
         ]
         losses, tokens = np.array(gather_object(sums)).sum(axis=0)
         values = {"val_loss": float(losses / max(tokens, 1))}
@@ -80,7 +89,7 @@ class Validation:
         rank, processes = self._accelerator.process_index, self._accelerator.num_processes
         found = [
             (number * processes + rank, text)
-            for number, (mine, batch) in enumerate(self._batches(examples))
+            for number, (mine, batch) in enumerate(self._batches("captions", examples))
             if mine
             for text in task.generate(batch["pixels"])
         ]
@@ -91,7 +100,7 @@ class Validation:
         rows: list[tuple[int, dict[str, np.ndarray], list[int]]] = []
         scalars: dict[str, Tensor] = {}
         rank, processes = self._accelerator.process_index, self._accelerator.num_processes
-        for number, (mine, batch) in enumerate(self._batches(self._examples)):
+        for number, (mine, batch) in enumerate(self._batches("validation", self._examples)):
             outputs = model(batch)
             scalars = {name: value.float().cpu() for name, value in outputs.items() if name not in task.rows}
             if mine:
@@ -123,7 +132,7 @@ class Validation:
             values |= {f"val_{name}_r{k}": value for k, value in direction.recall.items()}
         return {**values, "val_mean_recall": scores.mean_recall}
 
-    def _batches(self, examples: Sequence[Example]) -> Iterator[tuple[bool, Batch]]:
+    def _batches(self, stage: str, examples: Sequence[Example]) -> Iterator[tuple[bool, Batch]]:
         """The chunks of this process, on its device. Every process gets as many, since sharded weights are
         gathered by all in step; those beyond the end repeat the last and are not ``mine``.
         """
@@ -137,5 +146,7 @@ class Validation:
             collate_fn=self._collate,
             num_workers=self._workers,
         )
-        for number, batch in zip(numbers, loader, strict=True):
+        for number, batch in zip(numbers, loaded(loader), strict=True):
             yield number < len(chunks), {name: value.to(self._accelerator.device) for name, value in batch.items()}
+            done = min((number + 1) * self._chunk, len(examples))
+            self._progress(f"{stage}, {done} of {len(examples)} images")

@@ -182,7 +182,7 @@ def test_the_model_alone_gets_what_the_segments_of_the_run_had(bundle_path, tmp_
     now = "alone"
     original_run, original_execute = TileCaptions.caption_tiles, benchmark_module.execute
 
-    def caption_tiles(self, images, keys):
+    def caption_tiles(self, images, keys, tick=None):
         given[now].append(len(images))
         return original_run(self, images, keys)
 

@@ -71,7 +71,7 @@ def captioned(tmp_path, pixels) -> Path:
     for number, image in enumerate(pixels[:6]):
         Image.fromarray(image).save(tmp_path / f"{number}.png")
         texts = [f"{word} {number} {'by a river' * (number % 2)}" for word in ("crop", "lake")]
-        lines.append(json.dumps({"filename": f"{number}.png", "captions": texts, "split": "val"}))
+        lines.append(json.dumps({"filename": f"{number}.png", "captions": texts, "split": "test"}))
     (tmp_path / "captions.jsonl").write_text("\n".join(lines))
     return tmp_path / "captions.jsonl"
 
@@ -240,7 +240,7 @@ def test_what_zero_shot_refuses(clip, folders, tmp_path, capsys, monkeypatch, op
 
 
 def test_images_without_a_class(clip, captioned, capsys):
-    assert run(["evaluate", "zero-shot", str(clip), "--data", str(captioned), "--split", "val"]) == 2
+    assert run(["evaluate", "zero-shot", str(clip), "--data", str(captioned)]) == 2
     error = capsys.readouterr().err
     assert "6 records cannot be used" in error
     assert "has no class" in error

@@ -138,7 +138,7 @@ def test_an_image_without_a_prediction_counts(tmp_path, capsys):
     data = write_set(tmp_path / "set", caption_data(train=4, val=4))
     made = [Prediction(e.key.replace("plain/", "set/"), e.captions[0]) for e in caption_data(4, 4).split("val")]
     write_predictions(tmp_path / "some.jsonl", made[1:])
-    settings = ("--data", data, "--metrics", "rouge_l")
+    settings = ("--data", data, "--split", "val", "--metrics", "rouge_l")
     found = evaluate(capsys, "captions", "--from", tmp_path / "some.jsonl", *settings, code=3)
     assert (found["images"], list(found["failed"])) == (4, [made[0].key])
     assert found["scores"]["rouge_l"]["value"] == pytest.approx(3 / 4)
@@ -200,7 +200,7 @@ def test_damaged_predictions(tmp_path, capsys, name, content, messages):
     [
         (["--metrics", "bleu,blue"], 2, "unknown metrics blue"),
         (["--metrics", ","], 2, "no metric was named"),
-        (["--metrics", "sbert"], 1, "needs a model"),
+        (["--metrics", "sbert"], 1, "no Sentence-BERT model is named"),
         (["--beams", "3", "--top-p", "0.5"], 2, "leave out --beams, --top-p"),
         (["--split", "test", "--no-baselines"], 2, "need --data"),
         (["--device", "cpu"], 2, "only --sbert uses --device"),

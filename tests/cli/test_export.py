@@ -6,6 +6,8 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
+
 from rsedge.bundle import read_bundle
 from rsedge.cli.main import run
 
@@ -23,9 +25,13 @@ def test_export_prints_the_parity_report(checkpoint: Path, tmp_path: Path, capsy
 
 def test_precision_and_json(checkpoint: Path, tmp_path: Path, capsys):
     target = tmp_path / "tiny.rsedge"
-    assert run(["export", str(checkpoint), "-o", str(target), "--int8", "--json"]) == 0
+    settings = ["--generation", "repetition_penalty=1.3", "--generation", "num-beams=2", "--resolution", "10"]
+    assert run(["export", str(checkpoint), "-o", str(target), "--int8", "--json", *settings]) == 0
     summary = json.loads(capsys.readouterr().out)
     manifest = read_bundle(target).manifest
+    assert (manifest.generation.repetition_penalty, manifest.generation.num_beams) == (1.3, 2)
+    assert manifest.domain.resolution == (10, 10)
+    assert "10 m per pixel" in (target / "README.md").read_text()
     assert manifest.precision == "int8"
     assert summary["parity"] == manifest.parity
 
@@ -33,6 +39,20 @@ def test_precision_and_json(checkpoint: Path, tmp_path: Path, capsys):
 def test_a_bundle_has_one_precision(checkpoint: Path, tmp_path: Path, capsys):
     assert run(["export", str(checkpoint), "-o", str(tmp_path / "x.rsedge"), "--fp16", "--int8"]) == 2
     assert "--fp16 and --int8: a bundle has one precision" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("repetition_penalti=1.3", "did you mean repetition_penalty?"),
+        ("num_beams=many", "num_beams is 'many', expected a value such as"),
+        ("num_beams=0", "num_beams"),
+        ("num_beams", "give KEY=VALUE"),
+    ],
+)
+def test_settings_of_generation_are_checked(checkpoint: Path, tmp_path: Path, capsys, setting, said):
+    assert run(["export", str(checkpoint), "-o", str(tmp_path / "x.rsedge"), "--generation", setting]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_a_bad_checkpoint_is_refused_with_every_reason(checkpoint: Path, tmp_path: Path, capsys):

@@ -114,7 +114,7 @@ def hostile_captions(monkeypatch) -> None:
     """A captioner that says attacks, each behind another start, and every second time ordinary text."""
     real = TileCaptions.caption_tiles
 
-    def caption(self, images, keys):
+    def caption(self, images, keys, tick=None):
         return [
             replace(each, text=GOOD if key % 2 else STARTS[key // 2 % len(STARTS)] + ATTACK)
             for key, each in enumerate(real(self, images, keys))
@@ -198,10 +198,10 @@ def test_a_file_name_is_plain_everywhere_but_where_it_is_kept(tmp_path, monkeypa
 def test_the_journal_holds_plain_text(hostile_item, hostile_captions, bundle_path, monkeypatch, capsys):
     taken = TileCaptions.caption_tiles
 
-    def stop(self, images, keys):
+    def stop(self, images, keys, tick):
         if min(keys) & 0xFFFFFFFF >= 64:
             raise KeyboardInterrupt
-        return taken(self, images, keys)
+        return taken(self, images, keys, tick)
 
     monkeypatch.setattr(TileCaptions, "caption_tiles", stop)
     arguments = ["caption", str(hostile_item), "-m", str(bundle_path), "--tile-size", "8", "--device", "cpu"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from rsedge import __version__
 from rsedge.cli import main as cli_main
-from rsedge.cli.main import COMMANDS, cli, run
+from rsedge.cli.main import COMMANDS, RetriesInOneLine, cli, run
 from rsedge.errors import OptionError, RsedgeError
 
 
@@ -55,6 +56,10 @@ def test_completion_works():
     assert "plain,caption" in result.stdout
     result = python("-m", "rsedge", _RSEDGE_COMPLETE="bash_complete", COMP_WORDS="rsedge caption --ove", COMP_CWORD="2")
     assert {"plain,--overlap", "plain,--overwrite"} <= set(result.stdout.split())
+    for words in ("caption sc", "caption x.tif -o sc", "export sc", "train blip --data sc", "evaluate captions sc"):
+        now = {"COMP_WORDS": f"rsedge {words}", "COMP_CWORD": str(len(words.split()))}
+        result = python("-m", "rsedge", _RSEDGE_COMPLETE="bash_complete", **now)
+        assert result.stdout.split() == ["file,sc"], words
 
 
 @pytest.mark.parametrize(
@@ -102,3 +107,21 @@ def test_proj_fetches_no_grid():
     code = "import os; from rsedge.cli.main import main\ntry: main(['--version'])\nfinally: print(os.environ[NAME])"
     done = python("-c", code.replace("NAME", "'PROJ_NETWORK'"), PROJ_NETWORK="ON")
     assert done.stdout.split()[-1] == "OFF"
+
+
+def test_a_misspelt_command_gets_a_suggestion(capsys):
+    assert run(["capton"]) == 2
+    assert "there is no command 'capton': did you mean caption?" in capsys.readouterr().err
+    assert run(["xyzzy"]) == 2
+    assert "rsedge --help lists them" in capsys.readouterr().err
+
+
+def test_retries_of_the_hub_are_one_line():
+    records = [
+        logging.LogRecord("huggingface_hub.utils._http", logging.WARNING, "", 0, text, (), None)
+        for text in ("'timed out' thrown while requesting HEAD https://x", "Retrying in 1s [Retry 1/5].", "other") * 2
+    ]
+    kept = list(filter(RetriesInOneLine().filter, records))
+    assert [record.getMessage().partition(":")[0] for record in kept] == [
+        "the Hugging Face hub does not answer (timed out)", "other", "other"
+    ]  # fmt: skip

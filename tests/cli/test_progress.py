@@ -24,12 +24,14 @@ def test_steps_with_and_without_their_speed(terminal, monkeypatch, capsys, caplo
         assert observe is not None
         observe(FOUND)
         observe(TRAINED)
+        observe(Event(2, 2, 1.0, stage="validation, 16 of 40 images"))
         observe(Event(2, 2, 1.0, {"val_loss": 2.5}, evaluated=True))
     told = capsys.readouterr().err + caplog.text
     assert "step 2: loss 2.5" in told
     if not terminal:
         assert "step 1 of 2, epoch 0.50  loss 3.0000  lr 0.0001\n" in told
         assert "5.0 images/s  1000 MB" in told
+        assert "step 2: validation, 16 of 40 images\n" in told
 
 
 def test_a_name_is_no_markup(monkeypatch, capsys, caplog):

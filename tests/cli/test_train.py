@@ -47,7 +47,34 @@ def test_lists(capsys):
     assert run(["train", "--list-recipes"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(presets())
     assert run(["train", "--list-keys"]) == 0
-    assert capsys.readouterr().out.split() == keys()
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == keys()
+
+
+def test_without_a_recipe_a_small_model_is_trained(tmp_path, capsys):
+    source = write_set(tmp_path / "set", caption_data(train=34, val=3))
+    assert (
+        run(["train", "clip", "--data", str(source), "-o", str(tmp_path / "no"), "--cpu", "--set", "batch_size=0"]) == 2
+    )
+    few = ["--set", "max_steps=1", "--set", "batch_size=8", "--set", "workers=0", "--set", "loop.micro_batch_size="]
+    assert run(["train", "clip", "--data", str(source), "-o", str(tmp_path / "run"), "--cpu", *few]) == 0
+    assert "next: rsedge export" in capsys.readouterr().out
+    frozen = ["train", "clipcap", "--data", str(source), "-o", str(tmp_path / "caps"), "--cpu", *few]
+    assert run(frozen) == 2
+    assert "--set model.encoder=RUNS/clip/best" in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_is_told_before_the_data_is_read(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    output = ["--data", str(tmp_path / "absent"), "-o", str(tmp_path / "file" / "run")]
+    for command in (["train", "blip"], ["tune", "blip", "--search", "epochs=1,2"], ["tune", "blip", "--find-lr"]):
+        assert run([*command, *output]) == 1
+        assert f"{tmp_path / 'file'} is no folder: choose another with -o" in capsys.readouterr().err
+    for name, code, message in (
+        ("x", 2, "must end in .rsedge"),
+        ("file/x.rsedge", 1, "does not exist: create it first"),
+    ):
+        assert run(["export", "absent/model", "-o", str(tmp_path / name)]) == code
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 
 from rsedge.cli.main import run
+from rsedge.pixels import ImageSize
 from rsedge.runtime.outputs.records import TileResult
+from rsedge.runtime.outputs.report.report import report_target
 from rsedge.runtime.run.sources import SceneTiles, TileOptions
-from rsedge.runtime.scenes.readahead import ImageSize
+from rsedge.runtime.scenes.scene import Scene
 from tests import scenes
 from tests.range_server import serve
 from tests.safe_products import write_safe
@@ -193,3 +195,34 @@ def test_views_read_remote_scenes_as_a_run_does(product, tmp_path, monkeypatch, 
         with make(view, [scene]).open() as writer:
             writer.write([TileResult(tile.record, tile.path, None) for segment in results for tile in segment])
     assert opened
+
+
+def test_the_last_line_names_every_file(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    scenes.write(tmp_path / "n.tif", scenes.pixels(3, 60, 60))
+    views = ["--html", "n.html", "--sheet", "n.png", "--stac", "n.json"]
+    assert run(["caption", "n.tif", "-o", "n.geojson", "--tile-size", "32", "--device", "cpu", *views]) == 0
+    assert caplog.messages[-1].startswith("n.geojson, n.html, n.png, n.qml and n.json: 4 tiles (4 captions")
+    assert all((tmp_path / name).exists() for name in ("n.geojson", "n.html", "n.png", "n.qml", "n.json"))
+    properties = json.loads((tmp_path / "n.json").read_text())["properties"]
+    assert properties["rsedge:datetime_source"].startswith("modification times")
+    assert properties["datetime"][:2] == "20"
+
+
+def test_outputs_are_checked_before_anything_is_opened(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    scenes.write(tmp_path / "n.tif", scenes.pixels(3, 60, 60))
+    (tmp_path / "there.csv").write_text("precious")
+    for output, said in (("there.csv", "exists already"), ("gone/a.csv", "create it first"), ("a.shp", "a.gpkg is a")):
+        assert run(["caption", "n.tif", "-o", output, "-m", "no-such.rsedge"]) in (1, 2)
+        assert said in capsys.readouterr().err
+
+
+def test_the_report_of_a_classification_speaks_of_classes(tmp_path):
+    scene = Scene.open(scenes.write(tmp_path / "n.tif", scenes.pixels(3, 60, 60)))
+    with report_target(tmp_path / "r.html", [scene], classes=["lake", "forest"]).open():
+        pass
+    page = (tmp_path / "r.html").read_text()
+    data = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    assert [label for label, _ in data["classes"]] == ["lake", "forest"]
+    assert len({colour for _, colour in data["classes"]}) == 2

@@ -56,7 +56,7 @@ def test_a_checkpoint_and_its_bundle_write_the_same_captions(work, tmp_path, cap
         files = []
         for model in ("blip", "bundle"):
             files.append(tmp_path / f"{name}-{model}.jsonl")
-            common = ["--data", work["data"], "--predictions", files[-1], "--beams", beams, *METRICS]
+            common = ["--data", work["data"], "--split", "val", "--predictions", files[-1], "--beams", beams, *METRICS]
             report = evaluate(capsys, "captions", work[model], *common)
             assert report["model"]["kind"] == ("bundle" if model == "bundle" else "checkpoint")
         assert files[0].read_text() == files[1].read_text()
@@ -64,9 +64,12 @@ def test_a_checkpoint_and_its_bundle_write_the_same_captions(work, tmp_path, cap
 
 
 def test_a_bundle_needs_no_torch(work, tmp_path):
-    command = [sys.executable, "-c", _WITHOUT_TORCH, "evaluate", "captions", str(work["bundle"])]
+    command = [sys.executable, "-c", _WITHOUT_TORCH, "evaluate", "captions", str(work["bundle"]), "--split", "val"]
     done = subprocess.run(
-        [*command, "--data", str(work["data"]), *METRICS, "--json"], capture_output=True, text=True, check=False
+        [*command, "--data", str(work["data"]), *METRICS, "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["model"]["precision"] == "fp32"
@@ -74,7 +77,9 @@ def test_a_bundle_needs_no_torch(work, tmp_path):
 
 def test_predictions_are_scored_again_and_compared(work, tmp_path, capsys):
     file = tmp_path / "a.jsonl"
-    first = evaluate(capsys, "captions", work["clipcap"], "--data", work["data"], "--predictions", file, *METRICS)
+    first = evaluate(
+        capsys, "captions", work["clipcap"], "--data", work["data"], "--split", "val", "--predictions", file, *METRICS
+    )
     again = evaluate(capsys, "captions", "--from", file, *METRICS)
     assert first["scores"] == again["scores"]
     assert {"library", "version", "tokenizer"} <= first["scores"]["bleu_4"].keys()

@@ -185,12 +185,15 @@ def test_a_tokenizer_without_dec_and_enc_is_accepted(folder: Path):
 # The image processor
 
 
-def test_the_nested_processor_of_transformers_5_wins(folder: Path):
+def test_the_nested_processor_of_transformers_5_wins(folder: Path, caplog):
     values = json.loads((folder / "preprocessor_config.json").read_text())
     values.update(size={"height": 24, "width": 24}, resample=2, image_mean=[0, 0.25, 0.5])
     (folder / "processor_config.json").write_text(json.dumps({"image_processor": values}))
-    image = load_checkpoint(folder).image
-    assert (image.size, image.resample, image.mean) == (24, "bilinear", (0.0, 0.25, 0.5))
+    with caplog.at_level("WARNING", logger="rsedge"):
+        image = load_checkpoint(folder).image
+    # Of its size the model knows better.
+    assert (image.size, image.resample, image.mean) == (32, "bilinear", (0.0, 0.25, 0.5))
+    assert "its image processor states 24 px and the model 32 px: 32 px it is" in caplog.text
 
 
 def test_a_processor_config_without_image_processor_defers(folder: Path):

@@ -182,7 +182,8 @@ def test_evaluation_of_a_checkpoint_and_its_bundle_gives_the_same_captions(made:
         files = []
         for model in (made, bundle):
             files.append(tmp_path / f"{model.name}-{len(settings)}-{settings[:1]}.jsonl")
-            arguments = ["--data", str(data), "--predictions", str(files[-1]), "--metrics", "bleu", *settings]
+            arguments = ["--data", str(data), "--split", "val", "--metrics", "bleu", *settings]
+            arguments += ["--predictions", str(files[-1])]
             assert run(["evaluate", "captions", str(model), *arguments]) == 0
         captions = [
             [json.loads(line)["caption"] for line in file.read_text().splitlines() if "caption" in line]

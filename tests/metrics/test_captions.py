@@ -211,7 +211,7 @@ def test_the_default_says_what_it_left_out(monkeypatch):
     assert list(scores.scores) == ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d"]
     assert list(scores.missing) == ["meteor", "spice", "sbert"]
     assert "no java on this machine: install" in scores.missing["meteor"]
-    assert "name a folder or hub id" in scores.to_dict()["missing"]["sbert"]
+    assert "give a folder or hub id" in scores.to_dict()["missing"]["sbert"]
 
 
 def test_what_is_named_must_be_had(monkeypatch):

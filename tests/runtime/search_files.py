@@ -70,6 +70,7 @@ def write_file(
         "model": [model] * rows,
         "message": [None] * rows,
         **{name: [None] * rows for name in ("scene_crs", "product_id", "mgrs_tile", "rendering")},
+        "covered": [1.0] * rows,
         "path": [None] * rows,
         "bbox": [
             each and dict(zip(("xmin", "ymin", "xmax", "ymax"), bounding_box(each), strict=True)) for each in geometries

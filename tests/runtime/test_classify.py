@@ -275,7 +275,7 @@ def test_what_cannot_be_is_refused_before_any_work(scene):
         (OptionError, "top is 4, expected 1 to 3, the number of labels", {"top": 4}),
         (OptionError, "top is 0", {"top": 0}),
         (OptionError, "end its name in .tif or .tiff", {"raster": "classes.png"}),
-        (OptionError, "no suffix that names a format", {"output": "out.shp"}),
+        (OptionError, "no suffix that names a format", {"output": "out.xyz"}),
         (OutputError, "there.tif exists already: pass --overwrite", {"raster": "there.tif"}),
         (OptionError, "overlap is 16", {"overlap": 16}),
     ):

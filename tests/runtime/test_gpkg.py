@@ -50,7 +50,7 @@ def test_gdal_and_geopandas_read_it(tmp_path):
     assert dict(zip(info["fields"], info["ogr_types"], strict=True)) == {
         **dict.fromkeys([column.name for column in TILES.properties], "OFTString"),
         **dict.fromkeys(("row", "col", "row_off", "col_off", "width", "height"), "OFTInteger"),
-        **dict.fromkeys(("score", "nodata_fraction", "cloud_fraction"), "OFTReal"),
+        **dict.fromkeys(("score", "nodata_fraction", "cloud_fraction", "covered"), "OFTReal"),
         "datetime": "OFTDateTime",
     }
     frame = geopandas.read_file(path)

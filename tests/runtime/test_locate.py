@@ -42,8 +42,8 @@ def worked_out(data: np.ndarray, texts, contrasts, window: int, stride: int, see
         part = data[:, place[0], place[1]]
         if not seen(part):
             continue
-        padded = np.zeros((3, window, window))
-        padded[:, : tile.height, : tile.width] = part
+        beyond = (0, 0), (0, window - tile.height), (0, window - tile.width)
+        padded = np.pad(part, beyond, "symmetric").astype(float)  # a scene smaller than a window is mirrored
         vector = unit(padded.reshape(3, -1).mean(axis=1)[None] + 1e-3)[0].astype(float)
         for number, text in enumerate(texts):
             value = float(vector @ embed_text(text))
@@ -123,7 +123,7 @@ def test_a_scene_without_any_data(tmp_path):
     scene = write(tmp_path, np.zeros((3, 40, 40), np.uint8), nodata=0)
     found = locate(ColourEmbedder(), scene, ["red"], window=16, stride=8)
     assert np.isnan(found.heat).all()
-    assert found.summary()["texts"] == [{"text": "red", "value": None, "row": None, "col": None}]
+    assert found.summary()["texts"] == [{"text": "red", "value": None, "least": None, "row": None, "col": None}]
     found.write(tmp_path / "heat.tif")
     write_overlay(tmp_path / "heat.png", found)
 

@@ -232,7 +232,7 @@ def test_no_scene(tmp_path):
 
 def test_captioner_that_fails_keeps_the_journal(tmp_path, scene):
     class Failing(FakeCaptioner):
-        def caption_tiles(self, images, keys):
+        def caption_tiles(self, images, keys, tick=None):
             if len(self.batches) == 1:
                 raise RuntimeError("out of memory")
             return super().caption_tiles(images, keys)
@@ -245,7 +245,7 @@ def test_captioner_that_fails_keeps_the_journal(tmp_path, scene):
 
 def test_score_that_is_no_number_is_null(tmp_path, scene):
     class Odd(FakeCaptioner):
-        def caption_tiles(self, images, keys):
+        def caption_tiles(self, images, keys, tick=None):
             return [type(c)(c.text, float("nan"), c.token_ids) for c in super().caption_tiles(images, keys)]
 
     run([scene], Odd(SIZE), tmp_path / "out.geojson", tile_size=SIZE)

@@ -38,10 +38,10 @@ def test_tiles_are_coloured_by_status():
     assert root.find("renderer-v2").get("type") == "categorizedSymbol"
     assert root.find("renderer-v2").get("attr") == "status"
     assert categories(root) == {
-        "ok": ("ok", "0,158,115,128", "0,158,115,255"),
-        "nodata": ("no data", "153,153,153,128", "153,153,153,255"),
-        "cloud": ("cloud", "86,180,233,128", "86,180,233,255"),
-        "read_error": ("could not be read", "213,94,0,128", "213,94,0,255"),
+        "ok": ("ok", "0,158,115,0", "0,158,115,255"),
+        "nodata": ("no data", "153,153,153,72", "153,153,153,255"),
+        "cloud": ("cloud", "86,180,233,72", "86,180,233,255"),
+        "read_error": ("could not be read", "213,94,0,72", "213,94,0,255"),
     }
     assert root.find("layerGeometryType").text == "2"  # polygons
     assert {"Symbology", "Labeling", "MapTips"} == set(root.get("styleCategories").split("|"))
@@ -54,7 +54,7 @@ def test_tiles_are_coloured_by_class_as_the_raster_is():
     found = categories(root)
     assert list(found) == ["forest", "<b>&\"'", "sea\ufffd", ""]
     red, green, blue, _ = class_colours(3)[1]
-    assert found["<b>&\"'"] == ("<b>&\"'", f"{red},{green},{blue},128", f"{red},{green},{blue},255")
+    assert found["<b>&\"'"] == ("<b>&\"'", f"{red},{green},{blue},72", f"{red},{green},{blue},255")
     assert found[""][0] == "no class"
     assert root.find("labeling/settings/text-style").get("fieldName") == "class"
 

@@ -101,13 +101,30 @@ def test_nodata_counts_covered_pixels_only(tmp_path):
     data = scenes.pixels(3, 40, 40, "uint16")
     data[:, 32:, 32:36] = 0
     scene = Scene.open(make(tmp_path, "tiled", data), bands=(1, 2, 3))
-    last = list(read_tiles(scene, TileGrid(40, 40, SIZE), image_size=SIZE))[-1]
+    last = list(read_tiles(scene, TileGrid(40, 40, SIZE, edge="pad"), image_size=SIZE))[-1]
     assert (last.tile.width, last.tile.height) == (8, 8)
     assert last.nodata_fraction == 0.5
     assert not last.image[:8, :4].any()
     assert last.image[:8, 4:8].all()
     assert not last.image[8:].any()
     assert not last.image[:, 8:].any()
+
+
+@pytest.mark.parametrize(
+    ("size", "edge"), [((40, 40), "mirror"), ((20, 70), "shift"), ((5, 9), "shift"), ((70, 33), "mirror")]
+)
+def test_mirrored_pixels_fill_a_tile_and_do_not_count(tmp_path, size, edge):
+    data = scenes.pixels(3, *size, "uint16")
+    data[:, :4, :4] = 0
+    scene = Scene.open(make(tmp_path, "tiled", data), bands=(1, 2, 3))
+    with scene.reader() as reader:
+        whole, empty = reader.read(0, 0, *size)
+    for found in read_tiles(scene, TileGrid(size[1], size[0], SIZE, edge=edge), image_size=SIZE):
+        tile = found.tile
+        place = np.s_[tile.row_off : tile.row_off + tile.height, tile.col_off : tile.col_off + tile.width]
+        beyond = (0, SIZE - tile.height), (0, SIZE - tile.width), (0, 0)
+        np.testing.assert_array_equal(found.image, np.pad(whole[place], beyond, "symmetric"))
+        assert found.nodata_fraction == pytest.approx(empty[place].mean())
 
 
 def test_images_are_resized_as_pixels_does(tmp_path):

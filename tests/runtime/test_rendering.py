@@ -9,9 +9,8 @@ from rasterio.transform import from_origin
 
 from bench.tci import measure
 from rsedge.errors import OptionError, SceneError
-from rsedge.pixels import ReflectanceRule
+from rsedge.pixels import ImageSize, ReflectanceRule
 from rsedge.runtime.run.sources import SceneTiles, TileOptions
-from rsedge.runtime.scenes.readahead import ImageSize
 from rsedge.runtime.scenes.scene import Scene
 from tests import scenes
 from tests.conftest import shared_data

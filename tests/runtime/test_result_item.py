@@ -17,7 +17,7 @@ from tests.runtime.test_writers import RECORD, RECORDS, SPLIT
 pystac = pytest.importorskip("pystac")
 pytest.importorskip("jsonschema")
 
-SCENES = [SimpleNamespace(name="a", source="a.tif")]
+SCENES = [SimpleNamespace(name="a", source="a.tif", files=())]
 
 
 def item(tmp_path, records, *, cut=2, scenes=SCENES, **options):
@@ -146,7 +146,7 @@ def test_captions_on_standard_output_are_no_asset(tmp_path):
     ],
 )
 def test_scenes_are_linked(tmp_path, source, href):
-    scene = SimpleNamespace(name="<a>", source=source.format(folder=tmp_path))
+    scene = SimpleNamespace(name="<a>", source=source.format(folder=tmp_path), files=())
     (link,) = item(tmp_path, RECORDS, scenes=[scene])["links"]
     assert link["rel"] == "derived_from"
     assert link["href"] == href

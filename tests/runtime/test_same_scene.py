@@ -72,7 +72,7 @@ def records(scene: Scene, **options: object) -> list[dict]:
 
 
 def size(side):
-    from rsedge.runtime.scenes.readahead import ImageSize
+    from rsedge.pixels import ImageSize
 
     return ImageSize(side)
 

@@ -30,20 +30,34 @@ def test_tiles_stand_in_their_cells_with_text_beneath(tmp_path):
     image = np.asarray(Image.open(path))
     assert image.shape[1] == 2 * 108 + 8
     first, second = image[8:108, 8:108], image[8:108, 116:216]
-    assert (first == 200).all()
-    assert (second == 60).all()
+    assert (first[1:-1, 1:-1] == 200).all()
+    assert (second[1:-1, 1:-1] == 60).all()
+    assert (first[0] == first[-1]).all(), "a rim"
+    assert len(np.unique(first[0])) == 1
     below = image[108:150, 8:108]
     assert (below < 100).any(), "a caption is dark on white"
     height = (image.shape[0] - 8) // 2
-    assert (image[8 + height : 108 + height, 8:108] == 90).all()
+    assert (image[9 + height : 107 + height, 9:107] == 90).all()
     assert (image[8 + height : 108 + height, 116:216] == 255).all(), "no fourth tile"
+
+
+def test_rows_are_as_high_as_their_captions(tmp_path):
+    long = "crop fields with patches of forest, a residential area and a winding river under haze"
+    heights = []
+    for captions in (["a lake"] * 2, [long, "a lake"], [long, long]):
+        path = write_sheet(
+            tmp_path / "s.png", [(tile(9), record(k, c)) for k, c in enumerate(captions)], columns=1, side=100
+        )
+        heights.append(Image.open(path).height)
+    assert heights[0] < heights[1] < heights[2]
+    assert heights[2] - heights[1] == heights[1] - heights[0]
 
 
 def test_a_tile_without_caption_says_why_and_one_without_pixels_is_grey(tmp_path):
     with_reason = write_sheet(tmp_path / "a.png", [(None, record(0, None, "no data in 80 %"))], columns=1)
     without = write_sheet(tmp_path / "b.png", [(None, record(0, None))], columns=1)
     a, b = np.asarray(Image.open(with_reason)), np.asarray(Image.open(without))
-    assert len(np.unique(a[8:208, 8:208])) == 1
+    assert len(np.unique(a[9:207, 9:207])) == 1
     assert a[0, 0, 0] != a[100, 100, 0]
     assert not np.array_equal(a, b), "the reason is there to read"
 

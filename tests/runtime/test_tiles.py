@@ -88,7 +88,7 @@ def test_shift_moves_the_last_tile_inward_only(grid):
 
 def test_a_sentinel_2_scene():
     assert len(TileGrid(10980, 10980, edge="drop")) == 49 * 49
-    padded = TileGrid(10980, 10980)
+    padded = TileGrid(10980, 10980, edge="pad")
     assert (padded.rows, padded.cols) == (50, 50)
     assert padded.tile(len(padded) - 1).width == 10980 - 49 * 224
 
@@ -99,7 +99,7 @@ def test_a_sentinel_2_scene():
         ({"tile_size": 0}, "tile size is 0"),
         ({"overlap": 224}, "0 to 223"),
         ({"overlap": -1}, "overlap is -1"),
-        ({"edge": "wrap"}, "pad, shift, drop"),
+        ({"edge": "wrap"}, "shift, mirror, pad, drop"),
         ({"width": 0}, "0 × 500"),
         ({"edge": "drop", "width": 223}, "no whole tile"),
     ],

@@ -211,7 +211,7 @@ def test_memory_is_shared_and_comes_back(newest: Machine, half_path: Path):
 
 
 def test_out_of_memory_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, half_path: Path):
-    from rsedge.runtime.engines.memory import is_out_of_memory
+    from rsedge.host import is_out_of_memory
 
     make_machine(monkeypatch, tmp_path / "cache", cuda=FakeCuda(limit=300_000))
     backend = TrtBackend(read_bundle(half_path))
@@ -222,7 +222,7 @@ def test_out_of_memory_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
 
 
 def test_what_tensorrt_says_of_memory_is_recognised(newest: Machine, half_path: Path):
-    from rsedge.runtime.engines.memory import is_out_of_memory
+    from rsedge.host import is_out_of_memory
 
     bundle = read_bundle(half_path)
     vision = TrtBackend(bundle).open(bundle.graph_path("vision"))

@@ -69,7 +69,11 @@ def test_a_bomb_is_refused_from_its_headers(bomb, start_up, tmp_path, request):
         runs = list(pool.map(measure, USES, [bomb] * 2, folders))
     light = request.node.callspec.params["bomb"] in LIGHT
     for use, taken, folder in zip(USES, runs, folders, strict=True):
-        assert taken.code in ((0, 1, 2, 3) if light else (1, 2)), f"{use} ended with {taken.code}: {taken.stderr}"
+        # A picture that only Pillow reads is one record, whose status tells why it was not read.
+        picture = request.node.callspec.params["bomb"] == "bmp"
+        assert taken.code in ((0, 1, 2, 3) if light else (1, 2, 3) if picture else (1, 2)), (
+            f"{use} ended with {taken.code}: {taken.stderr}"
+        )
         assert "Traceback" not in taken.stderr
         assert "error in rsedge" not in taken.stderr
         assert taken.code == 0 or bomb.name in taken.stderr

@@ -103,7 +103,7 @@ def _command(use: str, argument: str, more: list[str], out: Path, index: Path) -
     clean = str(index.with_suffix(".tif"))
     return {
         "info": ["info", argument, "--no-probe", *more],
-        "caption": ["caption", argument, "-o", f"{out}/tiles.geojson", *more],
+        "caption": ["caption", argument, "--as", "scene", "-o", f"{out}/tiles.geojson", *more],
         "html": ["caption", argument, "-o", f"{out}/tiles.geojson", "--html", f"{out}/page.html", *more],
         "embed": ["embed", argument, "-o", f"{out}/tiles.parquet", *more],
         "scene": ["embed", argument, "--as", "scene", "-o", f"{out}/tiles.parquet", *more],

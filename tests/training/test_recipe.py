@@ -11,6 +11,7 @@ from rsedge.training.recipe import (
     LoopRecipe,
     ModelRecipe,
     Recipe,
+    describe_keys,
     from_dict,
     keys,
     load_recipe,
@@ -19,6 +20,7 @@ from rsedge.training.recipe import (
     to_dict,
     with_settings,
 )
+from rsedge.training.tuning.search_space import parse_space
 
 REFERENCE = {
     "blip-rsicd", "clip-rsicd", "rsdix-clip-b32", "rsdix-clip-b16", "rsdix-clip-l14", "rsdix-clip-sbert",
@@ -115,8 +117,8 @@ def test_files_of_another_family_or_with_unknown_keys(tmp_path):
     path.write_text('[model]\ninit = "x"\n[loop]\nepoch = 3\n[optimiser]\nname = "adamw"\n')
     with pytest.raises(OptionError) as caught:
         load_recipe(path, family="blip")
-    assert "loop.epoch is not a field rsedge knows; did you mean epochs?" in str(caught.value)
-    assert "optimiser is not a field rsedge knows; did you mean optimizer?" in str(caught.value)
+    assert "loop.epoch is not a key of a recipe: did you mean loop.epochs?" in str(caught.value)
+    assert "optimiser is not a key of a recipe: did you mean optimizer?" in str(caught.value)
     path.write_text('family = "blap"\n')
     with pytest.raises(OptionError, match=r'family must be .*, got "blap"'):
         load_recipe(path, family="blip")
@@ -129,6 +131,40 @@ def test_a_setting_within_what_is_no_table(tmp_path):
         load_recipe(path, family="blip", settings=["loop.epochs=1", "model.config.vision.hidden_size=8"])
     assert "loop is 5, expected a table" in str(caught.value)
     assert "model.config is 3, expected a table" in str(caught.value)
+
+
+def test_a_misspelt_key_is_the_same_error_everywhere(tmp_path):
+    message = "learning_rat is not a key of a recipe: did you mean learning_rate?"
+    for source in (None, "blip-cpu"):
+        with pytest.raises(OptionError) as caught:
+            load_recipe(source, family="blip", settings=["learning_rat=1"])
+        assert str(caught.value) == message
+    recipe = load_recipe(None, family="blip")
+    with pytest.raises(OptionError) as caught:
+        parse_space({"learning_rat": "log:1e-5:1e-3"}, recipe)
+    assert str(caught.value) == message
+
+
+def test_without_a_recipe_a_small_model_or_the_one_that_is_named():
+    assert load_recipe(None, family="clip") == load_recipe("clip-cpu", family="clip")
+    changed = load_recipe(None, family="blip", settings=["image_size=64"])
+    assert (changed.model.image_size, changed.loop.captions) == (64, 200)
+    named = load_recipe(None, family="blip", settings=["model.init=x"])
+    assert (named.model.init, named.model.tokenizer, named.loop.captions) == ("x", None, 0)
+
+
+def test_every_key_is_described_with_its_type_default_and_meaning():
+    lines = dict(zip(keys(), describe_keys(), strict=True))
+    assert all(line.startswith(f"{key}  (") for key, line in lines.items())
+    assert all(len(line.rpartition(")  ")[2]) > 5 for line in lines.values())
+    assert lines["loop.monitor_mode"] == (
+        'loop.monitor_mode  ("min" | "max"; default "min")  Whether a smaller (min) or a larger (max) value is better.'
+    )
+    assert lines["model.freeze"].startswith("model.freeze  (a list; default [])  Parts (vision, text, …)")
+    assert (
+        lines["augmentation.horizontal_flip"] == "augmentation.horizontal_flip  (a number)  Probability of each flip."
+    )
+    assert not any("``" in line or ":func:" in line or "None" in line for line in lines.values())
 
 
 def test_keys_are_those_of_the_dataclasses():

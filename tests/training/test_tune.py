@@ -106,7 +106,7 @@ def stand_in(monkeypatch):
         )
 
     monkeypatch.setattr(module, "train", fake)
-    monkeypatch.setattr(module, "_forget_accelerate", lambda: None)
+    monkeypatch.setattr(module, "_free_memory", lambda: None)
     monkeypatch.setattr(module, "draw_study", lambda *args, **options: None)  # half a second each
     fake.loss, fake.seen = loss, seen
     return fake

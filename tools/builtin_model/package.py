@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rsedge.export.convert import export
+from rsedge.manifest import Domain
 from rsedge.runtime.captioner import Captioner
 from tools.builtin_model.chips import HELD_OUT, read_chips
 from tools.builtin_model.quality import measure, measure_scene
@@ -55,13 +56,22 @@ def package(checkpoint: Path, output: Path, archive: Path, *, precision: Precisi
         scenes: Folder with Sentinel-2 products as folders with ``TCI.tif`` and ``SCL.tif``.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
-    bundle = export(checkpoint, output, precision=precision, overwrite=True, progress=_log.info)
+    bundle = export(
+        checkpoint,
+        output,
+        precision=precision,
+        generation={"repetition_penalty": 1.3},  # without it: "a lake or sea or sea"
+        domain=Domain(resolution=(10.0, 10.0), surface_reflectance=True),
+        overwrite=True,
+        progress=_log.info,
+    )
     _, _, held_out = read_chips(archive)
     captioner = Captioner.load(output, device="cpu")
     products = sorted(scenes.glob("*/TCI.tif")) if scenes else []
     lines = [measure(captioner, held_out), *(measure_scene(captioner, tci, tci.parent / "SCL.tif") for tci in products)]
     quality = "\n".join(lines)
-    with (output / "README.md").open("a", encoding="utf-8") as card:  # the manifest does not hash the card
-        card.write(f"{ABOUT}{quality}\n{CREDIT}")
+    card = output / "README.md"  # the manifest does not hash it
+    text = card.read_text("utf-8").replace("---\n", "---\nlicense: apache-2.0\n", 1)
+    card.write_text(f"{text}{ABOUT}{quality}\n{CREDIT}", "utf-8")
     size = sum(path.stat().st_size for path in output.iterdir())
     _log.info("%s\n%s: %s, %.2f MB", quality, output, bundle.model, size / 1e6)

@@ -206,7 +206,7 @@ class DualEncoderPlan:
             logit_bias=bias,
             context_length=text.context_length,
             pad_to_context=text.kind == "siglip",
-            pad_id=text.pad,
+            pad_id=text.pad if text.kind == "clip" else _padding(checkpoint),
         )
 
     def graphs(self, precision: Precision) -> dict[str, GraphBuilder]:
@@ -239,6 +239,21 @@ class DualEncoderPlan:
                 f"the model reads a text at {wanted}, but the tokenizer does not end texts with it: save them together"
             )
         return report
+
+
+def _padding(checkpoint: Checkpoint[DualEncoderSettings]) -> int:
+    """The id that fills the texts of SigLIP: the tokenizer's, which the configuration need not repeat."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # a stranger's tokenizer, and whatever transformers raises at it
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            checkpoint.source, [f"its tokenizer cannot be loaded ({reason}): save it again"]
+        ) from error
+    found = tokenizer.pad_token_id
+    return checkpoint.settings.text.pad if found is None else int(found)
 
 
 def torch_embeddings(

@@ -23,7 +23,7 @@ from rsedge import host
 from rsedge.bundle import read_bundle
 from rsedge.errors import OptionError, SceneError
 from rsedge.host import CACHES, ENCODE, STEPS, WAIT, WRITE, StageClock
-from rsedge.pixels import stack_images
+from rsedge.pixels import ImageSize, stack_images
 from rsedge.runtime.captioner import Captioner
 from rsedge.runtime.demo.scene import repeat_scene, write_scene
 from rsedge.runtime.diagnostics import doctor
@@ -33,7 +33,7 @@ from rsedge.runtime.engines.memory import free_memory
 from rsedge.runtime.outputs.files import Target
 from rsedge.runtime.run.pipeline import Models, Work, embeddings_target, execute, records_target
 from rsedge.runtime.run.sources import SEGMENT_TILES, SceneTiles, TileOptions, Tiling, judge
-from rsedge.runtime.scenes.readahead import ImageSize, read_tiles, resize_all
+from rsedge.runtime.scenes.readahead import read_tiles, resize_all
 from rsedge.runtime.scenes.scene import Scene
 
 if TYPE_CHECKING:
@@ -414,7 +414,7 @@ def _time_whole(
         begin = time.perf_counter()
         shown = _Shown([])
         targets = [subject.target(folder), Target(None, lambda shown=shown: nullcontext(shown))]  # type: ignore[misc]
-        counts, _ = execute(Work(sources, subject.models, clock=clock), targets, overwrite=True, settings={})
+        counts, *_ = execute(Work(sources, subject.models, clock=clock), targets, overwrite=True, settings={})
         found.add(time.perf_counter() - begin, clock, counts["ok"])
         alone = subject.run(images, shown.counts)
         ratios.append(found.seconds_per_tile[-1] * counts["ok"] / alone)

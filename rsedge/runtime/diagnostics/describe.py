@@ -16,6 +16,7 @@ import numpy as np
 from rsedge import host
 from rsedge.bundle import read_bundle
 from rsedge.errors import BackendError
+from rsedge.runtime.scenes.products.product import PER_BAND
 from rsedge.runtime.scenes.tiles import Tile, TileGrid
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def describe_scene(scene: Scene, options: TileOptions, estimate: Estimate | None
         "rule_reason": scene.rendering_reason,
         # As text, because JSON has no nan; empty if no band has a value.
         "nodata": tuple(None if value is None else f"{value:g}" for value in scene.nodata) if known else (),
-        "mask": None if scene.mask_band is None else f"alpha, band {scene.mask_band}" if scene.mask_band else "mask",
+        "mask": _mask(scene),
         "clouds": scene.clouds.describe() if scene.clouds else None,
         "resampled": scene.resampled,
         "datetime": scene.datetime,
@@ -84,6 +85,14 @@ def describe_scene(scene: Scene, options: TileOptions, estimate: Estimate | None
         "estimate": estimate and dataclasses.asdict(estimate),
         "warnings": scene.warnings,
     }
+
+
+def _mask(scene: Scene) -> str | None:
+    """Return which mask tells where a scene has no data, or None."""
+    if scene.mask_file is not None:
+        return f"{scene.mask_file.path}" + (", of each band" if scene.mask_file.band == PER_BAND else "")
+    names = {None: None, 0: "mask", PER_BAND: "masks of the bands"}
+    return names.get(scene.mask_band, f"alpha, band {scene.mask_band}")
 
 
 def describe_grid(grid: TileGrid) -> dict[str, Any]:

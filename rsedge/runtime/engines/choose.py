@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,11 +11,17 @@ from typing import TYPE_CHECKING, Literal
 
 from rsedge.bundle import Bundle, read_bundle
 from rsedge.errors import BackendError, BundleError, OptionError
+from rsedge.host import ADDRESSES, memory_limits
 from rsedge.runtime.engines.contract import Backend, parse_device
 from rsedge.texts import first_few
 
 if TYPE_CHECKING:
     from rsedge.manifest import Manifest
+
+_NVIDIA = ("/dev/nvidiactl", "/dev/nvhost-gpu", "/proc/driver/nvidia", "/dev/dxg")
+"""Files that NVIDIA's drivers make: on a PC, on a Jetson, and in WSL."""
+_LEAST_MEMORY, _LEAST_ADDRESSES = 140 << 20, 600 << 20
+"""What the libraries and the smallest bundle took, less a little: below it no run ended well (docs/reliability.md)."""
 
 _log = logging.getLogger("rsedge")
 
@@ -95,6 +102,18 @@ def end_problems(manifest: Manifest) -> list[str]:
     return problems
 
 
+def check_memory(bundle: Bundle) -> None:
+    """Raise BackendError where a limit on this process's memory is below what the bundle takes at least."""
+    weights = sum(file.size for graph in bundle.manifest.graphs.values() for file in graph.files)
+    for name, limit in memory_limits():
+        least = weights + (_LEAST_ADDRESSES if name == ADDRESSES else _LEAST_MEMORY)
+        if limit < least:
+            raise BackendError(
+                f"{bundle.path} takes at least {least >> 20} MiB of memory, and {name} limit is {limit >> 20} MiB: "
+                "raise it, or use a smaller bundle, such as one of rsedge export --int8"
+            )
+
+
 def open_bundle(
     path: str | Path,
     *,
@@ -126,7 +145,7 @@ def open_bundle(
 
     Raises:
         BundleError: The bundle is damaged.
-        BackendError: The device or backend cannot be used.
+        BackendError: The device or backend cannot be used, or a limit on memory is too low for the bundle.
         OptionError: A value that is not accepted.
     """
     from rsedge.runtime.engines.ort import OrtBackend, default_batch_size
@@ -138,6 +157,7 @@ def open_bundle(
         raise BundleError(
             f"cannot use the bundle {path}: {'; '.join(first_few(problems))}; do not use this bundle, export again"
         )
+    check_memory(bundle)
     choice = choose_backend(backend, device, bundle.manifest.precision)
     size = batch_size or default_batch_size(bundle.manifest, choice.device, usual)
     made: Backend | None = None
@@ -157,7 +177,9 @@ def open_bundle(
             size = batch_size or default_batch_size(bundle.manifest, choice.device, usual)
     if made is None:
         made = OrtBackend(choice.device, threads=threads)
-    _log.info("running %s on %s with %s: %s", bundle.model, made.device, made.name, choice.reason)
+    # What CUDA and TensorRT lack is of no interest on a machine without a GPU.
+    why = f": {choice.reason}" if made.device != "cpu" or any(map(os.path.exists, _NVIDIA)) else ""
+    _log.info("running %s on %s with %s%s", bundle.model, made.device, made.name, why)
     return bundle, made, choice.reason, size
 
 

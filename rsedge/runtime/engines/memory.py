@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rsedge.host import memory_available
+from rsedge.host import is_out_of_memory, memory_available
 from rsedge.texts import first_line
 
 if TYPE_CHECKING:
@@ -34,20 +34,6 @@ GRAPHS_SINCE = (1, 31)
 _ALIGNMENT = 256
 _INTEGRATED = 18  # cudaDevAttrIntegrated
 _PORTABLE = 1  # cudaHostRegisterPortable: pinned whichever device is current when it is read
-
-# What ONNX Runtime, CUDA, cuBLAS, cuDNN, TensorRT and C++ say when memory runs out.
-_SIGNS = (
-    "out of memory",
-    "outofmemory",
-    "failed to allocate memory",
-    "available memory of",
-    "alloc_failed",
-    "cudaerrormemoryallocation",
-    "cuda failure 2:",
-    "bad_alloc",
-    "bad allocation",
-    "could not be allocated",
-)
 
 SHARE = 0.5
 """Of the free memory that images in work may take: the rest is for weights, fragmentation and other programs."""
@@ -188,12 +174,6 @@ def free_memory(number: int) -> tuple[int, int] | None:
     except (OSError, subprocess.SubprocessError, ValueError):
         return None
     return free, total
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an engine's error says that memory ran out, of the device or of this machine."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or any(sign in text for sign in _SIGNS)
 
 
 def smaller_batch(error: Exception, size: int, what: str) -> int:

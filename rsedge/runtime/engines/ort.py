@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rsedge.errors import BackendError, BundleError, OptionError
-from rsedge.host import usable_cores
+from rsedge.host import is_out_of_memory, usable_cores
 from rsedge.runtime.engines.contract import Array, parse_device
 from rsedge.runtime.engines.memory import (
     GRAPHS_SINCE,
@@ -22,7 +22,6 @@ from rsedge.runtime.engines.memory import (
     View,
     fitting_batch,
     free_memory,
-    is_out_of_memory,
 )
 from rsedge.texts import first_line
 
@@ -159,6 +158,8 @@ class OrtBackend:
         try:
             session = self._session(path, capture)
         except Exception as error:  # onnxruntime raises several unrelated types
+            if is_out_of_memory(error):
+                raise
             if not (capture and any(words in str(error).lower() for words in ("cuda graph", "graph capture"))):
                 raise BundleError(f"onnxruntime {self.version} refuses {path}: {error}") from error
             _log.warning("%s runs without CUDA graphs: %s", path.name, first_line(error)[:200])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,12 +91,28 @@ def check_target(path: Path) -> None:
     """Refuse a path that cannot become a file by rename.
 
     Raises:
-        OutputError: Its folder does not exist, or it names something that is not a regular file.
+        OutputError: Its folder does not exist or is read-only, or it names something that is not a regular file.
     """
     if not path.parent.is_dir():
         raise OutputError(f"{path} cannot be written: {path.parent} is not a folder; create it first")
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(f"{path} cannot be written: {path.parent} is read-only for you; choose another folder")
     if path.exists() and not path.is_file():
         raise OutputError(f"{path} exists and is not a regular file: choose another output, or - for standard output")
+
+
+def check_room(sizes: Mapping[Path, int]) -> None:
+    """Refuse files, path → least bytes still to write, for which their disks have no room. Raises OutputError."""
+    disks: dict[int, list[Path]] = {}
+    for path in sizes:
+        disks.setdefault(path.parent.stat().st_dev, []).append(path)
+    for paths in disks.values():
+        least, free = sum(map(sizes.__getitem__, paths)), shutil.disk_usage(paths[0].parent).free
+        if free < least:
+            raise OutputError(
+                f"{paths[0].parent} has {free / 2**20:.1f} MiB of room, and this run writes {least / 2**20:.1f} MiB or "
+                "more: free space or choose another folder"
+            )
 
 
 def sync_folder(folder: Path) -> None:

@@ -29,7 +29,7 @@ STATUS_COLOURS = {"ok": "#009E73", "nodata": "#999999", "cloud": "#56B4E9", "rea
 STATUS_LABELS = {"ok": "ok", "nodata": "no data", "cloud": "cloud", "read_error": "could not be read"}
 NO_CLASS_COLOUR = "#999999"
 
-_FILL_ALPHA = 128
+_FILL_ALPHA, _CLASS_ALPHA = {"ok": 0}, 72  # of 255: imagery beneath stays visible, and captioned tiles are outlines
 _LABEL_METRES = 0.025  # a tile this large on the screen holds a caption
 _METRES_PER_DEGREE = 111_320.0  # of latitude
 _LABEL_SCALE = 100_000  # of tiles without a place
@@ -107,7 +107,8 @@ def make_style(classes: Sequence[str] | None = None, *, label_scale: int = _LABE
         symbols.append(copy.deepcopy(symbol))
         symbols[-1].set("name", str(place))
         rgb = ",".join(str(int(colour[at : at + 2], 16)) for at in (1, 3, 5))
-        for option, alpha in (("color", _FILL_ALPHA), ("outline_color", 255)):
+        fill = _FILL_ALPHA.get(value, _CLASS_ALPHA)
+        for option, alpha in (("color", fill), ("outline_color", 255)):
             next(symbols[-1].iterfind(f".//Option[@name='{option}']")).set("value", f"{rgb},{alpha}")
     # 2. The map tip: HTML in which QGIS evaluates what stands between [% and %] for the tile under the pointer.
     title, figure, status, position = map(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
+import numpy as np
 import rasterio
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
@@ -24,7 +25,6 @@ from rsedge.runtime.outputs.files import check_target, write_bytes
 from rsedge.texts import plain
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
     from rsedge.runtime.scenes.scene import Scene
@@ -199,4 +199,7 @@ def _encode(
             if colours:
                 table = dict.fromkeys(range(_PALETTE_ENTRIES), (0, 0, 0, 255))
                 dataset.write_colormap(1, {**table, NO_CLASS: (0, 0, 0, 0), **colours})
+        with memory.open() as written:  # GDAL is silent where its memory or disk was full
+            if not np.array_equal(written.read(), bands, equal_nan=bands.dtype.kind == "f"):
+                raise OutputError("GDAL did not write the whole raster: free memory, then run again")
         return bytes(memory.read())

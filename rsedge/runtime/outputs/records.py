@@ -63,6 +63,7 @@ class TileRecord:
         product_id: Identifier of the product the scene belongs to, or None.
         mgrs_tile: Its tile in the Military Grid Reference System, such as ``29RKH``, or None.
         rendering: The rule by which pixels became the 8-bit colours the model saw, or None where it saw none.
+        covered: Share of the tile that lies in the scene; the rest is mirrored or black. None of images.
     """
 
     scene: str
@@ -85,6 +86,7 @@ class TileRecord:
     product_id: str | None = None
     mgrs_tile: str | None = None
     rendering: str | None = None
+    covered: float | None = None
 
     def __post_init__(self) -> None:
         for name in _TEXTS:
@@ -176,6 +178,7 @@ TILES = Table(
             Column(name, "text", repeated=True)
             for name in ("message", "scene_crs", "product_id", "mgrs_tile", "rendering")
         ),
+        Column("covered", "real"),
     ),
     TileRecord.to_dict,
 )

@@ -1,6 +1,7 @@
 """A STAC Item 1.1 for what a run wrote: where and when, counts, models, its files, and the scenes it comes from.
 
-Everything is taken from the records and from names: no clock is read, so that an interrupted run writes the same bytes.
+Everything is taken from the records, from names and from the scenes' files. No clock is read, so that an interrupted
+run writes the same bytes.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -106,16 +107,26 @@ def result_item_target(
             **({"type": _MEDIA_TYPES[kind]} if kind in _MEDIA_TYPES else {}),
             "roles": _ROLES.get(name, ["data"]),
         }
+    scenes = list(scenes)
     fields = {"links": [_link(path, scene) for scene in scenes], "assets": assets}
     item_id = path.stem if output is None else output.stem
-    return file_target(path, partial(_ItemWriter, item_id=item_id, model=model, fields=fields))
+    written = sorted(
+        datetime.fromtimestamp(int(Path(file).stat().st_mtime), timezone.utc)
+        for scene in scenes
+        for file in scene.files
+        if Path(file).is_file()
+    )
+    return file_target(path, partial(_ItemWriter, item_id=item_id, model=model, fields=fields, written=written))
 
 
 class _ItemWriter:
     """Results to an item; memory does not grow with their number."""
 
-    def __init__(self, stream: BinaryIO, *, item_id: str, model: str, fields: Mapping[str, Any]) -> None:
+    def __init__(
+        self, stream: BinaryIO, *, item_id: str, model: str, fields: Mapping[str, Any], written: Sequence[datetime]
+    ) -> None:
         self._stream, self._item_id, self._model, self._fields = stream, item_id, model, fields
+        self._written = list(written)
         self._counts: Counter[str] = Counter()
         self._outlines: dict[tuple[str, str | None], Outline] = {}
         self._known: dict[str, set[str]] = {name: set() for name in ("datetime", *_LISTS)}
@@ -140,11 +151,16 @@ class _ItemWriter:
         # 2. The time: of one moment itself, of several null with the first and the last.
         texts = (text.replace("Z", "+00:00") for text in self._known["datetime"])
         moments = sorted(datetime.fromisoformat(text).astimezone(timezone.utc) for text in texts)
+        source = {}
+        if not moments and self._written:
+            moments = self._written
+            source = {"rsedge:datetime_source": "modification times of the files: no acquisition time is known"}
         first, last = (rfc3339(moments[0]), rfc3339(moments[-1])) if moments else _UNKNOWN_TIME
         span = {"datetime": None, "start_datetime": first, "end_datetime": last}
         # 3. The item.
         properties = {
             **({"datetime": first} if first == last else span),
+            **source,
             "rsedge:model": self._model,
             "rsedge:tiles": sum(self._counts.values()),
             "rsedge:tiles_by_status": {status: self._counts[status] for status in get_args(Status)},

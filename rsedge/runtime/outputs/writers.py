@@ -112,6 +112,12 @@ def parse_format(
     if os.fspath(target) == STDOUT:
         return "geojsonl"
     name = Path(target).suffix.lower().removeprefix(".")
+    if name == "shp":
+        raise OptionError(
+            f"output {os.fspath(target)!r}: Shapefiles are not written, as they cut names and texts; "
+            f"{Path(target).with_suffix('.gpkg')} is a GeoPackage, which the same programs open; formats are "
+            f"{', '.join(f'.{known}' for known in formats)}"
+        )
     if name not in formats:
         raise OptionError(
             f"output {os.fspath(target)!r} has no suffix that names a format for {records}: end it in one of "

@@ -7,6 +7,7 @@ after the last whole line; a torn line is cut off.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -20,7 +21,7 @@ from rsedge.files import open_itself
 from rsedge.runtime.outputs.files import sync_folder
 from rsedge.runtime.outputs.records import TileResult
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 class Journal:
@@ -74,9 +75,11 @@ class Journal:
             stream.seek(self._records_at)
             for _ in range(self.finished):
                 body = _parse(stream.readline())
-                if body is None:
-                    raise OutputError(f"{self.path} changed while it was read: run again with --overwrite")
-                yield [TileResult.from_dict(values) for values in body["results"]]
+                try:
+                    results = [TileResult.from_dict(values) for values in body["results"]]  # type: ignore[index]
+                except (LookupError, TypeError, ValueError, AttributeError) as error:
+                    raise OutputError(f"{self.path} is damaged: run again with --overwrite") from error
+                yield results
 
     def remove(self) -> None:
         """Delete the file and release the lock."""
@@ -107,10 +110,10 @@ class Journal:
                 if overwrite:
                     return self._begin(fingerprint)
                 raise OutputError(f"{self.path} is not a journal of this version: delete it, or pass --overwrite")
-            if stored["fingerprint"] != fingerprint:
+            if stored.get("fingerprint") != fingerprint:
                 if overwrite:
                     return self._begin(fingerprint)
-                pairs = _differences("", stored["fingerprint"], fingerprint)
+                pairs = _differences("", stored.get("fingerprint"), fingerprint)
                 lines = [f"  {key}: {old} in the journal, {new} now" for key, old, new in pairs]
                 first = f"{self.path} belongs to a run with other options or inputs:"
                 last = "run with the former ones to go on with it, or pass --overwrite to begin anew"
@@ -146,8 +149,11 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     checksum, _, text = line.partition(b" ")
     if not text.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text[:-1]):
         return None
-    body: dict[str, Any] = json.loads(text)
-    return body
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError):  # another program wrote it: rsedge writes JSON
+        return None
+    return body if isinstance(body, dict) else None
 
 
 def _is_torn_header(data: bytes) -> bool:
@@ -164,14 +170,29 @@ def _locked(path: Path) -> int:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            holder = _holder(handle)
             os.close(handle)
-            raise InUseError(f"{path} is in use by another run: wait for it to end, or choose another output") from None
+            raise InUseError(
+                f"{path} is in use by another run{holder}: wait for it to end, or choose another output"
+            ) from None
         try:
             if os.path.samestat(os.fstat(handle), path.stat()):
                 return handle
         except FileNotFoundError:
             pass
         os.close(handle)  # a run that ended meanwhile removed the file: this handle is on nothing
+
+
+def _holder(handle: int) -> str:
+    """Return ``, process N`` for the process that locks a file, where Linux shows it."""
+    found = os.fstat(handle)
+    place = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
+            _, kind, *_, process, locked, _, _ = line.split()
+            if (kind, locked) == ("FLOCK", place) and int(process) > 0:  # 0 or less: of another container
+                return f", process {process}"
+    return ""
 
 
 def _differences(prefix: str, old: Any, new: Any) -> Iterator[tuple[str, str, str]]:

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from rsedge.errors import OptionError, OutputError
-from rsedge.host import NO_CLOCK, WAIT, WRITE, Clock
-from rsedge.pixels import stack_images
-from rsedge.runtime.outputs.files import Target, check_target
+from rsedge.host import NO_CLOCK, WAIT, WRITE, Clock, interrupted
+from rsedge.pixels import ImageSize, stack_images
+from rsedge.runtime.outputs.files import Target, check_room, check_target
 from rsedge.runtime.outputs.geoparquet import EmbeddingsInfo, open_embeddings
 from rsedge.runtime.outputs.records import (
     EMBEDDING_TYPES,
@@ -45,14 +45,17 @@ from rsedge.runtime.run.sources import (
     rounded,
     spare_scenes,
 )
-from rsedge.runtime.scenes.readahead import ImageSize
 from rsedge.runtime.scenes.scene import Scene
 
 if TYPE_CHECKING:
     import numpy as np
     from typing_extensions import Unpack
 
+    from rsedge.manifest import Domain
     from rsedge.pixels import UInt8
+
+
+_LEAST_LINE, _LEAST_RECORD = 300, 16  # bytes per tile, in the journal and in an output
 
 
 class TileModel(Protocol):
@@ -70,12 +73,22 @@ class TileModel(Protocol):
     def resample(self) -> str:
         """Filter that brings tiles to that size, see ``rsedge.pixels.resize``."""
 
+    @property
+    def crop(self) -> bool:
+        """Whether it takes the middle of images that are not square, see :class:`rsedge.pixels.ImageSize`."""
+
+    @property
+    def domain(self) -> Domain | None:
+        """Imagery that it was trained on, or None."""
+
 
 class TileCaptioner(TileModel, Protocol):
     """The pipeline's view of a captioner."""
 
-    def caption_tiles(self, images: UInt8, keys: Sequence[int]) -> list[Caption]:
-        """Return a caption per image, uint8 [N, image_size, image_size, 3], RGB; ``keys`` seed the sampling of each."""
+    def caption_tiles(self, images: UInt8, keys: Sequence[int], tick: Callable[[int], None]) -> list[Caption]:
+        """Return a caption per image, uint8 [N, image_size, image_size, 3], RGB; ``keys`` seed the sampling of each,
+        and ``tick`` gets the numbers of captions that were finished together.
+        """
 
 
 class TileEmbedder(TileModel, Protocol):
@@ -114,12 +127,23 @@ class Models:
         return (self.captioner or self.embedder).model  # type: ignore[union-attr]  # __post_init__ checks it
 
     @property
+    def domain(self) -> Domain | None:
+        """Imagery that the captioner, else the embedder, was trained on."""
+        return (self.captioner or self.embedder).domain  # type: ignore[union-attr]
+
+    @property
     def sizes(self) -> list[ImageSize]:
         """Image sizes of the models, the captioner first."""
-        return [ImageSize(model.image_size, model.resample) for model in (self.captioner, self.embedder) if model]
+        return [
+            ImageSize(model.image_size, model.resample, model.crop, model.domain.resolution if model.domain else None)
+            for model in (self.captioner, self.embedder)
+            if model
+        ]
 
-    def see(self, segment: Sequence[TileInput]) -> list[TileResult]:
-        """Return the results of a segment; each model is called once, with the tiles that are ``ok``."""
+    def see(self, segment: Sequence[TileInput], tick: Callable[[int], None] = lambda _: None) -> list[TileResult]:
+        """Return the results of a segment; each model is called once, with the tiles that are ``ok``; ``tick`` gets the
+        numbers of captions that were finished together.
+        """
         chosen = [position for position, tile in enumerate(segment) if tile.record.status == "ok"]
         records = [tile.record for tile in segment]
         vectors: dict[int, Embedding] = {}
@@ -129,7 +153,7 @@ class Models:
             tiles = [records[position] for position in chosen]
             names = [zlib.crc32(tile.scene.encode("utf-8", "surrogateescape")) for tile in tiles]
             keys = [name << 32 ^ tile.row << 16 ^ tile.col for name, tile in zip(names, tiles, strict=True)]
-            captions = self.captioner.caption_tiles(images, keys)
+            captions = self.captioner.caption_tiles(images, keys, tick)
             for position, caption in zip(chosen, captions, strict=True):
                 records[position] = replace(records[position], caption=caption.text, score=rounded(caption.score))
         if chosen and self.embedder:
@@ -158,7 +182,8 @@ class Progress:
 class Work:
     """The segments of several sources, numbered through.
 
-    ``progress`` is called at the start of each source and after each segment; ``clock`` times ``WAIT`` and ``WRITE``.
+    ``progress`` is called at the start of each source, as captions are finished, and after each segment. ``clock``
+    times ``WAIT`` and ``WRITE``.
     """
 
     def __init__(
@@ -196,17 +221,27 @@ class Work:
             self._progress(Progress(source.name, done, total, resumed))
             with closing(source.segments(start, self.models.sizes, self.models.model)) as segments:
                 for _ in range(start, count):
+                    if interrupted.is_set():
+                        raise KeyboardInterrupt
                     with self.clock(WAIT):
                         segment = next(segments)
-                    yield self.models.see(segment)
+                    now = done
+
+                    def tick(count: int, name: str = source.name) -> None:
+                        nonlocal now
+                        now += count
+                        self._progress(Progress(name, now, total, resumed))
+
+                    yield self.models.see(segment, tick)
                     done += len(segment)
-                    self._progress(Progress(source.name, done, total, resumed))
+                    if done != now:
+                        self._progress(Progress(source.name, done, total, resumed))
             start = 0
 
 
 def execute(
     work: Work, targets: Sequence[Target], *, overwrite: bool, settings: Mapping[str, Any]
-) -> tuple[Counter[str], int]:
+) -> tuple[Counter[str], int, Mapping[str, str]]:
     """Do the work and write every target.
 
     Finished segments go to ``<first target>.journal``, which is removed once all targets are whole. The same call
@@ -220,24 +255,18 @@ def execute(
         settings: Other values that decide the results, as JSON values: a journal with others is refused.
 
     Returns:
-        The number of records by status, and of tiles that an earlier run had finished.
+        The number of records by status, of tiles that an earlier run had finished, and the files with tiles that cannot
+        be read: path → first reason.
 
     Raises:
         OutputError: A target exists, the journal belongs to another run or is in use, or something cannot be written.
-        SceneError: A scene cannot be opened any more; the journal is kept.
+        SceneError: A scene is gone before the first tile is read.
     """
-    # 1. Check the targets; an existing one is refused unless a journal beside it may tell that the run wrote it.
+    # 1. Check the targets.
     paths = [target.path for target in targets if target.path is not None]
-    for path in paths:
-        check_target(path)
-    existing = [path for path in paths if path.exists()] if not overwrite else []
-    exists = "\n".join(
-        f"{path} exists already: pass --overwrite to replace it, or choose another output" for path in existing
-    )
     first = targets[0].path
+    exists = check_outputs(first, paths, overwrite=overwrite)
     journal_path = first and first.with_name(f"{first.name}.journal")
-    if existing and not (journal_path and journal_path.exists()):
-        raise OutputError(exists)
 
     with ExitStack() as stack:
         journal, resumed = None, 0
@@ -247,19 +276,26 @@ def execute(
         else:
             # 2. With one: a whole journal beside an output is a run killed between the rename and the removal.
             journal = stack.enter_context(Journal.open(journal_path, work.fingerprint(settings), overwrite=overwrite))
-            if existing and journal.finished < len(work.sizes):
+            if exists and journal.finished < len(work.sizes):
                 raise OutputError(exists)
-            resumed = sum(work.sizes[: journal.finished])
+            resumed, total = sum(work.sizes[: journal.finished]), sum(work.sizes)
+            embedder = work.models.embedder
+            line = _LEAST_LINE + (embedder.dim * 2 if embedder else 0)
+            check_room(dict.fromkeys(paths, total * _LEAST_RECORD) | {journal_path: (total - resumed) * line})
             _fill(journal, work)
             segments = journal.segments()
 
         # 3. Write the segments to all targets; count records by status. Targets appear when the block ends well.
         counts: Counter[str] = Counter()
+        unread: dict[str, str] = {}
         with ExitStack() as outputs:
             with work.clock(WRITE):
                 writers = [outputs.enter_context(target.open()) for target in targets]
             for segment in segments:
                 counts.update(result.record.status for result in segment)
+                for result in segment:
+                    if result.record.status == "read_error":
+                        unread.setdefault(result.path or result.record.scene, result.record.message or "")
                 with work.clock(WRITE):
                     for writer in writers:
                         writer.write(segment)
@@ -269,7 +305,32 @@ def execute(
         # 4. All is whole: remove the journal.
         if journal:
             journal.remove()
-    return counts, resumed
+    return counts, resumed, unread
+
+
+def check_outputs(first: Path | None, paths: Sequence[Path], *, overwrite: bool) -> str:
+    """Check the files that a run is to write before anything is computed.
+
+    Args:
+        first: The main output, or None for standard output.
+        paths: All files.
+        overwrite: Replace existing ones.
+
+    Returns:
+        A message that names the existing ones if a journal beside ``first`` may show that the run wrote them, else "".
+
+    Raises:
+        OutputError: A file cannot be written, or exists.
+    """
+    for path in paths:
+        check_target(path)
+    existing = [path for path in paths if path.exists()] if not overwrite else []
+    exists = "\n".join(
+        f"{path} exists already: pass --overwrite to replace it, or choose another output" for path in existing
+    )
+    if existing and not (first and first.with_name(f"{first.name}.journal").exists()):
+        raise OutputError(exists)
+    return exists
 
 
 def _fill(journal: Journal, work: Work) -> None:
@@ -311,14 +372,18 @@ class Summary:
     """Wall time of this run."""
     tiles_per_second: float
     """Tiles of this run per second."""
+    unread: tuple[str, ...]
+    """Files with tiles that cannot be read, each with the first reason."""
     warnings: tuple[str, ...]
     """One line each."""
     embeddings: str | None = None
     """Path of the embeddings written beside captions, or None."""
+    unopened: tuple[str, ...] = ()
+    """Inputs that could not be opened, each with the reason."""
 
     def to_dict(self) -> dict[str, Any]:
         """The summary as JSON values."""
-        return asdict(self) | {"warnings": list(self.warnings)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -344,7 +409,6 @@ def caption_scene(
 
     Raises:
         OptionError: An option does not fit.
-        SceneError: The scene cannot be opened any more. Pixels that cannot be read are ``read_error`` records instead.
     """
     work = Work([SceneTiles(scene, TileOptions(**tiling))], Models(captioner=captioner))
     return ([result.record for result in segment] for segment in work.segments(start_segment))
@@ -362,7 +426,6 @@ def embed_scene(
 
     Raises:
         OptionError: An option does not fit.
-        SceneError: The scene cannot be opened any more. Pixels that cannot be read are ``read_error`` records instead.
     """
     work = Work([SceneTiles(scene, TileOptions(**tiling))], Models(embedder=embedder, dtype="float32"))
     return (
@@ -373,7 +436,7 @@ def embed_scene(
 
 
 def run(
-    scenes: Sequence[Scene],
+    scenes: Sequence[Scene | ImageSource],
     captioner: TileCaptioner,
     output: str | os.PathLike[str],
     *,
@@ -391,7 +454,7 @@ def run(
     the byte after interruptions. Standard output (``-``) has no journal and streams records as they finish.
 
     Args:
-        scenes: Scenes in the order of the output.
+        scenes: Scenes, and image files that are captioned whole, in the order of the output.
         captioner: Writes the captions.
         output: Path, whose suffix names the format, or ``-``.
         format: Format, where the suffix does not name it.
@@ -405,7 +468,7 @@ def run(
     Raises:
         OptionError: An option does not fit.
         OutputError: The output exists, its journal belongs to another run or is in use, or it cannot be written.
-        SceneError: A scene cannot be opened any more; the journal is kept.
+        SceneError: A scene is gone before the first tile is read.
     """
     options = TileOptions(**tiling)
     target = os.fspath(output)
@@ -471,6 +534,7 @@ def execute_run(
     sources = make_sources(inputs, options)
     tiling = {name: value for name, value in asdict(options).items() if name != "readers"}
     warnings = [warning for scene in scenes for warning in scene.warnings]
+    warnings += [doubt for scene in scenes if (doubt := scene.outside(models.domain)) is not None]
     warnings += [
         f"{count} scenes are called {name}, and so are their records: rename the files to tell them apart"
         for name, count in Counter(scene.name for scene in scenes).items()
@@ -478,7 +542,8 @@ def execute_run(
     ]
     began = time.monotonic()
     work = Work(sources, models, progress)
-    counts, resumed = execute(work, targets, overwrite=overwrite, settings={**tiling, "settings": dict(settings)})
+    settings = {**tiling, "settings": dict(settings)}
+    counts, resumed, unread = execute(work, targets, overwrite=overwrite, settings=settings)
     seconds = time.monotonic() - began
     tiles = counts.total()
     return Summary(
@@ -494,6 +559,7 @@ def execute_run(
         resumed_tiles=resumed,
         seconds=round(seconds, 3),
         tiles_per_second=round((tiles - resumed) / seconds, 2) if seconds else 0.0,
+        unread=tuple(f"{path}: {reason}" for path, reason in unread.items()),
         warnings=tuple(warnings),
     )
 

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, cast, get_args
 
 from rsedge.errors import OptionError, SceneError
+from rsedge.pixels import fit_image
 from rsedge.runtime.outputs.records import Status, TileRecord
 from rsedge.runtime.scenes.access import LOCAL, Access
 from rsedge.runtime.scenes.catalog import STDIN, find
 from rsedge.runtime.scenes.composite import Grid
 from rsedge.runtime.scenes.gdal import open_dataset
 from rsedge.runtime.scenes.products.sentinel2 import printable
-from rsedge.runtime.scenes.readahead import ImageSize, TilePixels, read_tiles, resize_all
+from rsedge.runtime.scenes.readahead import TilePixels, read_tiles
 from rsedge.runtime.scenes.remote import is_remote
 from rsedge.runtime.scenes.scene import Scene
 from rsedge.runtime.scenes.sidecars import is_vrt
@@ -33,7 +34,7 @@ from rsedge.runtime.scenes.tiles import Edge, TileGrid
 from rsedge.texts import first_few, redact
 
 if TYPE_CHECKING:
-    from rsedge.pixels import UInt8
+    from rsedge.pixels import ImageSize, UInt8
     from rsedge.runtime.scenes.products.product import Product
 
 SEGMENT_TILES = 64
@@ -41,6 +42,8 @@ SEGMENT_TILES = 64
 on where a run was interrupted."""
 
 _AHEAD_IMAGES = 96
+_PICTURES = frozenset({"JPEG", "PNG", "WEBP"})  # GDAL's drivers
+_LARGEST_CHIP = 512  # px on a side
 _LARGE_IMAGE = 1500 * 1500  # px; a larger image is rather a scene that lost its georeference
 
 
@@ -86,6 +89,9 @@ class ImageSource(Protocol):
     def read(self) -> UInt8:
         """Return its pixels, uint8 [H, W, 3], RGB. Raises SceneError if they cannot be read."""
 
+    def metres_per_pixel(self) -> float | None:
+        """Return the size of its pixels on the ground, or None if it is unknown."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TileOptions:
@@ -93,7 +99,7 @@ class TileOptions:
 
     tile_size: int = 224
     overlap: int = 0
-    edge: Edge = "pad"
+    edge: Edge = "shift"
     """See ``TileGrid``."""
     max_nodata: float = 0.5
     """Largest share of a tile's pixels without data, or of pure black or white; the models see no tile beyond it."""
@@ -132,6 +138,7 @@ class SceneTiles:
         self.name, self.warnings = scene.name, scene.warnings
         self._scene, self._options, self._grid = scene, options, options.grid(scene)
         self._count = len(self._grid) if stop is None else min(stop, len(self._grid))
+        self._stamps = {name: stamp for name in scene.files if (stamp := _stamp(name))}
 
     def __len__(self) -> int:
         return self._count
@@ -141,26 +148,41 @@ class SceneTiles:
         return self._scene.identity()
 
     def segments(self, start: int, sizes: Sequence[ImageSize], model: str) -> Generator[list[TileInput], None, None]:
-        """See ``Source.segments``. Raises SceneError where the scene cannot be opened any more; pixels that cannot be
-        read are ``read_error`` records instead.
+        """See ``Source.segments``. Pixels that cannot be read, also of a file that is removed or changes meanwhile, are
+        ``read_error`` records.
         """
-        first, *others = sizes
         path = printable(self._scene.source)
+        with closing(self._read(start * SEGMENT_TILES, sizes)) as pixels:
+            while segment := list(islice(pixels, SEGMENT_TILES)):
+                changed = [name for name, stamp in self._stamps.items() if _stamp(name) not in (stamp, None)]
+                if changed:
+                    error = f"{changed[0]} changed while it was read: run again with --overwrite"
+                    segment = [TilePixels(tile.tile, (), None, error=error) for tile in segment]
+                geometries = self._scene.footprints([tile.tile for tile in segment])
+                pairs = zip(segment, geometries, strict=True)
+                yield [TileInput(self._record(tile, geometry, model), tile.images, path) for tile, geometry in pairs]
+
+    def _read(self, start: int, sizes: Sequence[ImageSize]) -> Generator[TilePixels, None, None]:
+        """The tiles from number ``start`` on. Where the scene cannot be opened any more the rest has that error."""
+        first, *others = sizes
         pixels = read_tiles(
             self._scene,
             self._grid,
             image_size=first.size,
             resample=first.resample,
             also=others,
-            start=start * SEGMENT_TILES,
+            start=start,
             stop=self._count,
             readers=self._options.readers,
         )
-        with closing(pixels):
-            while segment := list(islice(pixels, SEGMENT_TILES)):
-                geometries = self._scene.footprints([tile.tile for tile in segment])
-                pairs = zip(segment, geometries, strict=True)
-                yield [TileInput(self._record(tile, geometry, model), tile.images, path) for tile, geometry in pairs]
+        try:
+            with closing(pixels):
+                for start, tile in enumerate(pixels, start + 1):  # noqa: B007, B020 - the first one not yielded
+                    yield tile
+        except SceneError as error:
+            reason = " ".join(str(error).split())
+            for missing in self._grid.slice(start, self._count):
+                yield TilePixels(missing, (), None, error=reason)
 
     def _record(self, pixels: TilePixels, geometry: dict[str, Any] | None, model: str) -> TileRecord:
         tile, scene = pixels.tile, self._scene
@@ -186,7 +208,17 @@ class SceneTiles:
             product_id=scene.product_id,
             mgrs_tile=scene.mgrs_tile,
             rendering=scene.rule,
+            covered=rounded(tile.width * tile.height / self._grid.tile_size**2),
         )
+
+
+def _stamp(name: str) -> tuple[int, int] | None:
+    """Return size and time of a file, or None where it is gone."""
+    try:
+        found = os.stat(name)  # noqa: PTH116 - of a text
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def judge(pixels: TilePixels, most: float, cloudiest: float) -> tuple[Status, str | None]:
@@ -282,10 +314,13 @@ def _read_image(image: ImageSource, sizes: Sequence[ImageSize], model: str) -> T
         reason = " ".join(redact(str(error)).split())
         return TileInput(replace(record, status="read_error", message=reason), (), path)
     height, width = pixels.shape[:2]
-    return TileInput(replace(record, width=width, height=height), resize_all(pixels, sizes), path)
+    metres = image.metres_per_pixel() if any(size.resolution for size in sizes) else None
+    fitted = {size: fit_image(pixels, size, metres) for size in dict.fromkeys(sizes)}
+    images = tuple(fitted[size] for size in sizes)
+    return TileInput(replace(record, width=width, height=height), images, path)
 
 
-InputKind = Literal["auto", "scene", "image"]
+InputKind = Literal["auto", "scene", "image", "chip"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,6 +331,8 @@ class Inputs:
     """In order."""
     warnings: tuple[str, ...]
     """One line each."""
+    unopened: tuple[str, ...] = ()
+    """Inputs that cannot be opened, beside others that can: one line each."""
 
 
 def find_inputs(
@@ -307,6 +344,7 @@ def find_inputs(
     kind: InputKind = "auto",
     access: Access = LOCAL,
     stdin: str | None = None,
+    outputs: Iterable[str | os.PathLike[str]] = (),
 ) -> Inputs:
     """Return the scenes and images that files and folders stand for.
 
@@ -321,18 +359,21 @@ def find_inputs(
         open_scene: Opens a scene from a name or a product.
         open_image: Makes an image from a path, without reading it.
         suffixes: Suffixes of image files in folders, lower case with the dot.
-        kind: ``auto`` decides by the rule above; ``scene`` and ``image`` decide for every file.
+        kind: ``auto`` decides by the rule above; ``scene`` and ``image`` decide for every file; ``chip`` takes a file
+            without a georeference for an image only if it is a picture (JPEG, PNG …) or has at most 512 px a side.
         access: Access of the inputs.
         stdin: Content of ``-``.
+        outputs: Files to be written: the results of an earlier run are no inputs in the folder they lie in.
 
     Raises:
         OptionError: Inputs do not exist, or folders contain nothing to read; all are named.
-        SceneError: Scenes cannot be opened, or their RGB is unknown; all are named.
+        SceneError: An input does not exist, or none can be opened; all are named.
     """
     if kind not in get_args(InputKind):
         raise OptionError(f"kind is {kind!r}, expected one of {', '.join(get_args(InputKind))}")
     found: list[str | Product] = []
     problems = []
+    written = {Path(output).resolve() for output in outputs}
     for name in names:
         if name != STDIN and not Path(name).exists() and not is_remote(name) and not glob.has_magic(name):
             found.append(name)  # a name for GDAL, or an error that opening it explains
@@ -341,7 +382,8 @@ def find_inputs(
             found.append(name)
             continue
         try:
-            found += find(name, access=access, stdin=stdin, suffixes=suffixes)
+            inside = find(name, access=access, stdin=stdin, suffixes=suffixes)
+            found += [each for each in inside if each == name or not _is_one_of(each, written)]
         except SceneError as error:
             problems.append(str(error))
     if problems:
@@ -349,6 +391,7 @@ def find_inputs(
     entries: list[Scene | ImageSource] = []
     large: list[str] = []
     unusable: list[str] = []
+    missing = False
     for entry in found:
         if isinstance(entry, str) and not _is_scene(entry, kind, access, large):
             entries.append(open_image(Path(entry)))
@@ -357,13 +400,18 @@ def find_inputs(
             entries.append(open_scene(entry))
         except SceneError as error:
             unusable.append(str(error))
-    if unusable:
+            missing |= isinstance(entry, str) and not is_remote(entry) and not Path(entry).exists()
+    if missing or (unusable and not entries):
         raise SceneError("\n".join(first_few(unusable)))
     if not large:
-        return Inputs(tuple(entries), ())
+        return Inputs(tuple(entries), (), tuple(unusable))
     others = f"; so do {len(large) - 1} others of more than {_LARGE_IMAGE} px" if len(large) > 1 else ""
     text = f"{large[0]} and no place on a map: it becomes one record{others}; --as scene cuts it into tiles"
-    return Inputs(tuple(entries), (text,))
+    return Inputs(tuple(entries), (text,), tuple(unusable))
+
+
+def _is_one_of(entry: str | Product, written: Collection[Path]) -> bool:
+    return isinstance(entry, str) and Path(entry).resolve() in written
 
 
 def _is_scene(name: str, kind: InputKind, access: Access, large: list[str]) -> bool:
@@ -378,10 +426,13 @@ def _is_scene(name: str, kind: InputKind, access: Access, large: list[str]) -> b
     try:
         dataset = open_dataset(name, access)
     except SceneError:
-        return False
+        # What neither GDAL nor Pillow reads is told as a scene that cannot be opened.
+        return kind == "chip" and path.suffix.lower() not in (".gif", ".bmp")
     with dataset:
         grid = Grid.of(dataset)
         if grid.crs or not grid.transform.is_identity or dataset.gcps[0] or dataset.count == 0:
+            return True
+        if kind == "chip" and dataset.driver not in _PICTURES and max(dataset.width, dataset.height) > _LARGEST_CHIP:
             return True
         if dataset.width * dataset.height > _LARGE_IMAGE:
             large.append(f"{name} has {dataset.width} x {dataset.height} px")

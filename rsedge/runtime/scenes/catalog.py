@@ -20,7 +20,7 @@ from rsedge.runtime.scenes.access import LOCAL, Access, refuse_handler, shortene
 from rsedge.runtime.scenes.gdal import open_dataset
 from rsedge.runtime.scenes.products.loose_bands import read_loose_bands, sibling_bands
 from rsedge.runtime.scenes.products.product import Product
-from rsedge.runtime.scenes.products.safe import is_safe, read_safe
+from rsedge.runtime.scenes.products.safe import is_safe, is_zip, read_safe
 from rsedge.runtime.scenes.products.stac import is_stac_url, read_if_stac, read_stac
 from rsedge.texts import in_a_line
 
@@ -90,7 +90,7 @@ def _of_path(path: Path, name: str, access: Access, suffixes: Collection[str]) -
                 f"{', '.join(sorted(suffixes))}; pass another, or one raster file"
             )
         return found
-    if path.suffix.lower() == ".zip" and path.is_file():
+    if path.is_file() and is_zip(path):
         return list(read_safe(path, access=access))  # says what it lacks
     if path.suffix.lower() in _DOCUMENTS and path.is_file():
         try:

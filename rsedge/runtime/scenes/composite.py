@@ -17,12 +17,12 @@ import numpy.typing as npt
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.transform import from_origin
-from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from rsedge.errors import SceneError
 from rsedge.runtime.scenes import remote
 from rsedge.runtime.scenes.gdal import open_dataset
+from rsedge.runtime.scenes.products.product import PER_BAND
 from rsedge.runtime.scenes.sidecars import mask_beside, place_beside
 
 if TYPE_CHECKING:
@@ -62,12 +62,6 @@ class Grid:
                 crs, beside = place_beside(dataset.name)
                 transform = beside or transform
         return cls(crs, transform, dataset.width, dataset.height)
-
-    def warp(self, dataset: Any, own: Grid, resampling: Resampling, **options: Any) -> WarpedVRT:
-        """An open dataset whose grid is ``own`` as one on this grid."""
-        options |= {"src_crs": own.crs, "src_transform": own.transform, "resampling": resampling}
-        options |= {"crs": self.crs, "transform": self.transform, "width": self.width, "height": self.height}
-        return WarpedVRT(dataset, **options)
 
 
 class PlacedBand:
@@ -207,22 +201,22 @@ class Composite:
             self.driver, self.name = opened[0].driver, names[0]
             self.files = [name for dataset in opened for name in dataset.files]
             self._overviews = [dataset.overviews(index + 1) for dataset, index in at]
-            # The mask of the first file that has one: inside it, or beside it.
-            self._masked: PlacedBand | None = None
-            self._mask_file: tuple[BandFile, Any, Grid] | None = None
+            # The mask of each file: inside it, or beside it. A pixel without data in one has none.
+            self._masks: list[tuple[PlacedBand, bool]] = []
             doubts = []
             for band, dataset, part, own in zip(self._bands, opened, parts, grids, strict=True):
+                if MaskFlags.per_dataset in dataset.mask_flag_enums[part.band - 1]:
+                    self._masks.append((band, True))
+                    continue
                 beside, doubt = mask_beside(part.path, dataset, access)
                 doubts += [doubt] if doubt else []
-                if self._masked is None and MaskFlags.per_dataset in dataset.mask_flag_enums[part.band - 1]:
-                    self._masked = band
-                elif self._masked is None and beside is not None:
+                if beside is not None:
                     mask = stack.enter_context(open_dataset(beside.path, access))
-                    self._mask_file = beside, mask, own
-                    self._masked = PlacedBand(mask, beside.band, own, self.grid, beside.path)
+                    number = part.band if beside.band == PER_BAND else beside.band
+                    self._masks.append((PlacedBand(mask, number, own, self.grid, beside.path), False))
                     self.files.append(beside.path)
             self.doubts = tuple(doubts)
-            self.mask_flag_enums = ([MaskFlags.per_dataset if self._masked else MaskFlags.all_valid],) * 3
+            self.mask_flag_enums = ([MaskFlags.per_dataset if self._masks else MaskFlags.all_valid],) * 3
             self.notes = tuple(
                 f"{colour} was resampled from {abs(own.transform.a):g} to {abs(self.grid.transform.a):g} map units"
                 for colour, own in zip(_COLOURS, grids, strict=True)
@@ -243,20 +237,6 @@ class Composite:
         self.grid = grid
         self.crs, self.transform, self.width, self.height = grid.crs, grid.transform, grid.width, grid.height
 
-    def resample(self, grid: Grid, resampling: Resampling) -> None:
-        """Read on another grid from now on: each file is brought to it directly."""
-        bands = []
-        for band, nodata in zip(self._bands, self.nodatavals, strict=True):
-            own = Grid.of(band.dataset, self._extent)
-            warped = grid.warp(band.dataset, own, resampling, src_nodata=nodata, nodata=nodata)
-            bands.append(PlacedBand(self._stack.enter_context(warped), band.band, grid, grid, band.name))
-        self._bands = bands
-        self._masked = None  # the mask of a warped file is that of its no-data values
-        if self._mask_file is not None:
-            file, mask, own = self._mask_file
-            self._masked = PlacedBand(mask, file.band, own, grid, file.path)
-        self._lie_on(grid)
-
     def read(self, indexes: Sequence[int], *, window: Window, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
         """Bands [K, h, w] of a window of the grid, in the files' type; RasterioError where they cannot be read."""
         if out is None:
@@ -268,11 +248,12 @@ class Composite:
         return out
 
     def read_masks(self, band: int, *, window: Window) -> npt.NDArray[np.uint8]:  # noqa: ARG002
-        """The mask of the first file that has one, uint8 [h, w], 0 without data."""
+        """The masks of all files together, uint8 [h, w], 0 without data."""
         out = np.full((int(window.height), int(window.width)), 255, np.uint8)
-        if self._masked is not None:
-            inside = self._mask_file is None
-            self._masked.read(window, out, outside=0, resampling=Resampling.nearest, mask=inside)
+        for mask, inside in self._masks:
+            one = np.empty(out.shape, np.uint8 if inside else mask.dtype)
+            mask.read(window, one, outside=0, resampling=Resampling.nearest, mask=inside)
+            out[one == 0] = 0
         return out
 
     def close(self) -> None:

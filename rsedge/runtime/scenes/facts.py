@@ -5,13 +5,13 @@ Pixels are read where they must be asked what they are: of floats, and where an 
 
 from __future__ import annotations
 
-import re
+import math
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,18 +28,25 @@ from rsedge.runtime.scenes.products.sentinel2 import (
     parse_time,
 )
 from rsedge.runtime.scenes.rendering import FLOATS, INTEGERS, PIXEL_VALUES, PixelValues, Rendering
+from rsedge.runtime.scenes.sensors import (
+    PLATFORM_TAGS,
+    ROLES,
+    SENTINEL2,
+    BandText,
+    Sensor,
+    candidates,
+    find_colours,
+    known_sensor,
+    to_micrometres,
+)
 from rsedge.texts import in_a_line
 
 if TYPE_CHECKING:
     from rsedge.runtime.scenes.products.product import Product
+    from rsedge.runtime.scenes.stored import StoredPixels
 
-_ROLES = ("red", "green", "blue")
-# First words of a band description that name a role, in order of trust: Sentinel-2 numbers and colours, then channels
-# of a true-colour image, which Earth Engine exports beside the bands.
-_NAMES = (
-    {"red": {"b04", "b4", "red", "r"}, "green": {"b03", "b3", "green", "g"}, "blue": {"b02", "b2", "blue", "b"}},
-    {"red": {"tci_r"}, "green": {"tci_g"}, "blue": {"tci_b"}},
-)
+T = TypeVar("T")
+
 _MOST_SHOWN = 20  # bands in a message
 _WINDOWS, _WINDOW_SIDE = 3, 256  # per axis; pixels
 _OFFSET_SINCE = "2022-01-25"  # when products of baseline 04.00 began
@@ -58,6 +65,7 @@ class BandChoice:
     indexes: tuple[int, ...]  # 1-based band numbers of red, green and blue; a single one for a palette
     reason: str  # why, as one clause
     palette: bool = False  # true where the one band holds indexes into a colour table
+    doubt: str | None = None  # what the user should know of the choice
 
 
 def choose_bands(
@@ -77,7 +85,7 @@ def choose_bands(
     choice: BandChoice | None
     if product is not None:
         same = len({file.path for file in product.bands.values()}) == 1
-        indexes = tuple(product.bands[role].band for role in _ROLES) if same else (1, 2, 3)
+        indexes = tuple(product.bands[role].band for role in ROLES) if same else (1, 2, 3)
         choice = BandChoice(indexes, product.reason)
     elif wanted is not None:
         indexes = tuple(wanted)
@@ -87,16 +95,23 @@ def choose_bands(
                 f"bands {listed}: expected three numbers from 1 to {dataset.count} for red, green and blue, such as "
                 "--bands 3,2,1"
             )
-        choice = BandChoice(indexes, f"bands {listed} as asked")
+        usual, doubt = _find_bands(source, dataset, colours), None
+        if usual is not None and not usual.palette and usual.indexes != indexes:
+            own = ",".join(map(str, usual.indexes))
+            doubt = (
+                f"{source}: bands {listed} are not its true colour, {own} ({usual.reason}): leave --bands out for that"
+            )
+        choice = BandChoice(indexes, f"bands {listed} as asked", doubt=doubt)
     else:
-        choice = _find_bands(descriptions, colours, dataset.dtypes)
+        choice = _find_bands(source, dataset, colours)
     dtypes = {dataset.dtypes[index - 1] for index in (choice.indexes if choice else dataset.indexes)}
     dtype = dataset.dtypes[(choice.indexes[0] if choice else 1) - 1]
     problems = []
     if choice is None:
         bands = enumerate(zip(descriptions, colours, strict=True), 1)
         found = [f"{index} ({description or 'no description'}, {colour})" for index, (description, colour) in bands]
-        advice = "name them: --bands R,G,B with their numbers, such as --bands 1,2,3"
+        known = candidates(band_texts(dataset)) or "--bands 1,2,3"
+        advice = f"name them: --bands R,G,B with their numbers, such as {known}"
         if len(found) < 3:
             advice = "stack red, green and blue first: gdalbuildvrt -separate rgb.vrt B04.tif B03.tif B02.tif"
         listed = in_a_line(found, _MOST_SHOWN)
@@ -114,36 +129,43 @@ def choose_bands(
     return choice, dtype
 
 
-def _find_bands(descriptions: Sequence[str | None], colours: Sequence[str], dtypes: Sequence[str]) -> BandChoice | None:
-    """The RGB bands by description, then by colour interpretation (lower-case names), or None where neither tells."""
-    found = next(filter(None, (_by_role([_role(text, names) for text in descriptions]) for names in _NAMES)), None)
-    if found:
-        names = ", ".join(
-            f"{role} = band {index} ({descriptions[index - 1]})" for role, index in zip(_ROLES, found, strict=True)
-        )
-        return BandChoice(found, f"band descriptions: {names}")
-    if found := _by_role(colours):
-        return BandChoice(found, f"colour interpretation: red, green, blue = bands {', '.join(map(str, found))}")
+def _find_bands(source: str, dataset: Any, colours: Sequence[str]) -> BandChoice | None:
+    """The RGB bands by what names, metadata and colour interpretation (lower-case names) say, or None."""
+    if found := find_colours(band_texts(dataset), raster_sensor(source, dataset)):
+        return BandChoice(*found)
     data = [index for index, colour in enumerate(colours, 1) if colour != "alpha"]
     if len(data) == 1 and colours[data[0] - 1] == "palette":
         return BandChoice((data[0],), f"band {data[0]} is a palette, expanded to its colours", palette=True)
-    if len(data) == 1 and dtypes[data[0] - 1] == "uint8":
+    if len(data) == 1 and dataset.dtypes[data[0] - 1] == "uint8":
         return BandChoice((data[0],) * 3, f"band {data[0]} is the only one: grey, taken as red, green and blue")
     return None
 
 
-def _role(description: str | None, names: Mapping[str, Collection[str]]) -> str | None:
-    """The colour a band description names, or None: "B04" and "B4, central wavelength 665 nm" are red."""
-    words = re.split(r"[\s,;:()/]+", (description or "").strip().lower())
-    if words[1:2] == ["edge"]:  # "Red edge 1" is no red
+def band_texts(dataset: Any) -> list[BandText]:
+    """What names and metadata of the bands of an open raster say."""
+    texts = []
+    for index, (name, colour) in enumerate(zip(dataset.descriptions, dataset.colorinterp, strict=True), 1):
+        imagery = dataset.tags(index, ns="IMAGERY").get("CENTRAL_WAVELENGTH_UM")
+        tags = {key.lower(): value for key, value in dataset.tags(index).items()}
+        length = to_micrometres(_float(imagery), "µm")
+        unit = tags.get("wavelength_units", tags.get("wavelength_unit", ""))
+        for key in ("wavelength", "center_wavelength", "central_wavelength", "centre_wavelength"):
+            length = length or to_micrometres(_float(tags.get(key)), unit)
+        texts.append(BandText(name or tags.get("band_name", ""), colour.name, length))
+    return texts
+
+
+def raster_sensor(source: str, dataset: Any) -> Sensor | None:
+    """The sensor that the metadata of an open raster name, else its file name."""
+    tags = {key.lower(): value for ns in (None, "IMAGERY") for key, value in dataset.tags(ns=ns).items()}
+    return known_sensor([*(tags.get(name) for name in PLATFORM_TAGS), Path(source).stem])
+
+
+def _float(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
         return None
-    return next((role for role, words_for in names.items() if words[0] in words_for), None)
-
-
-def _by_role(roles: Sequence[str | None]) -> tuple[int, ...] | None:
-    """1-based positions of red, green and blue where each occurs exactly once."""
-    once = all(roles.count(role) == 1 for role in _ROLES)
-    return tuple(roles.index(role) + 1 for role in _ROLES) if once else None
 
 
 # Metadata
@@ -156,59 +178,79 @@ class Facts:
     datetime: str | None  # acquisition time, RFC 3339 in UTC, or None
     product_id: str | None  # and mgrs_tile: see ``Product``
     mgrs_tile: str | None
-    boa_offset: int | None  # what is to be added to digital numbers, or None where nothing says so
+    # what is to be added to digital numbers, one number for all bands or one for each; None where nothing says so
+    offsets: tuple[int, ...] | None
     offset_reason: str  # where that comes from
-    quantification: float  # digital numbers per unit of reflectance
+    quantifications: tuple[float, ...]  # digital numbers per unit of reflectance, one or one for each band
+    sentinel2: bool  # false if metadata name another sensor
 
 
 def known_facts(source: str, dataset: Any, choice: BandChoice, product: Product | None) -> Facts:
-    """What the product, else the raster's own metadata, else its name says; SceneError where bands differ in offset."""
+    """What the product, else the raster's own metadata, else its name says; SceneError where an offset is no number."""
     name = ProductName.parse(product.product_id or product.name if product else Path(source).name)
     baseline = (product.baseline if product else None) or (name.baseline if name else None)
-    offset, why, quantification = None, "nothing declares one", None
+    sensor = raster_sensor("", dataset) if product is None else None
+    sentinel2 = product.sentinel2 if product else sensor in (None, SENTINEL2)
+    if not sentinel2:
+        baseline = None  # whatever its file is called
+    offsets: tuple[int, ...] | None = None
+    why = "nothing declares one"
+    quantifications: tuple[float, ...] = (10000.0,)
+    if product is not None and product.quantification is not None:
+        quantifications = _each(product.quantification)
     if product is not None and product.boa_offset is not None:
-        offset, why = product.boa_offset, "metadata of the product"
+        offsets, why = _each(product.boa_offset), "metadata of the product"
     elif product is None or not product.visual:
         tags = [dataset.tags(index) for index in choice.indexes]
         # GDAL's scale and offset of a band, reflectance = DN · scale + offset: the offset over the scale.
         scaling = [(dataset.scales[index - 1] or 1.0, dataset.offsets[index - 1]) for index in choice.indexes]
-        offsets = set()
+        found = []
+        stated = {tag[name] for tag in tags for name in OFFSET_TAGS if name in tag}
+        if len(stated) > 1:
+            listed = ", ".join(sorted(stated))
+            raise SceneError(f"the bands declare different offsets ({listed}), which Sentinel-2 has not: correct them")
         for tag, (scale, shift) in zip(tags, scaling, strict=True):
             text = next((tag[name] for name in OFFSET_TAGS if name in tag), None)
             try:
-                offsets.add(round(float(text)) if text is not None else round(shift / scale))
+                found.append(round(float(text)) if text is not None else round(shift / scale))
             except (ValueError, OverflowError) as error:
                 raise SceneError(
                     f"a band declares the offset {text!r}, which is no number: pass --boa-offset"
                 ) from error
-        if len(offsets) > 1:
-            raise SceneError(f"the bands declare different offsets {sorted(offsets)}: pass --boa-offset to choose one")
-        [declared] = offsets
-        if declared or any(tag.keys() & set(OFFSET_TAGS) for tag in tags):
-            offset, why = declared, "metadata of the bands"
-        if scaling[0][0] != 1.0:
-            quantification = 1 / scaling[0][0]
-    if offset is None and baseline is not None:
-        offset = baseline_offset(baseline)
-        why = f"processing baseline {baseline}" if offset is not None else why
+        if any(found) or any(tag.keys() & set(OFFSET_TAGS) for tag in tags):
+            offsets, why = _each(tuple(found)), "metadata of the bands"
+        scales = [scale for scale, _ in scaling]
+        if any(scale != 1.0 for scale in scales) and (product is None or product.quantification is None):
+            if any(scale <= 0 or not math.isfinite(1 / scale) for scale in scales):
+                raise SceneError(f"the bands declare the scales {scales}, expected numbers above 0: correct them")
+            quantifications = _each(tuple(1 / scale for scale in scales))
+    if offsets is None and baseline is not None and (offset := baseline_offset(baseline)) is not None:
+        offsets, why = (offset,), f"processing baseline {baseline}"
     return Facts(
         datetime=(parse_time(product.datetime or "") if product else None)
         or acquisition_time({**dataset.tags(ns="IMAGERY"), **dataset.tags()}, Path(source).name),
         product_id=(product.product_id if product else None) or (name.product_id if name else None),
         mgrs_tile=(product.mgrs_tile if product else None) or (name.mgrs_tile if name else None),
-        boa_offset=offset,
+        offsets=offsets,
         offset_reason=why,
-        quantification=(product.quantification if product else None) or quantification or 10000.0,
+        quantifications=quantifications,
+        sentinel2=sentinel2,
     )
+
+
+def _each(values: T | tuple[T, ...]) -> tuple[T, ...]:
+    """Values of the bands, as one where all are the same."""
+    several = values if isinstance(values, tuple) else (values,)
+    return several[:1] if len(set(several)) == 1 else several
 
 
 # Pixels
 
 
 def choose_rendering(
-    dataset: Any,
+    stored: StoredPixels,
+    dtype: str,
     choice: BandChoice,
-    nodata: Sequence[float | None],
     facts: Facts,
     *,
     boa_offset: int | None,
@@ -218,9 +260,9 @@ def choose_rendering(
     """How pixels become 8-bit, why so, and what the user should know of it.
 
     Args:
-        dataset: Open raster.
+        stored: Its pixels.
+        dtype: NumPy's name of their type.
         choice: Its red, green and blue.
-        nodata: Value of each that means no data, or None.
         facts: What is known of it.
         boa_offset: As the user gave it, or None.
         values: What floats are, as the user gave it, or None.
@@ -229,7 +271,6 @@ def choose_rendering(
     OptionError where an option does not fit the raster.
     """
     # 1. Do the options fit?
-    dtype = dataset.dtypes[choice.indexes[0] - 1]
     floating = dtype in FLOATS
     problems = []
     if values is not None and not floating:
@@ -240,32 +281,36 @@ def choose_rendering(
         raise OptionError("; ".join(problems) + ": leave it out")
     # 2. What are the numbers?
     if dtype == "uint8" or choice.palette:
-        return Rendering("colours", None), "8-bit colours as stored", ()
-    sample = cache(lambda: _sample(dataset, choice, nodata))
+        return Rendering("colours"), "8-bit colours as stored", ()
+    sample = cache(lambda: _sample(stored))
     why = f"{values} as asked" if floating else "16-bit digital numbers"
     if floating and values is None:
         values, why = _guess_values(sample())
     if values == "colours":
-        return Rendering("colours", None), why, ()
+        return Rendering("colours"), why, ()
     # 3. Which offset is added? What metadata state is checked on pixels where it can be wrong.
-    offset, reason = facts.boa_offset or 0, facts.offset_reason
+    offsets, reason = facts.offsets or (0,), facts.offset_reason
     doubts: tuple[str, ...] = ()
     if boa_offset is not None:
-        offset, reason = boa_offset, "as asked"
+        offsets, reason = (boa_offset,), "as asked"
     elif values == "reflectance":
-        offset, reason = 0, "reflectance has none"
-    elif offset:
-        pixels = np.concatenate(sample()).astype(np.int64)
-        share = float(np.mean(pixels + offset < _IMPOSSIBLE)) if len(pixels) else 0.0
+        offsets, reason = (0,), "reflectance has none"
+    elif any(offsets):
+        bands = sample()
+        shifted = [band.astype(np.int64) + offset for band, offset in zip(bands, _three(offsets), strict=True)]
+        pixels = np.concatenate(shifted)
+        share = float(np.mean(pixels < _IMPOSSIBLE)) if len(pixels) else 0.0
         if share > _IMPOSSIBLE_SHARE:
+            stated = _listed(offsets)
             doubts = (
-                f"{source}: with the offset {offset} that its metadata declare, {share:.0%} of the pixels looked at "
+                f"{source}: with the offset {stated} that its metadata declare, {share:.0%} of the pixels looked at "
                 f"would have a reflectance below {_IMPOSSIBLE / 10000}: it was applied already, and 0 is used; "
-                f"--boa-offset {offset} uses it all the same",
+                f"--boa-offset {offsets[0]} uses it all the same",
             )
-            offset, reason = 0, "the pixels contradict the metadata"
+            offsets, reason = (0,), "the pixels contradict the metadata"
     elif (
-        facts.boa_offset is None
+        facts.offsets is None
+        and facts.sentinel2
         and (facts.datetime or "") >= _OFFSET_SINCE
         and all(len(band) > 0 and float(np.quantile(band, 0.001)) >= -_NEWER_OFFSET for band in sample())
     ):
@@ -273,28 +318,36 @@ def choose_rendering(
             f"{source}: no digital number is below 1000 and nothing declares an offset: if the product is of "
             "processing baseline 04.00 or later, pass --boa-offset -1000",
         )
-    scale = 10000 if values == "reflectance" else facts.quantification
-    rule = ReflectanceRule(boa_offset=offset, full_scale=round(ReflectanceRule().full_scale * scale / 10000))
-    return Rendering(values or "dn", rule), f"{why}; offset {offset}: {reason}", doubts
+    scales = (10000.0,) if values == "reflectance" else facts.quantifications
+    count = max(len(offsets), len(scales))
+    rules = tuple(
+        ReflectanceRule(boa_offset=offset, full_scale=round(ReflectanceRule().full_scale * scale / 10000))
+        for offset, scale in list(zip(_three(offsets), _three(scales), strict=True))[:count]
+    )
+    return Rendering(values or "dn", rules), f"{why}; offset {_listed(offsets)}: {reason}", doubts
 
 
-def _sample(dataset: Any, choice: BandChoice, nodata: Sequence[float | None]) -> list[npt.NDArray[Any]]:
+def _three(values: tuple[T, ...]) -> tuple[T, ...]:
+    return values * 3 if len(values) == 1 else values
+
+
+def _listed(values: Sequence[Any]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _sample(stored: StoredPixels) -> list[npt.NDArray[Any]]:
     """Pixels that have data, per band, from windows spread over the raster; none where they cannot be read."""
-    indexes = list(choice.indexes)
-    found: list[list[npt.NDArray[Any]]] = [[] for _ in indexes]
-    for top in _spread(dataset.height):
-        for left in _spread(dataset.width):
-            window = Window(left, top, min(_WINDOW_SIDE, dataset.width - left), min(_WINDOW_SIDE, dataset.height - top))
+    height, width = stored.size
+    found: list[list[npt.NDArray[Any]]] = []
+    for top in _spread(height):
+        for left in _spread(width):
+            window = Window(left, top, min(_WINDOW_SIDE, width - left), min(_WINDOW_SIDE, height - top))
             try:
-                planes = dataset.read(indexes, window=window)
+                planes, empty, _ = stored.read(window)
             except RasterioError:
                 continue  # its tiles will say so
-            good = np.isfinite(planes).all(axis=0) & (planes != 0).any(axis=0)
-            if all(value is not None for value in nodata):
-                good &= (planes != np.array(nodata)[:, None, None]).any(axis=0)
-            for part, plane in zip(found, planes, strict=True):
-                part.append(plane[good])
-    return [np.concatenate(parts) if parts else np.empty(0) for parts in found]
+            found.append([plane.flatten() if empty is None else plane[~empty] for plane in planes])
+    return [np.concatenate(parts) for parts in zip(*found, strict=True)] if found else [np.empty(0)] * 3
 
 
 def _spread(size: int) -> list[int]:

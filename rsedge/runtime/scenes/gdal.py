@@ -13,6 +13,8 @@ import threading
 import warnings
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,10 @@ _ZIP_MEMBER = re.compile(
 _ITEM_BYTES = {"uint8": 1, "int8": 1, "uint16": 2, "int16": 2, "uint32": 4, "int32": 4, "float32": 4}
 _ITEM_BYTES |= {"uint64": 8, "int64": 8, "float64": 8, "complex64": 8, "complex_int16": 4, "complex128": 16}
 _MEMBER_HEAD = 2**20  # bytes of a zip's member that are looked at
+
+
+READ_ERRORS = (RasterioError, CPLE_BaseError)
+"""What rasterio raises for pixels or metadata that cannot be read."""
 
 
 class OwnVrt(str):
@@ -132,11 +138,27 @@ def open_dataset(target: str, access: Access = LOCAL, *, overview: int | None = 
     dataset = _open(target, name, drivers, access, options)
     # 4. Judge what is open.
     try:
-        _check(dataset, name, access)
+        with reading(name):
+            _check(dataset, name, access)
     except BaseException:
         dataset.close()
         raise
     return dataset
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Raise what rasterio raises over the metadata or pixels of an open raster as SceneError."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise SceneError(
+            f"{name} has metadata that are not UTF-8 (a band's name, a tag, its coordinate reference system): "
+            "gdal_translate -nomd writes it without them"
+        ) from error
+    except READ_ERRORS as error:
+        reason = re.sub(r"\s+", " ", str(error.__cause__ or error))[: 2 * _SHOWN]
+        raise SceneError(f"{name} cannot be read: {reason} (gdalinfo says more)") from error
 
 
 def judge_header(read: Read, name: str, access: Access = LOCAL, *, places: bool = True) -> None:
@@ -166,7 +188,7 @@ def _open(target: str, name: str, drivers: tuple[str, ...], access: Access, opti
     except UnicodeEncodeError as error:
         shown = os.fsencode(name).decode("utf-8", "replace")
         raise SceneError(f"{shown} is a name that is not UTF-8, and rasterio opens none: rename the file") from error
-    except (RasterioError, CPLE_BaseError) as error:
+    except READ_ERRORS as error:
         if remote.is_remote(target):
             raise remote.read_problem(target, error) from error
         reason = re.sub(r"\s+", " ", str(error))[: 2 * _SHOWN]

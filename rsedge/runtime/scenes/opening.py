@@ -9,6 +9,7 @@ import math
 import os
 import re
 from collections.abc import Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,14 +24,17 @@ from rsedge.runtime.scenes.access import MAX_PIXELS, Access, refuse_handler
 from rsedge.runtime.scenes.catalog import find, find_one, noted
 from rsedge.runtime.scenes.composite import CloudReader, CloudSource, Composite, Grid
 from rsedge.runtime.scenes.facts import choose_bands, choose_rendering, known_facts
-from rsedge.runtime.scenes.gdal import SUBDATASET, open_dataset
+from rsedge.runtime.scenes.gdal import SUBDATASET, open_dataset, reading
 from rsedge.runtime.scenes.headers import MAX_SIDE
-from rsedge.runtime.scenes.products.product import BandFile, Product
+from rsedge.runtime.scenes.products.product import PER_BAND, BandFile, Product
 from rsedge.runtime.scenes.rendering import FLOATS, PixelValues
-from rsedge.runtime.scenes.scene import Scene
+from rsedge.runtime.scenes.scene import METRES_PER_DEGREE, Scene, open_masks
 from rsedge.runtime.scenes.sidecars import is_vrt, mask_beside, read_vrt, unread_sidecars
+from rsedge.runtime.scenes.stored import StoredPixels, Validity
 from rsedge.texts import first_few
 
+_NO_DESCRIPTION = re.compile(r"|.*(alpha|mask|opacity|transparen).*|(band|layer|channel)?[\s_#-]*\d*", re.IGNORECASE)
+"""Description of an alpha band, or of a band that has none."""
 _GDAL_NAME = re.compile(r"^(/vsi[a-z0-9]+/|[A-Za-z][A-Za-z0-9_]+:)")
 
 
@@ -99,7 +103,8 @@ def open_scene(path: str | os.PathLike[str] | Product, options: SceneOptions) ->
     )
     # 4. Open and describe it.
     if not isinstance(found, Product):
-        return open_raster(found, options, final.get(found))
+        with reading(remote.unsigned(found)):
+            return open_raster(found, options, final.get(found))
     if options.bands is not None:
         raise OptionError(
             f"{found.source} is a product whose bands are known: leave --bands out, or pass one raster file"
@@ -107,7 +112,10 @@ def open_scene(path: str | os.PathLike[str] | Product, options: SceneOptions) ->
     product, access = found.at(final), options.access
     bands = tuple(product.bands[role] for role in ("red", "green", "blue"))
     one = len({file.path for file in bands}) == 1
-    with open_dataset(bands[0].path, access) if one else Composite(bands, product.extent, access) as dataset:
+    with (
+        reading(product.source),
+        open_dataset(bands[0].path, access) if one else Composite(bands, product.extent, access) as dataset,
+    ):
         return _describe(product.source, bands[0].path, dataset, options, product)
 
 
@@ -116,6 +124,7 @@ def open_scenes(
     *,
     stdin: str | None = None,
     outputs: Collection[str | os.PathLike[str]] = (),
+    unopened: list[str] | None = None,
     **options: Any,
 ) -> list[Scene]:
     """The scenes of all ``names``, in order.
@@ -124,10 +133,11 @@ def open_scenes(
         names: See :func:`rsedge.runtime.scenes.catalog.find`.
         stdin: What ``-`` holds.
         outputs: What will be written: the results of an earlier run are no scenes of the folder they lie in.
+        unopened: A list to which scenes that cannot be opened are added, one line each, if others can.
         **options: See :class:`SceneOptions`.
 
     Raises:
-        SceneError: Scenes cannot be opened; all are named.
+        SceneError: A name stands for nothing, or scenes cannot be opened; all are named.
         OptionError: An option does not fit.
     """
     how = SceneOptions(**options)
@@ -142,11 +152,14 @@ def open_scenes(
                 file = Path(entry) if isinstance(entry, str) and not remote.is_remote(entry) else None
                 if entry == name or file is None or file.resolve() not in written:
                     found.append(entry)
+    nothing = bool(problems)
     for entry in found:
         with noted(problems):
             scenes.append(open_scene(entry, how))
-    if problems:
+    if problems and (nothing or not scenes or unopened is None):
         raise SceneError("\n".join(first_few(problems)))
+    if unopened is not None:
+        unopened += problems
     return scenes
 
 
@@ -230,16 +243,26 @@ def _describe(
     ]
     nodata = tuple(value if value is not None and _fits(value, dtype) else None for value in declared)
     # 2. Grid and masks; a composite has the masks of its files.
-    grid, resampled = _resample(Grid.of(dataset), options, source)
-    mask_file, doubt = (None, None) if together else mask_beside(target, dataset, options.access)
-    mask_band = None if mask_file else _mask_band(dataset, choice.indexes)
-    # 3. Rendering.
-    facts = known_facts(source, dataset, choice, product)
-    rendering, why, doubts = choose_rendering(
-        dataset, choice, nodata, facts, boa_offset=options.boa_offset, values=options.pixel_values, source=source
-    )
-    # 4. Clouds, and what all is read from.
+    own = Grid.of(dataset, product.extent if product else None)
+    grid, resampled = _resample(own, options, source, palette=choice.palette)
+    mask_band, mask_file, doubt = _mask_band(dataset, choice.indexes), None, None
+    if mask_band is None and not together:
+        mask_file, doubt = mask_beside(target, dataset, options.access)
     clouds, no_clouds = _clouds(shown, path, dataset, grid, options, product)
+    # 3. Rendering, by pixels that have data.
+    facts = known_facts(source, dataset, choice, product)
+    with ExitStack() as opened:
+        beside = open_masks(mask_file, own, choice.indexes, options.access, opened)
+        rendering, why, doubts = choose_rendering(
+            StoredPixels(dataset, choice.indexes, Validity(nodata, True, -2000.0, mask_band), beside=beside),
+            dtype,
+            choice,
+            facts,
+            boa_offset=options.boa_offset,
+            values=options.pixel_values,
+            source=source,
+        )
+    # 4. Files that it is read from.
     read = [mask_file.path] if mask_file else []
     read += [clouds.file.path] if clouds else []
     local = {name for name in (*dataset.files, *files, *read) if Path(name).is_file()}
@@ -276,6 +299,7 @@ def _describe(
         warnings=(
             *_georeference_warnings(source, dataset, grid),
             *((doubt,) if doubt else ()),
+            *((choice.doubt,) if choice.doubt else ()),
             *(warning for part in dict.fromkeys(parts) for warning in unread_sidecars(part)),
             *(product.warnings if product else ()),
             *doubts,
@@ -308,7 +332,9 @@ def _clouds(
     return clouds, None
 
 
-def _resample(grid: Grid, options: SceneOptions, source: str) -> tuple[Grid, str | None]:
+def _resample(
+    grid: Grid, options: SceneOptions, source: str, *, palette: bool
+) -> tuple[Grid, Literal["average", "bilinear", "nearest"] | None]:
     """The grid with pixels of another size, and how to get there."""
     if (resolution := options.resolution) is None:
         return grid, None
@@ -318,6 +344,16 @@ def _resample(grid: Grid, options: SceneOptions, source: str) -> tuple[Grid, str
     factors = [resolution / size for size in own]
     if all(abs(factor - 1) < 1e-9 for factor in factors):
         return grid, None
+    sides = grid.width * own[0], grid.height * own[1]
+    degrees = bool(grid.crs.is_geographic)
+    unit = "degrees" if degrees else grid.crs.linear_units or "map units"
+    if resolution > min(sides):
+        advice = f"give a size of pixels in {unit}; its own are {own[0]:.6g}"
+        if degrees:
+            metres = resolution / METRES_PER_DEGREE
+            advice = f"its coordinates are degrees, so {resolution:g} metres are --resolution {metres:.3g}"
+        size = f"{sides[0]:.6g} x {sides[1]:.6g} {unit}"
+        raise OptionError(f"resolution {resolution:g} is more than the whole of {source}, {size}: {advice}")
     width, height = (
         max(1, math.ceil(count / factor - 1e-6))
         for count, factor in zip((grid.width, grid.height), factors, strict=True)
@@ -325,8 +361,10 @@ def _resample(grid: Grid, options: SceneOptions, source: str) -> tuple[Grid, str
     if width * height > options.max_pixels or max(width, height) > MAX_SIDE:
         size = f"{width} x {height} pixels, more than --max-pixels {options.max_pixels} or {MAX_SIDE} on a side"
         raise OptionError(f"at resolution {resolution} {source} would have {size}: choose a larger one")
-    resampling = "average" if max(factors) > 1 else "bilinear"
-    return Grid(grid.crs, grid.transform @ Affine.scale(*factors), width, height), resampling
+    method: Literal["average", "bilinear", "nearest"] = "average" if max(factors) > 1 else "bilinear"
+    if palette and method == "bilinear":
+        method = "nearest"
+    return Grid(grid.crs, grid.transform @ Affine.scale(*factors), width, height), method
 
 
 def _fits(value: float, dtype: str) -> bool:
@@ -337,18 +375,22 @@ def _fits(value: float, dtype: str) -> bool:
 
 
 def _mask_band(dataset: Any, chosen: tuple[int, ...]) -> int | None:
-    """Number of the alpha band, 0 for an internal mask or one beside the file, None where neither exists.
+    """The mask band, see ``Validity``.
 
     GDAL calls the fourth band of many R, G, B, infrared files alpha; one that is described as something else, or chosen
-    as a colour, is none.
+    as a colour, is none. A description such as ``Band_4`` describes nothing.
     """
     bands = zip(dataset.indexes, dataset.colorinterp, dataset.descriptions, strict=True)
     called_alpha = [(index, description) for index, colour, description in bands if colour == ColorInterp.alpha]
     for index, description in called_alpha:
-        if index not in chosen and (not description or "alpha" in description.lower()):
+        if index not in chosen and _NO_DESCRIPTION.fullmatch((description or "").strip()[:100]):
             return int(index)
-    flags = dataset.mask_flag_enums[chosen[0] - 1]
-    return 0 if MaskFlags.per_dataset in flags and not called_alpha else None
+    flags = [dataset.mask_flag_enums[number - 1] for number in chosen]
+    if called_alpha and all(MaskFlags.alpha in each for each in flags):
+        return None
+    if any(not each for each in flags):
+        return PER_BAND
+    return 0 if MaskFlags.per_dataset in flags[0] else None
 
 
 def _name(source: str) -> str:

@@ -12,6 +12,7 @@ from PIL import Image
 from rasterio.errors import RasterioError
 
 from rsedge.errors import OptionError, SceneError
+from rsedge.runtime.scenes.products.product import PER_BAND
 from rsedge.runtime.scenes.scene import open_pixels
 
 if TYPE_CHECKING:
@@ -73,11 +74,15 @@ def quicklook(scene: Scene, *, longest: int = 1400) -> UInt8:
 def _overview(scene: Scene, factor: float) -> Scene:
     """The smallest overview that is clearly larger than the picture, as a scene; else the scene itself."""
     # A palette's overviews mix colours that are none; a mask beside the bands would be left behind.
-    if scene.palette or scene.mask_band == 0 or scene.mask_file or scene.resampled:
+    if scene.palette or scene.mask_band in (0, PER_BAND) or scene.mask_file or scene.resampled:
         return scene
     try:
         with open_pixels(scene) as dataset:
             factors = [dataset.overviews(band) for band in dataset.indexes]
+            # Overviews know only the no-data that the file declares.
+            declared = tuple(dataset.nodatavals[band - 1] for band in scene.bands)
+            if declared != scene.nodata:
+                return scene
         levels = [level for level, by in enumerate(factors[0]) if by * _SPARE <= factor]
         if not levels or any(each != factors[0] for each in factors):
             return scene

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from rasterio.errors import RasterioError
 
 from rsedge.errors import OptionError
-from rsedge.pixels import UInt8, resize, stack_images
+from rsedge.pixels import ImageSize, UInt8, resize, stack_images
+from rsedge.runtime.scenes.gdal import READ_ERRORS
 
 if TYPE_CHECKING:
     from rsedge.runtime.scenes.scene import Pixels, Scene, SceneReader
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 
 # Formats that can only be decoded from the top: a second reader would decode everything a second time.
 _SEQUENTIAL = frozenset({"PNG", "JPEG", "GIF", "BMP", "WEBP"})
-# Where GDAL resamples, a pixel between two values may depend on the window that it is part of: the same ones always,
-# tile row by tile row, so many lines each.
-_WARPED_LINES = 64
 # A raster made of others reports blocks of its own; this is what the files behind it usually have (JP2: 1024).
 _COMPOSITE = frozenset({"VRT"})
 _COMPOSITE_BLOCK = 1024
@@ -49,7 +46,7 @@ class TilePixels:
     """The pixels of one tile."""
 
     tile: Tile  # which one
-    # per size asked for uint8 [size, size, 3], 0 where there is no data or the tile hangs over; empty if
+    # per size asked for uint8 [size, size, 3], 0 where there is no data or ``pad`` lets the tile hang over; empty if
     # unreadable. Plane after plane in memory where they were not resized: see ``rsedge.pixels``.
     images: tuple[UInt8, ...]
     nodata_fraction: float | None  # share of the covered source pixels without data, or None if unreadable
@@ -63,14 +60,6 @@ class TilePixels:
     def image(self) -> UInt8 | None:
         """The first of ``images``, or None."""
         return self.images[0] if self.images else None
-
-
-@dataclass(frozen=True, slots=True)
-class ImageSize:
-    """What a model wants to see."""
-
-    size: int  # side in pixels
-    resample: str = "bicubic"  # filter that brings pixels to it, see ``rsedge.pixels.resize``
 
 
 def resize_all(image: UInt8, sizes: Sequence[ImageSize]) -> tuple[UInt8, ...]:
@@ -358,7 +347,7 @@ class _RowQueue:
     ) -> dict[int, npt.NDArray[np.int64]]:
         """Read a piece into the images of the tile rows; gives the counts of its pixels in each, [3, tiles]."""
         counts = {number: np.zeros((3, len(row.tiles)), np.int64) for number, row in rows.items()}
-        lines = _WARPED_LINES if self._scene.resampled else max(1, _PIXELS_AT_ONCE // (right - left))
+        lines = max(1, _PIXELS_AT_ONCE // (right - left))
         try:
             for first in range(top, bottom, lines):
                 last = min(first + lines, bottom)
@@ -366,7 +355,7 @@ class _RowQueue:
                 for number, row in rows.items():
                     if row.top < last and row.bottom > first:
                         _lay(pixels, row, counts[number], first, left)
-        except RasterioError:
+        except READ_ERRORS:
             for row in rows.values():
                 row.failed = True
         return counts
@@ -383,7 +372,7 @@ class _RowQueue:
     def _read_alone(self, tile: Tile, reader: SceneReader) -> TilePixels:
         try:
             pixels = reader.read_pixels(tile.row_off, tile.col_off, tile.height, tile.width)
-        except RasterioError as error:
+        except READ_ERRORS as error:
             reason = " ".join(str(error.__cause__ or error).split())
             return TilePixels(tile, (), None, error=f"pixels cannot be read: {reason}")
         planes = np.zeros((3, self._grid.tile_size, self._grid.tile_size), np.uint8)
@@ -391,9 +380,12 @@ class _RowQueue:
         return self._tile(tile, planes, _counts(pixels, slice(None), slice(None)))
 
     def _tile(self, tile: Tile, planes: UInt8, counts: Sequence[int]) -> TilePixels:
-        """Bring a padded tile to the images' sizes; padding does not count as missing."""
+        """Mirror a tile that hangs over, and bring it to the images' sizes; what lies beyond does not count."""
         empty, fill, cloud = counts
         size = tile.width * tile.height
+        if self._grid.edge in ("shift", "mirror") and size < planes[0].size:
+            beyond = (0, 0), (0, planes.shape[1] - tile.height), (0, planes.shape[2] - tile.width)
+            planes[:] = np.pad(planes[:, : tile.height, : tile.width], beyond, "symmetric")
         cloudy = cloud / (size - empty) if self._scene.clouds is not None and empty < size else None
         return TilePixels(tile, resize_all(planes.transpose(1, 2, 0), self._sizes), empty / size, fill / size, cloudy)
 

@@ -34,22 +34,31 @@ class Rendering:
     # what the numbers are: ``reflectance`` from 0 to 1, ``dn`` (reflectance times 10,000), or ``colours`` from 0
     # to 255
     values: PixelValues
-    rule: ReflectanceRule | None  # from digital numbers to 8-bit; None for colours
+    # from digital numbers to 8-bit: one for all bands, or one for each; none for colours
+    rules: tuple[ReflectanceRule, ...] = ()
 
     def apply(self, stored: npt.NDArray[Any]) -> UInt8:
-        """8-bit values of the same shape; what is not finite gives any."""
+        """8-bit values of the same shape [K, h, w]; what is not finite gives any."""
         floating = stored.dtype.kind == "f"
-        if self.rule is None:
+        if not self.rules:
             return _whole(stored, 1, 255).astype(np.uint8) if floating else stored.astype(np.uint8, copy=False)
-        if not floating:
-            return self.rule.apply(stored)
-        return self.rule.apply(_whole(stored, _DN_PER_REFLECTANCE if self.values == "reflectance" else 1, 65535))
+        numbers = stored
+        if floating:
+            numbers = _whole(stored, _DN_PER_REFLECTANCE if self.values == "reflectance" else 1, 65535)
+        if len(self.rules) == 1:
+            return self.rules[0].apply(numbers)
+        return np.stack([rule.apply(plane) for rule, plane in zip(self.rules, numbers, strict=True)])
 
     def describe(self) -> str:
         """One line, as records carry it."""
-        if self.rule is None:
+        if not self.rules:
             return "uint8 as stored"
-        return self.rule.describe() + ("; DN = round(10000 * reflectance)" if self.values == "reflectance" else "")
+        described = list(dict.fromkeys(rule.describe() for rule in self.rules))
+        text = described[0]
+        if len(described) > 1:
+            bands = zip(("red", "green", "blue"), self.rules, strict=True)
+            text = "; ".join(f"{colour}: {rule.describe()}" for colour, rule in bands)
+        return text + ("; DN = round(10000 * reflectance)" if self.values == "reflectance" else "")
 
 
 class FastRule:

@@ -6,35 +6,41 @@ serves one thread at a time.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import rasterio
-from rasterio.enums import Resampling
 from rasterio.windows import Window
 
 from rsedge.errors import SceneError
 from rsedge.runtime.scenes import remote
 from rsedge.runtime.scenes.access import LOCAL, Access
-from rsedge.runtime.scenes.composite import CloudReader, Composite, Grid, Mask, PlacedBand
+from rsedge.runtime.scenes.composite import CloudReader, Composite, Grid, PlacedBand
 from rsedge.runtime.scenes.footprints import footprints
 from rsedge.runtime.scenes.gdal import open_dataset
 from rsedge.runtime.scenes.gdal import settings as gdal_settings
+from rsedge.runtime.scenes.products.product import PER_BAND
+from rsedge.runtime.scenes.products.sentinel2 import ProductName
 from rsedge.runtime.scenes.rendering import FastRule
+from rsedge.runtime.scenes.stored import Mask, Resampled, StoredPixels, Validity, either, where
 from rsedge.texts import plain, redact
 
 if TYPE_CHECKING:
+    from rsedge.manifest import Domain
     from rsedge.pixels import ReflectanceRule, UInt8
     from rsedge.runtime.scenes.composite import CloudSource
     from rsedge.runtime.scenes.products.product import BandFile, Extent, Product
     from rsedge.runtime.scenes.rendering import Rendering
     from rsedge.runtime.scenes.tiles import Tile
+
+METRES_PER_DEGREE = 111_320.0  # of latitude
+_TOLERANCE = 1.6  # times a resolution that a model still knows
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +64,7 @@ class Scene:
     rendering: Rendering  # how pixels become 8-bit
     rendering_reason: str  # why so, as one clause
     nodata: tuple[float | None, ...]  # per band of ``bands`` the value that means no data, or None
-    mask_band: int | None  # number of the alpha band, 0 for a mask of the whole dataset, or None
+    mask_band: int | None  # see ``Validity``
     palette: bool
     block_shape: tuple[int, int]  # height and width of the blocks the file is stored in
     band_count: int  # bands in the file, used or not
@@ -69,7 +75,7 @@ class Scene:
     mgrs_tile: str | None = None  # tile in the Military Grid Reference System, or None
     clouds: CloudSource | None = None  # where its clouds are known from, or None
     # name of the resampling that brings it to its size, or None where it is read as stored
-    resampled: str | None = None
+    resampled: Literal["average", "bilinear", "nearest"] | None = None
     # files of red, green and blue where these are several; empty where ``path`` has all bands
     parts: tuple[BandFile, ...] = ()
     extent: Extent | None = None  # where parts lie that do not say so themselves
@@ -115,8 +121,16 @@ class Scene:
 
     @property
     def reflectance(self) -> ReflectanceRule | None:
-        """How digital numbers become 8-bit, or None for colours."""
-        return self.rendering.rule
+        """Rule from digital numbers (of red, where the bands have rules of their own) to 8-bit; None for colours."""
+        return self.rendering.rules[0] if self.rendering.rules else None
+
+    @property
+    def validity(self) -> Validity:
+        """Rules for pixels without data."""
+        least = None
+        if self.rendering.rules and self.dtype != "uint16":
+            least = -0.2 if self.rendering.values == "reflectance" else -2000.0
+        return Validity(self.nodata, bool(self.rendering.rules), least, self.mask_band)
 
     @property
     def crs_name(self) -> str:
@@ -126,6 +140,36 @@ class Scene:
     @property
     def _has_place(self) -> bool:
         return bool(self.crs) and not self.transform.is_identity
+
+    @property
+    def metres_per_pixel(self) -> float | None:
+        """Size of a pixel on the ground, in metres (of a scene in degrees along its columns), or None."""
+        if not self._has_place:
+            return None
+        size = math.hypot(self.transform.b, self.transform.e)
+        return size * METRES_PER_DEGREE if self.crs.is_geographic else size * self.crs.linear_units_factor[1]
+
+    def outside(self, domain: Domain | None) -> str | None:
+        """Return what sets the scene apart from the imagery that a model was trained on, as one line, or None."""
+        if domain is None:
+            return None
+        doubts = []
+        (low, high), size = domain.resolution, self.metres_per_pixel
+        if size is not None and not low / _TOLERANCE <= size <= high * _TOLERANCE:
+            wanted = low if size < low else high
+            unit = wanted / METRES_PER_DEGREE if self.crs.is_geographic else wanted / self.crs.linear_units_factor[1]
+            remedy = f"; --resolution {unit:.3g} resamples it" if size < low else ""
+            doubts.append(f"has {size:.3g} m per pixel{remedy}")
+        level = (ProductName.parse(self.product_id or self.name) or ProductName()).level
+        if domain.surface_reflectance and level == "L1C":
+            doubts.append("is level L1C, reflectance above the atmosphere; its product of level 2A fits")
+        if self.palette or (len(set(self.bands)) == 1 and not self.parts):
+            doubts.append("is a picture of classes or grey values")
+        if not doubts:
+            return None
+        return (
+            f"{self.name} {', and '.join(doubts)}: the model was trained on {domain.describe()}, and guesses elsewhere"
+        )
 
     @property
     def grid(self) -> Grid:
@@ -203,55 +247,58 @@ def open_pixels(scene: Scene) -> Any:
     return open_dataset(scene.path, scene.access, overview=scene.overview)
 
 
+def open_masks(
+    file: BandFile | None, grid: Grid, bands: Sequence[int], access: Access, stack: ExitStack
+) -> list[PlacedBand]:
+    """Open the masks beside a raster that lies on ``grid``; ``stack`` closes them."""
+    if file is None:
+        return []
+    mask = open_dataset(file.path, access)
+    stack.callback(mask.close)
+    numbers = dict.fromkeys(bands) if file.band == PER_BAND else [file.band]
+    return [PlacedBand(mask, number, grid, grid, file.path) for number in numbers]
+
+
 class SceneReader:
     """Reads windows of one scene; belongs to one thread."""
 
     def __init__(self, scene: Scene) -> None:
         # 1. Open the files.
         self._scene = scene
-        self._mask: PlacedBand | None = None
         self._clouds: CloudReader | None = None
         with ExitStack() as unless_good:
-            stored: Any = open_pixels(scene)
-            unless_good.callback(stored.close)
-            self._dataset: Any = stored
-            if scene.mask_file is not None:
-                beside = open_dataset(scene.mask_file.path, scene.access)
-                unless_good.callback(beside.close)
-                own = Grid.of(stored)
-                self._mask = PlacedBand(beside, scene.mask_file.band, own, scene.grid, scene.mask_file.path)
-            if scene.resampled and isinstance(stored, Composite):
-                stored.resample(scene.grid, Resampling[scene.resampled])
-            elif scene.resampled:
-                self._dataset = scene.grid.warp(stored, Grid.of(stored), Resampling[scene.resampled])
-                unless_good.callback(self._dataset.close)
+            dataset: Any = open_pixels(scene)
+            unless_good.callback(dataset.close)
+            own = Grid.of(dataset, scene.extent)
+            beside = open_masks(scene.mask_file, own, scene.bands, scene.access, unless_good)
+            classes = None
             if scene.clouds:
                 self._clouds = CloudReader(scene.clouds)
                 unless_good.callback(self._clouds.close)
+                if scene.clouds.kind == "scl":  # its no-data is the scene's
+                    classes = CloudReader(replace(scene.clouds, grid=own)) if scene.resampled else self._clouds
+                    unless_good.callback(classes.close)
             self._opened = unless_good.pop_all()
         # 2. A palette as uint8 [65536, 4], R, G, B, A; entries the file lacks are transparent.
-        self._colours: UInt8 | None = None
+        palette: UInt8 | None = None
         if scene.palette:
-            self._colours = np.zeros((65536, 4), np.uint8)
-            for value, colour in stored.colormap(scene.bands[0]).items():
-                self._colours[value] = colour
-        # 3. What the bands of a pixel without data, or of fill, hold, in the scene's own type.
-        kind, rule = np.dtype(scene.dtype), scene.reflectance
-        declared = np.array([value for value in scene.nodata if value is not None], kind)
-        empty = {tuple(declared)} if len(declared) == len(scene.nodata) else set()
-        if rule is not None:
-            empty.add((kind.type(0),) * len(scene.bands))
-        self._empty = list(empty)
-        # 0 of reflectance is no data already, and a palette has no fill.
-        fill: list[Any] = [0, 255] if rule is None else [] if kind.kind == "f" else [np.iinfo(kind).max]
+            palette = np.zeros((65536, 4), np.uint8)
+            for value, colour in dataset.colormap(scene.bands[0]).items():
+                palette[value] = colour
+        # 3. The pixels as stored, or resampled.
+        stored = StoredPixels(dataset, scene.bands, scene.validity, beside=beside, classes=classes, palette=palette)
+        self._pixels: StoredPixels | Resampled = stored
+        if scene.resampled:
+            factors = (~own.transform @ scene.transform)[4], (~own.transform @ scene.transform)[0]
+            self._pixels = Resampled(stored, factors, scene.resampled)
+        # 4. What the bands of a pixel of fill hold, in the scene's own type. 0 of reflectance is no data already, and a
+        # palette has no fill.
+        kind = np.dtype(scene.dtype)
+        fill: list[Any] = [0, 255] if not scene.rendering.rules else [] if kind.kind == "f" else [np.iinfo(kind).max]
         self._fill = [(kind.type(value),) * len(scene.bands) for value in ([] if scene.palette else fill)]
-        # What no reflectance is below: -9999 and the like, which many files do not declare.
-        self._impossible: float | None = None
-        if rule is not None and scene.dtype != "uint16":
-            self._impossible = -0.2 if scene.rendering.values == "reflectance" else -2000.0
-        # 4. Buffers.
-        self._fast = FastRule(rule) if rule and scene.dtype == "uint16" else None
-        self._stored = np.empty(0, scene.dtype)
+        # 5. Rules, and their output.
+        uint16 = scene.dtype == "uint16"
+        self._fast = [FastRule(rule) for rule in scene.rendering.rules] if uint16 else []
         self._planes = np.empty(0, np.uint8)
 
     def read(self, row_off: int, col_off: int, height: int, width: int) -> tuple[UInt8, Mask]:
@@ -269,61 +316,32 @@ class SceneReader:
         Raises:
             rasterio.errors.RasterioError: The pixels cannot be read.
         """
-        # 1. Stored values [K, h, w].
+        # 1. Stored values [K, h, w], and where there is no data.
         window = Window(col_off, row_off, width, height)
-        bands = self._scene.bands
-        count = height * width * len(bands)
-        if self._stored.size < count:
-            self._stored = np.empty(count, self._scene.dtype)
-        stored: npt.NDArray[Any] = self._stored[:count].reshape(len(bands), height, width)
-        self._dataset.read(bands, window=window, out=stored)
-        flat = stored.reshape(-1)
-        extremes = (flat.min(), flat.max())
-        # 2. Where there is no data as the values tell, as a mask does, and as the cloud mask does.
-        empty: Mask | None = None
-        if stored.dtype.kind == "f" and not np.isfinite(extremes).all():
-            empty = ~np.isfinite(stored).all(axis=0)
-        if self._impossible is not None and not extremes[0] >= self._impossible:
-            empty = _either(empty, np.all(stored < self._impossible, axis=0))
-        for values in self._empty:
-            empty = _either(empty, _where(stored, values, extremes))
-        empty = _either(empty, self._masked(window))
-        cloud, without = self._clouds.read(window) if self._clouds is not None else (None, None)
-        empty = _either(empty, without)
-        # 3. Fill.
+        stored, empty, extremes = self._pixels.read(window)
+        cloud = self._clouds.read(window)[0] if self._clouds is not None else None
+        # 2. Fill.
         fill = None
         for values in self._fill:
-            fill = _either(fill, _where(stored, values, extremes))
-        # 4. 8-bit colours; the stored values may be overwritten.
-        if self._colours is not None:
-            colours = self._colours[stored[0]]
-            planes, empty = np.moveaxis(colours[..., :3], 2, 0), _either(empty, colours[..., 3] == 0)
-        elif self._fast is None:
-            planes = self._scene.rendering.apply(stored)
+            fill = either(fill, where(stored, values, extremes))
+        # 3. 8-bit colours; the stored values may be overwritten.
+        if self._fast:
+            if self._planes.size < stored.size:
+                self._planes = np.empty(stored.size, np.uint8)
+            planes = self._planes[: stored.size].reshape(stored.shape)
+            least, most = map(int, extremes)
+            if len(self._fast) == 1:
+                self._fast[0].apply(stored, planes, least, most)
+            else:
+                for rule, plane, out in zip(self._fast, stored, planes, strict=True):
+                    rule.apply(plane, out, least, most)
         else:
-            if self._planes.size < count:
-                self._planes = np.empty(count, np.uint8)
-            planes = self._planes[:count].reshape(stored.shape)
-            self._fast.apply(stored, planes, int(extremes[0]), int(extremes[1]))
+            planes = self._scene.rendering.apply(stored)
         if empty is not None and not empty.any():
             empty = None
         if empty is not None:
             planes *= (~empty).view(np.uint8)  # many times as fast as assigning to a mask
         return Pixels(planes, empty, fill if fill is None or fill.any() else None, cloud)
-
-    def _masked(self, window: Window) -> Mask | None:
-        """Which pixels have no data as another band or a mask tells; None where nothing does."""
-        if self._scene.mask_band:
-            stored = self._dataset.read(self._scene.mask_band, window=window)
-        elif self._scene.mask_band == 0:
-            stored = self._dataset.read_masks(self._scene.bands[0], window=window)
-        elif self._mask is not None:
-            stored = np.empty((int(window.height), int(window.width)), self._mask.dtype)
-            self._mask.read(window, stored, outside=0, resampling=Resampling.nearest)
-        else:
-            return None
-        found: Mask = stored == 0
-        return found
 
     def close(self) -> None:
         """Give the dataset handles back."""
@@ -334,22 +352,3 @@ class SceneReader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _where(stored: npt.NDArray[Any], values: tuple[Any, ...], extremes: tuple[Any, Any]) -> Mask | None:
-    """Where bands [K, h, w] have their values, K of them; None where their extremes tell that it is nowhere."""
-    if min(values) < extremes[0] or max(values) > extremes[1]:
-        return None
-    found: Mask = stored[0] == values[0]
-    for band, value in zip(stored[1:], values[1:], strict=True):
-        if not found.any():
-            return None
-        found &= band == value
-    return found
-
-
-def _either(one: Mask | None, other: Mask | None) -> Mask | None:
-    """Where one of two masks is True; None is one that is False throughout."""
-    if one is None or other is None:
-        return other if one is None else one
-    return one | other

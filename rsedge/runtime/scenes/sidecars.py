@@ -21,13 +21,12 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
-from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.transform import Affine
 
 from rsedge.errors import SceneError
 from rsedge.runtime.scenes.access import is_plain_xml, refuse_gdal_name
 from rsedge.runtime.scenes.gdal import OwnVrt, open_dataset
-from rsedge.runtime.scenes.products.product import BandFile
+from rsedge.runtime.scenes.products.product import PER_BAND, BandFile
 from rsedge.runtime.scenes.reference import WKT, file_named, parse_reference
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ _FORMATS = ("GTiff", "JP2OpenJPEG", "JP2KAK", "JP2ECW", "JP2MrSID", "PNG")
 
 
 def mask_beside(target: str, dataset: Any, access: Access) -> tuple[BandFile | None, str | None]:
-    """The mask in ``FILE.msk``, where the raster has no mask and no transparency of its own.
+    """The mask in ``FILE.msk``; its band is ``PER_BAND`` if it has a mask for each band of the raster.
 
     Args:
         target: The raster, as the gate opened it.
@@ -61,8 +60,7 @@ def mask_beside(target: str, dataset: Any, access: Access) -> tuple[BandFile | N
         The mask, or None; and a warning where there is one that is not used.
     """
     path = Path(f"{target}.msk")
-    own = any(MaskFlags.per_dataset in flags for flags in dataset.mask_flag_enums)
-    if target.startswith("/vsi") or own or ColorInterp.alpha in dataset.colorinterp or not os.path.isfile(path):  # noqa: PTH113 - Path raises for long names
+    if target.startswith("/vsi") or not os.path.isfile(path):  # noqa: PTH113 - Path raises for long names
         return None, None
     if not _lies_beside(path):
         return None, f"{path} is not used as a mask: it is a link to a file elsewhere"
@@ -73,7 +71,10 @@ def mask_beside(target: str, dataset: Any, access: Access) -> tuple[BandFile | N
             if mask.shape != dataset.shape:
                 return None, f"{path} is not used as a mask: it has {mask.width} x {mask.height} px, the raster others"
             if mask.tags().get("INTERNAL_MASK_FLAGS_1", _PER_DATASET) != _PER_DATASET and mask.count > 1:
-                return None, f"{path} is not used as a mask: it has one for each band"
+                if mask.count != dataset.count:
+                    counts = f"{mask.count} bands, the raster {dataset.count}"
+                    return None, f"{path} is not used as a mask: it has masks for {counts}"
+                return BandFile(path=str(path), band=PER_BAND), None
     except SceneError as error:
         return None, f"{path} is not used as a mask: {error}"
     return BandFile(path=str(path)), None

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from rsedge.errors import OptionError
 
-Edge = Literal["pad", "shift", "drop"]
+Edge = Literal["shift", "mirror", "pad", "drop"]
 EDGES: tuple[Edge, ...] = get_args(Edge)
 
 
@@ -21,7 +21,8 @@ class Tile:
     col: int
     row_off: int  # and col_off: first source pixel
     col_off: int
-    # and height: source pixels inside the scene; less than the tile size only where ``pad`` lets it hang over
+    # and height: source pixels inside the scene; less than the tile size where ``pad`` and ``mirror`` let it hang over,
+    # or the scene is smaller
     width: int
     height: int
 
@@ -42,9 +43,10 @@ class TileGrid:
     height: int
     tile_size: int = 224  # side of a tile in source pixels
     overlap: int = 0  # pixels that neighbouring tiles share
-    # what happens where the scene does not end with a tile: ``pad`` lets the last tile hang over, ``shift`` moves
-    # it inward until it is whole (a scene smaller than a tile is padded), ``drop`` keeps whole tiles only
-    edge: Edge = "pad"
+    # what happens where the scene does not end with a tile: ``shift`` moves the last tile inward until it is whole,
+    # ``mirror`` fills it up with the scene mirrored, ``pad`` with black, ``drop`` keeps whole tiles only; ``shift``
+    # mirrors a scene smaller than a tile
+    edge: Edge = "shift"
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.height < 1:
@@ -61,7 +63,7 @@ class TileGrid:
         if self.edge == "drop" and min(self.width, self.height) < self.tile_size:
             raise OptionError(
                 f"no whole tile of {self.tile_size} pixels fits a scene of {self.width} × {self.height}: "
-                "choose edge pad, or smaller tiles"
+                "choose edge shift, or smaller tiles"
             )
 
     @property

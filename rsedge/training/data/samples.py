@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
-from rsedge.errors import OptionError
-from rsedge.pixels import resize
+from rsedge.errors import BackendError, OptionError, SceneError
+from rsedge.pixels import ImageSize, fit_image
+from rsedge.texts import first_line
 from rsedge.training.data.augment import choose_caption, sample_seed
 
 if TYPE_CHECKING:
@@ -163,5 +164,26 @@ class PlainSamples(Dataset[Sample]):
 
 def read_pixels(example: Example, image: ImageSpec) -> Tensor:
     """The image at the model's size, uint8 [3, S, S], by the code that the runtime uses."""
-    pixels = resize(example.image.read(), image.size, image.resample)
+    pixels = fit_image(example.image.read(), ImageSize(image.size, image.resample, image.crop))
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def loaded(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The batches of a loader.
+
+    Raises:
+        SceneError: An image cannot be read any more.
+        BackendError: A worker was killed, which the system does where memory is short.
+    """
+    try:
+        yield from loader
+    except SceneError as error:  # a worker's comes with its traceback in the text
+        raise SceneError(str(error).rpartition("SceneError: ")[2].strip()) from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise BackendError(
+            f"a process that reads images was killed ({first_line(error)}): memory or /dev/shm probably ran short; "
+            "lower loop.batch_size or data.workers (0 reads in the training process); --resume goes on from the last "
+            "checkpoint"
+        ) from error

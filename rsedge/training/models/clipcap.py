@@ -113,6 +113,11 @@ def _from_parts(wanted: ModelRecipe, tokenizer: Any) -> tuple[ClipCapModel, Imag
             changes = {"projection_dim": whole.projection_dim, **changes}
         encoder = load_pretrained(_ENCODERS[kind], wanted, source=wanted.encoder, changes=changes)
         image = image_spec(wanted.encoder)
+    elif "encoder" in wanted.freeze:
+        raise OptionError(
+            "model.freeze keeps the encoder, but its weights are random: name a trained CLIP or SigLIP, as "
+            "with --set model.encoder=RUNS/clip/best"
+        )
     else:
         siglip = sections["vision"].get("model_type") == "siglip_vision_model"
         encoder_class = _ENCODERS["siglip" if siglip else "clip"]

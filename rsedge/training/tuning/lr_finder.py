@@ -19,7 +19,7 @@ import numpy as np
 from rsedge.errors import OptionError, OutputError, RsedgeError
 from rsedge.files import replacing
 from rsedge.training.recipe import with_settings
-from rsedge.training.run_folder import new_figure, save
+from rsedge.training.run_folder import check_place, new_figure, save
 from rsedge.training.train import make_task, read_data
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def find_learning_rate(
     """
     from accelerate.utils import set_seed
 
-    from rsedge.training.loop import Event, Trainer, make_accelerator
+    from rsedge.training.loop import Event, Trainer, accelerating
 
     problems = []
     if not 0 < min_rate < max_rate < math.inf:
@@ -126,31 +126,30 @@ def find_learning_rate(
     epochs = -(-steps // max(1, len(training) // recipe.loop.batch_size))
     # Captions are for evaluations, an average of the weights too, and there are neither.
     recipe = with_settings(recipe, {"loop.epochs": epochs, "loop.max_steps": steps, "loop.ema_decay": None})
-    accelerator = make_accelerator(recipe, cpu=cpu)
-    set_seed(recipe.seed)
-    trainer = Trainer(recipe, make_task(recipe, data), training, data.split("val"), accelerator)
-    trainer.model.train()
-    rates = [min_rate * (max_rate / min_rate) ** (step / (steps - 1)) for step in range(steps)]
-    losses: list[float] = []
-    average, lowest, diverged = 0.0, math.inf, False
-    for rate, chunks in zip(rates, trainer.batches(), strict=True):
-        for group in trainer.optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * (rate / recipe.optimizer.learning_rate)
-        try:
-            values = trainer.step_at_rates(chunks)
-        except RsedgeError:  # not a number any more
-            diverged = True
-            break
-        losses.append(values["loss"])
-        if observe is not None:
-            observe(Event(len(losses), steps, trainer.progress.step / trainer.order.steps_per_epoch, values))
-        average = _KEPT * average + (1 - _KEPT) * losses[-1]
-        smoothed = average / (1 - _KEPT ** len(losses))  # without its pull to the start at 0
-        lowest = min(lowest, smoothed)
-        if len(losses) >= _ENOUGH and smoothed > _BROKEN * lowest:
-            diverged = True
-            break
-    accelerator.end_training()
+    with accelerating(recipe, cpu=cpu) as accelerator:
+        set_seed(recipe.seed)
+        trainer = Trainer(recipe, make_task(recipe, data), training, data.split("val"), accelerator)
+        trainer.model.train()
+        rates = [min_rate * (max_rate / min_rate) ** (step / (steps - 1)) for step in range(steps)]
+        losses: list[float] = []
+        average, lowest, diverged = 0.0, math.inf, False
+        for rate, chunks in zip(rates, trainer.batches(), strict=True):
+            for group in trainer.optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * (rate / recipe.optimizer.learning_rate)
+            try:
+                values = trainer.step_at_rates(chunks)
+            except RsedgeError:  # not a number any more
+                diverged = True
+                break
+            losses.append(values["loss"])
+            if observe is not None:
+                observe(Event(len(losses), steps, trainer.progress.step / trainer.order.steps_per_epoch, values))
+            average = _KEPT * average + (1 - _KEPT) * losses[-1]
+            smoothed = average / (1 - _KEPT ** len(losses))  # without its pull to the start at 0
+            lowest = min(lowest, smoothed)
+            if len(losses) >= _ENOUGH and smoothed > _BROKEN * lowest:
+                diverged = True
+                break
     return LearningRateCurve(tuple(rates[: len(losses)]), tuple(losses), diverged)
 
 
@@ -183,7 +182,8 @@ def write_curve(curve: LearningRateCurve, folder: str | Path, *, overwrite: bool
 
 
 def curve_files(folder: str | Path, *, overwrite: bool = False) -> tuple[Path, Path]:
-    """The files of :func:`write_curve`. Raises OutputError: something is there already."""
+    """The files of :func:`write_curve`. Raises OutputError: they exist, or cannot be written."""
+    check_place(Path(folder))
     paths = (Path(folder) / "lr-finder.csv", Path(folder) / "lr-finder.png")
     taken = [str(path) for path in paths if path.exists()]
     if taken and not overwrite:

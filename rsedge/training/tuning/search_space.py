@@ -16,14 +16,23 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from rsedge.errors import OptionError
 from rsedge.tomlfile import parse_toml, read_toml
-from rsedge.training.recipe import flat, locate, parse_value, with_settings
+from rsedge.training.recipe import flat, locate, parse_value, refusal, with_settings
 
 if TYPE_CHECKING:
     from rsedge.training.recipe import Recipe
 
 FORMS = "float:LOW:HIGH, log:LOW:HIGH, int:LOW:HIGH[:STEP], or choices A,B,C"
 # Keys that decide which images there are: they are read once and shared, so that all trials are judged on the same.
-_FIXED = ("family", "seed", "data.sources", "data.fractions", "data.limit", "data.skip_bad", "data.paraphrases")
+_FIXED = (
+    "family",
+    "seed",
+    "data.sources",
+    "data.fractions",
+    "data.val_fraction",
+    "data.limit",
+    "data.skip_bad",
+    "data.paraphrases",
+)
 _MONITOR = ("loop.monitor", "loop.monitor_mode")
 
 
@@ -167,7 +176,7 @@ def to_toml(space: Space) -> dict[str, Any]:
 
 def _refuse(problems: list[str]) -> None:
     if problems:
-        raise OptionError("\n".join(["this cannot be searched:", *(f"  - {problem}" for problem in problems)]))
+        raise refusal("this cannot be searched:", problems)
 
 
 def _add(space: Space, key: str, value: Any, *, grid: bool) -> list[str]:

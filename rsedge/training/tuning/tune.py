@@ -204,7 +204,6 @@ class _Search:
 
         trial, settings = self.trials.ask()
         _log.info("trial %d: %s", trial.number, ", ".join(f"{key} {_short(value)}" for key, value in settings.items()))
-        _forget_accelerate()
         value, state, reason = None, "", ""
         try:
             value = self.train(trial, with_settings(self.trials.recipe, settings))
@@ -217,7 +216,7 @@ class _Search:
         if state:
             trial.set_user_attr("reason", reason)
         self.trials.end(trial, value, state)
-        _forget_accelerate()
+        _free_memory()
         return trial.number, outcome
 
     def train(self, trial: Any, recipe: Recipe) -> float:
@@ -267,13 +266,10 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _forget_accelerate() -> None:
-    """Free the memory, and accelerate's state, which outlives a run and refuses another precision."""
+def _free_memory() -> None:
+    """Free what a trial leaves, on the GPU too."""
     import torch
-    from accelerate.state import AcceleratorState, GradientState
 
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

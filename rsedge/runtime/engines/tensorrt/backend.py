@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rsedge.errors import BackendError, BundleError
+from rsedge.host import is_out_of_memory
 from rsedge.runtime.engines.contract import parse_device
-from rsedge.runtime.engines.memory import is_out_of_memory
 from rsedge.runtime.engines.tensorrt.build import (
     BuildSettings,
     Limits,

@@ -3,7 +3,8 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const byId = (id) => document.getElementById(id);
   const SVG = "http://www.w3.org/2000/svg";
-  const STATUS = { ok: "captioned", nodata: "no data", cloud: "cloud", read_error: "cannot be read" };
+  const classes = data.classes && new Map(data.classes); // label → colour, of a classification
+  const STATUS = { ok: classes ? "classified" : "captioned", nodata: "no data", cloud: "cloud", read_error: "cannot be read" };
   const [frame, plane, picture, grid, tip, list] = ["frame", "plane", "picture", "grid", "tip", "list"].map(byId);
   const filter = byId("filter");
   const ZOOMS = [1, 1.5, 2, 3, 4, 6, 8];
@@ -85,7 +86,15 @@
       label.append(box, swatch, make("span", {}, STATUS[status]), make("b", {}, counting.format(count)));
       return label;
     });
-    byId("legend").replaceChildren(byId("legend").firstElementChild, ...rows);
+    const kinds = [...(classes || [])].map(([label, colour]) => {
+      const count = tiles.filter((tile) => tile.caption === label).length;
+      const row = make("div", { class: "class" });
+      const swatch = make("i", { "aria-hidden": "true" });
+      swatch.style.background = colour;
+      row.append(swatch, make("span", { dir: "auto" }, label), make("b", {}, counting.format(count)));
+      return count ? row : null;
+    }).filter((row) => row);
+    byId("legend").replaceChildren(byId("legend").firstElementChild, ...rows, ...kinds);
   }
 
   // Patterns are drawn in source pixels: scaled so that they look alike on every scene.
@@ -107,6 +116,12 @@
       class: `tile ${tile.status}`, x: tile.col_off, y: tile.row_off, width: tile.width, height: tile.height,
       "data-tile": i,
     }));
+    tiles.forEach((tile, i) => {
+      const colour = classes && classes.get(tile.caption);
+      if (!colour) return;
+      rects[i].classList.add("classed");
+      rects[i].style.setProperty("--class", colour);
+    });
     rings = {};
     for (const name of ["pinned", "cursor"]) rings[name] = [shape({ class: "ring under" }), shape({ class: `ring ${name}` })];
     grid.replaceChildren(...rects, ...rings.pinned, ...rings.cursor);
@@ -268,7 +283,8 @@
     caption.className = tile.caption === null ? "without" : "";
     describe(byId("about"), [
       ["Status", STATUS[tile.status]],
-      ["Score", tile.score === null ? null : `${signed(tile.score, 4)} (log-probability; 0 is certain)`],
+      classes ? ["Probability", percent(tile.score)]
+        : ["Score", tile.score === null ? null : `${signed(tile.score, 4)} (log-probability; 0 is certain)`],
       ["Centre", tile.lat === null ? null : `${degrees(tile.lat, "NS")}, ${degrees(tile.lon, "EW")}`],
       ["Pixels", `rows ${tile.row_off} to ${tile.row_off + tile.height - 1}, columns ${tile.col_off} to ${tile.col_off + tile.width - 1}`],
       ["Without data", percent(tile.nodata_fraction)],
@@ -409,6 +425,11 @@
   window.addEventListener("resize", weighLines);
 
   const select = byId("scene");
+  if (classes) {
+    document.querySelector("label[for=filter]").textContent = "Filter classes";
+    document.querySelector("#order option[value=caption]").textContent = "by class";
+    document.querySelector("footer").textContent = document.querySelector("footer").textContent.replace("Captions are written", "Classes are chosen");
+  }
   select.append(...data.scenes.map((entry, i) => make("option", { value: i }, entry.name)));
   select.addEventListener("change", () => show(Number(select.value)));
   byId("chooser").hidden = data.scenes.length < 2;

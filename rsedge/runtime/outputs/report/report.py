@@ -19,6 +19,7 @@ from PIL import Image
 
 from rsedge.errors import OptionError, SceneError
 from rsedge.runtime.outputs.files import Target, file_target
+from rsedge.runtime.outputs.rasters import class_colours
 from rsedge.runtime.outputs.report.sheet import SceneOrder
 from rsedge.runtime.scenes.quicklook import quicklook
 from rsedge.texts import plain, redact
@@ -39,10 +40,17 @@ _FIELDS = [*_COPIED, "lon", "lat"]
 _IN_SCRIPT = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&"}
 
 
-def report_target(path: str | os.PathLike[str], scenes: Sequence[Scene], *, longest: int = 1400) -> Target:
+def report_target(
+    path: str | os.PathLike[str],
+    scenes: Sequence[Scene],
+    *,
+    longest: int = 1400,
+    classes: Sequence[str] | None = None,
+) -> Target:
     """An output of a run that is one HTML file, with everything in it and nothing loaded from anywhere.
 
-    The longer side of a scene's picture has at most ``longest`` pixels, less where scenes are many.
+    The longer side of a scene's picture has at most ``longest`` pixels, less where scenes are many. ``classes`` are the
+    labels of a classification, whose tiles have a class in place of a caption.
 
     Raises:
         OptionError: The suffix is another one, or ``longest`` is below 1.
@@ -53,14 +61,16 @@ def report_target(path: str | os.PathLike[str], scenes: Sequence[Scene], *, long
         raise OptionError(f"longest is {longest}, expected at least 1 pixel")
     share = min(1.0, (_MANY / max(1, len(scenes))) ** 0.5)
     side = min(longest, max(_SMALLEST, int(longest * share)))
-    return file_target(Path(path), partial(ReportWriter, scenes=tuple(scenes), longest=side))
+    return file_target(Path(path), partial(ReportWriter, scenes=tuple(scenes), longest=side, classes=classes))
 
 
 class ReportWriter:
     """Gathers the results of a run and writes the page in the end."""
 
-    def __init__(self, stream: BinaryIO, scenes: Sequence[Scene], longest: int) -> None:
-        self._stream, self._scenes, self._longest = stream, scenes, longest
+    def __init__(
+        self, stream: BinaryIO, scenes: Sequence[Scene], longest: int, classes: Sequence[str] | None = None
+    ) -> None:
+        self._stream, self._scenes, self._longest, self._classes = stream, scenes, longest, classes
         self._order = SceneOrder(scenes)
         self._entries: list[dict[str, Any]] = [
             {
@@ -93,7 +103,7 @@ class ReportWriter:
                     "model": record.model,
                     "rendering": record.rendering or entry["rendering"],
                 }
-            entry["tiles"].append([*(getattr(record, name) for name in _COPIED), *_centre(record.geometry)])
+            entry["tiles"].append([*(getattr(record, name) for name in _COPIED), *centre(record.geometry)])
 
     def finish(self) -> None:
         """Read the pictures and write the page."""
@@ -106,10 +116,15 @@ class ReportWriter:
             except SceneError as error:
                 entry["warnings"].append(f"no picture: {redact(plain(str(error)))}")
         names = ", ".join(dict.fromkeys(scene.name for scene in self._scenes))
-        self._stream.write(_page(f"{names} – rsedge", {"fields": _FIELDS, "scenes": self._entries}))
+        classes = None
+        if self._classes is not None:
+            colours = ["rgb({} {} {})".format(*colour[:3]) for colour in class_colours(len(self._classes))]
+            classes = [[plain(label), colour] for label, colour in zip(self._classes, colours, strict=True)]
+        page = {"fields": _FIELDS, "classes": classes, "scenes": self._entries}
+        self._stream.write(_page(f"{names} – rsedge", page))
 
 
-def _centre(geometry: dict[str, Any] | None) -> tuple[float | None, float | None]:
+def centre(geometry: dict[str, Any] | None) -> tuple[float | None, float | None]:
     """Longitude and latitude of the middle of a footprint, a small convex ring whose last point repeats the first."""
     if geometry is None:
         return None, None

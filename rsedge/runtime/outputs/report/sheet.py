@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from rsedge.runtime.scenes.scene import Scene
 
 _PAPER, _INK, _FAINT, _EMPTY = (255, 255, 255), (24, 24, 24), (120, 120, 120), (228, 228, 228)
+_RIM = (170, 170, 170)
 _GAP = 8
 _LINES = 4  # of a caption, at most
 _TEXT = 13  # height of letters in pixels
@@ -81,27 +82,38 @@ def draw_sheet(
     if columns < 1 or side < 32:
         raise OptionError(f"columns is {columns} and side {side}: give at least 1 and 32")
     font = ImageFont.load_default(_TEXT)
-    cell = (side + _GAP, side + (_LINES + 1) * _LEADING + _GAP)
-    rows, width = -(-len(tiles) // columns), columns * cell[0] + _GAP
+    rows, width = -(-len(tiles) // columns), columns * (side + _GAP) + _GAP
+    # Each row is as high as its longest caption.
+    texts = [_lines_of(record, font, side, name_scenes=name_scenes) for _, record in tiles]
+    heights = [
+        side + max(map(len, texts[row * columns : (row + 1) * columns])) * _LEADING + _GAP for row in range(rows)
+    ]
     heading = [line for text in (title or "").splitlines() for line in wrap(text, font, width - 2 * _GAP)]
     first = _GAP + (len(heading) * _LEADING + _GAP if heading else 0)
-    sheet = Image.new("RGB", (width, first + rows * cell[1]), _PAPER)
+    sheet = Image.new("RGB", (width, first + sum(heights)), _PAPER)
     draw = ImageDraw.Draw(sheet)
     for number, line in enumerate(heading):
         draw.text((_GAP, _GAP + number * _LEADING), line, fill=_INK, font=font)
-    for index, (pixels, record) in enumerate(tiles):
-        left, top = _GAP + index % columns * cell[0], first + index // columns * cell[1]
+    for index, (pixels, _) in enumerate(tiles):
+        left, top = _GAP + index % columns * (side + _GAP), first + sum(heights[: index // columns])
         if pixels is None:
             draw.rectangle((left, top, left + side - 1, top + side - 1), fill=_EMPTY)
         else:
             sheet.paste(Image.fromarray(resize(pixels, side)), (left, top))
-        place = f"row {record.row}, col {record.col}" + (f", {record.scene}" if name_scenes else "")
-        draw.text((left, top + side + 2), wrap(place, font, side, 1)[0], fill=_FAINT, font=font)
-        missing = f"{record.status}: {record.message}" if record.message else record.status
-        text, ink = (missing, _FAINT) if record.caption is None else (record.caption, _INK)
-        for number, line in enumerate(wrap(text, font, side), 1):
+            draw.rectangle((left, top, left + side - 1, top + side - 1), outline=_RIM)  # white tiles end on white paper
+        for number, (line, ink) in enumerate(texts[index]):
             draw.text((left, top + side + 2 + number * _LEADING), line, fill=ink, font=font)
     return sheet
+
+
+def _lines_of(
+    record: TileRecord, font: Font, side: int, *, name_scenes: bool
+) -> list[tuple[str, tuple[int, int, int]]]:
+    """The lines beneath a tile with their colours: its place and what it shows, in one line if they fit."""
+    place = f"{record.row}:{record.col}" + (f" {record.scene}" if name_scenes else "")
+    missing = f"{record.status}: {record.message}" if record.message else record.status
+    text, ink = (missing, _FAINT) if record.caption is None else (record.caption, _INK)
+    return [(wrap(place, font, side, 1)[0], _FAINT), *((line, ink) for line in wrap(text, font, side))]
 
 
 def wrap(text: str, font: Font, width: int, lines: int = _LINES) -> list[str]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+PER_BAND = -1
+"""In place of the number of a mask's band: each band of the raster has a mask of its own."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BandFile:
     """Where one band is."""
 
     path: str  # what GDAL opens: a file, or a name such as ``/vsizip/…`` or ``/vsicurl/…``
-    band: int = 1  # its number there, from 1
+    band: int = 1  # its number there, from 1, or ``PER_BAND``
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +39,11 @@ class Product:
     visual: bool = False  # whether the bands are 8-bit colours (a TCI) and no reflectance
     scl: BandFile | None = None  # the scene classification of Sen2Cor, or None
     extent: Extent | None = None  # where it lies, or None where only its files say so
-    boa_offset: int | None = None  # what metadata say is to be added to digital numbers, or None where they say nothing
-    quantification: float | None = None  # digital numbers per unit of reflectance as metadata say, or None
+    # what metadata say is to be added to digital numbers, of all bands or of each; None where they say nothing
+    boa_offset: int | tuple[int, ...] | None = None
+    # digital numbers per unit of reflectance as metadata say, of all bands or of each, or None
+    quantification: float | tuple[float, ...] | None = None
+    sentinel2: bool = True  # false if its metadata name another sensor, whose digital numbers have offsets of their own
     baseline: str | None = None  # processing baseline, such as ``05.09``, or None
     datetime: str | None = None  # acquisition time, RFC 3339 in UTC, or None
     product_id: str | None = None  # identifier of the product, or None

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from rsedge.errors import SceneError
+from rsedge.files import open_regular
 from rsedge.runtime.scenes.access import LOCAL, Access
 from rsedge.runtime.scenes.products.product import BandFile, Product
 from rsedge.runtime.scenes.products.sentinel2 import (
@@ -46,6 +47,8 @@ _LONGEST_NAME = 400  # of a member of a zip; real ones have at most 200
 _MOST_MEMBERS = 20_000  # of a zip
 _LARGEST_DIRECTORY = 16 * 2**20  # bytes of the list of a zip's members
 _LONGEST_COMMENT = 2**16
+_UNICODE_PATH = 0x7075
+_FIRST_MEMBER = b"PK\3\4"
 _END, _END_SIZE = b"PK\5\6", 22
 _END_64, _LOCATOR_64, _SIZE_64 = b"PK\6\6", b"PK\6\7", 56 + 20
 _MEMBER = b"PK\1\2"
@@ -60,7 +63,7 @@ def is_safe(path: str | os.PathLike[str]) -> bool:
     """
     file = Path(path)
     if file.is_file():
-        if file.suffix.lower() == ".zip":
+        if is_zip(file):
             return _is_safe_zip(file)
         if not (_PRODUCT_METADATA.fullmatch(file.name) or _GRANULE_METADATA.fullmatch(file.name)):
             return False
@@ -76,8 +79,19 @@ def is_safe(path: str | os.PathLike[str]) -> bool:
     return "GRANULE" in entries and any(map(_PRODUCT_METADATA.fullmatch, entries))
 
 
+def is_zip(path: Path) -> bool:
+    """Whether a file is a zip by its first bytes, or named as one."""
+    if path.suffix.lower() == ".zip":
+        return path.is_file()
+    try:
+        with open(path, "rb", opener=open_regular) as file:
+            return file.read(len(_FIRST_MEMBER)) == _FIRST_MEMBER
+    except OSError:
+        return False
+
+
 def _is_safe_zip(path: Path) -> bool:
-    if path.name.lower().endswith(".safe.zip"):
+    if path.name.lower().endswith((".safe", ".safe.zip")):
         return True
     try:
         files = _Zip(path)
@@ -111,7 +125,7 @@ def read_safe(source: str | os.PathLike[str], *, access: Access = LOCAL) -> list
     files: _Folder | _Zip
     with ExitStack() as opened:
         # 1. Where are its files?
-        if file.suffix.lower() == ".zip" and file.is_file():
+        if file.is_file() and is_zip(file):
             files, home = _Zip(file), file.stem
             opened.enter_context(files.archive)
         elif file.is_dir() or file.is_file():
@@ -131,6 +145,8 @@ def read_safe(source: str | os.PathLike[str], *, access: Access = LOCAL) -> list
         roots = sorted((root, name) for root, name in found.items() if root == "" or "" not in found)
         if not roots:
             there = in_a_line(sorted({name.split("/")[0] for name in files.names}), _MOST_SHOWN) or "nothing"
+            if zips := [name for name in files.names if name.lower().endswith(".zip")]:
+                raise SceneError(f"{text} is a zip with a zip in it, {zips[0]}: unpack it, and pass what it holds")
             raise SceneError(
                 f"{text} has no product metadata (MTD_MSIL1C.xml or MTD_MSIL2A.xml), there is {there}: "
                 f"{_WHAT_TO_PASS}; bands without them are read by their names where the folder they are in is passed"
@@ -372,6 +388,8 @@ class _Zip:
                     problem = "leads elsewhere"
                 elif inside in seen:
                     problem = "is there twice"
+                elif _has_other_name(info.extra):
+                    problem = "has a second name, which other programs take"
                 elif len(name) > _LONGEST_NAME:
                     problem = f"has more than {_LONGEST_NAME} letters"
                 if problem:
@@ -403,6 +421,16 @@ class _Zip:
 
     def on_disk(self, _names: Iterable[str]) -> tuple[str, ...]:
         return (str(self._path),)
+
+
+def _has_other_name(extra: bytes) -> bool:
+    """Whether an extra field is Info-ZIP's Unicode path, by which GDAL and zipfile may call a member something else."""
+    while len(extra) >= 4:
+        kind, length = struct.unpack_from("<HH", extra)
+        if kind == _UNICODE_PATH:
+            return True
+        extra = extra[4 + length :]
+    return False
 
 
 def _checked(data: bytes, read: Counter[str], where: str) -> bytes:
@@ -444,7 +472,7 @@ def _judge_directory(path: Path, shown: str) -> None:
     elif locator >= 0:
         raise SceneError(f"{shown} is not read: it has a list of members for some programs only; unpack it")
     if tail.find(_END, comment) != end:
-        raise SceneError(f"{shown} is not read: it has more than one list of members; unpack it")
+        raise SceneError(f"{shown} is not read: it has more than one list of members, as a zip in a zip has; unpack it")
     if directory <= _LARGEST_DIRECTORY:
         # What the end says of their number, zipfile does not look at.
         members = max(members, tail.count(_MEMBER, max(0, first - directory), first))

@@ -26,6 +26,7 @@ _MOST_PARTS = 250_000  # tags and attributes
 _DEEPEST = 100
 _LONGEST_NAMESPACE = 200
 _NAMESPACES = re.compile(rb"xmlns[^<>=]{0,99}=\s*(?:\"[^\"]{%d}|'[^']{%d})" % ((_LONGEST_NAMESPACE,) * 2))
+_LONGEST_TEXT = 1000
 _LONGEST_NAME = 255  # of a product: a file has no longer one
 _SHOWN = 60  # letters of a value in a message
 _LARGEST_OFFSET = 2**16  # digital numbers have 16 bits
@@ -76,6 +77,7 @@ class ProductName:
         Known are ESA's names of today and of before December 2016, those of band files, Earth Search's
         (``S2A_29RKH_20200219_0_L2A``) and Earth Engine's (``20230823T095559_20230823T095553_T34UCF``).
         """
+        text = text[:_LONGEST_TEXT]  # some patterns take the square of the length
         for pattern in (_COMPACT, _EARTH_SEARCH, _EARTH_ENGINE):
             if match := pattern.search(text):
                 found = match.groupdict()

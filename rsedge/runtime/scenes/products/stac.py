@@ -23,6 +23,7 @@ from rsedge.runtime.scenes import remote
 from rsedge.runtime.scenes.access import LOCAL, Access, refuse_gdal_name
 from rsedge.runtime.scenes.products.product import BandFile, Product
 from rsedge.runtime.scenes.products.sentinel2 import baseline_offset
+from rsedge.runtime.scenes.sensors import OTHER, SENTINEL2, BandText, Sensor, colour_of, known_sensor, to_micrometres
 from rsedge.texts import first_few, plain, rfc3339
 
 _HEAD = 2**20  # how far into a file one looks for "stac_version"
@@ -32,8 +33,6 @@ _LARGEST_OFFSET = 2**16  # digital numbers have 16 bits
 _RASTERS = (".tif", ".tiff", ".jp2", ".vrt")
 
 _COLOURS = ("red", "green", "blue")
-_BAND_COLOURS = {"red": "red", "b04": "red", "b4": "red", "green": "green", "b03": "green", "b3": "green"}
-_BAND_COLOURS |= {"blue": "blue", "b02": "blue", "b2": "blue"}
 # What catalogues append to the name of a band: B04_10m, red-jp2.
 _KEY = re.compile(r"(?P<name>[a-z0-9]+?)(?:[_-](?P<metres>\d+)m)?(?:[_-](?:jp2|cog|tiff?))?", re.IGNORECASE)
 _VISUAL = frozenset({"visual", "tci", "truecolor"})
@@ -180,7 +179,9 @@ class _Document:
 
 def _product(item: Mapping[str, Any], name: str, source: str, place: _Place) -> Product:
     # 1. Bands of reflectance, else those of a picture for people.
-    bands = list(_asset_bands(item))
+    properties = _as_object(item.get("properties"))
+    sensor = _sensor(item, properties)
+    bands = list(_asset_bands(item, sensor))
     chosen = _choose_bands(bands, visual=False)
     visual = not chosen
     chosen = chosen or _choose_bands(bands, visual=True)
@@ -209,15 +210,17 @@ def _product(item: Mapping[str, Any], name: str, source: str, place: _Place) -> 
     scl_path, doubts = _scl_path(scl, place, name, local=not any(map(remote.is_remote, paths)))
     warnings += doubts
     # 4. What the metadata say.
-    properties = _as_object(item.get("properties"))
-    versions = ("s2:processing_baseline", "sentinel:processing_baseline", "processing:version")
+    versions = ["s2:processing_baseline", "sentinel:processing_baseline"]
+    versions += ["processing:version"] if sensor is SENTINEL2 else []  # that of another sensor is no baseline
+    if sensor not in (None, SENTINEL2):
+        versions = []
     found = (re.fullmatch(r"N?(\d{1,2})\.?(\d{2})", _as_text(properties.get(field))) for field in versions)
     baseline = next((f"{match[1]:0>2}.{match[2]}" for match in found if match), None)
     names = ("s2:product_uri", "sentinel:product_id", "s2:granule_id")
     ids = (_as_text(properties.get(field)).removesuffix(".SAFE")[:_LONGEST_NAME] for field in names)
     offset, quantification = None, None
     if not visual:
-        offset, quantification, doubt = _scaling(chosen.values(), properties, baseline)
+        offset, quantification, doubt = _scaling(list(chosen.values()), properties, baseline, sensor)
         warnings += [f"{name}: {doubt}"] if doubt else []
     local = [path for path in (place.base, *paths, scl_path) if path and not remote.is_remote(path)]
     return Product(
@@ -236,6 +239,7 @@ def _product(item: Mapping[str, Any], name: str, source: str, place: _Place) -> 
         datetime=_time(properties.get("datetime")) or _time(properties.get("start_datetime")),
         product_id=next(filter(None, ids), None),
         mgrs_tile=_mgrs_tile(properties),
+        sentinel2=sensor in (None, SENTINEL2),
         files=tuple(sorted({str(Path(path).resolve()) for path in local})),
         warnings=tuple(warnings),
     )
@@ -256,25 +260,47 @@ def _scl_path(band: _AssetBand | None, place: _Place, item: str, *, local: bool)
     return path, []
 
 
+def _sensor(item: Mapping[str, Any], properties: Mapping[str, Any]) -> Sensor | None:
+    """The sensor of an item: by its platform and instruments, else its collection, its id, and fields of Sentinel-2."""
+    instruments = [_as_text(name) for name in _as_list(properties.get("instruments"))]
+    platform = _as_text(properties.get("platform")) or _as_text(properties.get("constellation"))
+    if found := known_sensor([_as_text(item.get("collection"))[:_LONGEST_NAME], platform, *instruments]):
+        return found
+    if platform and not platform.lower().startswith("sentinel"):
+        return OTHER
+    if any(name.startswith(("s2:", "sentinel:")) for name in properties):
+        return SENTINEL2
+    return known_sensor([_as_text(item.get("id"))[:_LONGEST_NAME]])
+
+
 def _scaling(
-    bands: Iterable[_AssetBand], properties: Mapping[str, Any], baseline: str | None
-) -> tuple[int | None, float | None, str | None]:
-    """What is to be added to digital numbers, how many are one unit of reflectance, and what is doubtful there."""
+    bands: Sequence[_AssetBand], properties: Mapping[str, Any], baseline: str | None, sensor: Sensor | None
+) -> tuple[int | tuple[int, ...] | None, float | tuple[float, ...] | None, str | None]:
+    """What is to be added to digital numbers, how many are one unit of reflectance, of all bands or of each, and what
+    is doubtful there.
+    """
     applied = properties.get("earthsearch:boa_offset_applied", properties.get("sentinel:boa_offset_applied"))
-    stated: set[tuple[int | None, float | None]] = set()
+    stated: list[tuple[int | None, float | None]] = []
+    doubts = dict.fromkeys(band.doubt for band in bands if band.doubt)
     for band in bands:
-        offset, quantification, scale = None, None, band.scale
+        added, units, scale = None, None, band.scale
         # 1 is what tools write that know of no scale, unless values are reflectance itself.
         if scale is not None and scale > 0 and (scale != 1 or band.dtype.startswith("float")):
             exact = None if band.offset is None else band.offset / scale
             if math.isfinite(1 / scale) and (exact is None or abs(exact) < _LARGEST_OFFSET):
-                offset, quantification = None if exact is None else round(exact), round(1 / scale, 6)
-        stated.add((offset, quantification))
-    offset, quantification = stated.pop()
-    doubt = None
-    if stated:
-        doubt = "its bands declare different scales or offsets, and none is taken: --boa-offset sets one"
-        offset, quantification = None, None
+                added, units = None if exact is None else round(exact), round(1 / scale, 6)
+        stated.append((added, units))
+    offsets, quantifications = [offset for offset, _ in stated], [number for _, number in stated]
+    offset: int | tuple[int, ...] | None = None
+    quantification: float | tuple[float, ...] | None = None
+    if len(set(stated)) == 1:
+        offset, quantification = stated[0]
+    elif sensor is SENTINEL2 or None in offsets or None in quantifications:
+        doubts["its bands declare different scales or offsets, and none is taken: --boa-offset sets one"] = None
+    else:
+        offset = tuple(number for number in offsets if number is not None)
+        quantification = tuple(number for number in quantifications if number is not None)
+    doubt = "; ".join(doubts) or None
     if applied is True:
         return 0, quantification, doubt
     if applied is False and offset == 0 and baseline and baseline_offset(baseline):
@@ -327,14 +353,18 @@ class _AssetBand:
     scale: float | None  # and offset: reflectance = digital number · scale + offset; None where not stated
     offset: float | None
     dtype: str  # as STAC calls it, or empty
+    distance: float = 0.0  # of its wavelength from the usual one of its colour, in micrometres
+    doubt: str | None = None  # about its scale
 
     @property
-    def order(self) -> tuple[float, bool, int]:
-        """Of the bands of one colour the least is read: fine pixels, a format that is read fast, a file of its own."""
-        return (self.metres if self.metres is not None else math.inf, self.jp2, self.count)
+    def order(self) -> tuple[float, float, bool, int]:
+        """Of the bands of one colour the least is read: fine pixels, the usual wavelength, a fast format, a file of its
+        own.
+        """
+        return (self.metres if self.metres is not None else math.inf, self.distance, self.jp2, self.count)
 
 
-def _asset_bands(item: Mapping[str, Any]) -> Iterator[_AssetBand]:
+def _asset_bands(item: Mapping[str, Any], sensor: Sensor | None) -> Iterator[_AssetBand]:
     """All bands of all assets of an item that can hold data.
 
     Of STAC 1.1 ``bands`` is read, of 1.0 ``eo:bands`` and ``raster:bands``; what they leave out, the asset says, and
@@ -354,11 +384,24 @@ def _asset_bands(item: Mapping[str, Any]) -> Iterator[_AssetBand]:
         if visual and len(described) < len(_COLOURS):
             described = [{"name": colour} for colour in _COLOURS]
         count = max(1, len(described), len(rasters))
+        doubt = None
+        if len(rasters) > max(1, len(described)) and (described or name in _COLOURS):
+            # Several descriptions of one band: reflectance, radiance …
+            count = max(1, len(described))
+            kinds = {(_number(raster.get("scale")), _number(raster.get("offset"))) for raster in rasters}
+            if len(kinds) > 1:
+                doubt = f"asset {key} has {len(rasters)} raster:bands for {count} bands, and no scale of them is taken"
+                rasters = [{**raster, "scale": None, "offset": None} for raster in rasters]
         for index in range(count):
             own = {**asset, **(rasters[index] if index < len(rasters) else {})}
             own |= described[index] if index < len(described) else {}
             band = str(own.get("name") or "").lower() if described else name
             common = str(own.get("eo:common_name") or own.get("common_name") or "").lower()
+            length = to_micrometres(_number(own.get("eo:center_wavelength", own.get("center_wavelength"))), "µm")
+            words = _as_text(own.get("description"))[:_LONGEST_NAME] if described and index < len(described) else ""
+            # A name without a colour may have one in its description.
+            found = colour_of(BandText(words, common, length), None if words else sensor) if words else None
+            found = found or colour_of(BandText(band, common, length), sensor)
             kind = str(asset.get("type") or "").lower()
             transform = _as_list(own.get("proj:transform"))
             metres = [_number(own.get(field)) for field in ("gsd", "raster:spatial_resolution", "spatial_resolution")]
@@ -368,7 +411,7 @@ def _asset_bands(item: Mapping[str, Any]) -> Iterator[_AssetBand]:
                 key=key,
                 href=href,
                 number=index + 1,
-                colour=common if common in _COLOURS else None if common else _BAND_COLOURS.get(band),
+                colour=found[0] if found else None,
                 scl="scl" in (band, name),
                 metres=next(filter(None, metres), None),
                 jp2="jp2" in kind or re.split("[?#]", href)[0].lower().endswith(".jp2"),
@@ -377,6 +420,8 @@ def _asset_bands(item: Mapping[str, Any]) -> Iterator[_AssetBand]:
                 scale=_number(own.get("raster:scale", own.get("scale"))),
                 offset=_number(own.get("raster:offset", own.get("offset"))),
                 dtype=str(own.get("data_type") or ""),
+                distance=found[1] if found else 0.0,
+                doubt=doubt,
             )
 
 
