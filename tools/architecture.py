@@ -18,7 +18,7 @@ PICTURE = ROOT / "docs" / "architecture.svg"
 ROWS: tuple[tuple[tuple[str, int], ...], ...] = (
     (("cli", 2),),
     (("evaluation", 0), ("export", 1), ("runtime/diagnostics", 4)),
-    (("training", 0), ("runtime/batch", 1), ("runtime", 2), ("runtime/demo", 3), ("runtime/sandbox", 4)),
+    (("training", 0), ("runtime", 2), ("runtime/demo", 3), ("runtime/sandbox", 4)),
     (("datasets", 0), ("metrics", 1), ("runtime/run", 3), ("runtime/search", 4)),
     (("runtime/decoding", 2), ("runtime/outputs", 3)),
     (("runtime/engines", 2), ("runtime/scenes", 3)),

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rsedge.cli import options
-from rsedge.cli.say import SOME_TILES_FAILED, batch_progress, note, say_json, warn
+from rsedge.cli.say import SOME_TILES_FAILED, batch_progress, note, say, say_json, warn
 
 if TYPE_CHECKING:
-    from rsedge.runtime.batch.run import Shard
     from rsedge.runtime.outputs.files import Target
+    from rsedge.runtime.run.batch import Batch, Shard
+    from rsedge.runtime.run.pipeline import Models
+    from rsedge.runtime.run.sources import TileOptions
     from rsedge.runtime.scenes.scene import Scene
 
 _ROW_BYTES = 100
@@ -36,7 +38,7 @@ class ShardType(click.ParamType):  # type: ignore[type-arg]  # generic only in n
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Shard:
         """Return the shard; ``auto`` reads the environment of Slurm, AWS Batch and Kubernetes."""
         from rsedge.errors import OptionError
-        from rsedge.runtime.batch.run import Shard
+        from rsedge.runtime.run.batch import Shard
 
         text = str(value)
         if text == "auto":
@@ -101,41 +103,24 @@ def command(
     does the scenes without an output. Failed scenes are listed in OUTPUT/failed.jsonl, never stop the others, and the
     exit code is 3. A bundle that computes embeddings (-m CLIP.rsedge) writes embeddings without captions.
     """
-    import numpy as np
-
     from rsedge.bundle import read_bundle
-    from rsedge.runtime.batch.catalog import read_catalog
-    from rsedge.runtime.batch.run import Batch, Job
-    from rsedge.runtime.captioner import Captioner
-    from rsedge.runtime.embedder import Embedder
-    from rsedge.runtime.run.pipeline import Models
+    from rsedge.runtime.run.batch import Batch, Job
+    from rsedge.runtime.run.batch_catalog import read_catalog
     from rsedge.runtime.run.sources import TileOptions
     from rsedge.runtime.scenes.opening import SceneOptions
 
     # 1. The models: a captioner, an embedder, or both.
     bundle = options.chosen_bundle(given.model)
-    captioner, second = None, None
-    if read_bundle(bundle).manifest.generation is None:
-        if useless := options.given([*decoding, "embedder"]):
-            message = f"{', '.join(useless)}: {bundle} computes embeddings and writes no captions; leave out"
-            raise click.UsageError(message)
-        second = Embedder.load(bundle, **given.engine)
-        models, settings = Models(embedder=second, dtype=dtype or "float16"), {"embedder": options.used(second)}
-    else:
-        if dtype is not None and embedder is None:
-            raise click.UsageError("--dtype is the number type of embeddings: pass --embedder BUNDLE too")
-        limits = {name: decoding[name] for name in ("num_beams", "max_new_tokens")}
-        captioner = Captioner.load(bundle, **given.engine, **limits)
-        task = captioner.with_options(**decoding)
-        second = Embedder.load(options.chosen_embedder(embedder), **given.engine) if embedder else None
-        models = Models(captioner=task, embedder=second, dtype=dtype or "float16")
-        settings = {**dataclasses.asdict(task.options), **options.used(captioner)}
-        settings["embedder"] = options.used(second) if second else None
+    if read_bundle(bundle).manifest.generation is None and (useless := options.given([*decoding, "embedder"])):
+        message = f"{', '.join(useless)}: {bundle} computes embeddings and writes no captions; leave out"
+        raise click.UsageError(message)
+    models, settings, device = _models(given, bundle, embedder, dtype, decoding)
 
     # 2. The batch.
     def beside(scene: Scene, main: Path) -> list[Target]:
-        views = dataclasses.replace(given, style=False, **{name: main.with_suffix(_SUFFIXES[name]) for name in also})
-        return views.targets([scene], models.model, str(main), {}, key="captions" if captioner else "embeddings")
+        named: dict[str, Any] = {name: main.with_suffix(_SUFFIXES[name]) for name in also}
+        views = dataclasses.replace(given, style=False, **named)
+        return views.targets([scene], models.model, str(main), {}, key="captions" if models.captioner else "embeddings")
 
     tiling = TileOptions(**given.tiling)
     access, stdin = SceneOptions(**given.scene).access, options.standard_input(catalog)
@@ -150,34 +135,19 @@ def command(
 
     # 3. The plan alone, or the run.
     if dry_run:
-        from rsedge.runtime.diagnostics.describe import measure_model
-
-        states, sampled = batch.sample()
-        scenes = sum(count for state, count in states.items() if batch.wanted(state))
-        tiles = round(sum(len(tiling.grid(scene)) for scene in sampled) / len(sampled) * scenes) if sampled else 0
-        seconds = 0.0
-        for path in [bundle, *([embedder] if embedder else [])]:
-            rate = measure_model(path, **given.engine)(sampled[0], tiling).tiles_per_second if sampled else None
-            seconds += tiles / rate if rate else 0
-        size = tiles * (_ROW_BYTES + (second.dim * np.dtype(models.dtype).itemsize if second else 0))
-        plan = {"scenes": dict(states), "to_do": scenes, "tiles": tiles, "seconds": round(seconds), "bytes": size}
-        if given.as_json:
-            say_json(plan)
-        else:
-            listed = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
-            say(f"{states.total()} scenes: {listed or 'none'}")
-            say(
-                f"{scenes} to do: about {tiles} tiles, by {len(sampled)} of them; {seconds / 3600:.1f} h of inference and "
-                f"{size / 1e6:.1f} MB"
-            )
+        _print_plan(batch, given, tiling, [path for path in (bundle, embedder) if path], models)
         return 0
     with batch_progress() as progress:
         summary = batch.run(max_failures=max_failures, progress=progress)
     if given.as_json:
-        say_json({**summary.to_dict(), "device": (captioner or second).device})
+        say_json({**summary.to_dict(), "device": device})
     else:
         parts = [f"{summary.done} scenes done", f"{summary.finished_before} finished before"]
-        counts = {"failed": summary.failed, "failed before": summary.failed_before, "made with other options": summary.stale}
+        counts = {
+            "failed": summary.failed,
+            "failed before": summary.failed_before,
+            "made with other options": summary.stale,
+        }
         counts |= {"in use by another process": summary.in_use, "of other shards": summary.other_shards}
         parts += [f"{count} {label}" for label, count in counts.items() if count]
         note(f"{output}: {', '.join(parts)}; {summary.tiles} tiles in {summary.seconds:.1f} s")
@@ -188,3 +158,51 @@ def command(
         if summary.failures:
             warn(f"{summary.failures} lists the scenes that failed")
     return SOME_TILES_FAILED if summary.failed or summary.failed_before else 0
+
+
+def _models(
+    given: options.SceneRun, bundle: Path, embedder: Path | None, dtype: Any, decoding: dict[str, Any]
+) -> tuple[Models, dict[str, Any], str]:
+    """Load the models; return them, the settings that decide the results, and the device."""
+    from rsedge.bundle import read_bundle
+    from rsedge.runtime.captioner import Captioner
+    from rsedge.runtime.embedder import Embedder
+    from rsedge.runtime.run.pipeline import Models
+
+    if read_bundle(bundle).manifest.generation is None:
+        second = Embedder.load(bundle, **given.engine)
+        return Models(embedder=second, dtype=dtype or "float16"), {"embedder": options.used(second)}, second.device
+    if dtype is not None and embedder is None:
+        raise click.UsageError("--dtype is the number type of embeddings: pass --embedder BUNDLE too")
+    limits = {name: decoding[name] for name in ("num_beams", "max_new_tokens")}
+    captioner = Captioner.load(bundle, **given.engine, **limits)
+    task = captioner.with_options(**decoding)
+    other = Embedder.load(options.chosen_embedder(embedder), **given.engine) if embedder else None
+    settings = {**dataclasses.asdict(task.options), **options.used(captioner)}
+    settings["embedder"] = options.used(other) if other else None
+    return Models(captioner=task, embedder=other, dtype=dtype or "float16"), settings, captioner.device
+
+
+def _print_plan(
+    batch: Batch, given: options.SceneRun, tiling: TileOptions, bundles: list[Path], models: Models
+) -> None:
+    """Print the number of scenes by state, and what the run would take, estimated from some of the scenes."""
+    import numpy as np
+
+    from rsedge.runtime.diagnostics.describe import measure_model
+
+    states, sampled = batch.sample()
+    scenes = sum(count for state, count in states.items() if batch.wanted(state))
+    tiles = round(sum(len(tiling.grid(scene)) for scene in sampled) / len(sampled) * scenes) if sampled else 0
+    seconds = 0.0
+    for path in bundles if sampled else []:
+        rate = measure_model(path, **given.engine)(sampled[0], tiling).tiles_per_second
+        seconds += tiles / rate if rate else 0
+    size = tiles * (_ROW_BYTES + (models.embedder.dim * np.dtype(models.dtype).itemsize if models.embedder else 0))
+    if given.as_json:
+        say_json({"scenes": dict(states), "to_do": scenes, "tiles": tiles, "seconds": round(seconds), "bytes": size})
+        return
+    listed = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    say(f"{states.total()} scenes: {listed or 'none'}")
+    time = f"{seconds / 3600:.1f} h" if seconds > 3600 else f"{seconds:.0f} s"
+    say(f"{scenes} to do: about {tiles} tiles, by {len(sampled)} scenes; {time} of inference, {size / 1e6:.1f} MB")

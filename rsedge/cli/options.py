@@ -437,7 +437,8 @@ class SceneRun:
 
 def over_scenes(*, tiles: bool = True, overwrites: bool = True) -> Callable[[Decorated], Decorated]:
     """Return a decorator that adds the options for reading, the engine and the output, with ``tiles`` those for cutting
-    and with ``overwrites`` the one for replacing. The command gets their values as a :class:`SceneRun`, and the values of all other options by name.
+    and with ``overwrites`` the one for replacing. The command gets their values as a :class:`SceneRun`, and the values
+    of all other options by name.
     """
 
     def add(function: Decorated) -> Decorated:

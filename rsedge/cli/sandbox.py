@@ -27,7 +27,7 @@ from rsedge.errors import OptionError, SandboxError
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 # Parameters of commands over scenes that name files, by use.
-INPUTS = ("scenes", "inputs", "targets", "scene", "scene_name", "scl", "cloud_mask")
+INPUTS = ("scenes", "inputs", "catalog", "targets", "scene", "scene_name", "scl", "cloud_mask")
 FILES_READ = ("model", "embedder", "labels", "allow_roots")
 OUTPUTS = ("output", "html", "sheet", "stac", "embeddings", "raster", "png")
 _NAMING = {"scenes", "scene"}  # the default output is named after these

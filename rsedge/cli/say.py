@@ -24,8 +24,8 @@ import click
 from rsedge.texts import first_few, plain, redact
 
 if TYPE_CHECKING:
-    from rsedge.runtime.batch.run import BatchProgress
     from rsedge.runtime.engines.tensorrt.build import BuildProgress
+    from rsedge.runtime.run.batch import BatchProgress
     from rsedge.runtime.run.pipeline import Progress, Summary
     from rsedge.training.loop import Event
 
@@ -164,7 +164,7 @@ def tile_progress(output: str = "-") -> Iterator[Callable[[Progress], None] | No
 
 @contextmanager
 def batch_progress() -> Iterator[Callable[[BatchProgress], None] | None]:
-    """Yield a function to call with each :class:`~rsedge.runtime.batch.run.BatchProgress`."""
+    """Yield a function to call with each :class:`~rsedge.runtime.run.batch.BatchProgress`."""
     with _progress("scenes") as show:
 
         def update(now: BatchProgress) -> None:

@@ -9,8 +9,8 @@ import pytest
 from pyarrow import parquet
 
 from rsedge.errors import BatchError, OptionError
-from rsedge.runtime.batch.catalog import read_catalog
-from rsedge.runtime.batch.run import Batch, Job, Shard, read_failures, read_origin
+from rsedge.runtime.run.batch import Batch, Job, Shard, read_failures, read_origin
+from rsedge.runtime.run.batch_catalog import read_catalog
 from rsedge.runtime.run.pipeline import Models
 from rsedge.runtime.run.sources import TileOptions
 from tests import scenes

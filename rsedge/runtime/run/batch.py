@@ -30,7 +30,7 @@ from rsedge.runtime.scenes.scene import Scene
 from rsedge.texts import plain, redact
 
 if TYPE_CHECKING:
-    from rsedge.runtime.batch.catalog import Entry
+    from rsedge.runtime.run.batch_catalog import Entry
     from rsedge.runtime.scenes.products.product import Product
 
 ORIGIN_KEY = "rsedge:origin"
@@ -190,7 +190,8 @@ class Batch:
         """Return the number of scenes by state, and up to ``most`` scenes that :meth:`run` would do, drawn with a fixed
         seed. Scenes that cannot be opened are left out.
         """
-        random, states, drawn, wanted = Random(0), Counter[State](), list[Entry](), 0
+        drawn: list[Entry]
+        random, states, drawn, wanted = Random(0), Counter[State](), [], 0
         for entry, state in self.plan():
             states[state] += 1
             if not self.wanted(state) or entry.source is None:
