@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -334,3 +335,9 @@ def test_a_time_beyond_all_calendars_is_damage(tmp_path):
     path = write_file(tmp_path / "a.parquet", np.eye(8, dtype=np.float32)[:4], datetime=moments)
     with pytest.raises(OptionError, match="damaged"):
         Index.open(path).search(np.eye(8, dtype=np.float32)[0])
+
+
+def test_a_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "p.parquet")
+    with pytest.raises(OptionError, match="no regular file"):
+        SearchFile.open(tmp_path / "p.parquet")

@@ -85,6 +85,8 @@ class SearchFile:
             OptionError: It cannot be read, or is no file of embeddings.
         """
         path = Path(path)
+        if path.exists() and not path.is_file():  # a pipe would be waited for, where no signal is heard
+            raise OptionError(f"{path} is no regular file: give a file of embeddings, or a folder of them")
         with _opened(path) as file:
             # 1. Rows. Those that repeat take no room in a file, but in memory: real rows take hundreds of bytes.
             rows, size = file.metadata.num_rows, path.stat().st_size
