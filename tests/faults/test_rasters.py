@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
 import warnings
 from pathlib import Path
 
@@ -207,6 +208,16 @@ def test_numbers_that_are_none(tmp_path, value):
     data[:, :, :SIZE] = value
     found, _ = tiles(scenes.write(tmp_path / "a.tif", data), pixel_values="reflectance", bands=(1, 2, 3))
     assert [found[0, col]["properties"]["status"] for col in (0, 1)] == ["nodata", "ok"]
+
+
+def test_a_palette_without_colours(tmp_path):
+    """Found by fuzzing: GDAL calls such a band a palette and has no colour table of it."""
+    path = scenes.write(tmp_path / "p.tif", scenes.pixels(1, 20, 20), colormap={1: (9, 8, 7, 255)})
+    data = path.read_bytes()
+    place = data.index(struct.pack("<HH", 320, 3))  # the tag ColorMap, of shorts
+    path.write_bytes(data[:place] + struct.pack("<HH", 65000, 3) + data[place + 4 :])
+    with pytest.raises(SceneError, match="palette"):
+        open_scenes([str(path)])
 
 
 def test_small(tmp_path):

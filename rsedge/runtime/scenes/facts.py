@@ -135,6 +135,10 @@ def _find_bands(source: str, dataset: Any, colours: Sequence[str]) -> BandChoice
         return BandChoice(*found)
     data = [index for index, colour in enumerate(colours, 1) if colour != "alpha"]
     if len(data) == 1 and colours[data[0] - 1] == "palette":
+        try:
+            dataset.colormap(data[0])
+        except ValueError:  # its colour table is missing or cut off
+            return None
         return BandChoice((data[0],), f"band {data[0]} is a palette, expanded to its colours", palette=True)
     if len(data) == 1 and dataset.dtypes[data[0] - 1] == "uint8":
         return BandChoice((data[0],) * 3, f"band {data[0]} is the only one: grey, taken as red, green and blue")
