@@ -167,6 +167,7 @@ def _bundle_rows(bundle: Mapping[str, Any]) -> Rows:
     if bundle["labels"]:
         yield "labels", ", ".join(bundle["labels"])
     yield "licence", bundle["licence"] or "not stated"
+    yield "trained on", bundle["domain"] or "not stated"
     image = bundle["image"]
     yield "image", f"{image['size']} px, {', '.join(image['bands'])}, {image['resample']}"
     mean, std = (", ".join(f"{value:g}" for value in image[name]) for name in ("mean", "std"))

@@ -40,6 +40,10 @@ def test_ground_resolution(tmp_path, crs, size, said):
 def test_reflectance_above_the_atmosphere_and_grey_pictures(tmp_path):
     assert "level L1C" in Scene.open(write_safe(tmp_path, seed=1, size=60, level="L1C").path).outside(TEN)
     assert Scene.open(write_safe(tmp_path, seed=1, size=60, level="L2A").path).outside(TEN) is None
+    for name, said in (("LC08_L1TP_193023_20230823_20230902_02_T1", True), ("x_3B_AnalyticMS_SR_8b", False),
+                       ("x_3B_AnalyticMS_8b", True)):  # fmt: skip
+        path = scenes.write(tmp_path / f"{name}.tif", scenes.pixels(3, 20, 20), photometric="RGB")
+        assert ("not reflectance at the surface" in str(Scene.open(path).outside(TEN))) is said
     grey = Scene.open(scenes.write(tmp_path / "g.tif", scenes.pixels(1, 20, 20)))
     assert "grey" in grey.outside(TEN)
     assert grey.outside(None) is None

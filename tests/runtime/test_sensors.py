@@ -59,6 +59,9 @@ S2_ALL = ("B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B9", "B11", "B
         ("a", ("B02", "B03", "B04"), None, (3, 2, 1)),
         ("a", ("B8", "B4", "B3", "B2"), None, (2, 3, 4)),
         ("a", ("nir", "red", "green", "blue"), {"platform": "landsat-7"}, (2, 3, 4)),
+        ("S2A_MSIL2A_20230823T095559_N0509_R122_T34UCF_20230823T143200", ("",) * 12, None, (4, 3, 2)),
+        ("a", ("BAND_B", "BAND_G", "BAND_R", "BAND_N"), None, (3, 2, 1)),
+        ("a", B7, {"instrument": "TM"}, (3, 2, 1)),
     ],
 )
 def test_bands_of_known_sensors(tmp_path, name, descriptions, tags, expected):
@@ -70,6 +73,51 @@ def test_bands_of_known_sensors(tmp_path, name, descriptions, tags, expected):
 def test_numbers_of_an_unknown_sensor_are_asked_about(tmp_path, descriptions):
     with pytest.raises(SceneError, match=r"unclear which bands are red.*--bands 4,3,2 \(.*--bands 3,2,1 \("):
         Scene.open(raster(tmp_path, "a", descriptions))
+
+
+@pytest.mark.parametrize(
+    ("name", "descriptions", "tags"),
+    [
+        ("a", ("B1", "B2", "B3", "B4", "B5"), {"platform": "RapidEye-3", "sensor": "MSI"}),
+        ("a", B7, {"TIFFTAG_IMAGEDESCRIPTION": "made with a program (TM)"}),
+        ("oli_at_the_lake", B7, None),
+        ("a", ("B2", "B3", "B4", "B5"), None),  # green, red and two infrared bands of Landsat 7
+    ],
+)
+def test_words_and_numbers_alone_name_no_sensor(tmp_path, name, descriptions, tags):
+    with pytest.raises(SceneError, match=r"unclear which bands are red.*--bands \d,\d,\d \("):
+        Scene.open(raster(tmp_path, name, descriptions, tags=tags))
+
+
+@pytest.mark.parametrize("descriptions", [("B4", "B3", "B2"), ("B8", "B4", "B3", "B2"), ("SR_B2", "SR_B3", "SR_B4")])
+def test_numbers_of_sentinel2_without_its_name_are_doubted(tmp_path, descriptions):
+    (doubt,) = Scene.open(raster(tmp_path, "a", descriptions)).warnings
+    assert "nothing names its sensor" in doubt
+    assert not Scene.open(raster(tmp_path, "b", descriptions, tags={"platform": "landsat-8"})).warnings
+
+
+@pytest.mark.parametrize(
+    ("names", "advice"),
+    [
+        (["LANDSAT7_2003_B{}"], "Landsat 4–7: gdalbuildvrt -separate rgb.vrt B3.tif B2.tif B1.tif"),
+        (["20230823_PSScene_B{}"], "RED.tif GREEN.tif BLUE.tif"),
+        (["scene_B{}"], "B4.tif B3.tif B2.tif"),
+        (["scene_B0{}"], None),
+        (["S2A_29RKH_20200219_0_L2A_B{}"], None),
+        (["HLS.L30.T34UCF.2023235T095559.v2.0.B0{}"], None),
+    ],
+)
+def test_bands_as_files_of_another_sensor_are_no_scene(tmp_path, names, advice):
+    for band in (2, 3, 4):
+        scenes.write(tmp_path / f"{names[0].format(band)}.tif", np.full((1, 20, 20), 500 * band, np.uint16))
+    if advice is None:
+        (scene,) = open_scenes([str(tmp_path)])
+        with scene.reader() as reader:
+            assert reader.read(0, 0, 1, 1)[0][0, 0].tolist() == [204, 153, 103]  # 1 + 254 · 2000 / 2500 …
+    else:
+        with pytest.raises(SceneError) as caught:
+            open_scenes([str(tmp_path)])
+        assert advice in str(caught.value)
 
 
 @pytest.mark.parametrize("prefix", ["B", "band_", "Band "])
@@ -135,11 +183,34 @@ def item(folder, assets, properties, *, name="item", collection=None, pixels=Non
         ([{"name": f"B{n}"} for n in range(1, 8)], {"platform": "landsat-7", "instruments": ["etm+"]}, [3, 2, 1]),
         ([{"name": f"B{n}"} for n in range(1, 8)], {"platform": "landsat-9"}, [4, 3, 2]),
         ([{"name": f"x{n}", "common_name": word} for n, word in enumerate(("blue", "green", "red"), 1)], {}, [3, 2, 1]),
+        ([{"name": f"b{n}"} for n in range(1, 5)], {"platform": "24a1", "constellation": "planetscope"}, [3, 2, 1]),
+        ([{"name": f"b{n}"} for n in range(1, 9)], {"platform": "planetscope", "instruments": ["PSB.SD"]}, [6, 4, 2]),
+        ([{"name": f"B0{n}"} for n in range(1, 5)], {}, [4, 3, 2]),
     ],
 )
 def test_bands_of_items(tmp_path, bands, properties, expected):
     scene = Scene.open(item(tmp_path, {"data": {"eo:bands": bands}}, properties))
     assert [part.band for part in scene.parts] == expected or list(scene.bands) == expected
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [{}, {"platform": "rapideye-1", "instruments": ["msi"]}, {"platform": "gaofen-6", "instruments": ["wfv"]}],
+)
+def test_numbers_of_items_without_a_known_sensor_are_asked_about(tmp_path, properties):
+    bands = {"data": {"eo:bands": [{"name": f"B{n}"} for n in range(1, 8)]}}
+    with pytest.raises(SceneError, match=r"whose numbers mean nothing.*file of data with --bands 4,3,2 \(.*3,2,1 \("):
+        Scene.open(item(tmp_path / "one", bands, properties))
+    with pytest.raises(SceneError, match=r"\(B2, B3, B4, B5\), whose numbers mean nothing without a sensor"):
+        Scene.open(item(tmp_path / "each", {f"B{n}": {} for n in range(2, 6)}, properties))
+
+
+def test_the_reason_of_an_item_names_bands_and_rule(tmp_path):
+    named = [{"name": f"B{n}"} for n in range(1, 8)]
+    scene = Scene.open(item(tmp_path, {"data": {"eo:bands": named}}, {"platform": "landsat-7"}))
+    assert scene.bands_reason == (
+        "STAC assets: red = data band 3, green = data band 2, blue = data band 1, by numbers of Landsat 4–7"
+    )
 
 
 def test_several_descriptions_of_one_band_take_no_scale(tmp_path):
@@ -165,8 +236,8 @@ def assets_of(offset=None, scale=0.0001):
     return {colour: {"eo:bands": [{"common_name": colour}], **rasters} for colour in COLOURS}
 
 
-def plain(folder, name, *, low=1200, tags=None, scale=None):
-    data = np.random.default_rng(0).integers(low, 3000, (3, 40, 40)).astype(np.uint16)
+def plain(folder, name, *, low=1200, high=3000, tags=None, scale=None):
+    data = np.random.default_rng(0).integers(low, high, (3, 40, 40)).astype(np.uint16)
     path = scenes.write(folder / f"{name}.tif", data, descriptions=("B04", "B03", "B02"), tags=tags)
     if scale:
         with rasterio.open(path, "r+") as dataset:
@@ -204,7 +275,31 @@ def plain(folder, name, *, low=1200, tags=None, scale=None):
             lambda d: item(d, assets_of(), {"platform": "venus", "processing:version": "04.10"}), 0, 2500, id="Venus",
         ),
         pytest.param(lambda d: plain(d, "stack"), 0, 2500, id="plain stack"),
+        pytest.param(
+            lambda d: item(d, {k: {} for k in ("B02", "B03", "B04")}, {**S2, "processing:version": "05.10"},
+                           name="HLS.S30.T34UCF.2023235T095559.v2.0"), 0, 2500, id="HLS as an item",
+        ),
+        pytest.param(
+            lambda d: plain(d, "LC08_L2SP_193023_20230823_20230902_02_T1", low=9000, high=20000), -7273, 9091,
+            id="Landsat without scales",
+        ),
+        pytest.param(
+            lambda d: item(d, assets_of(), {"platform": "landsat-8"}, name="LC08_L2SP_193023_20230823_20230902_02_T1",
+                           pixels=np.full((1, 20, 20), 9000, np.uint16)), -7273, 9091, id="a Landsat item without scales",
+        ),
+        pytest.param(  # reflectance of -0.02, as of dark water
+            lambda d: plain(d, "LC08_L2SP_193023_20230823_20230902_02_T1", low=6546, high=6547), -7273, 9091,
+            id="dark Landsat",
+        ),
         # Metadata that lie.
+        pytest.param(
+            lambda d: plain(d, "LC08_L2SP_193023_20230823_20230902_02_T1"), 0, 2500,
+            id="Landsat scaled to reflectance times 10,000",
+        ),
+        pytest.param(
+            lambda d: item(d, assets_of(), {"platform": "landsat-8", "s2:processing_baseline": "05.09"},
+                           collection="sentinel-2-l2a"), 0, 2500, id="Landsat in a collection of Sentinel-2",
+        ),
         pytest.param(
             lambda d: item(d, assets_of(), {"platform": "venus", "s2:processing_baseline": "05.09"}), 0, 2500,
             id="a baseline of Sentinel-2 on another platform",

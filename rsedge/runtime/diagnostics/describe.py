@@ -311,6 +311,7 @@ def describe_bundle(path: str | Path) -> dict[str, Any]:
         ],
         **{name: part(name) for name in ("tokens", "generation", "decoder", "embedding", "tokenizer", "provenance")},
         "parity": manifest.parity,
+        "domain": manifest.domain.describe() if manifest.domain else None,
         "summary": summary,
         "licence": licence,
         "labels": labels,

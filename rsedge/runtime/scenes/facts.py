@@ -6,6 +6,7 @@ Pixels are read where they must be asked what they are: of floats, and where an 
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ from rsedge.runtime.scenes.products.sentinel2 import (
 )
 from rsedge.runtime.scenes.rendering import FLOATS, INTEGERS, PIXEL_VALUES, PixelValues, Rendering
 from rsedge.runtime.scenes.sensors import (
+    INSTRUMENT_TAGS,
+    NAME_TAGS,
+    NUMBERS_ALONE,
     PLATFORM_TAGS,
     ROLES,
     SENTINEL2,
@@ -49,10 +53,12 @@ T = TypeVar("T")
 
 _MOST_SHOWN = 20  # bands in a message
 _WINDOWS, _WINDOW_SIDE = 3, 256  # per axis; pixels
+_LANDSAT_SCALE = "scale of Landsat Collection 2, level 2"
+_LANDSAT_REFLECTANCE = re.compile(r"L[COTE]0[4-9]_L2S[PR]_\d{6}_\d{8}_\d{8}_02_", re.IGNORECASE)
 _OFFSET_SINCE = "2022-01-25"  # when products of baseline 04.00 began
 _NEWER_OFFSET = -1000
 # A share of pixels this far below zero reflectance is no noise: dark water scatters by a hundredth or two.
-_IMPOSSIBLE, _IMPOSSIBLE_SHARE = -300, 0.02
+_IMPOSSIBLE, _IMPOSSIBLE_SHARE = -0.03, 0.02
 
 
 # Bands
@@ -113,7 +119,9 @@ def choose_bands(
         known = candidates(band_texts(dataset)) or "--bands 1,2,3"
         advice = f"name them: --bands R,G,B with their numbers, such as {known}"
         if len(found) < 3:
-            advice = "stack red, green and blue first: gdalbuildvrt -separate rgb.vrt B04.tif B03.tif B02.tif"
+            sensor = raster_sensor(source, dataset) or SENTINEL2
+            files = " ".join(f"B{number}.tif" for number in sensor.numbers or ()) or "RED.tif GREEN.tif BLUE.tif"
+            advice = f"stack red, green and blue first, of {sensor.name}: gdalbuildvrt -separate rgb.vrt {files}"
         listed = in_a_line(found, _MOST_SHOWN)
         problems.append(f"it is unclear which bands are red, green and blue among {listed}; {advice}")
     if len(dtypes) > 1 or dtype not in ("uint8", *INTEGERS, *FLOATS):
@@ -132,7 +140,11 @@ def choose_bands(
 def _find_bands(source: str, dataset: Any, colours: Sequence[str]) -> BandChoice | None:
     """The RGB bands by what names, metadata and colour interpretation (lower-case names) say, or None."""
     if found := find_colours(band_texts(dataset), raster_sensor(source, dataset)):
-        return BandChoice(*found)
+        alone = (
+            f"{source}: nothing names its sensor, and its bands 4, 3, 2 are taken as red, green and blue: pass --bands "
+            "if it is of Landsat 4–7 or PlanetScope, whose band 4 is infrared"
+        )
+        return BandChoice(*found, doubt=alone if found[1].startswith(NUMBERS_ALONE) else None)
     data = [index for index, colour in enumerate(colours, 1) if colour != "alpha"]
     if len(data) == 1 and colours[data[0] - 1] == "palette":
         try:
@@ -162,7 +174,10 @@ def band_texts(dataset: Any) -> list[BandText]:
 def raster_sensor(source: str, dataset: Any) -> Sensor | None:
     """The sensor that the metadata of an open raster name, else its file name."""
     tags = {key.lower(): value for ns in (None, "IMAGERY") for key, value in dataset.tags(ns=ns).items()}
-    return known_sensor([*(tags.get(name) for name in PLATFORM_TAGS), Path(source).stem])
+    platforms, names, instruments = (
+        [tags.get(tag) for tag in of] for of in (PLATFORM_TAGS, NAME_TAGS, INSTRUMENT_TAGS)
+    )
+    return known_sensor(platforms, [*names, Path(source).stem], instruments)
 
 
 def _float(text: str | None) -> float | None:
@@ -193,7 +208,7 @@ def known_facts(source: str, dataset: Any, choice: BandChoice, product: Product 
     """What the product, else the raster's own metadata, else its name says; SceneError where an offset is no number."""
     name = ProductName.parse(product.product_id or product.name if product else Path(source).name)
     baseline = (product.baseline if product else None) or (name.baseline if name else None)
-    sensor = raster_sensor("", dataset) if product is None else None
+    sensor = raster_sensor(source, dataset) if product is None else None
     sentinel2 = product.sentinel2 if product else sensor in (None, SENTINEL2)
     if not sentinel2:
         baseline = None  # whatever its file is called
@@ -206,8 +221,7 @@ def known_facts(source: str, dataset: Any, choice: BandChoice, product: Product 
         offsets, why = _each(product.boa_offset), "metadata of the product"
     elif product is None or not product.visual:
         tags = [dataset.tags(index) for index in choice.indexes]
-        # GDAL's scale and offset of a band, reflectance = DN · scale + offset: the offset over the scale.
-        scaling = [(dataset.scales[index - 1] or 1.0, dataset.offsets[index - 1]) for index in choice.indexes]
+        scaling, said = _scaling(product.name if product else source, dataset, choice.indexes)
         found = []
         stated = {tag[name] for tag in tags for name in OFFSET_TAGS if name in tag}
         if len(stated) > 1:
@@ -222,7 +236,7 @@ def known_facts(source: str, dataset: Any, choice: BandChoice, product: Product 
                     f"a band declares the offset {text!r}, which is no number: pass --boa-offset"
                 ) from error
         if any(found) or any(tag.keys() & set(OFFSET_TAGS) for tag in tags):
-            offsets, why = _each(tuple(found)), "metadata of the bands"
+            offsets, why = _each(tuple(found)), said
         scales = [scale for scale, _ in scaling]
         if any(scale != 1.0 for scale in scales) and (product is None or product.quantification is None):
             if any(scale <= 0 or not math.isfinite(1 / scale) for scale in scales):
@@ -240,6 +254,19 @@ def known_facts(source: str, dataset: Any, choice: BandChoice, product: Product 
         quantifications=quantifications,
         sentinel2=sentinel2,
     )
+
+
+def _scaling(name: str, dataset: Any, indexes: Sequence[int]) -> tuple[list[tuple[float, float]], str]:
+    """GDAL's scale and offset of bands, reflectance = DN · scale + offset, and what says so; Landsat's, if none is."""
+    scaling = [(dataset.scales[index - 1] or 1.0, dataset.offsets[index - 1]) for index in indexes]
+    names = f"{dataset.tags().get('LANDSAT_PRODUCT_ID', '')} {Path(name).name}"
+    if (
+        set(scaling) == {(1.0, 0.0)}
+        and dataset.dtypes[indexes[0] - 1] == "uint16"
+        and _LANDSAT_REFLECTANCE.search(names)
+    ):
+        return [(2.75e-5, -0.2)] * len(scaling), _LANDSAT_SCALE
+    return scaling, "metadata of the bands"
 
 
 def _each(values: T | tuple[T, ...]) -> tuple[T, ...]:
@@ -301,14 +328,14 @@ def choose_rendering(
         offsets, reason = (0,), "reflectance has none"
     elif any(offsets):
         bands = sample()
-        shifted = [band.astype(np.int64) + offset for band, offset in zip(bands, _three(offsets), strict=True)]
-        pixels = np.concatenate(shifted)
+        known = zip(bands, _three(offsets), _three(facts.quantifications), strict=True)
+        pixels = np.concatenate([(band.astype(np.float64) + offset) / units for band, offset, units in known])
         share = float(np.mean(pixels < _IMPOSSIBLE)) if len(pixels) else 0.0
         if share > _IMPOSSIBLE_SHARE:
             stated = _listed(offsets)
             doubts = (
                 f"{source}: with the offset {stated} that its metadata declare, {share:.0%} of the pixels looked at "
-                f"would have a reflectance below {_IMPOSSIBLE / 10000}: it was applied already, and 0 is used; "
+                f"would have a reflectance below {_IMPOSSIBLE}: it was applied already, and 0 is used; "
                 f"--boa-offset {offsets[0]} uses it all the same",
             )
             offsets, reason = (0,), "the pixels contradict the metadata"
@@ -322,7 +349,9 @@ def choose_rendering(
             f"{source}: no digital number is below 1000 and nothing declares an offset: if the product is of "
             "processing baseline 04.00 or later, pass --boa-offset -1000",
         )
-    scales = (10000.0,) if values == "reflectance" else facts.quantifications
+    # Landsat's numbers without Landsat's offset were scaled to reflectance times 10,000.
+    scaled = values == "reflectance" or (facts.offset_reason == _LANDSAT_SCALE and not any(offsets))
+    scales = (10000.0,) if scaled else facts.quantifications
     count = max(len(offsets), len(scales))
     rules = tuple(
         ReflectanceRule(boa_offset=offset, full_scale=round(ReflectanceRule().full_scale * scale / 10000))

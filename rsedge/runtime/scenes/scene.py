@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from rsedge.runtime.scenes.tiles import Tile
 
 METRES_PER_DEGREE = 111_320.0  # of latitude
+# Landsat's level 1, and PlanetScope's radiance.
+_NOT_AT_SURFACE = re.compile(r"(?<![A-Z0-9])L[COTEM]0\d_L1[GT][A-Z]_|AnalyticMS(?!\w*_SR)", re.IGNORECASE)
 _TOLERANCE = 1.6  # times a resolution that a model still knows
 
 
@@ -158,11 +161,11 @@ class Scene:
         if size is not None and not low / _TOLERANCE <= size <= high * _TOLERANCE:
             wanted = low if size < low else high
             unit = wanted / METRES_PER_DEGREE if self.crs.is_geographic else wanted / self.crs.linear_units_factor[1]
-            remedy = f"; --resolution {unit:.3g} resamples it" if size < low else ""
+            remedy = f"; --resolution {unit:.3g} resamples it" if size < low else "; finer imagery fits"
             doubts.append(f"has {size:.3g} m per pixel{remedy}")
         level = (ProductName.parse(self.product_id or self.name) or ProductName()).level
-        if domain.surface_reflectance and level == "L1C":
-            doubts.append("is level L1C, reflectance above the atmosphere; its product of level 2A fits")
+        if domain.surface_reflectance and (level == "L1C" or _NOT_AT_SURFACE.search(self.product_id or self.name)):
+            doubts.append(f"is level {level or 'L1'}, not reflectance at the surface; its product of level 2 fits")
         if self.palette or (len(set(self.bands)) == 1 and not self.parts):
             doubts.append("is a picture of classes or grey values")
         if not doubts:

@@ -35,12 +35,19 @@ def _sensor(name: str, pattern: str, numbers: Three | None = None, **positions: 
 
 OTHER = _sensor("another sensor", r"[^\s\S]")
 """A sensor that is known to be none of these."""
-SENTINEL2 = _sensor("Sentinel-2", r"sentinel-?_?2[a-d]?|S2[A-D]|S2[A-D]?_?MSIL(?:1C|2A)|MSI(?:L1C|L2A)?", (4, 3, 2))
+SENTINEL2 = _sensor(
+    "Sentinel-2",
+    r"sentinel-?_?2[a-d]?|S2[A-D]|S2[A-D]?_?MSIL(?:1C|2A)|MSIL(?:1C|2A)|\AMSI\Z",  # in prose MSI, OLI and TM are words
+    (4, 3, 2),
+    of_12=(4, 3, 2),
+    of_13=(4, 3, 2),
+)
+HLS = _sensor("HLS", r"HLS(?:[SL]30)?(?:[._]v?2(?:\.0)?)?|HLSS30|HLSL30|hls2-[sl]30", (4, 3, 2))
 _SENSORS = (
-    _sensor("HLS", r"HLS(?:[SL]30)?(?:[._]v?2(?:\.0)?)?|HLSS30|HLSL30|hls2-[sl]30", (4, 3, 2)),
+    HLS,
     SENTINEL2,
-    _sensor("Landsat 8/9", r"landsat[-_ ]?[89]|L[CO]0[89]|OLI(?:[-_]?2|[-_]TIRS)?", (4, 3, 2)),
-    _sensor("Landsat 4–7", r"landsat[-_ ]?[4-7]|LE07|L[TE]0[4-7]|ETM\+?|TM", (3, 2, 1)),
+    _sensor("Landsat 8/9", r"landsat[-_ ]?[89]|L[CO]0[89]|\AOLI\Z|OLI[-_]?(?:2|TIRS)", (4, 3, 2)),
+    _sensor("Landsat 4–7", r"landsat[-_ ]?[4-7]|LE07|L[TE]0[4-7]|ETM\+?|\ATM\Z", (3, 2, 1)),
     _sensor(
         "PlanetScope",
         r"planet(?:scope)?|PS2(?:\.SD)?|PSB\.SD|PSScene\w*|(?:3B_)?AnalyticMS\w*|Dove(?:-R)?|SuperDove",
@@ -58,13 +65,15 @@ _SENSORS = (
         of_8=(5, 3, 2),
     ),
 )
-# Metadata of GDAL and of vendors that name the platform or the instrument.
+# Metadata of GDAL and of vendors.
 PLATFORM_TAGS = (
-    *("platform", "spacecraft_id", "spacecraft_name", "satellite", "satelliteid", "satid", "sensor", "sensor_id"),
-    *("instrument", "instruments", "mission", "constellation", "product_id", "landsat_product_id", "product_uri"),
-    *("tifftag_imagedescription", "datatake_1_spacecraft_name", "collection", "imagery_type"),
+    *("platform", "spacecraft_id", "spacecraft_name", "satellite", "satelliteid", "satid", "mission", "constellation"),
+    "datatake_1_spacecraft_name",
 )
-_WORDS = {"red": {"red", "r"}, "green": {"green", "g"}, "blue": {"blue", "b"}}
+NAME_TAGS = ("product_id", "landsat_product_id", "product_uri", "tifftag_imagedescription", "collection")
+INSTRUMENT_TAGS = ("sensor", "sensor_id", "instrument", "instruments", "imagery_type")
+NUMBERS_ALONE = "band descriptions, numbers as of Sentinel-2 and Landsat 8/9"
+_WORDS = {"red": {"red", "r", "band_r"}, "green": {"green", "g", "band_g"}, "blue": {"blue", "b", "band_b"}}
 _TRUE_COLOUR = {"red": {"tci_r"}, "green": {"tci_g"}, "blue": {"tci_b"}}
 _NOMINAL = {"red": 0.660, "green": 0.560, "blue": 0.485}
 _FEWEST_OF_SENTINEL2 = 10
@@ -88,13 +97,23 @@ class BandText:
     """Its central wavelength."""
 
 
-def known_sensor(texts: Iterable[str | None]) -> Sensor | None:
-    """Return the sensor that names of products, platforms and instruments stand for, or None."""
-    for text in texts:
-        for sensor in _SENSORS:
-            if text and sensor.pattern.search(text[:1000]):
-                return sensor
-    return None
+def known_sensor(
+    platforms: Iterable[str | None], names: Iterable[str | None], instruments: Iterable[str | None] = ()
+) -> Sensor | None:
+    """Return the sensor that platforms, else names of products and collections, else instruments stand for, or None.
+
+    HLS is known by names, because its platforms are those of Sentinel-2 and Landsat. What comes from an unknown
+    platform is not of Sentinel-2, whatever else is said: RapidEye's instrument is called MSI, too.
+    """
+
+    def first(texts: Iterable[str | None]) -> Sensor | None:
+        found = (sensor for text in texts for sensor in _SENSORS if text and sensor.pattern.search(text[:1000].strip()))
+        return next(found, None)
+
+    given, by_name = [platform for platform in platforms if platform], first(names)
+    found = by_name if by_name is HLS else first(given) or by_name or first(instruments)
+    foreign = given and not any(platform.lower().startswith(("sentinel", "s2")) for platform in given)
+    return OTHER if foreign and found in (None, SENTINEL2) else found
 
 
 def find_colours(bands: Sequence[BandText], sensor: Sensor | None) -> tuple[Three, str] | None:
@@ -107,14 +126,14 @@ def find_colours(bands: Sequence[BandText], sensor: Sensor | None) -> tuple[Thre
     numbers = [match["number"] if (match := _NUMBER.match(name.strip())) else "" for name in names]
     lengths = [band.micrometres if band.micrometres is not None else _length(band.name) for band in bands]
     channels = _once([_colour(name, _TRUE_COLOUR) for name in names])
-    # Three bands numbered 4, 3, 2: so Sentinel-2's and Landsat 8's are exported.
-    exported = sensor is None and {"1", "01"}.isdisjoint(numbers)
+    # Three bands numbered 4, 3, 2, or with band 8: so Sentinel-2's and Landsat 8's are exported.
+    exported = sensor is None and {"1", "01"}.isdisjoint(numbers) and (len(bands) == 3 or "8" in numbers)
     rules: tuple[tuple[Three | None, str], ...] = (
         (_once([_colour(name, _WORDS) for name in names]), "band descriptions"),
         (_by_wavelength(lengths), "central wavelengths"),
         *_by_number(numbers, sensor, len(bands)),
         (None if channels else _once([band.common for band in bands]), "colour interpretation"),
-        (_of_numbers(numbers, (4, 3, 2)) if exported else None, "band descriptions"),
+        (_of_numbers(numbers, (4, 3, 2)) if exported else None, NUMBERS_ALONE),
         (channels, "band descriptions"),
     )
     for found, rule in rules:
@@ -147,10 +166,10 @@ def _of_numbers(numbers: Sequence[str], wanted: Three) -> Three | None:
     return _once([roles.get(number.lstrip("0")) for number in numbers])
 
 
-def colour_of(band: BandText, sensor: Sensor | None) -> tuple[str, float] | None:
-    """Return the colour of one band of an item, with the distance of its wavelength from the usual one, or None.
+def colour_of(band: BandText, sensor: Sensor | None) -> tuple[str, float, str] | None:
+    """Return the colour of a band of an item, the distance of its wavelength from the usual one, and the rule, or None.
 
-    The rules, in order: common name; colour in the name; wavelength; number of the known sensor, else of Sentinel-2.
+    The rules, in order: common name; colour in the name; wavelength; number of the known sensor.
     """
     distance = 0.0
     if band.micrometres is not None:
@@ -158,15 +177,14 @@ def colour_of(band: BandText, sensor: Sensor | None) -> tuple[str, float] | None
         inside = [role for role, (low, high) in _RANGES.items() if low <= band.micrometres <= high]
         distance = near[inside[0]] if inside else 1.0
     if band.common:
-        return (band.common, distance) if band.common in ROLES else None
+        return (band.common, distance, "common names") if band.common in ROLES else None
     if colour := _colour(band.name, _WORDS):
-        return colour, distance
+        return colour, distance, "names"
     if band.micrometres is not None:
-        return (inside[0], distance) if inside else None
+        return (inside[0], distance, "wavelengths") if inside else None
     match = _NUMBER.fullmatch(band.name.strip())
-    numbers = (sensor or SENTINEL2).numbers
-    if match and match["number"].isdigit() and numbers and int(match["number"]) in numbers:
-        return ROLES[numbers.index(int(match["number"]))], distance
+    if sensor and sensor.numbers and match and match["number"].isdigit() and int(match["number"]) in sensor.numbers:
+        return ROLES[sensor.numbers.index(int(match["number"]))], distance, f"numbers of {sensor.name}"
     return None
 
 
@@ -176,7 +194,7 @@ def candidates(bands: Sequence[BandText]) -> str:
     of_number = {number.lstrip("0"): at for at, number in enumerate(numbers, 1)}
     count = len(bands)
     choices = []
-    for sensor in (*_SENSORS,):
+    for sensor in _SENSORS:
         place = tuple(of_number.get(str(number), 0) for number in sensor.numbers or ())
         if not place or 0 in place:
             place = sensor.positions.get(count, ()) if _are_in_order(numbers) else ()
@@ -223,6 +241,11 @@ def _by_wavelength(lengths: Sequence[float | None]) -> Three | None:
             return None
         found.append(min(inside)[1])
     return (found[0], found[1], found[2])
+
+
+def named_as_sentinel2(names: Iterable[str]) -> bool:
+    """Return whether bands have names that only Sentinel-2 and HLS give."""
+    return _is_sentinel2([match["number"] for name in names if (match := _NUMBER.fullmatch(name.strip()))])
 
 
 def _is_sentinel2(numbers: Sequence[str]) -> bool:

@@ -14,13 +14,12 @@ from rsedge.errors import SceneError
 from rsedge.runtime.scenes.access import LOCAL, Access
 from rsedge.runtime.scenes.products.product import BandFile, Product
 from rsedge.runtime.scenes.products.sentinel2 import ProductName, acquisition_time, baseline_offset, printable
+from rsedge.runtime.scenes.sensors import HLS, SENTINEL2, known_sensor
 
 _COLOURS = {"red": "B04", "green": "B03", "blue": "B02"}
 _SUFFIXES = (".tif", ".tiff", ".jp2")  # where a band is there twice, the one that is read faster is taken
 # T34UCF_20230823T095559_B04_10m, B04, scene-B4, 20230823T095559_…_T34UCF.B4: what stands before, the band, its grid.
 _BAND_NAME = re.compile(r"(?P<prefix>.*?)(?:(?<=[_.-])|^)(?P<band>B0?[234]|SCL)(?:_(?P<metres>\d{2})m)?", re.IGNORECASE)
-# Landsat's B4, B3 and B2 are other colours.
-_LANDSAT = re.compile(r"L[CEMOT]0\d_", re.IGNORECASE)
 _NATIVE = {"SCL": 20}  # metres where a name does not say; other bands: 10
 _ANCESTORS = 5  # of a band in a .SAFE folder: R10m, IMG_DATA, the granule, GRANULE, the product
 
@@ -36,9 +35,15 @@ class _Band:
     def of(cls, path: Path) -> _Band | None:
         """The band that a file is by its name, or None."""
         match = _BAND_NAME.fullmatch(path.stem) if path.suffix.lower() in _SUFFIXES else None
-        if not match or _LANDSAT.match(path.stem):
+        sensor = known_sensor([], [path.stem]) if match else None
+        if not match or sensor not in (None, SENTINEL2, HLS):
             return None
         name = match["band"].upper()
+        # B4 without a name of Sentinel-2 may be Landsat 7's near infrared.
+        if name in ("B2", "B3", "B4") and sensor is None and not ProductName.parse(path.stem):
+            around = (known_sensor([], [parent.name]) for parent in path.absolute().parents[:_ANCESTORS])
+            if SENTINEL2 not in around:
+                return None
         band = name if name == "SCL" else f"B0{name[-1]}"
         return cls(path, match["prefix"].rstrip("_.-"), band, int(match["metres"] or _NATIVE.get(band, 10)))
 

@@ -23,7 +23,16 @@ from rsedge.runtime.scenes import remote
 from rsedge.runtime.scenes.access import LOCAL, Access, refuse_gdal_name
 from rsedge.runtime.scenes.products.product import BandFile, Product
 from rsedge.runtime.scenes.products.sentinel2 import baseline_offset
-from rsedge.runtime.scenes.sensors import OTHER, SENTINEL2, BandText, Sensor, colour_of, known_sensor, to_micrometres
+from rsedge.runtime.scenes.sensors import (
+    SENTINEL2,
+    BandText,
+    Sensor,
+    candidates,
+    colour_of,
+    known_sensor,
+    named_as_sentinel2,
+    to_micrometres,
+)
 from rsedge.texts import first_few, plain, rfc3339
 
 _HEAD = 2**20  # how far into a file one looks for "stac_version"
@@ -182,12 +191,20 @@ def _product(item: Mapping[str, Any], name: str, source: str, place: _Place) -> 
     properties = _as_object(item.get("properties"))
     sensor = _sensor(item, properties)
     bands = list(_asset_bands(item, sensor))
+    if sensor is None and named_as_sentinel2(band.name for band in bands):
+        bands = list(_asset_bands(item, SENTINEL2))
     chosen = _choose_bands(bands, visual=False)
     visual = not chosen
     chosen = chosen or _choose_bands(bands, visual=True)
     if not chosen:
         assets = ", ".join(map(_as_text, _as_object(item.get("assets")))) or "none"
-        raise SceneError(f"no assets for red, green and blue are among its assets ({assets}): pass items of imagery")
+        advice = ": pass items of imagery"
+        if candidates([BandText(band.name) for band in bands]):
+            advice = ", whose numbers mean nothing without a sensor: give bands common names, or the item a platform"
+            key = max((band.count, band.key) for band in bands)[1]
+            flags = candidates([BandText(band.name) for band in bands if band.key == key])
+            advice += f"; or pass the file of {_as_text(key)} with {flags}" if flags else ""
+        raise SceneError(f"no assets for red, green and blue are among its assets ({assets}){advice}")
     # 2. Where they are, else files of their names beside the item.
     paths: list[str] = []
     problems: list[str] = []
@@ -230,7 +247,12 @@ def _product(item: Mapping[str, Any], name: str, source: str, place: _Place) -> 
             colour: BandFile(path=remote.gdal_path(path), band=band.number)
             for path, (colour, band) in zip(paths, chosen.items(), strict=True)
         },
-        reason="STAC assets: " + ", ".join(f"{colour} = {_as_text(band.key)}" for colour, band in chosen.items()),
+        reason="STAC assets: "
+        + ", ".join(
+            f"{colour} = {_as_text(band.key)}" + (f" band {band.number}" if band.count > 1 else "")
+            for colour, band in chosen.items()
+        )
+        + f", by {' and '.join(dict.fromkeys(band.rule for band in chosen.values()))}",
         visual=visual,
         scl=BandFile(path=remote.gdal_path(scl_path), band=scl.number) if scl and scl_path else None,
         boa_offset=offset,
@@ -261,16 +283,12 @@ def _scl_path(band: _AssetBand | None, place: _Place, item: str, *, local: bool)
 
 
 def _sensor(item: Mapping[str, Any], properties: Mapping[str, Any]) -> Sensor | None:
-    """The sensor of an item: by its platform and instruments, else its collection, its id, and fields of Sentinel-2."""
+    """The sensor of an item: by its platform, else its collection and id, its instruments, and fields of Sentinel-2."""
+    platforms = [_as_text(properties.get(field)) for field in ("platform", "constellation")]
+    names = [_as_text(item.get(field))[:_LONGEST_NAME] for field in ("collection", "id")]
     instruments = [_as_text(name) for name in _as_list(properties.get("instruments"))]
-    platform = _as_text(properties.get("platform")) or _as_text(properties.get("constellation"))
-    if found := known_sensor([_as_text(item.get("collection"))[:_LONGEST_NAME], platform, *instruments]):
-        return found
-    if platform and not platform.lower().startswith("sentinel"):
-        return OTHER
-    if any(name.startswith(("s2:", "sentinel:")) for name in properties):
-        return SENTINEL2
-    return known_sensor([_as_text(item.get("id"))[:_LONGEST_NAME]])
+    fields = any(name.startswith(("s2:", "sentinel:")) for name in properties)
+    return known_sensor(platforms, names, instruments) or (SENTINEL2 if fields else None)
 
 
 def _scaling(
@@ -341,6 +359,7 @@ def _time(value: Any) -> str | None:
 class _AssetBand:
     """A band of an asset, as its metadata describe it."""
 
+    name: str  # its own, in lower case
     key: str  # and href: of the asset
     href: str
     number: int  # of the band in the asset, from 1
@@ -353,6 +372,7 @@ class _AssetBand:
     scale: float | None  # and offset: reflectance = digital number · scale + offset; None where not stated
     offset: float | None
     dtype: str  # as STAC calls it, or empty
+    rule: str  # what says its colour
     distance: float = 0.0  # of its wavelength from the usual one of its colour, in micrometres
     doubt: str | None = None  # about its scale
 
@@ -392,6 +412,7 @@ def _asset_bands(item: Mapping[str, Any], sensor: Sensor | None) -> Iterator[_As
             if len(kinds) > 1:
                 doubt = f"asset {key} has {len(rasters)} raster:bands for {count} bands, and no scale of them is taken"
                 rasters = [{**raster, "scale": None, "offset": None} for raster in rasters]
+        placed = sensor.positions.get(count) if sensor else None
         for index in range(count):
             own = {**asset, **(rasters[index] if index < len(rasters) else {})}
             own |= described[index] if index < len(described) else {}
@@ -400,14 +421,17 @@ def _asset_bands(item: Mapping[str, Any], sensor: Sensor | None) -> Iterator[_As
             length = to_micrometres(_number(own.get("eo:center_wavelength", own.get("center_wavelength"))), "µm")
             words = _as_text(own.get("description"))[:_LONGEST_NAME] if described and index < len(described) else ""
             # A name without a colour may have one in its description.
-            found = colour_of(BandText(words, common, length), None if words else sensor) if words else None
+            found = colour_of(BandText(words, common, length), None) if words else None
             found = found or colour_of(BandText(band, common, length), sensor)
+            if found is None and placed and index + 1 in placed and not (common or words or length):
+                found = _COLOURS[placed.index(index + 1)], 0.0, f"positions of {sensor.name}"
             kind = str(asset.get("type") or "").lower()
             transform = _as_list(own.get("proj:transform"))
             metres = [_number(own.get(field)) for field in ("gsd", "raster:spatial_resolution", "spatial_resolution")]
             metres += [abs(_number(transform[0]) or 0) if transform else None]
             metres += [float(match["metres"]) if match and match["metres"] else None]
             yield _AssetBand(
+                name=band,
                 key=key,
                 href=href,
                 number=index + 1,
@@ -421,6 +445,7 @@ def _asset_bands(item: Mapping[str, Any], sensor: Sensor | None) -> Iterator[_As
                 offset=_number(own.get("raster:offset", own.get("offset"))),
                 dtype=str(own.get("data_type") or ""),
                 distance=found[1] if found else 0.0,
+                rule=found[2] if found else "",
                 doubt=doubt,
             )
 
