@@ -339,9 +339,16 @@ def test_a_zip_that_was_cut_off_says_so(tmp_path, share):
     named = tmp_path / "in" / product.name.removesuffix(".zip")
     named.parent.mkdir()
     named.write_bytes(product.read_bytes()[: int(product.stat().st_size * share)])
-    for source in (named, named.parent):
-        with pytest.raises(SceneError, match="zip"):
+    (tmp_path / "renamed").mkdir()
+    renamed = shutil.copy(named, tmp_path / "renamed" / "download.zip")
+    for source in (named, named.parent, renamed, tmp_path / "renamed"):
+        with pytest.raises(SceneError, match=r"is no whole zip.*download it again"):
             open_scenes([str(source)])
+
+
+def test_a_raster_called_a_zip_is_a_raster(tmp_path):
+    path = scenes.write(tmp_path / "a.tif", scenes.pixels(3, 20, 20), photometric="RGB").rename(tmp_path / "a.zip")
+    assert Scene.open(path).bands == (1, 2, 3)
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])

@@ -49,6 +49,7 @@ _LARGEST_DIRECTORY = 16 * 2**20  # bytes of the list of a zip's members
 _LONGEST_COMMENT = 2**16
 _UNICODE_PATH = 0x7075
 _FIRST_MEMBER = b"PK\3\4"
+_LONGEST_START = 300  # bytes: the first member and its name
 _END, _END_SIZE = b"PK\5\6", 22
 _END_64, _LOCATOR_64, _SIZE_64 = b"PK\6\6", b"PK\6\7", 56 + 20
 _MEMBER = b"PK\1\2"
@@ -80,14 +81,18 @@ def is_safe(path: str | os.PathLike[str]) -> bool:
 
 
 def is_zip(path: Path) -> bool:
-    """Whether a file is a zip by its first bytes, or named as one."""
-    if path.suffix.lower() == ".zip":
-        return path.is_file()
+    """Whether a file is a zip by its first bytes, or named as one and no TIFF or JPEG 2000."""
+    start = _start(path)
+    raster = start[:2] in (b"II", b"MM") or start[4:8] == b"jP  "
+    return start.startswith(_FIRST_MEMBER) or (path.suffix.lower() == ".zip" and path.is_file() and not raster)
+
+
+def _start(path: Path) -> bytes:
     try:
         with open(path, "rb", opener=open_regular) as file:
-            return file.read(len(_FIRST_MEMBER)) == _FIRST_MEMBER
+            return file.read(_LONGEST_START)
     except OSError:
-        return False
+        return b""
 
 
 def _is_safe_zip(path: Path) -> bool:
@@ -97,7 +102,8 @@ def _is_safe_zip(path: Path) -> bool:
         files = _Zip(path)
     except SceneError:
         name = ProductName.parse(path.name)
-        return name is not None and name.baseline is not None  # cut off on the way: reading it says so
+        # Cut off on the way: reading it says so.
+        return (name is not None and name.baseline is not None) or b".SAFE/" in _start(path)
     files.archive.close()
     return any(
         ".SAFE/" in name.upper() or _PRODUCT_METADATA.fullmatch(PurePosixPath(name).name) for name in files.names

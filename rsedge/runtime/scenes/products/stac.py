@@ -423,7 +423,7 @@ def _asset_bands(item: Mapping[str, Any], sensor: Sensor | None) -> Iterator[_As
             # A name without a colour may have one in its description.
             found = colour_of(BandText(words, common, length), None) if words else None
             found = found or colour_of(BandText(band, common, length), sensor)
-            if found is None and placed and index + 1 in placed and not (common or words or length):
+            if found is None and sensor and placed and index + 1 in placed and not (common or words or length):
                 found = _COLOURS[placed.index(index + 1)], 0.0, f"positions of {sensor.name}"
             kind = str(asset.get("type") or "").lower()
             transform = _as_list(own.get("proj:transform"))
