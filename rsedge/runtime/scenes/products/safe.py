@@ -101,9 +101,9 @@ def _is_safe_zip(path: Path) -> bool:
     try:
         files = _Zip(path)
     except SceneError:
-        name = ProductName.parse(path.name)
-        # Cut off on the way: reading it says so.
-        return (name is not None and name.baseline is not None) or b".SAFE/" in _start(path)
+        # Cut off on the way, but named as a product, itself or its first member: reading it says what is wrong.
+        names = map(ProductName.parse, (path.name, _start(path).decode("latin-1")))
+        return any(name is not None and name.baseline is not None for name in names)
     files.archive.close()
     return any(
         ".SAFE/" in name.upper() or _PRODUCT_METADATA.fullmatch(PurePosixPath(name).name) for name in files.names
