@@ -405,13 +405,14 @@ def test_every_option_is_known_to_name_files_or_not():
         *("no_repeat_ngram_size", "top_p", "top_k", "temperature", "seed", "batch_sizes", "rounds", "seconds", "tiles"),
     }  # config is read before, by the parent and by the child
     files = {*sandbox.INPUTS, *sandbox.FILES_READ, *sandbox.OUTPUTS}
-    for name in COMMANDS:
+    no_files |= {"also", "shard", "retry_failed", "redo_stale", "max_failures", "dry_run"}  # of batch
+    for name in (*COMMANDS, "batch"):
         parameters = {str(parameter.name) for parameter in cli.get_command(click.Context(cli), name).params}
         assert "sandbox" in parameters
         assert parameters - no_files - files == set(), name
     all_commands = {name: cli.get_command(click.Context(cli), name) for name in cli.list_commands(click.Context(cli))}
     reading = [name for name, found in all_commands.items() if any(p.name == "allow_remote" for p in found.params)]
-    assert sorted(reading) == sorted(COMMANDS)
+    assert sorted(reading) == sorted((*COMMANDS, "batch"))
 
 
 def test_links_of_strangers_widen_nothing(tmp_path, monkeypatch):
