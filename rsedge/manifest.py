@@ -223,8 +223,9 @@ class Domain:
     """Whether it is rendered from reflectance at the surface (Sentinel-2 level 2A)."""
 
     def __post_init__(self) -> None:
-        low, high = self.resolution
-        _require((0 < low <= high <= 1e5, f"resolution of the domain must be metres above 0, got {[low, high]}"))
+        sizes = self.resolution
+        fit = len(sizes) == 2 and 0 < sizes[0] <= sizes[1] <= 1e5
+        _require((fit, f"resolution of the domain must be two numbers of metres above 0, got {list(sizes)[:4]}"))
 
     def describe(self) -> str:
         """Return the domain as a clause."""

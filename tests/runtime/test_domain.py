@@ -61,8 +61,8 @@ def test_a_run_warns_once(tmp_path):
     assert not coarse.warnings
 
 
-@pytest.mark.parametrize("resolution", [(0, 10), (10, 1), (float("nan"), 10)])
-def test_a_domain_has_metres(resolution):
+@pytest.mark.parametrize("resolution", [(0, 10), (10, 1), (float("nan"), 10), (10,), (), (1, 2, 3)])
+def test_a_domain_has_metres(resolution):  # a single number was found by fuzzing
     with pytest.raises(BundleError, match="metres above 0"):
         dataclasses.replace(TEN, resolution=resolution)
 
