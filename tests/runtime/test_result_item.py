@@ -104,6 +104,35 @@ def test_an_unknown_time_is_any_time(tmp_path):
     assert properties["datetime"] is None
     assert properties["start_datetime"] == "0001-01-01T00:00:00Z"
     assert properties["end_datetime"] == "9999-12-31T23:59:59Z"
+    assert properties["rsedge:datetime_source"] == "no time is known"
+
+
+@pytest.mark.parametrize(
+    ("names", "first", "last"),
+    [
+        (["m_4709963_se_14_1_20100629_20101001"], "2010-06-29", "2010-06-29"),
+        (["a-2011-02-03T101112"], "2011-02-03", "2011-02-03"),
+        (["x_20101399_20120229"], "2012-02-29", "2012-02-29"),  # the first number is no date
+        (["b_20200101", "a_20190101"], "2019-01-01", "2020-01-01"),
+        (["b_20200101", "a"], None, None),  # a range of some scenes would leave others out
+        (["a_120200101"], None, None),
+        (["a_2020-0101"], None, None),
+    ],
+)
+def test_dates_in_names_stand_for_unknown_times(tmp_path, names, first, last):
+    scenes = [SimpleNamespace(name=name, source="a.tif", files=()) for name in names]
+    properties = item(tmp_path, [replace(RECORD, datetime=None)], scenes=scenes)["properties"]
+    if first is None:
+        assert properties["rsedge:datetime_source"] == "no time is known"
+    else:
+        assert properties["datetime"] is None
+        assert properties["start_datetime"] == f"{first}T00:00:00Z"
+        assert properties["end_datetime"] == f"{last}T23:59:59Z"
+        assert properties["rsedge:datetime_source"].startswith("dates in the names")
+    # A known time wins.
+    known = item(tmp_path, [replace(RECORD, datetime="2021-01-01T00:00:00Z")], scenes=scenes)["properties"]
+    assert known["datetime"] == "2021-01-01T00:00:00Z"
+    assert "rsedge:datetime_source" not in known
 
 
 def test_assets_are_beside_the_item(tmp_path):

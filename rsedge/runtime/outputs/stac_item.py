@@ -11,7 +11,8 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timezone
+from contextlib import suppress
+from datetime import datetime, timedelta, timezone
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, get_args
@@ -65,6 +66,7 @@ _LISTS = {"rendering": "renderings", "mgrs_tile": "mgrs_tiles", "product_id": "p
 # A query or a name before the host may be a key to the file, and an item is for others to read.
 _REMOTE = re.compile(r"^(?:/vsicurl/)?(https?://)(?:[^/@]*@)?([^?#]*)")
 _BUCKET = re.compile(r"^(?:/vsi(s3|gs)/|(s3|gs)://)(.*)$")
+_DATE = re.compile(r"(?<!\d)(?:19|20)\d\d(-?)\d\d\1\d\d(?!\d)")
 _ARCHIVE = re.compile(r"^/vsi(?:zip|tar|gzip)/")
 
 
@@ -110,23 +112,45 @@ def result_item_target(
     scenes = list(scenes)
     fields = {"links": [_link(path, scene) for scene in scenes], "assets": assets}
     item_id = path.stem if output is None else output.stem
-    written = sorted(
-        datetime.fromtimestamp(int(Path(file).stat().st_mtime), timezone.utc)
-        for scene in scenes
-        for file in scene.files
-        if Path(file).is_file()
-    )
-    return file_target(path, partial(_ItemWriter, item_id=item_id, model=model, fields=fields, written=written))
+    # Times for records without one: of the dates in all names, else of the files.
+    days = [day for scene in scenes if (day := _day(scene.name))]
+    if days and len(days) == len(scenes):
+        times = [moment for day in days for moment in (day, day + timedelta(days=1, seconds=-1))]
+        source = "dates in the names of the scenes: no acquisition time is known"
+    else:
+        times = [
+            datetime.fromtimestamp(int(Path(file).stat().st_mtime), timezone.utc)
+            for scene in scenes
+            for file in scene.files
+            if Path(file).is_file()
+        ]
+        source = "modification times of the files: no acquisition time is known"
+    dated = sorted(times), source if times else "no time is known"
+    return file_target(path, partial(_ItemWriter, item_id=item_id, model=model, fields=fields, dated=dated))
+
+
+def _day(name: str) -> datetime | None:
+    """The first date in a name, which products give to the acquisition."""
+    for match in _DATE.finditer(name):
+        with suppress(ValueError):  # a number that is no date
+            return datetime.strptime(match[0].replace("-", ""), "%Y%m%d").replace(tzinfo=timezone.utc)
+    return None
 
 
 class _ItemWriter:
     """Results to an item; memory does not grow with their number."""
 
     def __init__(
-        self, stream: BinaryIO, *, item_id: str, model: str, fields: Mapping[str, Any], written: Sequence[datetime]
+        self,
+        stream: BinaryIO,
+        *,
+        item_id: str,
+        model: str,
+        fields: Mapping[str, Any],
+        dated: tuple[Sequence[datetime], str],
     ) -> None:
         self._stream, self._item_id, self._model, self._fields = stream, item_id, model, fields
-        self._written = list(written)
+        self._dated = dated
         self._counts: Counter[str] = Counter()
         self._outlines: dict[tuple[str, str | None], Outline] = {}
         self._known: dict[str, set[str]] = {name: set() for name in ("datetime", *_LISTS)}
@@ -152,9 +176,9 @@ class _ItemWriter:
         texts = (text.replace("Z", "+00:00") for text in self._known["datetime"])
         moments = sorted(datetime.fromisoformat(text).astimezone(timezone.utc) for text in texts)
         source = {}
-        if not moments and self._written:
-            moments = self._written
-            source = {"rsedge:datetime_source": "modification times of the files: no acquisition time is known"}
+        if not moments:
+            moments = list(self._dated[0])
+            source = {"rsedge:datetime_source": self._dated[1]}
         first, last = (rfc3339(moments[0]), rfc3339(moments[-1])) if moments else _UNKNOWN_TIME
         span = {"datetime": None, "start_datetime": first, "end_datetime": last}
         # 3. The item.

@@ -116,15 +116,19 @@
       class: `tile ${tile.status}`, x: tile.col_off, y: tile.row_off, width: tile.width, height: tile.height,
       "data-tile": i,
     }));
+    // Opaque in a translucent group, so that overlapping tiles are not painted twice.
+    const painted = document.createElementNS(SVG, "g");
+    painted.setAttribute("class", "painted");
     tiles.forEach((tile, i) => {
       const colour = classes && classes.get(tile.caption);
       if (!colour) return;
       rects[i].classList.add("classed");
       rects[i].style.setProperty("--class", colour);
+      painted.append(rects[i]);
     });
     rings = {};
     for (const name of ["pinned", "cursor"]) rings[name] = [shape({ class: "ring under" }), shape({ class: `ring ${name}` })];
-    grid.replaceChildren(...rects, ...rings.pinned, ...rings.cursor);
+    grid.replaceChildren(painted, ...rects.filter((rect) => rect.parentNode !== painted), ...rings.pinned, ...rings.cursor);
     ring("cursor", -1);
     ring("pinned", -1);
     setZoom(0);
